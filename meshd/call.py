@@ -1,0 +1,296 @@
+"""One intercepted exchange, in the words that every filter shares.
+
+A `Call` is made by a wire (HTTP/1.1 or HTTP/2, a filter never knows which), completed by a dialect (`Ask`),
+judged by the filters in order, sent in one or more attempts, and ends in one `Outcome` per attempt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from meshd.refusal import Reason
+    from meshd_sdk.context import Context
+
+Headers = list[tuple[bytes, bytes]]
+"""Header fields in wire order; names are lower case on every wire."""
+
+
+class Kind(str, Enum):
+    """What sort of thing a call is for."""
+
+    LLM = "llm"
+    TOOL = "tool"
+    AGENT = "agent"
+    HOST = "host"
+
+
+class Direction(str, Enum):
+    """Whose call it is: the agent's own (7400), or one that another sidecar brings to the agent (7401)."""
+
+    OUTBOUND = "outbound"
+    INBOUND = "inbound"
+
+
+class Target(NamedTuple):
+    """What a call is for: an upstream by its name in the policy, and the model where there is one."""
+
+    kind: Kind
+    name: str
+    model: str = ""
+
+
+class Evidence(str, Enum):
+    """How a call was tied to its workflow, strongest first (only those this build uses)."""
+
+    TOKEN = "token"
+    RUN_ADDRESS = "run_address"
+    NAMED = "named"
+    OPENED = "opened"
+    NONE = "none"
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens that one attempt cost.
+
+    `input_tokens` includes cached ones, `output_tokens` includes reasoning: a dialect folds its own fields so.
+    """
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+    reasoning_tokens: int = 0
+    is_estimated: bool = False
+
+    @property
+    def total(self) -> int:
+        """Tokens to charge."""
+        return self.input_tokens + self.output_tokens
+
+
+@dataclass(slots=True)
+class Ask:
+    """What an LLM request asks for, as its dialect read it, and what meshd grants of that.
+
+    The first block is what the client sent and never changes; the second is set by filters and honoured by
+    `Dialect.rewrite`, so that what was judged is what is forwarded.
+    """
+
+    operation: str
+    """`gen_ai.operation.name`: chat, embeddings."""
+    model: str
+    is_stream: bool = False
+    input_bound: int = 0
+    """Tokens that the input cannot exceed."""
+    output_cap: int | None = None
+    """Output cap in tokens for each choice as the client set it; None where it set none."""
+    choices: int = 1
+    """How many answers are generated (`n`): they multiply the output bound."""
+    has_output: bool = True
+    """False where no output tokens can be billed (embeddings)."""
+    tools: tuple[str, ...] = ()
+    """Names of the tools that the request offers to the model."""
+    is_usage_asked: bool = False
+    """The client itself asked for usage in the stream."""
+    fields: Any = None
+    """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+
+    model_granted: str | None = None
+    output_cap_granted: int | None = None
+
+    @property
+    def model_sent(self) -> str:
+        """The model that the upstream will be asked for."""
+        return self.model_granted if self.model_granted is not None else self.model
+
+
+class Fault(str, Enum):
+    """What went wrong on the way to or from an upstream; NONE where a whole reply came back."""
+
+    NONE = "none"
+    CONNECT = "connect"
+    TLS = "tls"
+    CONNECT_TIMEOUT = "connect_timeout"
+    FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    GAP_TIMEOUT = "gap_timeout"
+    RESET = "reset"
+    TRUNCATED = "truncated"
+    GARBAGE = "garbage"
+    REFUSED_STREAM = "refused_stream"
+    POOL_FULL = "pool_full"
+    CALLER_GONE = "caller_gone"
+    CUT = "cut"
+    DEADLINE = "deadline"
+    SHUTDOWN = "shutdown"
+
+
+class Verdict(str, Enum):
+    """What an attempt says of its upstream (guarantees, part 4)."""
+
+    SUCCESS = "success"
+    FAILURE = "failure"
+    BACKPRESSURE = "backpressure"
+    NEUTRAL = "neutral"
+
+
+_NEUTRAL_FAULTS = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
+
+
+def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
+    """Say whether an attempt was the upstream's failure. Classifying is apart from reacting.
+
+    `status` is 0 where no head arrived; `is_terminal` is False for a stream that ended without its terminal event.
+    """
+    if fault is not Fault.NONE:
+        return Verdict.NEUTRAL if fault in _NEUTRAL_FAULTS else Verdict.FAILURE
+    if status == 429:
+        return Verdict.BACKPRESSURE
+    if status >= 500:
+        return Verdict.FAILURE
+    if status >= 400:
+        return Verdict.NEUTRAL
+    return Verdict.SUCCESS if is_terminal else Verdict.FAILURE
+
+
+@dataclass(slots=True)
+class Outcome:
+    """How one attempt ended. Every ticket is settled with one, exactly once."""
+
+    verdict: Verdict
+    now_s: float
+    """Monotonic seconds at which it ended."""
+    status: int = 0
+    """The upstream's status; 0 where no head arrived."""
+    fault: Fault = Fault.NONE
+    is_forwarded: bool = False
+    """At least one byte of the request may have reached the upstream, so it may be billed."""
+    is_answered: bool = False
+    """At least one byte of the reply has left for the caller: too late for another attempt."""
+    usage: Usage | None = None
+    """As the upstream reported it, or a local count marked estimated; None where nothing is known."""
+    retry_after_s: float | None = None
+    first_byte_s: float | None = None
+    """Seconds from sending to the first byte of the reply's body."""
+    duration_s: float = 0.0
+    reason: Reason | None = None
+    """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """An answer that meshd gives itself, here and now."""
+
+    status: int
+    headers: Headers
+    body: bytes = b""
+
+
+class ReplyHead(NamedTuple):
+    """The status and header fields of an upstream's reply, as the wire read them."""
+
+    status: int
+    headers: Headers
+
+
+class Wait:
+    """A decision that is not there yet: the coroutine ends in a ticket, a Reply or None, or raises Refused."""
+
+    __slots__ = ("coroutine",)
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.coroutine = coroutine
+
+
+class Call:
+    """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
+
+    __slots__ = (
+        "agent",
+        "ask",
+        "attempt",
+        "authority",
+        "body",
+        "context",
+        "dialect",
+        "direction",
+        "evidence",
+        "headers",
+        "id",
+        "inject",
+        "method",
+        "now_s",
+        "path",
+        "peer",
+        "plan",
+        "policy",
+        "reply_headers",
+        "run_token",
+        "span",
+        "target",
+        "upstream",
+        "wall_s",
+    )
+
+    def __init__(
+        self,
+        *,
+        id: str,
+        direction: Direction,
+        method: str,
+        path: str,
+        authority: str,
+        headers: Headers,
+        now_s: float,
+        wall_s: float,
+        peer: str = "",
+    ) -> None:
+        self.id = id
+        self.direction = direction
+        self.method = method
+        self.path = path
+        """Path and query below the upstream's prefix, as it will be forwarded."""
+        self.authority = authority
+        self.headers = headers
+        """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
+        self.now_s = now_s
+        """Monotonic seconds at which the call began."""
+        self.wall_s = wall_s
+        """Unix seconds at which the call began."""
+        self.peer = peer
+        self.body: bytes | None = None
+        """The whole body where the dialect had to read it; None where it streams."""
+        self.agent = ""
+        """Who calls (outbound) or is called (inbound): set by Context."""
+        self.run_token = ""
+        """The opaque part of a per-run address; empty where the call came without one."""
+        self.target: Target = Target(Kind.HOST, "")
+        self.upstream: Any = None
+        """The policy's `Upstream` of `target`; None until Routing has found it."""
+        self.dialect: Any = None
+        self.ask: Ask | None = None
+        """What the body asks for; None where the dialect has no request to read."""
+        self.context: Context | None = None
+        self.evidence: Evidence = Evidence.NONE
+        self.policy: Any = None
+        """The frozen document this call began with; a reload does not change it."""
+        self.plan: Any = None
+        """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
+        self.inject: Headers = []
+        """Header fields that meshd adds to the forwarded request."""
+        self.reply_headers: Headers = []
+        """Header fields that meshd adds to the reply."""
+        self.attempt = 0
+        """Number of the current attempt, from 1; 0 before the first."""
+        self.span: Any = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header field, or None. `name` is in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None

@@ -1,0 +1,87 @@
+"""The contract of a dialect: what a body means. Pure, no I/O."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from meshd.call import Ask, Usage
+    from meshd.refusal import Refused
+
+
+class Event:
+    """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
+
+    __slots__ = ("has_content", "raw", "tool_names")
+
+    def __init__(self) -> None:
+        self.raw = b""
+        """The bytes to forward; the meter may have rewritten them, a ticket may too."""
+        self.tool_names: tuple[str, ...] = ()
+        """Names of the tools that this piece begins to call."""
+        self.has_content = False
+        """The piece carries output that was generated (not a ping, role or usage alone)."""
+
+
+class Meter(Protocol):
+    """Reads one reply as it passes."""
+
+    usage: Usage | None
+    """As reported so far; None until the reply has said it."""
+    output_estimate: int
+    """Running low guess of output tokens, for cutting a stream that ignores its cap. Never used to admit."""
+    is_terminal: bool
+    """The stream's terminal event was seen (always True for a plain reply that was read whole)."""
+    response_id: str
+    response_model: str
+    finish_reasons: tuple[str, ...]
+
+    def read_message(self, body: bytes) -> Event:
+        """Read a plain reply's whole body (or as much as was kept of it). Never raises on nonsense."""
+        ...
+
+    def read_event(self, raw: bytes) -> Event | None:
+        """Read one whole SSE event, terminator included. None means: do not forward it. Never raises on nonsense."""
+        ...
+
+    def cut(self) -> bytes:
+        """Return the bytes that end the stream well-formed here, as if the output cap had been reached."""
+        ...
+
+    def error_event(self, refused: Refused) -> bytes:
+        """Return the bytes that end the stream with the dialect's own error event."""
+        ...
+
+
+class Dialect(Protocol):
+    """One body language."""
+
+    name: str
+
+    def recognise(self, method: str, path: str) -> str | None:
+        """Return the operation (chat, embeddings, ...) whose request body must be read, or None.
+
+        `path` is what follows the upstream's base, with its query.
+        """
+        ...
+
+    def is_free(self, method: str, path: str) -> bool:
+        """Say whether an unrecognised call costs nothing (listing models, say); others are bounded or refused."""
+        ...
+
+    def read(self, operation: str, body: bytes) -> Ask:
+        """Read a request. Raises Refused(MALFORMED) on what is not JSON, too deep, or has duplicate keys
+        at a level that decides."""
+        ...
+
+    def rewrite(self, ask: Ask, body: bytes) -> bytes:
+        """Return the body to forward, with what was granted; `body` itself, untouched, where nothing differs."""
+        ...
+
+    def meter(self, ask: Ask) -> Meter:
+        """Return a fresh meter for one reply to this request."""
+        ...
+
+    def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
+        """Return (content type, body) that this dialect's clients turn into their own typed exceptions."""
+        ...

@@ -1,0 +1,1 @@
+"""One rule a file. The order in which they run stands in `meshd.chain.FILTERS`."""

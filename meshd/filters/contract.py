@@ -1,0 +1,84 @@
+"""The contract that every filter and ticket keeps.
+
+Deciding is pure: clock, ids and randomness are handed in (`call.now_s`, `call.wall_s`, `outcome.now_s`, the
+constructor). A filter imports no socket, no driver and no other filter. A filter reads its settings for a call from
+`call.plan`, where the rules of the policy have put them; a filter without settings there does nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from pydantic import BaseModel, ConfigDict, PrivateAttr
+
+if TYPE_CHECKING:
+    from meshd.call import Call, Outcome, Reply, ReplyHead, Wait
+    from meshd.dialects.contract import Event
+
+
+class Settings(BaseModel):
+    """What a rule of the policy sets for one filter. Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    _rule: str = PrivateAttr(default="")
+    _is_shadow: bool = PrivateAttr(default=False)
+
+    @property
+    def rule(self) -> str:
+        """Name of the rule that set this, for messages and counters."""
+        return self._rule
+
+    @property
+    def is_shadow(self) -> bool:
+        """Decide, count and trace, but let the call pass."""
+        return self._is_shadow
+
+
+class Cut:
+    """Returned by `on_event`: end the answer here, well-formed. `message` says why, for logs and error events."""
+
+    __slots__ = ("is_error", "message")
+
+    def __init__(self, message: str, *, is_error: bool = False) -> None:
+        self.message = message
+        self.is_error = is_error
+        """End with the dialect's error event in place of its well-formed length cut."""
+
+
+class Ticket(Protocol):
+    """What an admitted call owes.
+
+    Optional methods, looked up once per call: `on_head(head)` sees the reply's head; `on_event(event)` sees each
+    event, message or chunk that the meter understood and returns it or a `Cut`. A ticket with a true attribute
+    `judges_whole` must see a plain (unstreamed) answer before its first byte may leave.
+    """
+
+    def settle(self, outcome: Outcome) -> None:
+        """Pay back: called exactly once, whatever happened. Must not raise."""
+        ...
+
+
+class Watcher(Ticket, Protocol):
+    """A ticket that sees the answer as it passes."""
+
+    judges_whole: bool
+
+    def on_head(self, head: ReplyHead) -> None: ...
+
+    def on_event(self, event: Event) -> Event | Cut: ...
+
+
+class Filter(Protocol):
+    """The code that enforces one rule."""
+
+    name: str
+    """In metrics, `meshd explain` and documents."""
+
+    def admit(self, call: Call) -> Ticket | Reply | Wait | None:
+        """Admit, answer, wait, or raise Refused."""
+        ...
+
+    def explain(self, call: Call) -> str:
+        """Say in one line what was decided for this call and why, after `admit` let it pass."""
+        ...
