@@ -1,0 +1,128 @@
+"""Amounts with units, as they stand in a policy document.
+
+`Duration` is float seconds ("250ms", "30s", "5m", "1h30m", 30), `Size` is int bytes ("8MB", "64KiB", 65536) and
+`Count` is an int ("50k", "1M", "1.5k", 50000). A number is read exactly or refused: "0.5B" or "1.23456k" never
+rounds. `k`, `M` and `G` are decimal, `Ki`, `Mi` and `Gi` binary, as the SI and IEC 60027-2 have them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from decimal import Decimal
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, WithJsonSchema
+
+DURATION_S_MAX = 10 * 366 * 86_400.0
+COUNT_MAX = 10**15
+SIZE_BYTES_MAX = 2**50
+
+_SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86_400)}
+_COUNTS = {"": 1, "k": 1_000, "K": 1_000, "M": 10**6, "G": 10**9}
+_BYTES = {
+    "B": 1,
+    "kB": 1_000,
+    "KB": 1_000,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+# At most 18 digits a number: nobody means more, and conversion time stays bounded.
+_NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
+DURATION_PATTERN = rf"^(?:{_NUMBER}(?:ms|s|m|h|d))+$"
+SIZE_PATTERN = rf"^{_NUMBER} ?(?:B|kB|KB|MB|GB|KiB|MiB|GiB)$"
+COUNT_PATTERN = rf"^{_NUMBER}[kKMG]?$"
+
+# `\Z` in place of `$`: Python's `$` also matches before a final line feed, JSON Schema's does not.
+_DURATION = re.compile(DURATION_PATTERN[:-1] + r"\Z")
+_DURATION_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
+_SIZE = re.compile(rf"({_NUMBER}) ?(B|kB|KB|MB|GB|KiB|MiB|GiB)\Z")
+_COUNT = re.compile(rf"({_NUMBER})([kKMG]?)\Z")
+
+
+def seconds(value: Any) -> float:
+    """Return the seconds of a duration: a text with units, largest first or not, or a number of seconds.
+
+    Raises ValueError on anything else, on a negative one and on one over ten years.
+    """
+    expected = 'expected a duration such as "250ms", "30s", "5m" or "1h30m"'
+    if isinstance(value, str):
+        if _DURATION.match(value) is None:
+            raise ValueError(f"{expected}, not {_quoted(value)}")
+        result = float(sum(Decimal(number) * _SECONDS[unit] for number, unit in _DURATION_PART.findall(value)))
+    elif type(value) in (int, float):
+        if not 0 <= value <= DURATION_S_MAX:
+            raise ValueError(f"a duration must be from 0 to ten years, not {value}")
+        result = float(value)
+    else:
+        raise ValueError(f"{expected}, not {_kind(value)}")
+    if not math.isfinite(result) or result > DURATION_S_MAX:
+        raise ValueError(f"a duration must be from 0 to ten years, not {_quoted(str(value))}")
+    return result
+
+
+def size_bytes(value: Any) -> int:
+    """Return the bytes of a size: a text with a unit, or a whole number of bytes. Raises ValueError otherwise."""
+    expected = 'expected a size such as "64KiB", "8MB" or a number of bytes'
+    if isinstance(value, str):
+        match = _SIZE.match(value)
+        if match is None:
+            raise ValueError(f"{expected}, not {_quoted(value)}")
+        return _whole(Decimal(match[1]) * _BYTES[match[2]], value, SIZE_BYTES_MAX)
+    return _number(value, expected, SIZE_BYTES_MAX)
+
+
+def count(value: Any) -> int:
+    """Return the whole number that "50k", "1M" or 50000 stands for. Raises ValueError otherwise."""
+    expected = 'expected a count such as 50000, "50k" or "1M"'
+    if isinstance(value, str):
+        match = _COUNT.match(value)
+        if match is None:
+            raise ValueError(f"{expected}, not {_quoted(value)}")
+        return _whole(Decimal(match[1]) * _COUNTS[match[2]], value, COUNT_MAX)
+    return _number(value, expected, COUNT_MAX)
+
+
+def _number(value: Any, expected: str, most: int) -> int:
+    if type(value) is not int:
+        raise ValueError(f"{expected}, not {_kind(value)}")
+    return _whole(Decimal(value), value, most)
+
+
+def _whole(number: Decimal, written: Any, most: int) -> int:
+    if number != number.to_integral_value():
+        raise ValueError(f"{_quoted(str(written))} is not a whole number")
+    if not 0 <= number <= most:
+        raise ValueError(f"must be from 0 to {most}, not {_quoted(str(written))}")
+    return int(number)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if len(text) <= 40 else f'"{text[:40]}..."'
+
+
+def _kind(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(value)
+    return "a list" if isinstance(value, (list, tuple)) else "a map"
+
+
+def _schema(pattern: str, number: str, most: float) -> dict[str, Any]:
+    return {"anyOf": [{"type": number, "minimum": 0, "maximum": most}, {"type": "string", "pattern": pattern}]}
+
+
+Duration = Annotated[
+    float, BeforeValidator(seconds), WithJsonSchema(_schema(DURATION_PATTERN, "number", DURATION_S_MAX))
+]
+"""Seconds, as a float."""
+Size = Annotated[int, BeforeValidator(size_bytes), WithJsonSchema(_schema(SIZE_PATTERN, "integer", SIZE_BYTES_MAX))]
+"""Bytes."""
+Count = Annotated[int, BeforeValidator(count), WithJsonSchema(_schema(COUNT_PATTERN, "integer", COUNT_MAX))]
+"""A whole number."""
