@@ -1,0 +1,11 @@
+"""Approval: what a person must allow first."""
+
+from __future__ import annotations
+
+from meshd.filters.contract import Settings
+
+
+class ApprovalSettings(Settings):
+    """A person must allow every tool call that can change something (short form of the policy)."""
+
+    required: bool = True
