@@ -1,0 +1,136 @@
+"""Processes that the demo starts, each in a group of its own, and that are gone when it ends, however it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import sys
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+ROOT = Path(__file__).resolve().parent.parent
+_STOP_TIMEOUT_S = 5.0
+_START_TIMEOUT_S = 30.0
+_TAIL_LINES = 30
+_PR_SET_PDEATHSIG = 1
+
+
+class ProcessError(RuntimeError):
+    """A process did not start, or ended before its time; the message holds the end of what it wrote."""
+
+
+def free_port() -> int:
+    """Return a port of loopback that nobody listens on at the moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _die_with_parent() -> None:
+    # The last resort: a demo that is killed outright cannot tidy up, so the kernel ends its children.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class Process:
+    """One child: its events as they come (lines of JSON on standard output), the end of its log kept for errors."""
+
+    def __init__(self, name: str, on_event: Callable[[dict[str, Any]], None]) -> None:
+        self.name = name
+        self.ready: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        self._on_event = on_event
+        self._tail: deque[str] = deque(maxlen=_TAIL_LINES)
+        self._child: asyncio.subprocess.Process | None = None
+        self._readers: list[asyncio.Task[None]] = []
+
+    @property
+    def pid(self) -> int:
+        """Process id; also that of its group."""
+        return self._child.pid if self._child is not None else 0
+
+    @property
+    def is_running(self) -> bool:
+        """The process has not ended yet."""
+        return self._child is not None and self._child.returncode is None
+
+    @property
+    def tail(self) -> str:
+        """The last lines that it wrote, events aside."""
+        return "\n".join(self._tail)
+
+    async def start(self, arguments: list[str], environ: Mapping[str, str]) -> None:
+        """Start `python ARGUMENTS`. Its first event `ready` resolves `ready`."""
+        self._child = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *arguments,
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            cwd=ROOT,
+            env=dict(environ),
+            start_new_session=True,
+            preexec_fn=_die_with_parent,
+        )
+        assert self._child.stdout is not None
+        assert self._child.stderr is not None
+        self._readers = [
+            asyncio.create_task(self._read(self._child.stdout)),
+            asyncio.create_task(self._read(self._child.stderr)),
+        ]
+
+    async def wait_ready(self) -> dict[str, Any]:
+        """Return the event `ready`. Raises ProcessError where the process ends, or is silent, instead."""
+        assert self._child is not None
+        ended = asyncio.create_task(self._child.wait())
+        done, _ = await asyncio.wait({self.ready, ended}, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        ended.cancel()
+        if self.ready in done:
+            return self.ready.result()
+        state = f"ended with status {self._child.returncode}" if done else "did not get ready in time"
+        await self._drain()
+        raise ProcessError(f"{self.name} {state}\n{self.tail}")
+
+    async def stop(self) -> None:
+        """End the whole group: SIGTERM, then SIGKILL for what is left after a few seconds."""
+        if self._child is None:
+            return
+        if self.is_running:
+            self._signal_group(signal.SIGTERM)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._child.wait(), _STOP_TIMEOUT_S)
+        self._signal_group(signal.SIGKILL)
+        await self._child.wait()
+        await self._drain()
+
+    async def _drain(self) -> None:
+        for reader in self._readers:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(reader), 1.0)
+            reader.cancel()
+
+    def _signal_group(self, number: signal.Signals) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)
+
+    async def _read(self, stream: asyncio.StreamReader) -> None:
+        async for raw in stream:
+            line = raw.decode("utf-8", "replace").rstrip()
+            try:
+                event = json.loads(line)
+            except ValueError:
+                event = None
+            if not isinstance(event, dict) or "event" not in event:
+                self._tail.append(line)
+            elif event["event"] == "ready" and not self.ready.done():
+                self.ready.set_result(event)
+            else:
+                self._on_event(event)
