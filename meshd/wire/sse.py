@@ -1,0 +1,115 @@
+"""Server-sent events: where one event ends, and what it says.
+
+After the WHATWG HTML standard, section 9.2 (event stream interpretation): lines end in LF, CRLF or CR, in any
+mixture, and a blank line ends an event. Pure: bytes in, whole raw events out, none changed, so that what is
+forwarded is what was read.
+"""
+
+from __future__ import annotations
+
+import re
+
+EVENT_BYTES_MAX = 1024 * 1024
+
+# Where an event ends. A CR at the end of a blank line waits for the byte behind it, since CRLF is one ending; after
+# a bare CR pair nothing waits, or each event of such a stream would be held until the next: a LF behind it then
+# opens the next event, as a blank line that says nothing. Only content decides, so any split gives the same events.
+_BORDER = re.compile(rb"\n\n|\n\r\n|\n\r(?=[^\n])|\r\r")
+_BORDER_BYTES_MAX = 3
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class EventTooLarge(Exception):
+    """An event is longer than the splitter may hold."""
+
+    def __init__(self, event_bytes_max: int) -> None:
+        super().__init__(f"a server-sent event is longer than {event_bytes_max} bytes")
+        self.event_bytes_max = event_bytes_max
+
+
+class Splitter:
+    """Cuts a byte stream into whole events. Holds at most `event_bytes_max` bytes beside what it was just fed."""
+
+    __slots__ = ("_event_bytes_max", "_pending", "_searched")
+
+    def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
+        self._event_bytes_max = event_bytes_max
+        self._pending = bytearray()
+        self._searched = 0
+        """Bytes of `_pending` in which no border begins: byte by byte must not cost quadratic time."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes, each with its terminator, in order and unchanged.
+
+        Raises EventTooLarge once an event, complete or not, is longer than `event_bytes_max`; the splitter is of no
+        use after that.
+        """
+        if not self._pending:
+            # The common case: one write of the upstream is one event. No copy.
+            size = len(data)
+            if data.find(b"\n\n") == size - 2 and size <= self._event_bytes_max and size > 1 and b"\r" not in data:
+                return [data]
+            return self._split(data, 0)
+        self._pending += data
+        start = self._searched
+        data = bytes(self._pending)
+        self._pending.clear()
+        return self._split(data, start)
+
+    def _split(self, data: bytes, searched: int) -> list[bytes]:
+        events: list[bytes] = []
+        begin = 0
+        event_bytes_max = self._event_bytes_max
+        if b"\r" not in data:
+            end = data.find(b"\n\n", searched)
+            while end >= 0:
+                events.append(data[begin : end + 2])
+                if end + 2 - begin > event_bytes_max:
+                    raise EventTooLarge(event_bytes_max)
+                begin = end + 2
+                end = data.find(b"\n\n", begin)
+        else:
+            for border in _BORDER.finditer(data, searched):
+                end = border.end()
+                events.append(data[begin:end])
+                if end - begin > event_bytes_max:
+                    raise EventTooLarge(event_bytes_max)
+                begin = end
+        if len(data) - begin > event_bytes_max:
+            raise EventTooLarge(event_bytes_max)
+        self._pending += data[begin:]
+        self._searched = max(0, len(self._pending) - _BORDER_BYTES_MAX)
+        return events
+
+    def rest(self) -> bytes:
+        """Return what no blank line has ended, and forget it. By the standard it is not an event."""
+        rest = bytes(self._pending)
+        self._pending.clear()
+        self._searched = 0
+        return rest
+
+
+def data_of(raw: bytes) -> bytes:
+    """Return an event's `data` fields joined by LF; empty for comments, or where it has none."""
+    if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+        return raw[6:-2]
+    return b"\n".join(_values(raw, b"data"))
+
+
+def name_of(raw: bytes) -> bytes:
+    """Return an event's `event` field, the last one where it has several; empty where it has none."""
+    names = _values(raw, b"event")
+    return names[-1] if names else b""
+
+
+def _values(raw: bytes, field: bytes) -> list[bytes]:
+    values: list[bytes] = []
+    size = len(field)
+    for line in raw.removeprefix(_BYTE_ORDER_MARK).splitlines():
+        if line[:size] != field:
+            continue
+        if len(line) == size:
+            values.append(b"")
+        elif line[size] == 0x3A:
+            values.append(line[size + 2 :] if line[size + 1 : size + 2] == b" " else line[size + 1 :])
+    return values
