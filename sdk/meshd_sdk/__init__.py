@@ -1,0 +1,34 @@
+"""What an agent needs to speak with the meshd beside it. In this version: the context codec, stdlib only.
+
+`meshd_sdk.context` holds the `Context` of a workflow, the names of meshd's header fields, and the signed token in
+which a context travels. `meshd_sdk.trace_context` reads and writes the W3C headers. An agent that handles a request
+needs one function: `carried`, which picks from the request it received what belongs on the requests that it makes.
+"""
+
+from __future__ import annotations
+
+from meshd_sdk.carry import carried
+from meshd_sdk.context import (
+    Audience,
+    Context,
+    Key,
+    Keyring,
+    TokenInvalidError,
+    TokenTooLongError,
+    Verified,
+    mint,
+    verify,
+)
+
+__all__ = [
+    "Audience",
+    "Context",
+    "Key",
+    "Keyring",
+    "TokenInvalidError",
+    "TokenTooLongError",
+    "Verified",
+    "carried",
+    "mint",
+    "verify",
+]

@@ -1,0 +1,303 @@
+"""The context of a workflow, and the signed token in which it travels.
+
+A token is at most 512 characters of the URL-safe base64 alphabet, so it fits a header field, gRPC metadata and one
+segment of a path. Inside: a version, the id of the key that signed it, the payload, and HMAC-SHA-256 over all of
+that, truncated to 128 bits (RFC 2104 section 5 allows half the hash). The signature is compared before anything of
+the payload is read, and a token has exactly one spelling: what does not encode back to itself is refused.
+
+Pure: time and nonces are handed in. Imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import hmac
+from binascii import Error as Base64Error
+from binascii import a2b_base64, b2a_base64
+from dataclasses import dataclass
+from enum import IntEnum, StrEnum
+from hashlib import sha256
+from struct import Struct
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+HEADER_CONTEXT = b"x-meshd-context"
+"""The signed token."""
+HEADER_WORKFLOW = b"x-meshd-workflow"
+"""A workflow's name, given by a caller that has no token."""
+HEADER_HOPS = b"x-meshd-hops"
+"""Hops that a caller says are behind it: can only raise the count of the token."""
+HEADER_DEADLINE = b"x-meshd-deadline"
+"""Seconds that a caller gives the call: can only bring the deadline nearer."""
+HEADER_PREFIX = b"x-meshd-"
+"""Every request field with this prefix is meshd's own: read where it is one of the above, and never forwarded."""
+
+TOKEN_BYTES_MAX = 512
+HOPS_MAX = 1000
+"""Above any limit that makes sense; a token that claims more was not minted by meshd."""
+KEY_ID_BYTES_MAX = 16
+SECRET_BYTES_MIN = 32
+
+_VERSION = 1
+_MAC_BYTES = 16
+# audience, flags, hops, expiry in unix seconds, nonce, deadline in unix milliseconds, ceiling in tokens
+_FIXED = Struct(">BBHI8sQQ")
+_NONE = 2**64 - 1
+_CEILING_MAX = 2**63 - 1
+_DEADLINE_MS_MAX = 2**48
+_HAS_PARENT, _IS_OWN_ACCOUNT = 1, 2
+_FLAGS_ALL = _HAS_PARENT | _IS_OWN_ACCOUNT
+_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
+_TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
+
+class Audience(IntEnum):
+    """For whom a token was minted. It is refused by everybody else."""
+
+    LOCAL = 1
+    """An agent beside a sidecar, which shows it on its own calls; `Context.agent` names it."""
+    PEER = 2
+    """Another sidecar, on its inbound port; `Context.agent` is the caller, and the receiver mints anew."""
+    RUN = 3
+    """A per-run address: one segment of the path of every call of that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """Where in which workflow a call stands. Equal for all calls that show the same token."""
+
+    workflow: str
+    """Id of the workflow; empty for calls that no evidence ties to one."""
+    agent: str
+    """Name of the agent whose calls these are."""
+    hops: int = 0
+    """Agent-to-agent edges from the workflow's beginning to `agent`."""
+    path: tuple[str, ...] = ()
+    """Agents that called one another to get here, the first one first, without `agent` itself."""
+    deadline_s: float | None = None
+    """Unix seconds at which the workflow must be done, to the millisecond; None for never."""
+    account: str = ""
+    """Account of the ledger that pays."""
+    ceiling: int | None = None
+    """Most tokens that this part of the workflow may spend; None for what the account holds."""
+    parent: str = ""
+    """`traceparent` of the span that caused this; empty where there is none."""
+    memory: tuple[str, ...] = ()
+    """References to shared memory that travel with the workflow."""
+
+
+class Why(StrEnum):
+    """Why a token was refused."""
+
+    MALFORMED = "malformed"
+    VERSION = "version"
+    FOREIGN_KEY = "foreign_key"
+    FORGED = "forged"
+    EXPIRED = "expired"
+
+
+class TokenInvalidError(ValueError):
+    """A token that does not verify. The message says what to do; it holds nothing of the token."""
+
+    def __init__(self, why: Why, message: str) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class TokenTooLongError(ValueError):
+    """A context that does not fit into 512 bytes: too many or too long names on its path."""
+
+
+class Verified(NamedTuple):
+    """What a good token says."""
+
+    context: Context
+    audience: Audience
+    expires_s: int
+    """Unix seconds."""
+
+
+class Key:
+    """One secret of the mesh, with its id. The secret itself is used for nothing else but to derive from."""
+
+    __slots__ = ("_inner", "_outer", "id", "prefix")
+
+    def __init__(self, id: str, secret: bytes) -> None:
+        """Raise ValueError where the id is not 1 to 16 visible ASCII characters or the secret under 32 bytes."""
+        encoded = id.encode("ascii", "replace")
+        if not 1 <= len(encoded) <= KEY_ID_BYTES_MAX or not id.isascii() or not id.isprintable() or " " in id:
+            raise ValueError(f"a key id is 1 to {KEY_ID_BYTES_MAX} visible ASCII characters")
+        if len(secret) < SECRET_BYTES_MIN:
+            raise ValueError(f"a secret has at least {SECRET_BYTES_MIN} bytes, not {len(secret)}")
+        self.id = id
+        self.prefix = bytes((_VERSION, len(encoded))) + encoded
+        # A derived key: a signature made for another purpose with the same secret is no signature here.
+        derived = hmac.digest(secret, b"meshd context token 1", "sha256")
+        # HMAC (RFC 2104) with both keyed blocks hashed beforehand: a third of what hmac.digest takes.
+        block = derived + bytes(sha256().block_size - len(derived))
+        self._inner = sha256(bytes(byte ^ 0x36 for byte in block))
+        self._outer = sha256(bytes(byte ^ 0x5C for byte in block))
+
+    def mac(self, data: bytes) -> bytes:
+        """Return the first 16 bytes of HMAC-SHA-256."""
+        inner = self._inner.copy()
+        inner.update(data)
+        outer = self._outer.copy()
+        outer.update(inner.digest())
+        return outer.digest()[:_MAC_BYTES]
+
+
+class Keyring:
+    """The keys of a mesh: the first signs, all verify."""
+
+    __slots__ = ("by_id", "keys", "signing")
+
+    def __init__(self, keys: Sequence[Key]) -> None:
+        """Raise ValueError where there is no key, or two have one id."""
+        if not keys:
+            raise ValueError("a mesh needs at least one key")
+        self.keys = tuple(keys)
+        self.signing = keys[0]
+        self.by_id = {key.id.encode(): key for key in keys}
+        if len(self.by_id) != len(keys):
+            raise ValueError("two keys have one id")
+
+
+def mint(context: Context, keyring: Keyring, *, audience: Audience, expires_s: int, nonce: bytes) -> bytes:
+    """Return the token of a context.
+
+    `expires_s` is in unix seconds, `nonce` 8 random bytes. Raises TokenTooLongError where it would pass 512 bytes, and
+    ValueError where a field is outside its range: names are visible ASCII of at most 255 characters.
+    """
+    try:
+        data = keyring.signing.prefix + _payload(context, audience, expires_s, nonce)
+    except (UnicodeEncodeError, OverflowError) as error:
+        raise ValueError("names in a context are ASCII of at most 255 characters") from error
+    token = b2a_base64(data + keyring.signing.mac(data), newline=False).translate(_TO_URL_SAFE).rstrip(b"=")
+    if len(token) > TOKEN_BYTES_MAX:
+        raise TokenTooLongError(
+            f"the context takes {len(token)} of {TOKEN_BYTES_MAX} bytes with {len(context.path)} agents on its path"
+        )
+    return token
+
+
+def _payload(context: Context, audience: Audience, expires_s: int, nonce: bytes) -> bytes:
+    deadline_s, ceiling = context.deadline_s, context.ceiling
+    is_own = context.account == "workflow/" + context.workflow
+    flags = (_HAS_PARENT if context.parent else 0) | (_IS_OWN_ACCOUNT if is_own else 0)
+    deadline_ms = _NONE if deadline_s is None else int(deadline_s * 1000)
+    if not 0 <= context.hops <= HOPS_MAX or not 0 <= expires_s < 2**32 or len(nonce) != 8:
+        raise ValueError("hops, expiry or nonce out of range")
+    if not (deadline_s is None or 0 <= deadline_ms <= _DEADLINE_MS_MAX) or not 0 <= (ceiling or 0) <= _CEILING_MAX:
+        raise ValueError("deadline or ceiling out of range")
+    if len(context.path) > 255:
+        raise TokenTooLongError(f"the context has {len(context.path)} agents on its path, and a token holds 255")
+    # A ping-pong's path repeats two names: each is written once, the path is their numbers.
+    names = tuple(dict.fromkeys(context.path))
+    texts = (context.agent, context.workflow, "" if is_own else context.account, *names, *context.memory)
+    if not _are_visible(texts):
+        raise ValueError("names in a context are visible ASCII characters")
+    encoded = [text.encode("ascii") for text in texts]
+    numbers = bytes(map(names.index, context.path)) if len(context.path) > 1 else bytes(len(context.path))
+    counts = bytes((len(names), len(context.memory), len(numbers)))
+    parent = _parent_bytes(context.parent) if context.parent else b""
+    ceiling_or_none = _NONE if ceiling is None else ceiling
+    fixed = _FIXED.pack(audience, flags, context.hops, expires_s, nonce, deadline_ms, ceiling_or_none)
+    lengths = bytes(map(len, encoded))
+    return b"".join((fixed, parent, counts, lengths, numbers, *encoded))
+
+
+def _parent_bytes(traceparent: str) -> bytes:
+    if len(traceparent) != 55 or traceparent[:3] != "00-":
+        raise ValueError("the parent is not a traceparent of version 00")
+    return bytes.fromhex(traceparent[3:35] + traceparent[36:52] + traceparent[53:])
+
+
+def _are_visible(texts: tuple[str, ...]) -> bool:
+    joined = "".join(texts)
+    return not joined or (joined.isascii() and joined.isprintable() and " " not in joined)
+
+
+def verify(token: bytes, keyring: Keyring, *, now_s: float) -> Verified:
+    """Return what a token says. `now_s` is in unix seconds. Raises TokenInvalidError, whatever the bytes are.
+
+    Whether the audience is the right one is the caller's to judge.
+    """
+    data = _decoded(token)
+    end = 2 + data[1]
+    key = keyring.by_id.get(data[2:end])
+    if key is None:
+        raise TokenInvalidError(Why.FOREIGN_KEY, "it was signed with a key that this sidecar does not have")
+    signed = data[:-_MAC_BYTES]
+    if not hmac.compare_digest(key.mac(signed), data[-_MAC_BYTES:]):
+        raise TokenInvalidError(Why.FORGED, "its signature is wrong: it was altered, cut off or never issued")
+    try:
+        verified = _read(signed, end)
+    except (ValueError, IndexError) as error:
+        raise TokenInvalidError(Why.MALFORMED, "it is signed but its fields are not those of a token") from error
+    if verified.expires_s <= now_s:
+        raise TokenInvalidError(Why.EXPIRED, f"it expired {int(now_s) - verified.expires_s} s ago")
+    return verified
+
+
+def _decoded(token: bytes) -> bytes:
+    if len(token) > TOKEN_BYTES_MAX:
+        raise TokenInvalidError(Why.MALFORMED, f"it has {len(token)} bytes, and a token at most {TOKEN_BYTES_MAX}")
+    try:
+        data = a2b_base64(token.translate(_TO_STANDARD) + b"=="[: -len(token) % 4])
+    except Base64Error as error:
+        raise TokenInvalidError(Why.MALFORMED, "it is not base64") from error
+    # a2b_base64 passes over foreign characters and stray bits: a token must be what its bytes encode to.
+    if b2a_base64(data, newline=False).translate(_TO_URL_SAFE).rstrip(b"=") != token:
+        raise TokenInvalidError(Why.MALFORMED, "it is not base64 as tokens are spelled")
+    if len(data) < 2 or data[0] != _VERSION:
+        raise TokenInvalidError(Why.VERSION, "it is not a token of a version that this sidecar knows")
+    if len(data) < 2 + data[1] + _FIXED.size + 3 + _MAC_BYTES:
+        raise TokenInvalidError(Why.MALFORMED, "it is cut off")
+    return data
+
+
+def _read(data: bytes, at: int) -> Verified:
+    """Read a signed payload. Strict all the same: another version of meshd may hold the key. Raises ValueError."""
+    audience, flags, hops, expires_s, _nonce, deadline_ms, ceiling = _FIXED.unpack_from(data, at)
+    at += _FIXED.size
+    parent = ""
+    if flags & _HAS_PARENT:
+        hexed = data[at : at + 25].hex()
+        parent = f"00-{hexed[:32]}-{hexed[32:48]}-{hexed[48:]}"
+        at += 25
+    name_count, memory_count, path_count = data[at], data[at + 1], data[at + 2]
+    at += 3
+    text_count = 3 + name_count + memory_count
+    lengths = data[at : at + text_count]
+    at += text_count
+    numbers = data[at : at + path_count]
+    at += path_count
+    if len(data) != at + sum(lengths) or len(numbers) != path_count:
+        raise ValueError("lengths do not add up")
+    if hops > HOPS_MAX or flags & ~_FLAGS_ALL or (deadline_ms > _DEADLINE_MS_MAX and deadline_ms != _NONE):
+        raise ValueError("a field is out of its range")
+    if ceiling > _CEILING_MAX and ceiling != _NONE:
+        raise ValueError("the ceiling is out of its range")
+    text = data[at:].decode("ascii")
+    if text and (not text.isprintable() or " " in text):
+        raise ValueError("a name is not visible ASCII")
+    texts, start = [], 0
+    for length in lengths:
+        texts.append(text[start : start + length])
+        start += length
+    agent, workflow, account = texts[:3]
+    names = texts[3 : 3 + name_count]
+    context = Context(
+        workflow,
+        agent,
+        hops,
+        tuple([names[number] for number in numbers]),
+        None if deadline_ms == _NONE else deadline_ms / 1000,
+        "workflow/" + workflow if flags & _IS_OWN_ACCOUNT else account,
+        None if ceiling == _NONE else ceiling,
+        parent,
+        tuple(texts[3 + name_count :]),
+    )
+    return Verified(context, Audience(audience), expires_s)
