@@ -1,0 +1,67 @@
+# Everything runs in ./.venv, which is made from the hashed requirements when a target first needs it.
+#   PYTHON=/path/to/python3.11 make test     another interpreter
+#   make test ARGS="tests/wire -k chunk"     some of the tests
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.dev
+BENCH_STAMP := .venv/.bench
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
+SOURCES := meshd sdk $(wildcard demo bench) tests requirements/lock.py
+
+$(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
+	@command -v "$(PYTHON)" >/dev/null || { echo "make: $(PYTHON) is not here; name a Python 3.11 with PYTHON=..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
+		|| { echo "make: $(PYTHON) is not a Python 3.11; name one with PYTHON=..." >&2; exit 1; }
+	@echo "installing into .venv (once, about a minute) ..."
+	@test -x $(BIN)/python || "$(PYTHON)" -m venv .venv
+	@$(INSTALL) -r requirements/dev.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . -e sdk
+	@touch $@
+
+$(BENCH_STAMP): $(STAMP) requirements/bench.txt
+	@echo "installing the peers of the benchmark ..."
+	@$(INSTALL) -r requirements/bench.txt
+	@touch $@
+
+.PHONY: help demo test lint bench format lock clean venv
+
+help: ## print this
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+
+venv: $(STAMP) ## install into .venv
+
+demo: $(STAMP) ## agents through meshd, live (KEEP=1 stays up; LLM=openai spends money)
+	@$(BIN)/python -m demo $(if $(KEEP),--keep) $(if $(LLM),--llm "$(LLM)")
+
+test: $(STAMP) ## every test (ARGS=... goes to pytest)
+	@$(BIN)/python -m pytest -q $(ARGS)
+
+lint: $(STAMP) ## ruff, mypy --strict, import rules
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/mypy --strict meshd sdk
+	@$(BIN)/lint-imports --no-cache
+
+bench: $(BENCH_STAMP) ## ratios to Envoy, nginx, haproxy, aiohttp (PEERS, ROUNDS, SECONDS)
+	@$(BIN)/python -m bench $(if $(PEERS),--peers "$(PEERS)") $(if $(ROUNDS),--rounds "$(ROUNDS)") \
+		$(if $(SECONDS),--seconds "$(SECONDS)") $(ARGS)
+
+format: $(STAMP) ## ruff format, and what ruff can mend
+	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+lock: $(STAMP) ## write requirements/*.txt from the pyproject files (UPGRADE=1 takes newer versions)
+	@"$(PYTHON)" -m venv --clear .make/lock
+	@.make/lock/bin/python -m pip install --quiet --disable-pip-version-check pip-tools
+	@.make/lock/bin/python requirements/lock.py $(if $(UPGRADE),--upgrade)
+
+clean: ## remove .venv, caches and what was built
+	@rm -rf .venv .make build dist sdk/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

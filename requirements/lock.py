@@ -1,0 +1,66 @@
+"""Write requirements/run.txt, dev.txt and bench.txt from what the two pyproject files declare.
+
+Run by `make lock`, which brings pip-compile. Pins that still fit are kept; `make lock UPGRADE=1` takes the newest.
+The files name exact versions and hashes and no registry, so they serve wherever the same artefacts are offered. `dev`
+holds everything of `run`; `bench` is installed on top of it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+OWN = "meshd-sdk"
+OPTIONS = [
+    *(
+        "--generate-hashes",
+        "--allow-unsafe",
+        "--strip-extras",
+        "--no-header",
+        "--no-annotate",
+        "--no-config",
+        "--quiet",
+    ),
+    *("--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links", "--no-emit-options"),
+]
+HEADER = "# Made by `make lock` from pyproject.toml, for Python 3.11. Not to be edited.\n"
+
+
+def declared() -> dict[str, list[str]]:
+    """Return what each file of requirements must hold, as the pyproject files declare it."""
+    daemon = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    sdk = tomllib.loads((ROOT / "sdk" / "pyproject.toml").read_text())
+    groups = daemon["dependency-groups"]
+    run = [need for need in daemon["project"]["dependencies"] if not need.startswith(OWN)]
+    run += sdk["project"]["dependencies"]
+    return {"run": run, "dev": run + groups["build"] + groups["dev"], "bench": groups["bench"]}
+
+
+def compile_one(name: str, needs: list[str], constraint: str | None) -> None:
+    """Resolve `needs` into requirements/<name>.txt, with the versions that `constraint` has chosen already."""
+    lines = sorted(needs, key=str.lower)
+    if constraint:
+        lines.append(f"-c {HERE / constraint}")
+    # What a machine has configured for itself (mirrors, local folders) must not choose the artefacts.
+    environment = os.environ | {"PIP_CONFIG_FILE": os.devnull, "PIP_FIND_LINKS": ""}
+    target = HERE / f"{name}.txt"
+    command = [sys.executable, "-m", "piptools", "compile", *OPTIONS, *sys.argv[1:], "--output-file", str(target), "-"]
+    subprocess.run(command, input="\n".join(lines), env=environment, stdout=subprocess.DEVNULL, text=True, check=True)
+    target.write_text(HEADER + target.read_text())
+
+
+def main() -> None:
+    """Write the three files, each bound to the versions of the one before."""
+    needs = declared()
+    compile_one("dev", needs["dev"], None)
+    compile_one("run", needs["run"], "dev.txt")
+    compile_one("bench", needs["bench"], "dev.txt")
+
+
+if __name__ == "__main__":
+    main()

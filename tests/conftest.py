@@ -1,0 +1,63 @@
+"""What every test may ask for: tools that a machine may lack, and the event loops that meshd runs on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Mapping
+
+    LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+
+LOOPS: dict[str, LoopFactory] = {"uvloop": uvloop.new_event_loop, "asyncio": asyncio.new_event_loop}
+
+
+def is_everything_required() -> bool:
+    """Say whether a test that cannot run here counts as failed (MESHD_REQUIRE_ENGINES=1, as .ci/run sets it)."""
+    return os.environ.get("MESHD_REQUIRE_ENGINES", "0") not in ("", "0")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "both_loops: run this async test on uvloop and on plain asyncio")
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
+    """Async tests run on uvloop, as the daemon does; those marked `both_loops` on plain asyncio too."""
+    return LOOPS if item.get_closest_marker("both_loops") else {"uvloop": LOOPS["uvloop"]}
+
+
+@pytest.fixture(params=LOOPS.values(), ids=LOOPS.keys())
+def loop_factory(request: pytest.FixtureRequest) -> LoopFactory:
+    """Each loop in turn, for a plain test that runs one itself: `asyncio.Runner(loop_factory=loop_factory)`."""
+    return request.param
+
+
+@pytest.fixture(scope="session")
+def require_engine() -> Callable[[str], str]:
+    """Return a function from a program's name to its path; without that program the test is skipped."""
+
+    def find(program: str) -> str:
+        path = shutil.which(program)
+        if path is None:
+            pytest.skip(f"{program} is not installed")
+        return path
+
+    return find
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail") and is_everything_required():
+        report.outcome = "failed"
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.longrepr = f"{item.nodeid} was skipped where nothing may be (MESHD_REQUIRE_ENGINES=1): {reason}"
+    return report

@@ -1,0 +1,57 @@
+"""What the documents tell a reader to type exists, and what they point at is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.repository.tree import ROOT, name_of, tracked
+
+README = (ROOT / "README.md").read_text()
+TARGETS = set(re.findall(r"(?m)^([a-z]+):", (ROOT / "Makefile").read_text()))
+DOCUMENTS = [path for path in tracked() if path.suffix == ".md"]
+
+
+def shell_lines(text: str) -> list[str]:
+    """Return the commands of a document's sh blocks, one per line, without prompts and comments."""
+    blocks = re.findall(r"```(?:sh|bash|console)\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    lines = (line.removeprefix("$ ").split(" #")[0].strip() for line in joined.splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def links(text: str) -> list[str]:
+    """Return the targets of links that point into the repository."""
+    found = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [unquote(link.split("#")[0]) for link in found if not re.match(r"[a-z]+:|#", link)]
+
+
+def test_make_targets_of_the_readme_exist() -> None:
+    named = {word for line in shell_lines(README) for word in re.findall(r"\bmake ([a-z]+)", line)}
+    assert {"demo", "test"} <= named
+    assert named <= TARGETS
+
+
+def test_meshd_commands_of_the_readme_exist() -> None:
+    import click
+
+    from meshd.cli import main
+
+    named = {hit for line in shell_lines(README) for hit in re.findall(r"(?:^|/)meshd ([a-z]+)", line)}
+    assert {"run", "exec", "check"} <= named
+    assert named <= set(main.list_commands(click.Context(main)))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    missing = [link for link in links(document.read_text()) if not (document.parent / link).exists()]
+    assert missing == []
+
+
+def test_every_document_is_listed() -> None:
+    index = (ROOT / "docs" / "index.md").read_text()
+    written = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert {name for name in written if f"({name})" not in index} == set()
