@@ -1,0 +1,187 @@
+"""How the counters are read at a scrape: a prometheus_client collector over what the hot path counts.
+
+Rendering is meant for a thread beside the loop: it only reads, and a count that changes meanwhile is one scrape
+late. What other rooms keep (`Reading`) is asked for on the loop before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from meshd.telemetry import names
+from meshd.telemetry.series import RULES_MAX, VERDICTS, label
+from meshd.telemetry.sources import Reading
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from prometheus_client.metrics_core import Metric as Family
+
+    from meshd.telemetry.names import Metric
+    from meshd.telemetry.series import Histogram, Series, TargetSeries
+    from meshd.telemetry.tally import Tally
+
+
+def _counter(metric: Metric, rows: Iterable[tuple[tuple[str, ...], float]]) -> Family:
+    family = CounterMetricFamily(metric.name.removesuffix("_total"), metric.help, labels=metric.labels)
+    for labels, value in rows:
+        family.add_metric(labels, value)
+    return family
+
+
+def _gauge(metric: Metric, rows: Iterable[tuple[tuple[str, ...], float]]) -> Family:
+    family = GaugeMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, value in rows:
+        family.add_metric(labels, value)
+    return family
+
+
+def _histogram(metric: Metric, rows: Iterable[tuple[tuple[str, ...], Histogram]]) -> Family:
+    family = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+    for labels, histogram in rows:
+        buckets, total = histogram.cumulative()
+        if buckets[-1][1]:
+            family.add_metric(labels, buckets, total)
+    return family
+
+
+class Exposition(Collector):
+    """Renders everything. `reading` is replaced before each scrape."""
+
+    def __init__(self, series: Series, tally: Tally, *, version: str, started_s: float) -> None:
+        self._series = series
+        self._tally = tally
+        self._version = version
+        self._started_s = started_s
+        self.reading = Reading()
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+        ProcessCollector(registry=self._registry)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the exposition and its content type, as an Accept field asks for (plain text if it does not)."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._registry), content_type
+
+    def describe(self) -> Iterable[Family]:
+        """Nothing is registered ahead: names are checked by a test instead."""
+        return []
+
+    def collect(self) -> Iterator[Family]:
+        """Yield every family, those without samples too, so that a dashboard can tell zero from absent."""
+        targets = self._series.targets()
+        yield from self._calls(targets)
+        yield from self._attempts(targets)
+        yield from self._models()
+        yield from self._policy()
+        yield from self._budget_and_breakers()
+        yield from self._process()
+
+    def _calls(self, targets: list[TargetSeries]) -> Iterator[Family]:
+        yield _counter(
+            names.CALLS,
+            (
+                ((t.direction, t.kind, t.target, result), count)
+                for t in targets
+                for result, count in zip(names.RESULTS, t.results, strict=True)
+                if count
+            ),
+        )
+        refusals: dict[tuple[str, ...], float] = {}
+        for t in targets:
+            for reason, count in list(t.refusals.items()):
+                key = (reason.value, t.target)
+                refusals[key] = refusals.get(key, 0) + count
+        yield _counter(names.REFUSALS, refusals.items())
+        yield _histogram(names.CALL_DURATION, (((t.direction, t.kind, t.target), t.duration) for t in targets))
+        yield _histogram(names.FIRST_BYTE, (((t.direction, t.kind, t.target), t.first_byte) for t in targets))
+
+    def _attempts(self, targets: list[TargetSeries]) -> Iterator[Family]:
+        attempts: dict[tuple[str, ...], float] = {}
+        faults: dict[tuple[str, ...], float] = {}
+        retries: dict[tuple[str, ...], float] = {}
+        estimated: dict[tuple[str, ...], float] = {}
+        for t in targets:
+            for verdict, count in zip(VERDICTS, t.verdicts, strict=True):
+                _add(attempts, (t.target, verdict), count)
+            for fault, count in list(t.faults.items()):
+                _add(faults, (t.target, fault.value), count)
+            _add(retries, (t.target,), t.retries)
+            _add(estimated, (t.target, "input"), t.estimated_input)
+            _add(estimated, (t.target, "output"), t.estimated_output)
+        yield _counter(names.ATTEMPTS, attempts.items())
+        yield _counter(names.ATTEMPT_FAULTS, faults.items())
+        yield _counter(names.RETRIES, retries.items())
+        yield _counter(names.TOKENS_ESTIMATED, estimated.items())
+
+    def _models(self) -> Iterator[Family]:
+        models = [((m.operation, m.provider, m.model), m) for m in list(self._series.models.values())]
+        tokens = [((*key, "input"), m.input_tokens) for key, m in models]
+        tokens += [((*key, "output"), m.output_tokens) for key, m in models]
+        yield _histogram(names.TOKEN_USAGE, tokens)
+        durations = [((*key, ""), m.duration) for key, m in models]
+        yield _histogram(names.OPERATION_DURATION, [*durations, *list(self._series.errors.items())])
+        yield _histogram(names.TIME_TO_FIRST_CHUNK, ((key, m.first_chunk) for key, m in models))
+
+    def _policy(self) -> Iterator[Family]:
+        tally, hits = self._tally, list(self.reading.rule_hits.items())
+        rows: dict[tuple[str, ...], float] = {}
+        for position, (rule, count) in enumerate(hits):
+            _add(rows, (label(rule) if position < RULES_MAX else names.OTHER,), count, keep_zero=True)
+        yield _counter(names.RULE_HITS, rows.items())
+        yield _counter(names.SHADOWED, list(self._series.shadowed.items()))
+        yield _counter(names.POLICY_RELOADS, [(("ok",), tally.reloads_ok), (("failed",), tally.reloads_failed)])
+        yield _gauge(names.POLICY_RELOADED_AT, [((), tally.policy_taken_s)] if tally.policy_taken_s else [])
+        yield _gauge(names.POLICY_STALE, [((), float(tally.is_policy_stale))])
+
+    def _budget_and_breakers(self) -> Iterator[Family]:
+        reading = self.reading
+        budget = reading.budget
+        yield _gauge(names.BUDGET_RESERVED, [((), budget.reserved)] if budget else [])
+        yield _counter(names.BUDGET_SPENT, [((), budget.spent)] if budget else [])
+        yield _counter(names.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
+        yield _counter(names.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
+        worst: dict[str, int] = {}
+        not_closed: dict[tuple[str, ...], float] = {}
+        for breaker in reading.breakers:
+            target = label(breaker.upstream)
+            rank = names.BREAKER_STATES.index(breaker.state)
+            worst[target] = max(worst.get(target, 0), rank)
+            _add(not_closed, (target,), rank > 0, keep_zero=True)
+        yield _gauge(
+            names.BREAKER_STATE,
+            (
+                ((target, state), float(rank == found))
+                for target, found in worst.items()
+                for rank, state in enumerate(names.BREAKER_STATES)
+            ),
+        )
+        yield _gauge(names.BREAKERS_NOT_CLOSED, not_closed.items())
+
+    def _process(self) -> Iterator[Family]:
+        tally, up = self._tally, self.reading.is_store_up
+        yield _gauge(names.CALLS_OPEN, _by_direction(tally.calls_outbound, tally.calls_inbound))
+        yield _gauge(names.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
+        yield _counter(names.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
+        yield _gauge(names.STORE_UP, [] if up is None else [((), float(up))])
+        yield _counter(names.SPANS_EXPORTED, [((), tally.spans_exported)])
+        yield _counter(
+            names.SPANS_DROPPED, [(("queue_full",), tally.spans_dropped), (("export_failed",), tally.spans_failed)]
+        )
+        yield _counter(names.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
+        yield _gauge(names.BUILD, [((self._version, names.PROFILE), 1.0)])
+        yield _gauge(names.STARTED_AT, [((), self._started_s)])
+
+
+def _by_direction(outbound: int, inbound: int) -> list[tuple[tuple[str, ...], float]]:
+    return [(("outbound",), outbound), (("inbound",), inbound)]
+
+
+def _add(rows: dict[tuple[str, ...], float], key: tuple[str, ...], count: float, *, keep_zero: bool = False) -> None:
+    if count or keep_zero:
+        rows[key] = rows.get(key, 0) + count

@@ -1,0 +1,205 @@
+"""The counters and histograms that the hot path touches: plain ints in slotted objects.
+
+One thread, the loop's, writes them; a scrape in another thread only reads. Measured beside prometheus_client's
+cached children: a count 0.04 us against 0.35, an observation 0.13 us against 0.9.
+
+Every label is bounded here. Targets are the upstream names of the policy; a model is let in only once an upstream
+has answered for it, and at most `MODELS_MAX` of them, so that an agent which invents names cannot grow anything.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING
+
+from meshd.call import Verdict
+from meshd.telemetry import names
+
+if TYPE_CHECKING:
+    from meshd.call import Call, Fault
+    from meshd.refusal import Reason
+
+TARGETS_MAX = 512
+MODELS_MAX = 200
+MODEL_SERIES_MAX = 1000
+"""Distinct (operation, provider, model, error) combinations; beyond them the model is `other`."""
+RULES_MAX = 1024
+LABEL_LENGTH_MAX = 80
+
+VERDICTS = tuple(verdict.value for verdict in Verdict)
+"""Label values in the order of `TargetSeries.verdicts`."""
+
+
+def label(value: str) -> str:
+    """Return `value` fit for a label: printable, at most 80 characters."""
+    if len(value) <= LABEL_LENGTH_MAX and value.isprintable():
+        return value
+    return "".join(char if char.isprintable() else "?" for char in value[:LABEL_LENGTH_MAX])
+
+
+class Histogram:
+    """Counts by upper bound, `le` as Prometheus means it: a value equal to a bound falls under it."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total: float = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value, in the unit of the bounds."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> tuple[list[tuple[str, float]], float]:
+        """Return the buckets as (bound, count at most) pairs up to +Inf, and the sum of all values."""
+        total, counts = self.total, list(self.counts)
+        running = 0
+        buckets: list[tuple[str, float]] = []
+        for bound, count in zip((*self.bounds, float("inf")), counts, strict=True):
+            running += count
+            buckets.append(("+Inf" if bound == float("inf") else repr(float(bound)), running))
+        return buckets, total
+
+
+class TargetSeries:
+    """What is counted for one direction and target."""
+
+    __slots__ = (
+        "direction",
+        "duration",
+        "estimated_input",
+        "estimated_output",
+        "faults",
+        "first_byte",
+        "kind",
+        "provider",
+        "refusals",
+        "results",
+        "retries",
+        "target",
+        "verdicts",
+    )
+
+    def __init__(self, direction: str, kind: str, target: str, provider: str) -> None:
+        self.direction = direction
+        self.kind = kind
+        self.target = target
+        self.provider = provider
+        self.results = [0] * len(names.RESULTS)
+        self.verdicts = [0] * len(VERDICTS)
+        self.faults: dict[Fault, int] = {}
+        self.refusals: dict[Reason, int] = {}
+        self.retries = 0
+        self.estimated_input = 0
+        self.estimated_output = 0
+        self.duration = Histogram(names.SECONDS_BUCKETS)
+        self.first_byte = Histogram(names.SECONDS_BUCKETS)
+
+
+class ModelSeries:
+    """What is counted for one (operation, provider, model): attempts that succeeded and tokens used."""
+
+    __slots__ = ("duration", "first_chunk", "input_tokens", "model", "operation", "output_tokens", "provider")
+
+    def __init__(self, operation: str, provider: str, model: str) -> None:
+        self.operation = operation
+        self.provider = provider
+        self.model = model
+        self.duration = Histogram(names.GEN_AI_SECONDS_BUCKETS)
+        self.first_chunk = Histogram(names.GEN_AI_SECONDS_BUCKETS)
+        self.input_tokens = Histogram(names.TOKEN_BUCKETS)
+        self.output_tokens = Histogram(names.TOKEN_BUCKETS)
+
+
+class Series:
+    """All counters, found by what a call carries. Lookups that miss are slow and rare."""
+
+    __slots__ = ("errors", "inbound", "model_names", "models", "outbound", "shadowed", "unknown")
+
+    def __init__(self) -> None:
+        self.outbound: dict[str, TargetSeries] = {}
+        self.inbound: dict[str, TargetSeries] = {}
+        self.unknown = {
+            direction: TargetSeries(direction, "host", names.UNKNOWN, names.UNKNOWN)
+            for direction in ("outbound", "inbound")
+        }
+        self.models: dict[tuple[str, str, str], ModelSeries] = {}
+        self.errors: dict[tuple[str, str, str, str], Histogram] = {}
+        self.model_names: set[str] = set()
+        self.shadowed: dict[tuple[str, str], int] = {}
+
+    def targets(self) -> list[TargetSeries]:
+        """Return every target's series that has seen a call, each once."""
+        found: dict[int, TargetSeries] = {}
+        for series in [*self.outbound.values(), *self.inbound.values(), *self.unknown.values()]:
+            if any(series.results) or any(series.verdicts):
+                found[id(series)] = series
+        return list(found.values())
+
+    def of_call(self, call: Call, *, is_inbound: bool) -> TargetSeries:
+        """Return the series of a call's target; that of `unknown` where Routing found no upstream."""
+        upstream = call.upstream
+        if upstream is None:
+            return self.unknown["inbound" if is_inbound else "outbound"]
+        found = (self.inbound if is_inbound else self.outbound).get(upstream.name)
+        return found if found is not None else self._admit_target(call, is_inbound)
+
+    def _admit_target(self, call: Call, is_inbound: bool) -> TargetSeries:
+        upstream, table = call.upstream, self.inbound if is_inbound else self.outbound
+        direction = "inbound" if is_inbound else "outbound"
+        shown = label(upstream.name)
+        # A host that a pattern admitted has an upstream made for it, whose name no document holds. Two series of
+        # one label would make the whole scrape invalid.
+        known = getattr(call.policy, "upstreams", None)
+        is_foreign = known is not None and upstream.name not in known and not is_inbound
+        is_taken = shown in (names.UNKNOWN, names.OTHER) or any(made.target == shown for made in table.values())
+        if is_foreign or is_taken or len(table) >= TARGETS_MAX:
+            return self._spare(table, direction, upstream.kind.value)
+        provider = names.provider(upstream.host, upstream.dialect)
+        made = TargetSeries(direction, upstream.kind.value, shown, label(provider))
+        table[upstream.name] = made
+        return made
+
+    def _spare(self, table: dict[str, TargetSeries], direction: str, kind: str) -> TargetSeries:
+        """Return what the targets without a name of their own share. The key cannot be an upstream's name."""
+        key = f" {kind}"
+        if key not in table:
+            table[key] = TargetSeries(direction, kind, names.OTHER, names.OTHER)
+        return table[key]
+
+    def of_model(self, operation: str, provider: str, model: str) -> ModelSeries:
+        """Return the series of a model that an upstream has answered for."""
+        found = self.models.get((operation, provider, model))
+        return found if found is not None else self._admit_model(operation, provider, model)
+
+    def _admit_model(self, operation: str, provider: str, model: str) -> ModelSeries:
+        shown = label(model) or names.UNKNOWN
+        is_full = shown not in self.model_names and len(self.model_names) >= MODELS_MAX
+        if is_full or len(self.models) >= MODEL_SERIES_MAX:
+            shown = names.OTHER
+        else:
+            self.model_names.add(shown)
+        found = self.models.get((operation, provider, shown))
+        if found is None:
+            found = self.models[operation, provider, shown] = ModelSeries(operation, provider, shown)
+        return found
+
+    def of_error(self, operation: str, provider: str, model: str, error: str) -> Histogram:
+        """Return the duration histogram of failed operations. A model that never answered is `other`."""
+        shown = label(model)
+        if shown not in self.model_names or len(self.errors) >= MODEL_SERIES_MAX:
+            shown = names.OTHER
+        key = (operation, provider, shown, error)
+        found = self.errors.get(key)
+        if found is None:
+            found = self.errors[key] = Histogram(names.GEN_AI_SECONDS_BUCKETS)
+        return found
+
+    def shadow(self, rule: str, reason: str) -> None:
+        """Count what a rule in shadow would have refused."""
+        key = (label(rule), reason)
+        if key not in self.shadowed and len(self.shadowed) >= RULES_MAX:
+            key = (names.OTHER, reason)
+        self.shadowed[key] = self.shadowed.get(key, 0) + 1

@@ -1,0 +1,47 @@
+"""The few numbers of the whole process that belong to no target."""
+
+from __future__ import annotations
+
+
+class Tally:
+    """Plain ints: the loop's thread writes them, but for the two of the exporter, which its own thread writes."""
+
+    __slots__ = (
+        "calls_inbound",
+        "calls_outbound",
+        "connections_inbound",
+        "connections_outbound",
+        "is_policy_stale",
+        "lines_suppressed",
+        "opened_inbound",
+        "opened_outbound",
+        "policy_taken_s",
+        "reloads_failed",
+        "reloads_ok",
+        "spans_dropped",
+        "spans_exported",
+        "spans_failed",
+    )
+
+    def __init__(self) -> None:
+        self.calls_outbound = 0
+        """Calls in progress."""
+        self.calls_inbound = 0
+        self.connections_outbound = 0
+        """Connections that are open now."""
+        self.connections_inbound = 0
+        self.opened_outbound = 0
+        """Connections ever opened."""
+        self.opened_inbound = 0
+        self.reloads_ok = 0
+        self.reloads_failed = 0
+        self.policy_taken_s = 0.0
+        """Unix seconds at which the document in force was taken; 0 before the first."""
+        self.is_policy_stale = False
+        self.spans_dropped = 0
+        """Spans for which the queue had no room."""
+        self.spans_exported = 0
+        """Spans that the collector took; the exporter's thread counts."""
+        self.spans_failed = 0
+        """Spans that the collector did not take; the exporter's thread counts."""
+        self.lines_suppressed = 0

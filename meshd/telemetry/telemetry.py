@@ -1,0 +1,363 @@
+"""The facade that the proxy calls at the few moments of a call's life.
+
+`started` once, `attempted` for each attempt (each may be billed), `ended` once: plain function calls, in that
+order, on the loop's thread. None of them raises.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from meshd.call import Direction, Fault, Kind, Verdict
+from meshd.refusal import Reason
+from meshd.telemetry import names, redact, sources, spans
+from meshd.telemetry.logs import FloodGate
+from meshd.telemetry.series import Series
+from meshd.telemetry.sources import Sources
+from meshd.telemetry.tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call, Outcome, Usage
+    from meshd.dialects.contract import Meter
+    from meshd.refusal import Refused
+    from meshd.telemetry.exposition import Exposition
+    from meshd.telemetry.series import ModelSeries, TargetSeries
+
+_log = logging.getLogger("meshd.calls")
+
+_CUT_FAULTS = frozenset({Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN})
+_THEIR_REASONS = frozenset({Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT})
+"""Answered by meshd, but it is the upstream that failed: we refuse, they fail."""
+
+
+@dataclass(slots=True)
+class TargetTotals:
+    """What one target has seen since the start."""
+
+    kind: str
+    calls: int = 0
+    by_result: dict[str, int] = field(default_factory=dict)
+    refused_by_reason: dict[str, int] = field(default_factory=dict)
+    input_tokens: int = 0
+    output_tokens: int = 0
+    retries: int = 0
+
+
+@dataclass(slots=True)
+class Totals:
+    """Everything since the start, for people: by target and by refusal reason."""
+
+    calls: int = 0
+    refused: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    targets: dict[str, TargetTotals] = field(default_factory=dict)
+
+
+class Telemetry:
+    """Counts, traces and logs. `sources` may be filled in after construction, by the daemon."""
+
+    def __init__(
+        self,
+        *,
+        version: str = "0",
+        agent: str = "",
+        otlp_endpoint: str = "",
+        ratio: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Set up counters, and the exporter where `otlp_endpoint` (a full URL, see `endpoint`) is not empty.
+
+        Raises `otlp.EndpointError` for an address that cannot be used, ValueError for a ratio outside 0 to 1.
+        """
+        if not 0.0 <= ratio <= 1.0:
+            raise ValueError(f"sampling ratio {ratio} is not between 0 and 1")
+        self.sources = Sources()
+        self.tally = Tally()
+        self.series = Series()
+        self.version = version
+        self._clock = clock
+        self._wall_clock = wall_clock
+        self._started_s = wall_clock()
+        self._gate = FloodGate()
+        self._tokens: dict[str, list[int]] = {}
+        self._exposition: Exposition | None = None
+        self._is_debug = _log.isEnabledFor(logging.DEBUG)
+        self.tracer = spans.Tracer(self._sink(otlp_endpoint, agent), ratio)
+
+    def _sink(self, url: str, agent: str) -> spans.SpanSink | None:
+        if not url:
+            return None
+        # The SDK and protobuf cost 4 MB that nobody without a collector should pay.
+        from meshd.telemetry.otlp import OtlpSink
+
+        return OtlpSink(url, self.tally, version=self.version, agent=agent)
+
+    # The hot path.
+
+    def started(self, call: Call) -> None:
+        """A call's head is there: sets `call.span`, whose `traceparent` may be forwarded."""
+        if call.direction is Direction.INBOUND:
+            self.tally.calls_inbound += 1
+        else:
+            self.tally.calls_outbound += 1
+        call.span = self.tracer.begin(call)
+
+    def attempted(self, call: Call, outcome: Outcome) -> None:
+        """An attempt ended, the last one of the call too."""
+        series = self.series.of_call(call, is_inbound=call.direction is Direction.INBOUND)
+        verdict = outcome.verdict
+        if verdict is Verdict.SUCCESS:
+            series.verdicts[0] += 1
+        elif verdict is Verdict.FAILURE:
+            series.verdicts[1] += 1
+        elif verdict is Verdict.BACKPRESSURE:
+            series.verdicts[2] += 1
+        else:
+            series.verdicts[3] += 1
+        if call.attempt > 1:
+            series.retries += 1
+        if outcome.fault is not Fault.NONE:
+            series.faults[outcome.fault] = series.faults.get(outcome.fault, 0) + 1
+        first_byte_s = outcome.first_byte_s
+        if first_byte_s is not None:
+            series.first_byte.observe(first_byte_s)
+        ask = call.ask
+        if ask is None:
+            return
+        if verdict is Verdict.SUCCESS:
+            model = self.series.of_model(ask.operation, series.provider, ask.model_sent)
+            model.duration.observe(outcome.duration_s)
+            if first_byte_s is not None and ask.is_stream:
+                model.first_chunk.observe(first_byte_s)
+            if outcome.usage is not None:
+                self._used(series, model, outcome.usage)
+        else:
+            self._attempt_failed(call, series, outcome)
+
+    def _used(self, series: TargetSeries, model: ModelSeries, usage: Usage) -> None:
+        model.input_tokens.observe(usage.input_tokens)
+        if usage.output_tokens:
+            model.output_tokens.observe(usage.output_tokens)
+        tokens = self._tokens.get(series.target)
+        if tokens is None:
+            tokens = self._tokens[series.target] = [0, 0]
+        tokens[0] += usage.input_tokens
+        tokens[1] += usage.output_tokens
+        if usage.is_estimated:
+            series.estimated_input += usage.input_tokens
+            series.estimated_output += usage.output_tokens
+
+    def _attempt_failed(self, call: Call, series: TargetSeries, outcome: Outcome) -> None:
+        ask = call.ask
+        assert ask is not None
+        error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value
+        self.series.of_error(ask.operation, series.provider, ask.model_sent, error).observe(outcome.duration_s)
+        usage = outcome.usage
+        if usage is not None and (usage.input_tokens or usage.output_tokens):
+            # A stream that was cut or abandoned has cost what it has cost; the model may be new or unknown.
+            known = self.series.model_names
+            shown = ask.model_sent if ask.model_sent in known or not usage.is_estimated else names.OTHER
+            self._used(series, self.series.of_model(ask.operation, series.provider, shown), usage)
+
+    def ended(
+        self,
+        call: Call,
+        status: int,
+        outcome: Outcome | None,
+        refused: Refused | None,
+        *,
+        meter: Meter | None = None,
+    ) -> None:
+        """The call is over. `status` is what the caller got (0 for nothing), `outcome` that of the last attempt."""
+        is_inbound = call.direction is Direction.INBOUND
+        if is_inbound:
+            self.tally.calls_inbound -= 1
+        else:
+            self.tally.calls_outbound -= 1
+        series = self.series.of_call(call, is_inbound=is_inbound)
+        if refused is None and outcome is not None and outcome.fault is Fault.NONE:
+            verdict = outcome.verdict
+            if verdict is Verdict.SUCCESS:
+                result = names.OK
+            elif verdict is Verdict.FAILURE:
+                result = names.FAILED
+            else:
+                result = names.BACKPRESSURE if verdict is Verdict.BACKPRESSURE else names.REJECTED
+        else:
+            result = _result(outcome, refused)
+        series.results[result] += 1
+        duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
+        series.duration.observe(duration_s)
+        if result == names.REFUSED and refused is not None:
+            series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
+        span = call.span
+        if span is not None and (span.is_sampled or result >= names.FAILED or span.is_shadowed):
+            self.tracer.end(call, status, outcome, refused, meter, result, duration_s)
+        if result == names.REFUSED or result == names.FAILED:
+            self._say(call, status, outcome, refused, result)
+        elif self._is_debug:
+            _log.debug("call ended", extra={"fields": _fields(call, status, outcome, refused, duration_s)})
+
+    def shadowed(self, call: Call, refused: Refused) -> None:
+        """A rule in shadow would have refused the call."""
+        self.series.shadow(refused.rule, refused.reason.value)
+        if call.span is not None:
+            call.span.is_shadowed = True
+        if self._gate.is_open(("shadow", refused.rule, refused.reason.value), self._clock()):
+            _log.info(
+                "a rule in shadow would have refused: %s",
+                refused.message,
+                extra={"fields": _fields(call, 0, None, refused, None)},
+            )
+
+    def connection_opened(self, direction: Direction) -> None:
+        """A peer connected (inbound: another sidecar; outbound: the agent)."""
+        tally = self.tally
+        if direction is Direction.INBOUND:
+            tally.connections_inbound += 1
+            tally.opened_inbound += 1
+        else:
+            tally.connections_outbound += 1
+            tally.opened_outbound += 1
+
+    def connection_closed(self, direction: Direction) -> None:
+        """That connection ended."""
+        if direction is Direction.INBOUND:
+            self.tally.connections_inbound -= 1
+        else:
+            self.tally.connections_outbound -= 1
+
+    # The rest is rare.
+
+    def policy_taken(self) -> None:
+        """A document was put in force: the first one, or a reload that worked."""
+        tally = self.tally
+        if tally.policy_taken_s:
+            tally.reloads_ok += 1
+        tally.policy_taken_s = self._wall_clock()
+        tally.is_policy_stale = False
+
+    def policy_refused(self) -> None:
+        """A reload did not work; the older document stays."""
+        self.tally.reloads_failed += 1
+        self.tally.is_policy_stale = True
+
+    def _say(self, call: Call, status: int, outcome: Outcome | None, refused: Refused | None, result: int) -> None:
+        is_refused = result == names.REFUSED and refused is not None
+        what = "refused" if is_refused else "failed"
+        why = spans.error_type(status, outcome, refused) or (outcome.verdict.value if outcome is not None else "")
+        target = call.target.name if call.upstream is not None else names.UNKNOWN
+        if not self._gate.is_open((what, why, target), self._clock()):
+            return
+        message = refused.message if refused is not None else why
+        _log.warning("call %s: %s", what, message, extra={"fields": _fields(call, status, outcome, refused, None)})
+
+    def tick(self) -> None:
+        """Write what the flood gate held back. The daemon calls it every ten seconds; `close` does at the end."""
+        for key, count in self._gate.summaries(self._clock()):
+            _log.warning(
+                "and %d more calls %s", count, " ".join(key), extra={"fields": {"suppressed": count, "kind": list(key)}}
+            )
+        self.tally.lines_suppressed = self._gate.suppressed
+
+    def read_sources(self) -> None:
+        """Ask the other rooms for their totals, on the loop's thread; `render` shows them from any thread."""
+        self.tally.lines_suppressed = self._gate.suppressed
+        self._exposed().reading = sources.read(self.sources)
+
+    def render(self, accept: str = "") -> tuple[bytes, str]:
+        """Return the metrics and their content type. From any thread, after `read_sources`."""
+        return self._exposed().render(accept)
+
+    def _exposed(self) -> Exposition:
+        if self._exposition is None:
+            from meshd.telemetry.exposition import Exposition
+
+            self._exposition = Exposition(self.series, self.tally, version=self.version, started_s=self._started_s)
+        return self._exposition
+
+    def totals(self) -> Totals:
+        """Return what happened since the start, per target and reason."""
+        found = Totals()
+        for series in self.series.targets():
+            target = found.targets.setdefault(series.target, TargetTotals(series.kind))
+            calls = sum(series.results)
+            target.calls += calls
+            target.retries += series.retries
+            for result, count in zip(names.RESULTS, series.results, strict=True):
+                if count:
+                    target.by_result[result] = target.by_result.get(result, 0) + count
+            for reason, count in series.refusals.items():
+                target.refused_by_reason[reason.value] = target.refused_by_reason.get(reason.value, 0) + count
+            found.calls += calls
+            found.refused += series.results[names.REFUSED]
+            found.failed += series.results[names.FAILED]
+        for name, (used_in, used_out) in self._tokens.items():
+            if name in found.targets:
+                found.targets[name].input_tokens = used_in
+                found.targets[name].output_tokens = used_out
+            found.input_tokens += used_in
+            found.output_tokens += used_out
+        return found
+
+    def close(self, timeout_s: float = 5.0) -> None:
+        """Write the last summaries and send the last spans. Blocks for at most `timeout_s`: call it in a thread."""
+        self.tick()
+        self.tracer.close(timeout_s)
+
+
+def _result(outcome: Outcome | None, refused: Refused | None) -> int:
+    """Say how a call ended that did not simply come back from its upstream."""
+    if outcome is not None and outcome.fault is Fault.CALLER_GONE:
+        return names.CANCELLED
+    if refused is not None:
+        return names.FAILED if refused.reason in _THEIR_REASONS else names.REFUSED
+    if outcome is None:
+        return names.ANSWERED
+    return names.CUT if outcome.fault in _CUT_FAULTS else names.FAILED
+
+
+def _fields(
+    call: Call, status: int, outcome: Outcome | None, refused: Refused | None, duration_s: float | None
+) -> dict[str, Any]:
+    """Return a log line's fields: who, what for, how it ended. No header, no body, no query."""
+    found: dict[str, Any] = {
+        "call": call.id,
+        "direction": call.direction.value,
+        "agent": call.agent,
+        "target": call.target.name,
+        "method": spans.method(call),
+        "path": redact.path(call.path[: spans.TEXT_LENGTH_MAX]),
+    }
+    if call.context is not None:
+        found["workflow"] = call.context.workflow
+        found["hops"] = call.context.hops
+    if call.target.kind is Kind.LLM and call.ask is not None:
+        found["model"] = call.ask.model_sent[: spans.TEXT_LENGTH_MAX]
+    if status:
+        found["status"] = status
+    if refused is not None:
+        found["reason"] = refused.reason.value
+        if refused.rule:
+            found["rule"] = refused.rule
+    if outcome is not None:
+        found["verdict"] = outcome.verdict.value
+        if outcome.fault is not Fault.NONE:
+            found["fault"] = outcome.fault.value
+        if outcome.usage is not None:
+            found["tokens"] = outcome.usage.total
+    if call.attempt > 1:
+        found["attempts"] = call.attempt
+    if duration_s is not None:
+        found["duration_ms"] = round(duration_s * 1000, 3)
+    if call.span is not None and call.span.is_sampled:
+        found["trace"] = f"{call.span.trace_id:032x}"
+    return found
