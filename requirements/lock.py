@@ -1,8 +1,8 @@
-"""Write requirements/run.txt, dev.txt and bench.txt from what the two pyproject files declare.
+"""Write requirements/run.txt, build.txt, dev.txt and bench.txt from what the two pyproject files declare.
 
 Run by `make lock`, which brings pip-compile. Pins that still fit are kept; `make lock UPGRADE=1` takes the newest.
 The files name exact versions and hashes and no registry, so they serve wherever the same artefacts are offered. `dev`
-holds everything of `run`; `bench` is installed on top of it.
+holds everything of `run` and `build`; `bench` is installed on top of it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def declared() -> dict[str, list[str]]:
     groups = daemon["dependency-groups"]
     run = [need for need in daemon["project"]["dependencies"] if not need.startswith(OWN)]
     run += sdk["project"]["dependencies"]
-    return {"run": run, "dev": run + groups["build"] + groups["dev"], "bench": groups["bench"]}
+    development = run + groups["build"] + groups["dev"]
+    return {"run": run, "build": groups["build"], "dev": development, "bench": groups["bench"]}
 
 
 def compile_one(name: str, needs: list[str], constraint: str | None) -> None:
@@ -55,11 +56,11 @@ def compile_one(name: str, needs: list[str], constraint: str | None) -> None:
 
 
 def main() -> None:
-    """Write the three files, each bound to the versions of the one before."""
+    """Write every file; the others take the versions that dev.txt has chosen."""
     needs = declared()
-    compile_one("dev", needs["dev"], None)
-    compile_one("run", needs["run"], "dev.txt")
-    compile_one("bench", needs["bench"], "dev.txt")
+    compile_one("dev", needs.pop("dev"), None)
+    for name, names in needs.items():
+        compile_one(name, names, "dev.txt")
 
 
 if __name__ == "__main__":

@@ -31,11 +31,12 @@ def needs(name: str) -> list[Requirement]:
     groups = DAEMON["dependency-groups"]
     run = [need for need in DAEMON["project"]["dependencies"] if not need.startswith("meshd-sdk")]
     run += SDK["project"]["dependencies"]
-    declared = {"run": run, "dev": run + groups["build"] + groups["dev"], "bench": groups["bench"]}
+    development = run + groups["build"] + groups["dev"]
+    declared = {"run": run, "build": groups["build"], "dev": development, "bench": groups["bench"]}
     return [Requirement(need) for need in declared[name]]
 
 
-@pytest.mark.parametrize("name", ["run", "dev", "bench"])
+@pytest.mark.parametrize("name", ["run", "build", "dev", "bench"])
 def test_the_lock_holds_what_is_declared(name: str) -> None:
     pins = locked(name)
     missing = [
@@ -46,7 +47,7 @@ def test_the_lock_holds_what_is_declared(name: str) -> None:
     assert missing == [], "run `make lock`"
 
 
-@pytest.mark.parametrize("name", ["run", "dev", "bench"])
+@pytest.mark.parametrize("name", ["run", "build", "dev", "bench"])
 def test_every_pin_has_a_hash_and_nothing_else_stands_there(name: str) -> None:
     requirement = r"[A-Za-z0-9._-]+==[^\s\\;]+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
@@ -54,9 +55,10 @@ def test_every_pin_has_a_hash_and_nothing_else_stands_there(name: str) -> None:
     assert re.fullmatch(rf"{requirement}(?:\n{requirement})*", body)
 
 
-def test_dev_and_run_agree() -> None:
+@pytest.mark.parametrize("name", ["run", "build"])
+def test_dev_holds_the_same_versions(name: str) -> None:
     dev = locked("dev")
-    assert {name: version for name, version in locked("run").items() if dev.get(name) != version} == {}
+    assert {pin: version for pin, version in locked(name).items() if dev.get(pin) != version} == {}
 
 
 def test_both_distributions_have_one_version() -> None:
