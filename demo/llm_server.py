@@ -39,6 +39,12 @@ class Books:
         return self.accounts.setdefault(key, Account())
 
 
+def _key(request: web.Request) -> str:
+    """Return the API key: the SDKs of Anthropic sent it as x-api-key before they took to a bearer."""
+    bearer = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return bearer or request.headers.get("x-api-key", "")
+
+
 class Provider:
     """The server: one public face, one for those who keep the books."""
 
@@ -90,11 +96,10 @@ class Provider:
         return web.json_response({"object": "list", "data": [{"id": "stand-in", "object": "model", "created": 0}]})
 
     async def _chat(self, request: web.Request) -> web.StreamResponse:
-        key = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-        return await self._serve(request, key, OpenAI())
+        return await self._serve(request, _key(request), OpenAI())
 
     async def _messages(self, request: web.Request) -> web.StreamResponse:
-        return await self._serve(request, request.headers.get("x-api-key", ""), Anthropic())
+        return await self._serve(request, _key(request), Anthropic())
 
     async def _serve(self, request: web.Request, key: str, form: Form) -> web.StreamResponse:
         self.books.requests += 1

@@ -28,11 +28,11 @@ class ProcessError(RuntimeError):
     """A process did not start, or ended before its time; the message holds the end of what it wrote."""
 
 
-def free_port() -> int:
-    """Return a port of loopback that nobody listens on at the moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> socket.socket:
+    """Return a socket bound to a free port of loopback, which stays taken until the socket is closed."""
+    holder = socket.socket()
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 def _die_with_parent() -> None:
@@ -90,8 +90,9 @@ class Process:
     async def wait_ready(self) -> dict[str, Any]:
         """Return the event `ready`. Raises ProcessError where the process ends, or is silent, instead."""
         assert self._child is not None
-        ended = asyncio.create_task(self._child.wait())
-        done, _ = await asyncio.wait({self.ready, ended}, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
+        ended = asyncio.ensure_future(self._child.wait())
+        both: list[asyncio.Future[Any]] = [self.ready, ended]
+        done, _ = await asyncio.wait(both, timeout=_START_TIMEOUT_S, return_when=asyncio.FIRST_COMPLETED)
         ended.cancel()
         if self.ready in done:
             return self.ready.result()

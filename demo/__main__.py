@@ -1,0 +1,100 @@
+"""The command line of the demo: `python -m demo [--keep] [--llm openai] [--budget N]`."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import signal
+import sys
+import time
+
+from demo.checks import Checks
+from demo.processes import ProcessError
+from demo.scenes import SCENES, Story
+from demo.screen import Screen
+from demo.summary import show_next, show_summary
+from demo.world import Options, running
+
+_BUDGET_DEFAULT = 6000
+_BUDGET_MIN = 2500
+_REAL_MODEL = "gpt-4o-mini"
+
+
+def _budget(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < _BUDGET_MIN:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of tokens of at least {_BUDGET_MIN}")
+    return int(text)
+
+
+def parse(arguments: list[str]) -> Options:
+    """Read the command line. Exits with 2 where it is wrong, or the real provider is asked for without a key."""
+    parser = argparse.ArgumentParser(prog="python -m demo", description="meshd on real input, in under a minute.")
+    parser.add_argument("--keep", action="store_true", help="stay up at the end and print the addresses")
+    parser.add_argument(
+        "--llm",
+        choices=("stand-in", "openai"),
+        default="stand-in",
+        help="openai spends real money; default: %(default)s",
+    )
+    parser.add_argument("--model", default=_REAL_MODEL, help="model of the real provider; default: %(default)s")
+    parser.add_argument(
+        "--budget", type=_budget, default=_BUDGET_DEFAULT, metavar="TOKENS", help="per workflow; default: %(default)s"
+    )
+    given = parser.parse_args(arguments)
+    if given.llm == "openai" and not os.environ.get("OPENAI_API_KEY"):
+        parser.error("--llm openai needs OPENAI_API_KEY, and spends money on it")
+    model = given.model if given.llm == "openai" else "stand-in"
+    return Options(llm=given.llm, model=model, budget=given.budget, is_kept=given.keep)
+
+
+async def play(options: Options, screen: Screen) -> int:
+    """Play every scene and return the exit code."""
+    started_s = time.monotonic()
+    checks = Checks(screen)
+    async with running(options, screen.live) as world:
+        screen.title(f"meshd is at {world.mesh_url}, its metrics at 127.0.0.1:{world.ports['metrics']}")
+        provider = f"the real {options.model}" if options.is_real else "a stand-in that keeps its own books"
+        screen.step(f"{len(world.processes)} processes, ready in {time.monotonic() - started_s:.1f} s; LLM: {provider}")
+        story = Story(world, screen, checks)
+        for scene in SCENES:
+            await scene(story)
+        await show_summary(story)
+        show_next(story)
+        if options.is_kept:
+            await asyncio.Event().wait()
+    return _verdict(screen, checks, time.monotonic() - started_s)
+
+
+def _verdict(screen: Screen, checks: Checks, took_s: float) -> int:
+    screen.title(f"{checks.held} claims held, {len(checks.broken)} did not; {took_s:.0f} s; nothing is left running")
+    for text in checks.broken:
+        screen.bad(text)
+    return 1 if checks.broken else 0
+
+
+async def _until_signalled(options: Options, screen: Screen) -> int:
+    """Play, and stop early and tidily on SIGINT, SIGTERM or SIGHUP: 128 and the signal's number then."""
+    loop = asyncio.get_running_loop()
+    playing = asyncio.ensure_future(play(options, screen))
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        received.append(number)
+        if len(received) == 1:  # a second one would interrupt the tidying up
+            playing.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await playing
+    except asyncio.CancelledError:
+        is_asked_for = options.is_kept and received[:1] == [signal.SIGINT]
+        return 0 if is_asked_for else 128 + (received[0] if received else signal.SIGTERM)
+    except ProcessError as error:
+        screen.bad(str(error))
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(_until_signalled(parse(sys.argv[1:]), Screen())))

@@ -1,0 +1,217 @@
+"""Everything that the demo starts, and how to ask it things: the provider's books, meshd's ledger and counters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import secrets
+import tempfile
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import aiohttp
+
+from demo.processes import ROOT, Process, ProcessError, hold_port
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+POLICY = ROOT / "demo" / "policy.yaml"
+OPENAI_URL = "https://api.openai.com"
+AGENTS = ("manager", "researcher", "writer", "ping", "pong", "runaway", "prober")
+_POLICY_PORTS = {"llm": 7471, "flaky": 7472} | {name: 7481 + index for index, name in enumerate(AGENTS)}
+_LIVE_TIMEOUT_S = 30.0
+_POLL_S = 0.05
+_METRIC = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line asked for."""
+
+    llm: str = "stand-in"
+    model: str = "stand-in"
+    budget: int = 6000
+    is_kept: bool = False
+
+    @property
+    def is_real(self) -> bool:
+        """The real provider is used, and spends real money."""
+        return self.llm == "openai"
+
+
+@dataclass
+class World:
+    """The running demo."""
+
+    options: Options
+    home: Path
+    run_id: str = field(default_factory=lambda: secrets.token_hex(3))
+    ports: dict[str, int] = field(default_factory=dict)
+    control: dict[str, int] = field(default_factory=dict)
+    processes: list[Process] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    watchers: list[Any] = field(default_factory=list)
+    http: aiohttp.ClientSession = field(init=False)
+
+    @property
+    def mesh_url(self) -> str:
+        """Where agents are pointed."""
+        return f"http://127.0.0.1:{self.ports['listen']}"
+
+    def workflow(self, scene: str) -> str:
+        """Name of a scene's workflow: no two runs of the demo share one."""
+        return f"{scene}-{self.run_id}"
+
+    def key(self, agent: str) -> str:
+        """API key of an agent at the stand-in provider, by which its books are kept."""
+        return f"sk-demo-{agent}"
+
+    def heard(self, event: Event) -> None:
+        """Keep an event and hand it to whoever watches."""
+        self.events.append(event)
+        for watcher in list(self.watchers):
+            watcher(event)
+
+    async def ask(self, agent: str, body: Event, workflow: str) -> tuple[int, Event]:
+        """Bring an agent a task through meshd, as a user would who names the workflow."""
+        headers = {"x-meshd-workflow": workflow}
+        async with self.http.post(f"{self.mesh_url}/{agent}/run", json=body, headers=headers) as reply:
+            raw = await reply.text()
+            try:
+                return reply.status, json.loads(raw)
+            except ValueError:
+                return reply.status, {"text": raw[:500]}
+
+    async def books(self, provider: str = "llm") -> Event:
+        """Return the provider's own books."""
+        async with self.http.get(f"http://127.0.0.1:{self.control[provider]}/books") as reply:
+            return cast("Event", await reply.json())
+
+    async def behave(self, provider: str, mode: str) -> None:
+        """Tell a stand-in provider to answer, to be dead or to fail."""
+        async with self.http.post(f"http://127.0.0.1:{self.control[provider]}/behave", json={"mode": mode}) as reply:
+            reply.raise_for_status()
+
+    async def metrics(self) -> list[tuple[str, dict[str, str], float]]:
+        """Return meshd's metrics as (name, labels, value)."""
+        async with self.http.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics") as reply:
+            text = await reply.text()
+        return [
+            (name, dict(_LABEL.findall(labels or "")), float(value)) for name, labels, value in _METRIC.findall(text)
+        ]
+
+
+def billed(books: Event, *keys: str) -> int:
+    """Return the tokens billed to some API keys, input and output together."""
+    accounts = [books["accounts"].get(key, {}) for key in keys]
+    return sum(account.get("input_tokens", 0) + account.get("output_tokens", 0) for account in accounts)
+
+
+def policy_text(ports: dict[str, int], options: Options) -> str:
+    """Return the policy with the ports of this run and the budget asked for in place of its own."""
+    text = POLICY.read_text()
+    for name, port in _POLICY_PORTS.items():
+        text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}")
+    text = text.replace("tokens: 6000", f"tokens: {options.budget}")
+    if options.is_real:
+        text = text.replace(
+            f'"http://127.0.0.1:{ports["llm"]}", kind: llm, dialect: openai',
+            f'"{OPENAI_URL}", kind: llm, dialect: openai',
+        )
+    return text
+
+
+@asynccontextmanager
+async def running(options: Options, on_progress: Any) -> AsyncIterator[World]:
+    """Start everything, and end everything: processes by group, and the temporary directory."""
+    with tempfile.TemporaryDirectory(prefix="meshd-demo-") as directory:
+        world = World(options, Path(directory))
+        timeout = aiohttp.ClientTimeout(total=50)
+        async with aiohttp.ClientSession(timeout=timeout) as world.http:
+            try:
+                await _start(world, on_progress)
+                yield world
+            finally:
+                await asyncio.gather(*(process.stop() for process in reversed(world.processes)))
+
+
+async def _start(world: World, on_progress: Any) -> None:
+    # Bound until meshd starts, so that no agent is given one of these ports.
+    held = {name: hold_port() for name in ("listen", "inbound", "admin", "metrics")}
+    world.ports |= {name: holder.getsockname()[1] for name, holder in held.items()}
+    on_progress("starting the stand-in provider and the agents")
+    providers = {name: _launch(world, name, ["-m", "demo.llm_server"], _bare_environ()) for name in ("llm", "flaky")}
+    started = {name: await launch for name, launch in providers.items()}
+    agents = {
+        name: await _launch(world, name, ["-m", "demo.agent", name], _agent_environ(world, name)) for name in AGENTS
+    }
+    for name, process in started.items():
+        ready = await process.wait_ready()
+        world.ports[name], world.control[name] = ready["port"], ready["control_port"]
+    for name, process in agents.items():
+        world.ports[name] = (await process.wait_ready())["port"]
+    on_progress("starting meshd")
+    for holder in held.values():
+        holder.close()
+    await _start_meshd(world)
+
+
+async def _launch(world: World, name: str, arguments: list[str], environ: dict[str, str]) -> Process:
+    process = Process(name, world.heard)
+    world.processes.append(process)
+    await process.start(arguments, environ)
+    return process
+
+
+async def _start_meshd(world: World) -> None:
+    policy = world.home / "policy.yaml"
+    policy.write_text(policy_text(world.ports, world.options))
+    environ = _bare_environ() | {"MESHD_HOME": str(world.home / "state"), "MESHD_DRAIN": "2"}
+    for name in ("inbound", "admin", "metrics"):
+        environ[f"MESHD_{name.upper()}"] = f"127.0.0.1:{world.ports[name]}"
+    listen = f"127.0.0.1:{world.ports['listen']}"
+    arguments = ["-m", "meshd.cli", "run", "--policy", str(policy), "--listen", listen]
+    process = await _launch(world, "meshd", arguments, environ)
+    ends_s = time.monotonic() + _LIVE_TIMEOUT_S
+    while not await _is_ready(world):
+        if not process.is_running or time.monotonic() > ends_s:
+            await process.stop()
+            raise ProcessError(f"meshd did not get ready\n{process.tail}")
+        await asyncio.sleep(_POLL_S)
+
+
+async def _is_ready(world: World) -> bool:
+    try:
+        async with world.http.get(f"http://127.0.0.1:{world.ports['metrics']}/readyz") as reply:
+            return reply.status == 200
+    except aiohttp.ClientError:
+        return False
+
+
+def _bare_environ() -> dict[str, str]:
+    """The environment without what would steer meshd, or spend money by its mere presence."""
+    steering = ("MESHD_", "OPENAI_", "ANTHROPIC_", "OTEL_")
+    environ = {key: value for key, value in os.environ.items() if not key.startswith(steering)}
+    environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environ["NO_PROXY"] = environ["no_proxy"] = "127.0.0.1,localhost,::1"
+    return environ
+
+
+def _agent_environ(world: World, name: str) -> dict[str, str]:
+    environ = _bare_environ() | {
+        "MESHD_URL": world.mesh_url,
+        "OPENAI_BASE_URL": f"{world.mesh_url}/openai/v1",
+        "OPENAI_API_KEY": world.key(name),
+        "DEMO_MODEL": world.options.model,
+    }
+    if world.options.is_real:
+        return environ | {"OPENAI_API_KEY": os.environ["OPENAI_API_KEY"]}
+    return environ | {"ANTHROPIC_BASE_URL": f"{world.mesh_url}/anthropic", "ANTHROPIC_API_KEY": world.key(name)}

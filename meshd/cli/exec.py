@@ -1,0 +1,213 @@
+"""`meshd exec`: run a program so that every call it makes is in one workflow, with no change to the program."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from meshd.running import Door
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from meshd.cli.exec_daemon import Place
+    from meshd.running import Running
+
+EXIT_OWN_FAILURE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
+_TOKEN_LIFE_S = 7 * 86_400
+_BUDGET_MAX = 2**53
+_NAME_MAX = 120
+_LOOPBACK = "127.0.0.1,localhost,::1"
+_KEY_STAND_IN = "meshd-attaches-it"
+_DOORS_DEFAULT = (Door("openai", "llm", "openai"), Door("anthropic", "llm", "anthropic"))
+
+_HELP = """Run COMMAND with its LLM calls, and those to other agents and tools, going through meshd.
+
+The base URLs that the OpenAI and Anthropic SDKs read are set to an address of this run alone, so that every call of
+the program and of its children is in one workflow. A daemon that runs already is used (MESHD_LISTEN, or the one of
+the state directory); where none does, a private one is started and ends with the command.
+
+The command keeps its standard streams, receives the signals that this process receives, and its exit code becomes
+this one's (128 + n where signal n ended it; 127 where the command is not found, 126 where it cannot be run, 125
+where meshd itself failed).
+
+\b
+Examples:
+  meshd exec -- python agent.py
+  meshd exec --budget 50k -- python agent.py --task report
+  meshd exec --workflow nightly --budget 2M -- ./nightly.sh
+  meshd exec --policy strict.yaml -- node agent.js
+
+\b
+What is set:
+  OPENAI_BASE_URL, OPENAI_API_BASE, ANTHROPIC_BASE_URL   for the LLM upstreams of the policy
+  MESHD_URL_<NAME>                    for every upstream: MESHD_URL_WRITER for the agent `writer`
+  MESHD_URL, MESHD_WORKFLOW           the address of the run, and its workflow
+  NO_PROXY, no_proxy                  loopback added: a company's proxy cannot reach it
+  HTTP_PROXY, http_proxy              with --proxy
+
+Nothing is unforgeable within one user: a program that runs as you can read what you can read, the mesh key
+included, and can call a provider directly if it has its key. This governs programs that do as their environment
+says. Run the program as another user, or in a container without your keys, where that is not enough.
+"""
+
+
+class _Tokens(click.ParamType[int]):
+    name = "tokens"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        factor = {"k": 1000, "m": 1_000_000}.get(text[-1:].lower(), 1)
+        digits = text[:-1] if factor > 1 else text
+        if not digits.isascii() or not digits.isdigit() or not 0 < int(digits[:20]) * factor <= _BUDGET_MAX:
+            self.fail(f"{text!r} is not a number of tokens, for example 50000, 50k or 2M", param, ctx)
+        return int(digits) * factor
+
+
+def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
+    if value is None:
+        return None
+    if not 0 < len(value) <= _NAME_MAX or not value.isascii() or not value.isprintable() or " " in value:
+        raise click.BadParameter(f"a name is 1 to {_NAME_MAX} visible ASCII characters without spaces")
+    return value
+
+
+@click.command("exec", help=_HELP, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@click.option("--workflow", callback=_workflow, metavar="NAME", help="Workflow to join; a new one otherwise.")
+@click.option("--budget", type=_Tokens(), metavar="TOKENS", help="Most tokens of this run; the policy's may be less.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Path(exists=True),
+    metavar="FILE",
+    help="Policy document, for a private daemon even where another runs.",
+)
+@click.option("--proxy", "is_proxied", is_flag=True, help="Set HTTP_PROXY too: its calls are in no workflow.")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def command(
+    workflow: str | None, budget: int | None, policies: tuple[str, ...], is_proxied: bool, command: tuple[str, ...]
+) -> None:
+    """Run a command; exits with the command's own code."""
+    sys.exit(execute(command, workflow=workflow, budget=budget, policies=policies, is_proxied=is_proxied))
+
+
+def execute(
+    command: Sequence[str],
+    *,
+    workflow: str | None = None,
+    budget: int | None = None,
+    policies: Sequence[str] = (),
+    is_proxied: bool = False,
+) -> int:
+    """Run a command through a daemon and return the exit code. `budget` is in tokens. Messages go to stderr."""
+    from meshd.cli import exec_daemon, exec_signals
+    from meshd.config import ConfigError, from_environment
+    from meshd.mesh_key import MeshKeyError
+
+    if (code := _check_command(command[0])) != 0:
+        return code
+    try:
+        config = from_environment()
+        place = None if policies else exec_daemon.find(config, os.environ)
+        with contextlib.ExitStack() as stack:
+            if place is None:
+                exec_signals.end_on_sigterm()
+                place = stack.enter_context(exec_daemon.private(config, policies, workflow))
+            run = workflow or f"run-{secrets.token_hex(6)}"
+            root = run_address(place, run, budget, config.mesh_key)
+            _announce(place, run, budget, root)
+            environ = environment(os.environ, place.running, root, run, is_proxied=is_proxied)
+            try:
+                code = exec_signals.run(command, environ)
+            except OSError as error:
+                _say(f"{command[0]} cannot be run: {error.strerror}")
+                return EXIT_NOT_EXECUTABLE
+            _tell_spending(place, run)
+            return code
+    except (ConfigError, MeshKeyError, exec_daemon.DaemonError) as error:
+        _say(str(error))
+        return EXIT_OWN_FAILURE
+    except KeyboardInterrupt:
+        return 130
+
+
+def _check_command(name: str) -> int:
+    if shutil.which(name) is not None:
+        return 0
+    is_there = Path(name).exists() if os.sep in name else False
+    _say(f"{name}: {'it is there but cannot be run' if is_there else 'command not found'}")
+    return EXIT_NOT_EXECUTABLE if is_there else EXIT_NOT_FOUND
+
+
+def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path | None = None) -> str:
+    """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
+    from meshd.mesh_key import MeshKeys
+    from meshd_sdk.context import Audience, Context, mint
+
+    ring = MeshKeys(mesh_key or place.home / "mesh.key").ring
+    context = Context(workflow=workflow, agent=place.running.agent, account=f"workflow/{workflow}", ceiling=budget)
+    expires_s = int(time.time()) + _TOKEN_LIFE_S
+    token = mint(context, ring, audience=Audience.RUN, expires_s=expires_s, nonce=secrets.token_bytes(8))
+    return f"http://{place.running.listen}/w/{token.decode()}"
+
+
+def environment(
+    environ: Mapping[str, str], running: Running, root: str, workflow: str, *, is_proxied: bool = False
+) -> dict[str, str]:
+    """Return the environment of a program whose calls go to `root`."""
+    doors = running.doors or _DOORS_DEFAULT
+    made = dict(environ, MESHD_URL=root, MESHD_WORKFLOW=workflow)
+    for door in doors:
+        made[f"MESHD_URL_{_variable(door.name)}"] = f"{root}/{door.name}"
+    if (openai := _door_of(doors, "openai")) is not None:
+        # The SDK's base URL ends in /v1, which meshd itself adds where the upstream's own URL does.
+        version = "" if openai.base_path.endswith("/v1") else "/v1"
+        made["OPENAI_BASE_URL"] = made["OPENAI_API_BASE"] = f"{root}/{openai.name}{version}"
+        if openai.is_keyed:
+            made.setdefault("OPENAI_API_KEY", _KEY_STAND_IN)
+    if (anthropic := _door_of(doors, "anthropic")) is not None:
+        made["ANTHROPIC_BASE_URL"] = f"{root}/{anthropic.name}"
+        if anthropic.is_keyed:
+            made.setdefault("ANTHROPIC_API_KEY", _KEY_STAND_IN)
+    for name in ("NO_PROXY", "no_proxy"):
+        made[name] = ",".join(filter(None, [environ.get(name), _LOOPBACK]))
+    if is_proxied:
+        made["HTTP_PROXY"] = made["http_proxy"] = f"http://{running.listen}"
+    return made
+
+
+def _variable(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name).upper()
+
+
+def _door_of(doors: Sequence[Door], dialect: str) -> Door | None:
+    """Return the LLM upstream of a dialect: the one that is named so, else the first."""
+    fitting = [door for door in doors if door.kind == "llm" and door.dialect == dialect]
+    return next((door for door in fitting if door.name == dialect), fitting[0] if fitting else None)
+
+
+def _announce(place: Place, workflow: str, budget: int | None, root: str) -> None:
+    amount = "the policy's budget" if budget is None else f"at most {budget:,} tokens"
+    whose = "a private daemon" if place.is_private else "the daemon that runs"
+    # The address lets whoever has it spend from this workflow: logs get its beginning only.
+    _say(f"workflow {workflow}, {amount}, at {root[: root.index('/w/') + 7]}... ({whose})")
+
+
+def _tell_spending(place: Place, workflow: str) -> None:
+    from meshd.cli.exec_ledger import tokens_spent
+
+    if (spent := tokens_spent(place)) is not None:
+        _say(f"workflow {workflow} has spent {spent:,} tokens")
+
+
+def _say(message: str) -> None:
+    click.echo(f"meshd: {message}", err=True)
