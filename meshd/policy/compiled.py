@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshd.filters.budget import BudgetSettings
-
     from meshd.call import Kind, Target
     from meshd.filters.allow_list import AllowSettings
     from meshd.filters.approval import ApprovalSettings
     from meshd.filters.breaker import BreakerSettings
+    from meshd.filters.budget import BudgetSettings
     from meshd.filters.contract import Settings
     from meshd.filters.fallback import RetrySettings
     from meshd.filters.routing import RouteSettings

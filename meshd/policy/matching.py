@@ -18,12 +18,11 @@ from meshd.policy.compiled import Hits, Plan
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from meshd.filters.budget import BudgetSettings
-
     from meshd.call import Kind, Target
     from meshd.filters.allow_list import AllowSettings
     from meshd.filters.approval import ApprovalSettings
     from meshd.filters.breaker import BreakerSettings
+    from meshd.filters.budget import BudgetSettings
     from meshd.filters.contract import Settings
     from meshd.filters.fallback import RetrySettings
     from meshd.filters.routing import RouteSettings

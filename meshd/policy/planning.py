@@ -40,8 +40,8 @@ def named(settings: S, rule: str, *, is_shadow: bool = False) -> S:
 
 def planner() -> Callable[[list[Rule], Target], Plan]:
     """Return the function that builds plans, with the defaults made once."""
-    breaker = named(BreakerSettings(), DEFAULT_RULE)
-    retry = named(RetrySettings(), DEFAULT_RULE)
+    breaker = named(BreakerSettings.model_validate({}), DEFAULT_RULE)
+    retry = named(RetrySettings.model_validate({}), DEFAULT_RULE)
 
     def build(rules: list[Rule], target: Target) -> Plan:
         return build_plan(rules, breaker=breaker, retry=retry)
@@ -78,9 +78,10 @@ def build_plan(rules: list[Rule], *, breaker: BreakerSettings, retry: RetrySetti
 
 def merge_allow(every: Iterable[AllowSettings]) -> AllowSettings | None:
     """Return what the `allow` and `deny` settings of the rules that fit amount to, or None where there are none."""
-    first, *rest = list(every) or [None]
-    if first is None or first.denied is not None:
-        return first
+    given = list(every)
+    if not given or given[0].denied is not None:
+        return given[0] if given else None
+    first, *rest = given
     lists: dict[str, tuple[str, ...]] = {}
     givers = [first.rule]
     for settings in rest:

@@ -1,0 +1,265 @@
+"""The last step of loading: a document without problems becomes the objects that the hot path reads."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from meshd.call import Kind
+from meshd.filters.allow_list import AllowSettings
+from meshd.filters.approval import ApprovalSettings
+from meshd.filters.budget import BudgetSettings
+from meshd.policy.checking import compile_match, rule_name
+from meshd.policy.compiled import Limits, Policy, Upstream
+from meshd.policy.matching import Match, Matcher, Rule
+from meshd.policy.model import NAME_PATTERN, LimitsSection, UpstreamSection
+from meshd.policy.planning import named, planner
+from meshd.policy.problem import Problem, shown
+from meshd.policy.upstreams import (
+    RESERVED_NAMES,
+    WELL_KNOWN,
+    compile_upstream,
+    dialect_of,
+    kind_of,
+    known_llm,
+    parse_url,
+)
+
+if TYPE_CHECKING:
+    from meshd.policy.document import Overrides
+    from meshd.policy.model import Document, RuleSection
+    from meshd.policy.report import Location, Report
+
+GOVERNANCE = "governance"
+_NAME = re.compile(NAME_PATTERN[:-1] + r"\Z")
+_KEY_HEADERS_REFUSED = frozenset(
+    {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect", "keep-alive"}
+)
+
+
+def sections(document: Document) -> dict[str, UpstreamSection]:
+    """Return the upstreams that a document names, or the well-known ones where it has no `upstreams`."""
+    if document.upstreams is not None:
+        return dict(document.upstreams)
+    return {name: UpstreamSection(url=url, kind="llm", dialect=dialect) for name, (url, dialect) in WELL_KNOWN.items()}
+
+
+def upstreams(document: Document, overrides: Overrides, report: Report) -> dict[str, Upstream] | None:
+    """Make the upstreams, with the command line's over the document's; None where one of them has a problem."""
+    count = len(report.problems)
+    made: dict[str, Upstream] = {}
+    named_sections = sections(document)
+    for text in overrides.upstreams:
+        try:
+            name, section = override(text, named_sections)
+            made_one = _upstream(name, section)
+        except ValueError as error:
+            report.problems.append(Problem("--upstream", 1, 1, f"{shown(text)}: {error}"))
+        else:
+            made[name] = made_one
+            named_sections.pop(name, None)
+    for name, section in named_sections.items():
+        here: Location = ("upstreams", name)
+        if name in RESERVED_NAMES:
+            report.error(here, f"the name {shown(name)} is taken by meshd itself", is_key=True)
+        for key, message in section_problems(name, section):
+            report.error((*here, *key), message)
+        try:
+            made[name] = _upstream(name, section)
+        except ValueError as error:
+            report.error((*here, "url"), str(error))
+    return made if len(report.problems) == count else None
+
+
+def _upstream(name: str, section: UpstreamSection) -> Upstream:
+    return compile_upstream(name, section, parse_url(section.url), kind_of(name, section) or Kind.HOST)
+
+
+def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, UpstreamSection]:
+    """Read `NAME=URL[,dialect=D][,kind=K]`. Raises ValueError saying what is wrong."""
+    name, equals, rest = text.partition("=")
+    if not equals or not _NAME.match(name) or name in RESERVED_NAMES:
+        raise ValueError("expected NAME=URL, for example local=http://127.0.0.1:11434,dialect=openai")
+    url, *options = rest.split(",")
+    section = known.get(name)
+    if section is None and name in WELL_KNOWN:
+        section = UpstreamSection(url=WELL_KNOWN[name][0], kind="llm", dialect=WELL_KNOWN[name][1])
+    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True)
+    fields["url"] = url
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in ("dialect", "kind"):
+            raise ValueError(f"{shown(option)} is neither dialect=... nor kind=...")
+        choices = {"dialect": ("openai", "anthropic", "plain"), "kind": ("llm", "tool", "agent", "host")}[key]
+        if value not in choices:
+            raise ValueError(f"{key} is one of {', '.join(choices)}, not {shown(value)}")
+        fields[key] = value
+    if section is None and not options and known_llm(url) is None:
+        fields["kind"] = "host"
+    made = UpstreamSection.model_validate(fields)
+    for _, message in section_problems(name, made):
+        raise ValueError(message)
+    return name, made
+
+
+def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[str, ...], str]]:
+    """Return what is wrong with a section beyond its types and its URL: (key path, message) each."""
+    found: list[tuple[tuple[str, ...], str]] = []
+    kind, dialect = kind_of(name, section), dialect_of(name, section)
+    if kind is None:
+        found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
+    elif kind is Kind.LLM and dialect == "plain" and not section.unmetered:
+        found.append(
+            ((), "an LLM needs dialect: openai or anthropic, or unmetered: true if nobody is to count its tokens")
+        )
+    elif kind is not Kind.LLM and dialect != "plain":
+        found.append((("dialect",), f"only an LLM speaks {dialect}; this is of kind {kind.value}"))
+    elif kind is not Kind.LLM and section.unmetered:
+        found.append((("unmetered",), f"only an LLM is metered; this is of kind {kind.value}"))
+    elif kind is Kind.LLM and section.peer:
+        found.append((("peer",), "an LLM is not another sidecar: context tokens never leave the mesh"))
+    if section.tls.ca is not None and section.url.startswith("http://"):
+        found.append((("tls", "ca"), "there is no TLS on an http:// URL"))
+    if section.key is not None:
+        if (section.key.env is None) == (section.key.file is None):
+            found.append((("key",), "key needs either env or file"))
+        if section.key.header is not None and section.key.header.lower() in _KEY_HEADERS_REFUSED:
+            found.append((("key", "header"), f"a key cannot stand in {shown(section.key.header)}"))
+    return found
+
+
+def check_names(document: Document, overrides: Overrides, report: Report) -> None:
+    """Check the names that no other step looks at."""
+    if overrides.agent and not _NAME.match(overrides.agent):
+        message = f"{shown(overrides.agent)} is no name: a-z, 0-9, '-', '_' and '.', at most 63"
+        report.problems.append(Problem("--agent", 1, 1, message))
+
+
+def policy(
+    document: Document,
+    upstreams: dict[str, Upstream],
+    *,
+    agent: str,
+    digest: str,
+    source: str,
+    report: Report,
+) -> Policy:
+    """Make the policy of a document that has no problems."""
+    rules = [_rule(rule, index) for index, rule in enumerate(document.rules)]
+    governance = _governance(document)
+    if governance is not None:
+        rules.append(governance)
+    _warn(document, upstreams, report)
+    return Policy(
+        agent=agent,
+        limits=_limits(document.limits),
+        upstreams=upstreams,
+        rules=tuple(rules),
+        matcher=Matcher(rules, planner()),
+        expose_amounts=document.errors.expose_amounts,
+        hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
+        digest=digest,
+        source=source,
+        warnings=tuple(str(warning) for warning in sorted(report.warnings, key=lambda w: w[:3])),
+    )
+
+
+def _rule(section: RuleSection, index: int) -> Rule:
+    name = rule_name(section, index)
+    allow = section.allow if section.deny is None else AllowSettings.model_validate({"denied": section.deny})
+    shadow = section.shadow
+    return Rule(
+        name=name,
+        match=compile_match(section.match),
+        is_shadow=shadow,
+        route=None if section.route is None else named(section.route, name, is_shadow=shadow),
+        allow=None if allow is None else named(allow, name, is_shadow=shadow),
+        budget=None if section.budget is None else named(section.budget, name, is_shadow=shadow),
+        breaker=None if section.breaker is None else named(section.breaker, name, is_shadow=shadow),
+        retry=None if section.retry is None else named(section.retry, name, is_shadow=shadow),
+    )
+
+
+def _governance(document: Document) -> Rule | None:
+    """Make the short form's rule: it is the last, and fits everything."""
+    short = document.governance
+    budget = allow = approval = None
+    if short.max_tokens_per_workflow is not None:
+        budget = named(BudgetSettings.model_validate({"tokens": short.max_tokens_per_workflow}), GOVERNANCE)
+    if short.allowed_tools is not None:
+        allow = named(AllowSettings.model_validate({"tools": short.allowed_tools}), GOVERNANCE)
+    if short.human_in_the_loop_required:
+        approval = named(ApprovalSettings.model_validate({}), GOVERNANCE)
+    if budget is None and allow is None and approval is None:
+        return None
+    return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
+
+
+def _limits(section: LimitsSection) -> Limits:
+    return Limits(
+        hops=section.hops,
+        deadline_s=section.deadline,
+        header_count_max=section.header_count,
+        header_bytes_max=section.header_size,
+        url_bytes_max=section.url_size,
+        request_body_bytes_max=section.request_body,
+        reply_body_bytes_max=section.reply_body,
+        connections_per_peer_max=section.connections_per_peer,
+        streams_per_connection_max=section.streams_per_connection,
+        resets_per_minute_max=section.resets_per_minute,
+        header_timeout_s=section.header_timeout,
+        idle_timeout_s=section.idle_timeout,
+        body_rate_min_bytes_s=section.body_rate_min,
+        drain_s=section.drain,
+        names_workflows=section.names_workflows,
+        unattributed_tokens=section.unattributed_tokens,
+    )
+
+
+def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) -> None:
+    """Report what loads, and may not be what was meant."""
+    short = document.governance
+    binds = [rule for rule in document.rules if rule.budget is not None and not rule.shadow]
+    if short.max_tokens_per_workflow is None and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
+        report.warn((), "no budget is set: nothing limits what a workflow may spend")
+    if short.human_in_the_loop_required:
+        report.warn(
+            ("governance", "human_in_the_loop_required"),
+            "this build can ask nobody: every call to a tool that can change something (not GET, HEAD or OPTIONS) "
+            "is refused",
+            is_key=True,
+        )
+    if short.allowed_tools is not None:
+        report.warn(
+            ("governance", "allowed_tools"),
+            "covers the tools that are offered to a model, called in its answers, and the upstreams of kind tool; "
+            "not what an agent runs within itself",
+            is_key=True,
+        )
+    for index, rule in enumerate(document.rules):
+        if rule.shadow:
+            report.warn(
+                ("rules", index), f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing"
+            )
+    for name, upstream in upstreams.items():
+        _warn_upstream(name, upstream, report)
+
+
+def _warn_upstream(name: str, upstream: Upstream, report: Report) -> None:
+    here: Location = ("upstreams", name)
+    if upstream.kind is not Kind.LLM and (known := known_llm(upstream.url)) is not None:
+        report.warn(
+            here, f"{upstream.host} is the LLM API {known}: as kind {upstream.kind.value} nobody counts its tokens"
+        )
+    if upstream.is_unmetered:
+        report.warn((*here, "unmetered"), f"calls to {shown(name)} that no dialect reads cost nothing here")
+    if (
+        upstream.key_header is not None
+        and upstream.scheme == "http"
+        and upstream.host not in ("127.0.0.1", "::1", "localhost")
+    ):
+        report.warn((*here, "key"), f"the key of {shown(name)} leaves this machine unencrypted")
+    for key, path in (("tls", upstream.ca_file), ("key", upstream.key_file)):
+        if path is not None and not Path(path).is_file():
+            report.warn((*here, key), f"there is no file {shown(path)} here")

@@ -1,0 +1,248 @@
+"""The document as pydantic sees it: keys, types, units and defaults. `meshd schema` prints it as JSON Schema.
+
+What a filter can be set to stands in the filter's own file; here these settings are put together. Limits and
+upstreams become the objects of `meshd.policy.compiled`, whose defaults are the only ones.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from meshd.filters.allow_list import AllowSettings
+from meshd.filters.breaker import BreakerSettings
+from meshd.filters.budget import BudgetSettings
+from meshd.filters.fallback import RetrySettings
+from meshd.filters.routing import RouteSettings
+from meshd.filters.units import Count, Duration, Size
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
+"""Names of upstreams and agents: they stand in paths, in host names and in metric labels."""
+RULE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+HOST_PATTERN = r"^[A-Za-z0-9_.-]{1,253}$|^[0-9A-Fa-f:.]{2,45}$"
+
+KindName = Literal["llm", "tool", "agent", "host"]
+_GLOB_LIST: dict[str, Any] = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
+
+
+def one_or_many(value: Any) -> Any:
+    """Let one text stand for a list of one."""
+    return (value,) if isinstance(value, str) else value
+
+
+Glob = Annotated[str, Field(min_length=1, max_length=512)]
+Globs = Annotated[
+    tuple[Glob, ...],
+    BeforeValidator(one_or_many),
+    Field(min_length=1, max_length=1000),
+    WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 512}, _GLOB_LIST]}),
+]
+Kinds = Annotated[
+    tuple[KindName, ...],
+    BeforeValidator(one_or_many),
+    Field(min_length=1),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"enum": ["llm", "tool", "agent", "host"]},
+                {"type": "array", "items": {"enum": ["llm", "tool", "agent", "host"]}, "minItems": 1},
+            ]
+        }
+    ),
+]
+Unenforced = Annotated[Any, Field(json_schema_extra={"x-meshd-unenforced": True})]
+"""Known, and not enforced by this build: refused at load unless `--accept-unenforced`."""
+
+
+class Section(BaseModel):
+    """A map of the document. Unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Governance(Section):
+    """The short form: three keys that hold for every call."""
+
+    max_tokens_per_workflow: Annotated[Count, Field(ge=1)] | None = None
+    """Tokens that one workflow may spend on LLMs, however many agents take part in it."""
+    human_in_the_loop_required: bool = False
+    """A person must allow every tool call that can change something. This build can ask nobody, so it refuses them."""
+    allowed_tools: tuple[str, ...] | None = None
+    """Tools that may be offered to a model or called; an empty list allows none."""
+
+
+class LimitsSection(Section):
+    """Limits that hold for every call."""
+
+    hops: int = Field(default=16, ge=0, le=1000)
+    """Agent-to-agent edges from the beginning of a workflow. A tool call or an LLM call is not a hop."""
+    turns: Unenforced = None
+    """Turns for each edge and workflow."""
+    deadline: Annotated[Duration, Field(gt=0)] | None = None
+    """Time that a workflow may take where its opener named no nearer deadline. Unset: no limit."""
+    header_count: int = Field(default=100, ge=1, le=10_000)
+    """Header fields of a request."""
+    header_size: Size = Field(default=65_536, ge=1024, le=2**20)
+    """Bytes of a request's header fields together."""
+    url_size: Size = Field(default=16_384, ge=256, le=2**20)
+    """Bytes of a request's URL."""
+    request_body: Size = Field(default=32 * 2**20, ge=1024, le=2**31)
+    """Bytes of a request that a dialect must read whole. Other requests stream, without a limit."""
+    reply_body: Size = Field(default=32 * 2**20, ge=1024, le=2**31)
+    """Bytes that are kept of an answer while it passes, to meter or judge it."""
+    connections_per_peer: int = Field(default=1024, ge=1, le=1_000_000)
+    """Connections from one address."""
+    streams_per_connection: int = Field(default=100, ge=1, le=10_000)
+    """HTTP/2 streams open at once on one connection."""
+    resets_per_minute: int = Field(default=1000, ge=1, le=1_000_000)
+    """HTTP/2 streams reset on one connection, by either side, in a minute."""
+    header_timeout: Duration = Field(default=10.0, gt=0, le=3600)
+    """Time in which a request's header fields must have arrived."""
+    idle_timeout: Duration = Field(default=300.0, gt=0, le=86_400)
+    """Time after which a connection without a call is closed."""
+    body_rate_min: Size = Field(default=240, le=2**30)
+    """Bytes per second that a caller must send of a body that is read whole, on average. 0: any rate."""
+    drain: Duration = Field(default=30.0, ge=0, le=86_400)
+    """Time that running calls have to finish when meshd ends."""
+    names_workflows: bool = True
+    """A caller may name the workflow that its call belongs to."""
+    unattributed_tokens: Count = 100_000
+    """Tokens for each agent and UTC day for calls that no evidence ties to a workflow."""
+
+
+class TlsSection(Section):
+    """How an upstream's certificate is verified."""
+
+    ca: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """File of PEM certificates that are trusted in place of the system's."""
+
+
+class KeySection(Section):
+    """A provider's key that meshd attaches, so that the agent need not have it. Sent to this upstream's origin only."""
+
+    header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
+    """Header field for the key. Unset: `x-api-key` for anthropic, else `authorization` (as `Bearer KEY`)."""
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")] | None = None
+    """Environment variable of meshd that holds the key."""
+    file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """File that holds the key."""
+
+
+class PoolSection(Section):
+    """Connections to an upstream."""
+
+    connections: int = Field(default=1024, ge=1, le=100_000)
+    """Connections open at once."""
+    pending: int = Field(default=1024, ge=0, le=100_000)
+    """Calls that may wait for a connection."""
+    connect_timeout: Duration = Field(default=5.0, gt=0, le=300)
+    """Time to connect, TLS included."""
+    idle_timeout: Duration = Field(default=60.0, gt=0, le=3600)
+    """Time that an unused connection is kept."""
+
+
+class TimeoutsSection(Section):
+    """How long an upstream may be silent."""
+
+    first_byte: Duration = Field(default=600.0, gt=0, le=86_400)
+    """Time from the end of the request to the first byte of the reply."""
+    gap: Duration = Field(default=300.0, gt=0, le=86_400)
+    """Time between two pieces of a reply."""
+
+
+class UpstreamSection(Section):
+    """An address that serves a target."""
+
+    url: Annotated[str, Field(min_length=1, max_length=2048)]
+    """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment."""
+    kind: KindName | None = None
+    """What it is. May be left out for a well-known LLM and where `dialect` is `openai` or `anthropic`."""
+    dialect: Literal["openai", "anthropic", "plain"] | None = None
+    """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
+    protocol: Literal["auto", "http/1.1", "h2"] = "auto"
+    """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
+    unmetered: bool = False
+    """Let calls and tunnels to an LLM pass whose tokens nobody can count."""
+    peer: bool = False
+    """The address is another sidecar's inbound port: it gets the context token, and mints its own from it."""
+    sends_trace: bool | None = None
+    """`traceparent` and `baggage` leave to it. Unset: to agents only."""
+    tls: TlsSection = TlsSection()
+    """How its certificate is verified."""
+    key: KeySection | None = None
+    """The provider's key that meshd attaches."""
+    pool: PoolSection = PoolSection()
+    """Connections to it."""
+    timeouts: TimeoutsSection = TimeoutsSection()
+    """How long it may be silent."""
+
+
+class MatchSection(Section):
+    """Which calls a rule is for. Every key that is set must fit; `*` fits any run of characters and `?` one."""
+
+    target: Globs | None = None
+    """Names of upstreams; for calls that come in, the name of this agent."""
+    kind: Kinds | None = None
+    """`llm`, `tool`, `agent` or `host`."""
+    agent: Globs | None = None
+    """Name of the agent that calls."""
+    tool: Annotated[Globs | None, Field(json_schema_extra={"x-meshd-unenforced": True})] = None
+    """Name of the tool that is called."""
+    model: Globs | None = None
+    """Model that an LLM call asks for."""
+    operation: Globs | None = None
+    """`chat` or `embeddings` for an LLM; else method and path, as in `DELETE /invoices/*`."""
+
+
+class RuleSection(Section):
+    """One rule: which calls, and what is set for them."""
+
+    name: Annotated[str, Field(pattern=RULE_NAME_PATTERN)] | None = None
+    """Name in messages, metrics and counters. Unset: `rule-` and its number."""
+    match: MatchSection = MatchSection()
+    """Which calls. Unset: all."""
+    shadow: bool = False
+    """Decide, count and trace, but let every call pass."""
+    budget: BudgetSettings | None = None
+    """A token budget. Every budget that matches applies."""
+    breaker: BreakerSettings | None = None
+    """When to stop calling a failing upstream. Unset: on, with its defaults."""
+    retry: RetrySettings | None = None
+    """Which failed attempts to make again. Unset: on, with its defaults."""
+    fallback: Unenforced = None
+    """A chain of substitutes."""
+    approval: Unenforced = None
+    """Whose consent a call needs."""
+    allow: AllowSettings | None = None
+    """What the call may use. An `allow` also takes the lists that it does not set from later rules that match."""
+    deny: Annotated[str, Field(min_length=1, max_length=500)] | None = None
+    """Refuse, with this message."""
+    route: RouteSettings | None = None
+    """Where the call goes in place of what it names."""
+    idempotency: Unenforced = None
+    """Repeated calls get the first one's answer."""
+
+
+class ErrorsSection(Section):
+    """What refusals say."""
+
+    expose_amounts: bool = True
+    """Say how many tokens were used and allowed."""
+
+
+class Document(Section):
+    """A policy: what a sidecar does with each call of its agent."""
+
+    agent: Annotated[str, Field(pattern=NAME_PATTERN)] = "agent"
+    """Name of the agent beside this sidecar."""
+    governance: Governance = Governance()
+    """The short form."""
+    limits: LimitsSection = LimitsSection()
+    """Limits that hold for every call."""
+    upstreams: dict[Annotated[str, Field(pattern=NAME_PATTERN)], UpstreamSection] | None = None
+    """Addresses by name. Unset: the well-known LLM APIs."""
+    rules: tuple[RuleSection, ...] = ()
+    """Rules, in order: for each filter the first that matches and sets it wins."""
+    errors: ErrorsSection = ErrorsSection()
+    """What refusals say."""
+    hosts_allowed: tuple[Annotated[str, Field(pattern=HOST_PATTERN)], ...] = ()
+    """Host names that the listener accepts besides its own."""
