@@ -1,12 +1,26 @@
-"""AllowList: which targets, models, hosts and tools a call may use."""
+"""AllowList: which targets, models, hosts and tools a call may use.
+
+Tools are judged where meshd can see them: those that an LLM request offers, those that its answer begins to call,
+and an upstream of kind tool by its own name.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from meshd.filters.contract import Settings
+from meshd.call import Kind
+from meshd.filters.contract import Cut, Settings
+from meshd.filters.globs import names
+from meshd.refusal import Reason, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call, Outcome, ReplyHead
+    from meshd.dialects.contract import Event
+    from meshd.filters.globs import Names
 
 
 def _one_or_many(value: Any) -> Any:
@@ -14,7 +28,7 @@ def _one_or_many(value: Any) -> Any:
 
 
 Globs = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(max_length=10_000)]
-"""Patterns with `*`, `?` and `[...]`, case-sensitive; one text or a list."""
+"""Patterns with `*` (any run) and `?` (one character), case-sensitive; one text or a list."""
 
 
 class AllowSettings(Settings):
@@ -30,3 +44,133 @@ class AllowSettings(Settings):
     """Names of upstreams."""
     hosts: Globs | None = None
     """Hosts of upstreams of kind host, in lower case."""
+
+
+class AllowList:
+    """Refuses what the policy does not allow; watches an answer for the tools that it calls."""
+
+    __slots__ = ("_shadowed",)
+
+    name = "allow_list"
+
+    def __init__(self, shadowed: Callable[[Call, Refused], None] | None = None) -> None:
+        """`shadowed` is told what a rule on trial would have refused beside one that binds, and in an answer."""
+        self._shadowed = shadowed
+
+    def admit(self, call: Call) -> ToolWatch | None:
+        """Raise Refused(NOT_ALLOWED), or return a ticket where the answer's tool calls must be judged."""
+        plan = call.plan
+        if plan.trials and self._shadowed is not None:
+            self._try(call)
+        allow: AllowSettings | None = plan.allow
+        if allow is None:
+            return None
+        judge(call, allow)
+        if allow.tools is None or call.ask is None or not call.ask.tools or not call.ask.has_output:
+            return None
+        return ToolWatch(call, allow, self._shadowed)
+
+    def explain(self, call: Call) -> str:
+        """Say what the rules allow here."""
+        allow: AllowSettings | None = call.plan.allow
+        if allow is None:
+            return "no rule restricts this"
+        limits = [
+            f"{key} {', '.join(value[:10]) or 'none'}"
+            for key in ("targets", "hosts", "models", "tools")
+            if (value := getattr(allow, key)) is not None
+        ]
+        return f"allowed by {allow.rule or 'the policy'}: {'; '.join(limits) or 'anything'}"
+
+    def _try(self, call: Call) -> None:
+        for trial in call.plan.trials:
+            if isinstance(trial, AllowSettings) and self._shadowed is not None:
+                try:
+                    judge(call, trial)
+                except Refused as refused:
+                    refused.is_shadow = True
+                    self._shadowed(call, refused)
+
+
+def judge(call: Call, allow: AllowSettings) -> None:
+    """Raise Refused(NOT_ALLOWED) where `allow` does not allow the request of `call`."""
+    if allow.denied is not None:
+        raise _refused(allow, f"{call.target.name or 'This'} is not allowed: {allow.denied}")
+    target = call.target
+    if allow.targets is not None and not names(allow.targets).admits(target.name):
+        raise _refused(allow, f"The upstream {target.name[:64]} is not allowed here.{_list(allow.targets)}")
+    if target.kind is Kind.LLM:
+        if allow.models is not None or allow.tools is not None:
+            _judge_llm(call, allow)
+    elif target.kind is Kind.TOOL:
+        if allow.tools is not None and not names(allow.tools).admits(target.name):
+            raise _refused(allow, f"The tool {target.name[:64]} is not allowed.{_list(allow.tools)}")
+    elif target.kind is Kind.HOST and allow.hosts is not None:
+        host = call.upstream.host if call.upstream is not None else target.name
+        if not names(allow.hosts).admits(host):
+            raise _refused(allow, f"The host {host[:255]} is not allowed.{_list(allow.hosts)}")
+
+
+def _judge_llm(call: Call, allow: AllowSettings) -> None:
+    ask = call.ask
+    if ask is None:
+        # What cannot be read cannot be found allowed: another API of the same provider would lift the limit.
+        if call.dialect is None or not call.dialect.is_free(call.method, call.path):
+            raise _refused(
+                allow,
+                f"{call.method} {call.path[:200]} on {call.target.name} is no request that meshd can read, so its "
+                "model and tools cannot be checked.",
+            )
+        return
+    if allow.models is not None and not names(allow.models).admits(ask.model_sent):
+        raise _refused(allow, f"The model {ask.model_sent[:128]!r} is not allowed.{_list(allow.models)}")
+    if allow.tools is not None and ask.tools:
+        foreign = names(allow.tools).first_foreign(ask.tools)
+        if foreign is not None:
+            raise _refused(
+                allow, f"The tool {foreign[:128]!r} is not allowed: do not offer it to the model.{_list(allow.tools)}"
+            )
+
+
+class ToolWatch:
+    """The ticket of a call whose answer may call tools: ends the answer before a forbidden call is delivered."""
+
+    __slots__ = ("_allow", "_call", "_is_shadow", "_shadowed", "_tools")
+
+    judges_whole = True
+
+    def __init__(self, call: Call, allow: AllowSettings, shadowed: Callable[[Call, Refused], None] | None) -> None:
+        self._call = call
+        self._allow = allow
+        self._tools: Names = names(allow.tools or ())
+        self._is_shadow = allow.is_shadow
+        self._shadowed = shadowed
+
+    def on_head(self, head: ReplyHead) -> None:
+        """Nothing in a head is a tool call."""
+
+    def on_event(self, event: Event) -> Event | Cut:
+        """Return the event, or a Cut with an error where it begins to call a tool that is not allowed."""
+        if not event.tool_names:
+            return event
+        foreign = self._tools.first_foreign(event.tool_names)
+        if foreign is None:
+            return event
+        message = f"The model called the tool {foreign[:128]!r}, which is not allowed.{_list(self._allow.tools or ())}"
+        if not self._is_shadow:
+            return Cut(message, is_error=True)
+        if self._shadowed is not None:
+            self._shadowed(self._call, _refused(self._allow, message))
+        return event
+
+    def settle(self, outcome: Outcome) -> None:
+        """Nothing was taken."""
+
+
+def _list(globs: tuple[str, ...]) -> str:
+    shown = ", ".join(globs[:10]) + (", ..." if len(globs) > 10 else "")
+    return f" Allowed: {shown or 'none'}."
+
+
+def _refused(allow: AllowSettings, message: str) -> Refused:
+    return Refused(Reason.NOT_ALLOWED, message, rule=allow.rule, is_shadow=allow.is_shadow)

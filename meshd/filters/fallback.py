@@ -1,15 +1,54 @@
-"""Fallback: what follows a failed attempt."""
+"""Fallback: what follows a failed attempt. In this version: the same target again, or nothing.
+
+An attempt is made again only while nothing of a reply has left for the caller, within a budget that keeps an outage
+from multiplying the traffic, and never for a reason that is the caller's or our own. A request that may change
+something is made again only where it cannot have arrived; a model's answer may be asked for twice, since each attempt
+has its own reservation.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from pydantic import Field
 
+from meshd.call import Fault, Kind, Target
 from meshd.filters.contract import Settings
-from meshd.filters.units import Duration
+from meshd.filters.units import Duration  # noqa: TC001 - pydantic reads it at run time
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call, Outcome
+
+RETRY_AFTER_S_MAX = 2.0
+"""An upstream that asks for a longer pause is not asked again: the caller decides."""
+BUDGETS_MAX = 4096
+RESERVE = 2.0
+"""Retries that a quiet upstream always has: one call's."""
+RESERVE_PER_S = 0.1
+"""How fast the reserve fills again."""
+SAVED_MAX = 20.0
+"""Most retries that calls without trouble save up: those of the last hundred, at a fifth of a retry each."""
 
 RetryOn = Literal["connect", "reset", "timeout", "5xx", "backpressure"]
+
+_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+_CAUSE: dict[Fault, RetryOn] = {
+    Fault.CONNECT: "connect",
+    Fault.CONNECT_TIMEOUT: "connect",
+    # RFC 9113 section 8.7: a refused stream was not processed at all.
+    Fault.REFUSED_STREAM: "connect",
+    Fault.RESET: "reset",
+    Fault.TRUNCATED: "reset",
+    Fault.FIRST_BYTE_TIMEOUT: "timeout",
+}
+_TRANSIENT = frozenset({500, 502, 503, 504, 529})
+_TRANSIENT_GATEWAY = frozenset({502, 503, 504})
+_ON_LLM: frozenset[str] = frozenset({"connect", "reset", "5xx", "backpressure"})
+_ON_IDEMPOTENT: frozenset[str] = frozenset({"connect", "reset", "5xx"})
+_ON_OTHER: frozenset[str] = frozenset({"connect"})
 
 
 class RetrySettings(Settings):
@@ -23,6 +62,125 @@ class RetrySettings(Settings):
     """Upper end of the first pause in seconds, doubled each time; the pause is random from zero to there."""
     backoff_max_s: Duration = Field(5.0, alias="backoff_max", ge=0, le=300)
     """Most seconds that the upper end grows to."""
-    on: tuple[RetryOn, ...] | None = Field(None)
+    on: tuple[RetryOn, ...] | None = None
     """What is tried again. Unset: for an LLM all but a timeout, for other kinds a failed connect, and for
     idempotent methods also a reset and a 5xx."""
+
+
+class Next(NamedTuple):
+    """The attempt to make next."""
+
+    target: Target
+    delay_s: float
+
+
+class _Purse:
+    """The retries that one upstream may still have."""
+
+    __slots__ = ("filled_s", "held")
+
+    def __init__(self, now_s: float) -> None:
+        self.held = RESERVE
+        self.filled_s = now_s
+
+    def save(self, share: float) -> None:
+        """A call began, and adds its share of a retry."""
+        self.held = min(self.held + share, SAVED_MAX)
+
+    def spend(self, now_s: float) -> bool:
+        """Take one retry, and say whether there was one."""
+        if self.held < RESERVE:
+            self.held = min(RESERVE, self.held + max(0.0, now_s - self.filled_s) * RESERVE_PER_S)
+        self.filled_s = now_s
+        if self.held < 1.0:
+            return False
+        self.held -= 1.0
+        return True
+
+
+class Fallback:
+    """Decides what follows an attempt. Asked after every one, good ones too: they fill the retry budget."""
+
+    __slots__ = ("_chance", "_purses")
+
+    name = "fallback"
+
+    def __init__(self, chance: Callable[[], float]) -> None:
+        """`chance()` returns a float from 0 to 1, for the pause."""
+        self._chance = chance
+        self._purses: dict[str, _Purse] = {}
+
+    def next(self, call: Call, outcome: Outcome) -> Next | None:
+        """Return the attempt to make, or None where this outcome stands. Spends from the retry budget.
+
+        The caller of this must still be able to send the request's body: where that streamed through, it is gone.
+        """
+        settings: RetrySettings | None = call.plan.retry
+        if settings is None:
+            return None
+        purse = self._purse(call.target.name, outcome.now_s)
+        if call.attempt == 1:
+            purse.save(settings.budget)
+        if call.attempt > settings.attempts or not is_worth_another(call, outcome, settings):
+            return None
+        delay_s = self._delay_s(call.attempt, outcome, settings)
+        context = call.context
+        if context is not None and context.deadline_s is not None:
+            left_s = context.deadline_s - (call.wall_s + outcome.now_s - call.now_s)
+            if delay_s >= left_s:
+                return None
+        return Next(call.target, delay_s) if purse.spend(outcome.now_s) else None
+
+    def explain(self, call: Call) -> str:
+        """Say what would be tried again."""
+        settings: RetrySettings | None = call.plan.retry
+        if settings is None or not settings.attempts:
+            return "no attempt is made again"
+        return f"up to {settings.attempts} more attempts after {', '.join(sorted(causes(call, settings)))}"
+
+    def _delay_s(self, attempt: int, outcome: Outcome, settings: RetrySettings) -> float:
+        upper_s = min(settings.backoff_max_s, settings.backoff_s * 2.0 ** (attempt - 1))
+        return max(upper_s * self._chance(), outcome.retry_after_s or 0.0)
+
+    def _purse(self, upstream: str, now_s: float) -> _Purse:
+        purse = self._purses.get(upstream)
+        if purse is None:
+            if len(self._purses) >= BUDGETS_MAX:
+                del self._purses[next(iter(self._purses))]
+            purse = self._purses[upstream] = _Purse(now_s)
+        return purse
+
+
+def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> bool:
+    """Say whether the attempt ended in a way after which another may be made."""
+    if outcome.is_answered or outcome.reason is not None:
+        return False
+    cause = cause_of(outcome)
+    if cause is None or cause not in causes(call, settings):
+        return False
+    if outcome.is_forwarded and call.body is None and call.method not in _BODILESS:
+        return False
+    if cause == "5xx" and call.target.kind is not Kind.LLM and outcome.status not in _TRANSIENT_GATEWAY:
+        return False
+    if outcome.retry_after_s is not None:
+        return outcome.retry_after_s <= RETRY_AFTER_S_MAX
+    # An upstream that is full and does not say for how long is left alone.
+    return cause != "backpressure"
+
+
+def cause_of(outcome: Outcome) -> RetryOn | None:
+    """Return what went wrong, in the words of `retry.on`; None for all that is never tried again."""
+    if outcome.fault is not Fault.NONE:
+        return _CAUSE.get(outcome.fault)
+    if outcome.status in _TRANSIENT:
+        return "5xx"
+    return "backpressure" if outcome.status == 429 else None
+
+
+def causes(call: Call, settings: RetrySettings) -> frozenset[str]:
+    """Return what is tried again for this call."""
+    if settings.on is not None:
+        return frozenset(settings.on)
+    if call.target.kind is Kind.LLM:
+        return _ON_LLM
+    return _ON_IDEMPOTENT if call.method in _IDEMPOTENT else _ON_OTHER

@@ -1,10 +1,24 @@
-"""Routing: the upstream and model that will really be called."""
+"""Routing: the upstream and model that will really be called.
+
+A route changes the upstream once; what the rules say of the new target is then looked up, but its own route is not
+followed. It stays within the kind and the dialect: a filter that ran before (HopLimit) and the wire format of the
+body hold for the new target too. A body is never translated.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 from pydantic import Field
 
+from meshd.call import Kind, Target
 from meshd.filters.contract import Settings
+from meshd.refusal import Reason, Refused
+
+if TYPE_CHECKING:
+    from meshd.call import Call
+
+UPSTREAMS_SHOWN_MAX = 10
 
 
 class RouteSettings(Settings):
@@ -14,3 +28,95 @@ class RouteSettings(Settings):
     """Name of an upstream of the same kind and dialect."""
     model: str | None = Field(None, min_length=1, max_length=256)
     """Model that is asked for in place of the one in the request."""
+
+
+class Routing:
+    """Sets `call.upstream`, `call.target` and `call.plan`, and counts the rules of the plan; owes nothing."""
+
+    __slots__ = ()
+
+    name = "routing"
+
+    def admit(self, call: Call) -> None:
+        """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""
+        upstream = call.upstream
+        if upstream is None:
+            upstream = call.policy.upstreams.get(call.target.name)
+            if upstream is None:
+                raise _unknown(call, call.target.name)
+            call.upstream = upstream
+        ask = call.ask
+        target = call.target = Target(upstream.kind, upstream.name, ask.model_sent if ask is not None else "")
+        plan = call.policy.plan(target, call.agent, operation_of(call))
+        plan.hit()
+        if plan.route is not None:
+            _reroute(call, plan.route)
+            if call.target != target:
+                plan = call.policy.plan(call.target, call.agent, operation_of(call))
+                plan.hit()
+        call.plan = plan
+
+    def explain(self, call: Call) -> str:
+        """Say what will be called, and which rules set something for it."""
+        target = call.target
+        model = f" for {target.model}" if target.model else ""
+        ask = call.ask
+        if ask is not None and ask.model_granted not in (None, ask.model):
+            model += f" (asked: {ask.model})"
+        rules = ", ".join(call.plan.rules) or "none"
+        return f"{target.kind.value} {target.name} at {call.upstream.url}{model}; rules: {rules}"
+
+
+def operation_of(call: Call) -> str:
+    """Return what rules match as the operation: an LLM request's (chat), else method and path without its query."""
+    if call.ask is not None:
+        return call.ask.operation
+    return f"{call.method} {call.path.partition('?')[0]}"
+
+
+def _reroute(call: Call, route: RouteSettings) -> None:
+    model = call.target.model
+    if route.upstream is not None and route.upstream != call.target.name:
+        _retarget(call, route, route.upstream)
+    if route.model is not None and call.target.kind is Kind.LLM:
+        ask = call.ask
+        if ask is not None:
+            ask.model_granted = model = route.model
+        elif call.dialect is None or not call.dialect.is_free(call.method, call.path):
+            raise Refused(
+                Reason.NOT_ALLOWED,
+                f"The rule {route.rule} sets the model, and {call.method} {call.path[:200]} is no request whose model "
+                f"meshd can read on {call.target.name}.",
+                rule=route.rule,
+            )
+    call.target = Target(call.target.kind, call.target.name, model)
+
+
+def _retarget(call: Call, route: RouteSettings, name: str) -> None:
+    old: Any = call.upstream
+    new = call.policy.upstreams.get(name)
+    if new is None:
+        raise _unknown(call, name, route.rule)
+    if new.kind is not old.kind or new.dialect != old.dialect or new.is_peer != old.is_peer:
+        raise Refused(
+            Reason.NOT_ALLOWED,
+            f"The rule {route.rule} routes {old.name} ({old.kind.value}, {old.dialect}) to {name} ({new.kind.value}, "
+            f"{new.dialect}): a route stays within one kind and dialect.",
+            rule=route.rule,
+        )
+    if call.path.startswith(old.base_path):
+        call.path = new.base_path + call.path[len(old.base_path) :]
+    call.upstream = new
+    call.target = Target(new.kind, name, call.target.model)
+
+
+def _unknown(call: Call, name: str, rule: str = "") -> Refused:
+    known = sorted(call.policy.upstreams)
+    more = f" and {len(known) - UPSTREAMS_SHOWN_MAX} more" if len(known) > UPSTREAMS_SHOWN_MAX else ""
+    named = ", ".join(known[:UPSTREAMS_SHOWN_MAX]) + more if known else "none"
+    return Refused(
+        Reason.UNKNOWN_TARGET,
+        f"The policy has no upstream {name[:64]!r}; it has: {named}. An address is http://HOST:PORT/<upstream>/<path>, "
+        "for example http://127.0.0.1:7400/openai/v1.",
+        rule=rule,
+    )

@@ -1,0 +1,386 @@
+"""Context: tie every call to its workflow, by evidence that the agent cannot forge.
+
+Outbound, strongest first: the token that this sidecar issued (header), the per-run address, a name that the caller
+gives its workflow (where the policy lets it). Without any, a call is charged to its agent's `unattributed` account
+of the day, which all such calls share: a workflow each would hand every turn of a loop a fresh budget.
+
+Inbound: the token of another sidecar, or none, which opens a workflow. A name in an inbound call is not read: names
+are for the agent beside us, and a stranger's would let it spend from, or hide in, anybody's workflow.
+
+One increment an edge. To an agent that we reach directly we mint its own token: hop + 1, path + the caller. To a
+peer, which is another sidecar, we send the hops as they are and path + the caller; the peer adds the hop when it
+mints for the agent beside it. Either way the callee's hops are its caller's plus one.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date
+from typing import TYPE_CHECKING, NamedTuple
+
+from meshd.call import Direction, Evidence, Kind
+from meshd.refusal import Reason, Refused
+from meshd_sdk import context as codec
+from meshd_sdk import trace_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call, Headers
+    from meshd.mesh_key import MeshKeys
+
+TOKEN_LIFE_S = 86_400
+"""Of a minted token: above the longest run of one agent, since an expired token is refused."""
+KNOWN_MAX = 4096
+"""Verified tokens that are remembered."""
+MINTED_MAX = 1024
+MINTED_AGAIN_S = 1.0
+"""For how long one token serves all calls from one context to one callee."""
+
+TRACEPARENT, TRACESTATE, BAGGAGE = b"traceparent", b"tracestate", b"baggage"
+TRACE_FIELDS = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
+"""Never passed through as they came: `forward_headers` adds them where the policy lets them leave."""
+
+_READ = frozenset({codec.HEADER_CONTEXT, codec.HEADER_WORKFLOW, codec.HEADER_HOPS, codec.HEADER_DEADLINE, TRACEPARENT})
+_EPOCH = date(1970, 1, 1).toordinal()
+_WORKFLOW = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
+_HOPS = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
+_DEADLINE = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
+
+
+def is_stripped(name: bytes) -> bool:
+    """Say whether a request field (lower case) is meshd's to write: the proxy forwards none that came in."""
+    return name.startswith(codec.HEADER_PREFIX) or name in TRACE_FIELDS
+
+
+class _Known(NamedTuple):
+    """A token that verified; for a peer's, the context as it is here, one hop on."""
+
+    context: codec.Context
+    audience: codec.Audience
+    expires_s: int
+
+
+class Context:
+    """First of all filters. Sets `call.context`, `call.agent` and `call.evidence`; owes nothing.
+
+    `forward_headers` is its other half: what the forwarded request carries, once Routing knows where it goes.
+    """
+
+    __slots__ = ("_agent", "_generation", "_keys", "_known", "_minted", "_named", "_random_bytes", "_unattributed")
+
+    name = "context"
+
+    def __init__(self, keys: MeshKeys, random_bytes: Callable[[int], bytes], agent: str = "") -> None:
+        """`random_bytes(n)` returns n random bytes; `agent` is the name of the agent here, empty for the policy's."""
+        self._keys = keys
+        self._random_bytes = random_bytes
+        self._agent = agent
+        self._generation = keys.generation
+        self._known: dict[bytes, _Known] = {}
+        self._named: dict[bytes, codec.Context] = {}
+        self._minted: dict[tuple[int, str, int], tuple[codec.Context, float, bytes]] = {}
+        self._unattributed: tuple[int, codec.Context] = (-1, codec.Context("", ""))
+
+    def admit(self, call: Call) -> None:
+        """Establish the context. Raises Refused for every value of ours that is malformed or does not verify."""
+        agent = self._agent or call.policy.agent
+        found = _ours(call.headers)
+        token = found.get(codec.HEADER_CONTEXT) if found else None
+        name = found.get(codec.HEADER_WORKFLOW) if found else None
+        if name is not None and _WORKFLOW.match(name) is None:
+            raise Refused(
+                Reason.MALFORMED,
+                "x-meshd-workflow must be 1 to 64 letters, digits, dots, dashes, underscores or colons.",
+            )
+        if call.direction is Direction.INBOUND:
+            if token is not None:
+                context, evidence = self._from_peer(token, call, agent), Evidence.TOKEN
+            else:
+                context, evidence = self._opened(agent), Evidence.OPENED
+        elif token is not None:
+            context, evidence = self._from_agent(token, call, agent), Evidence.TOKEN
+        elif call.run_token:
+            context, evidence = self._from_run(call), Evidence.RUN_ADDRESS
+        elif name is not None and call.policy.limits.names_workflows:
+            context, evidence = self._by_name(name, agent), Evidence.NAMED
+        else:
+            context, evidence = self._without_evidence(call.wall_s, agent), Evidence.NONE
+        call.context = _attenuated(context, found, call.wall_s) if found else context
+        call.agent = context.agent
+        call.evidence = evidence
+
+    def forward_headers(self, call: Call) -> Headers:
+        """Return the fields that the request to `call.upstream` carries, in place of all that `is_stripped` names.
+
+        The token goes to agents, to peers and to the agent beside us, and to nobody else; the trace where the
+        upstream's `sends_trace` says so. Raises Refused where the context does not fit into a token.
+        """
+        upstream, context = call.upstream, call.context
+        headers: Headers = []
+        if context is None:
+            return headers
+        if call.direction is Direction.INBOUND:
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.LOCAL, "")))
+        elif upstream.is_peer:
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.PEER, "")))
+        elif upstream.kind is Kind.AGENT:
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.LOCAL, upstream.name)))
+        if headers and context.deadline_s is not None:
+            # What is left, not when: clocks differ between hosts.
+            left_s = max(context.deadline_s - call.wall_s, 0.0)
+            headers.append((codec.HEADER_DEADLINE, b"%.3f" % min(left_s, 999_999_999.0)))
+        if upstream.sends_trace:
+            _add_trace(headers, call, context)
+        return headers
+
+    def explain(self, call: Call) -> str:
+        """Say to which workflow the call belongs, and by what evidence."""
+        context = call.context
+        if context is None:
+            return "no context yet"
+        workflow = f"workflow {context.workflow}" if context.workflow else "no workflow"
+        path = " > ".join((*context.path, context.agent))
+        return f"{workflow} ({call.evidence.value}), hop {context.hops}, {path}, charged to {context.account}"
+
+    def _verified(self, token: bytes, call: Call, agent: str) -> _Known:
+        if self._generation != self._keys.generation:
+            # A key that was taken away must not live on in what it once verified.
+            self._generation = self._keys.generation
+            self._known.clear()
+            self._minted.clear()
+        known = self._known.get(token)
+        if known is not None and known.expires_s > call.wall_s:
+            return known
+        try:
+            context, audience, expires_s = codec.verify(token, self._keys.ring, now_s=call.wall_s)
+        except codec.TokenInvalidError as error:
+            raise _refused(f"The context token does not verify: {error}.") from error
+        if audience is codec.Audience.PEER:
+            # The one place where an edge between two sidecars is counted. Whatever port it came in on: what is
+            # remembered of a token must not depend on where it was shown first.
+            context = _moved(context, agent, context.hops + 1, context.path)
+        known = _Known(context, audience, expires_s)
+        if len(self._known) >= KNOWN_MAX:
+            del self._known[next(iter(self._known))]
+        self._known[token] = known
+        return known
+
+    def _from_agent(self, token: bytes, call: Call, agent: str) -> codec.Context:
+        known = self._verified(token, call, agent)
+        context = known.context
+        if known.audience is not codec.Audience.LOCAL:
+            raise _refused("The context token was not issued to an agent, but for a sidecar or a run's address.")
+        if context.agent != agent and not _is_beside(context.agent, call):
+            raise _refused(
+                f"The context token was issued to the agent {context.agent}, and the one here is {agent}. Where they "
+                "are one, its upstream's name must be its own name."
+            )
+        if call.run_token and self._from_run(call).workflow != context.workflow:
+            raise _refused("The context token and the run's address belong to different workflows.")
+        return context
+
+    def _from_run(self, call: Call) -> codec.Context:
+        try:
+            known = self._verified(call.run_token.encode("ascii"), call, "")
+        except UnicodeEncodeError as error:
+            raise _refused("The run's address is not a token.") from error
+        if known.audience is not codec.Audience.RUN:
+            raise _refused("The token in the address was not issued as a run's address.")
+        return known.context
+
+    def _from_peer(self, token: bytes, call: Call, agent: str) -> codec.Context:
+        known = self._verified(token, call, agent)
+        context = known.context
+        if known.audience is not codec.Audience.PEER:
+            raise _refused(
+                f"The context token was issued to the agent {context.agent} for its own sidecar, not for another's. "
+                "The agent's calls to other agents go through the sidecar beside it."
+            )
+        if context.agent != agent:
+            context = _moved(context, agent, context.hops, context.path)
+        return context
+
+    def _opened(self, agent: str) -> codec.Context:
+        workflow = "wf-" + self._random_bytes(12).hex()
+        return codec.Context(workflow, agent, account="workflow/" + workflow)
+
+    def _by_name(self, name: bytes, agent: str) -> codec.Context:
+        context = self._named.get(name)
+        if context is None or context.agent != agent:
+            workflow = name.decode("ascii")
+            context = codec.Context(workflow, agent, account="workflow/" + workflow)
+            if len(self._named) >= MINTED_MAX:
+                del self._named[next(iter(self._named))]
+            self._named[name] = context
+        return context
+
+    def _without_evidence(self, wall_s: float, agent: str) -> codec.Context:
+        day = int(wall_s // 86_400)
+        known_day, context = self._unattributed
+        if day != known_day or context.agent != agent:
+            context = codec.Context("", agent, account=f"unattributed/{agent}/{_utc_date(day)}")
+            self._unattributed = (day, context)
+        return context
+
+    def _token(self, call: Call, context: codec.Context, audience: codec.Audience, callee: str) -> bytes:
+        key = (id(context), callee, int(audience))
+        minted = self._minted.get(key)
+        # The entry holds the context, so its id cannot have passed to another one; `is` makes sure.
+        is_current = minted is not None and minted[0] is context and self._generation == self._keys.generation
+        if minted is not None and is_current and call.span is None and 0 <= call.now_s - minted[1] < MINTED_AGAIN_S:
+            return minted[2]
+        parent = None if call.span is None else call.span.traceparent
+        if audience is codec.Audience.PEER:
+            sent = _moved(context, context.agent, context.hops, (*context.path, context.agent), parent)
+        elif callee:
+            sent = _moved(context, callee, context.hops + 1, (*context.path, context.agent), parent)
+        else:
+            sent = _moved(context, context.agent, context.hops, context.path, parent)
+        token = self._mint(sent, audience, call.wall_s)
+        if call.span is None:
+            if len(self._minted) >= MINTED_MAX:
+                del self._minted[next(iter(self._minted))]
+            self._minted[key] = (context, call.now_s, token)
+        return token
+
+    def _mint(self, context: codec.Context, audience: codec.Audience, wall_s: float) -> bytes:
+        expires_s = int(wall_s) + TOKEN_LIFE_S
+        try:
+            return codec.mint(
+                context, self._keys.ring, audience=audience, expires_s=expires_s, nonce=self._random_bytes(8)
+            )
+        except codec.TokenTooLongError as error:
+            raise Refused(
+                Reason.HOP_LIMIT,
+                f"The call cannot be passed on: {error}. Give the agents shorter names, or lower limits.hops.",
+            ) from error
+        except ValueError as error:
+            raise _refused(f"The context cannot be passed on: {error}.") from error
+
+
+def mint_run(
+    keys: MeshKeys,
+    *,
+    workflow: str,
+    agent: str,
+    wall_s: float,
+    nonce: bytes,
+    life_s: int = 30 * 86_400,
+    ceiling: int | None = None,
+    deadline_s: float | None = None,
+) -> str:
+    """Return the opaque part of a per-run address, `/w/<it>/...`: every call through it belongs to `workflow`.
+
+    `ceiling` is in tokens, `deadline_s` in unix seconds, `nonce` 8 random bytes. Raises ValueError for a workflow
+    that is not 1 to 64 letters, digits, dots, dashes, underscores or colons.
+    """
+    if _WORKFLOW.match(workflow.encode("utf-8", "replace")) is None:
+        raise ValueError("a workflow's name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
+    context = codec.Context(workflow, agent, deadline_s=deadline_s, account="workflow/" + workflow, ceiling=ceiling)
+    expires_s = int(wall_s) + life_s
+    return codec.mint(context, keys.ring, audience=codec.Audience.RUN, expires_s=expires_s, nonce=nonce).decode()
+
+
+def _ours(headers: Headers) -> dict[bytes, bytes] | None:
+    found: dict[bytes, bytes] | None = None
+    for name, value in headers:
+        if name in _READ:
+            if found is None:
+                found = {name: value}
+            elif name not in found:
+                found[name] = value
+            elif name == TRACEPARENT:
+                found[name] = b""
+            else:
+                raise Refused(
+                    Reason.CONTEXT_INVALID if name == codec.HEADER_CONTEXT else Reason.MALFORMED,
+                    f"{name.decode()} stands more than once in the request: which one holds cannot be told.",
+                )
+    return found
+
+
+def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float) -> codec.Context:
+    """Return the context as the caller narrowed it: its claims can raise the hops and bring the deadline nearer."""
+    hops, deadline_s, parent = context.hops, context.deadline_s, context.parent
+    if (claim := found.get(codec.HEADER_HOPS)) is not None:
+        if _HOPS.match(claim) is None or int(claim) > codec.HOPS_MAX:
+            raise Refused(Reason.MALFORMED, f"x-meshd-hops must be a whole number from 0 to {codec.HOPS_MAX}.")
+        hops = max(hops, int(claim))
+    if (claim := found.get(codec.HEADER_DEADLINE)) is not None:
+        if _DEADLINE.match(claim) is None:
+            raise Refused(Reason.MALFORMED, "x-meshd-deadline must be the seconds left, such as 30 or 2.5.")
+        claimed_s = wall_s + float(claim)
+        deadline_s = claimed_s if deadline_s is None else min(deadline_s, claimed_s)
+    if (claim := found.get(TRACEPARENT)) and (span := trace_context.parse_traceparent(claim.decode("latin-1"))):
+        parent = str(span)
+    if hops == context.hops and deadline_s == context.deadline_s and parent == context.parent:
+        return context
+    return codec.Context(
+        context.workflow,
+        context.agent,
+        hops,
+        context.path,
+        deadline_s,
+        context.account,
+        context.ceiling,
+        parent,
+        context.memory,
+    )
+
+
+def _moved(
+    context: codec.Context, agent: str, hops: int, path: tuple[str, ...], parent: str | None = None
+) -> codec.Context:
+    return codec.Context(
+        context.workflow,
+        agent,
+        hops,
+        path,
+        context.deadline_s,
+        context.account,
+        context.ceiling,
+        context.parent if parent is None else parent,
+        context.memory,
+    )
+
+
+def _is_beside(agent: str, call: Call) -> bool:
+    """Say whether `agent` is one that this sidecar reaches directly, so that the token is of its own issue."""
+    upstream = call.policy.upstreams.get(agent)
+    return upstream is not None and upstream.kind is Kind.AGENT and not upstream.is_peer
+
+
+def _add_trace(headers: Headers, call: Call, context: codec.Context) -> None:
+    span = call.span
+    parent = span.traceparent if span is not None else context.parent
+    state: list[str] = []
+    baggage: list[str] = []
+    has_parent = False
+    for name, value in call.headers:
+        if name in TRACE_FIELDS:
+            text = value.decode("latin-1")
+            if name == TRACEPARENT:
+                has_parent = trace_context.parse_traceparent(text) is not None
+            else:
+                (state if name == TRACESTATE else baggage).append(text)
+    if parent:
+        headers.append((TRACEPARENT, parent.encode("ascii")))
+        # A tracestate belongs to the traceparent it came with (section 3.3): without that it says nothing.
+        members = trace_context.parse_tracestate(",".join(state)) if state and has_parent else None
+        if members and (line := trace_context.format_tracestate(members)):
+            headers.append((TRACESTATE, line.encode("ascii")))
+    entries = trace_context.parse_baggage(",".join(baggage)) if baggage else None
+    if entries:
+        headers.append((BAGGAGE, trace_context.format_baggage(entries).encode("ascii")))
+
+
+def _utc_date(day: int) -> str:
+    return date.fromordinal(_EPOCH + day).isoformat()
+
+
+def _refused(message: str) -> Refused:
+    return Refused(
+        Reason.CONTEXT_INVALID,
+        f"{message} Send the x-meshd-context of the request that you are answering, unchanged, or none.",
+    )
