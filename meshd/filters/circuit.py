@@ -1,0 +1,197 @@
+"""The state of one breaker: a table of states, and the counts that move it. Pure: time and chance are handed in."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING
+
+from meshd.call import Verdict
+
+if TYPE_CHECKING:
+    from meshd.call import Outcome
+    from meshd.filters.breaker import BreakerSettings
+
+PROBE_OVERDUE_S = 60.0
+"""After this another probe may go out beside one that has no result yet: a lost probe must not keep it half-open."""
+
+_BUCKETS = 10
+_JITTER = 0.2
+
+
+class State(Enum):
+    """Of one breaker."""
+
+    CLOSED = "closed"
+    OPEN = "open"
+    HALF_OPEN = "half-open"
+
+
+class Sign(Enum):
+    """What moves a breaker."""
+
+    PASSED = "passed"
+    """An attempt succeeded."""
+    FAILED = "failed"
+    """An attempt failed, and that alone is no reason to open."""
+    TRIPPED = "tripped"
+    """An attempt failed, and the failures are now too many."""
+    COOLED = "cooled"
+    """The time that it stays open is over, and a call has come."""
+    RECOVERED = "recovered"
+    """An attempt succeeded, and the probes are now enough."""
+
+
+STATES: dict[tuple[State, Sign], State] = {
+    (State.CLOSED, Sign.PASSED): State.CLOSED,
+    (State.CLOSED, Sign.FAILED): State.CLOSED,
+    (State.CLOSED, Sign.TRIPPED): State.OPEN,
+    # Never from closed to half-open: a breaker that admits everything has nothing to probe.
+    (State.CLOSED, Sign.COOLED): State.CLOSED,
+    (State.CLOSED, Sign.RECOVERED): State.CLOSED,
+    # While open only time moves it: what ends now was sent before it opened.
+    (State.OPEN, Sign.PASSED): State.OPEN,
+    (State.OPEN, Sign.FAILED): State.OPEN,
+    (State.OPEN, Sign.TRIPPED): State.OPEN,
+    (State.OPEN, Sign.COOLED): State.HALF_OPEN,
+    (State.OPEN, Sign.RECOVERED): State.OPEN,
+    (State.HALF_OPEN, Sign.PASSED): State.HALF_OPEN,
+    # One failed probe is enough.
+    (State.HALF_OPEN, Sign.FAILED): State.OPEN,
+    (State.HALF_OPEN, Sign.TRIPPED): State.OPEN,
+    (State.HALF_OPEN, Sign.COOLED): State.HALF_OPEN,
+    (State.HALF_OPEN, Sign.RECOVERED): State.CLOSED,
+}
+
+
+class Circuit:
+    """One breaker's state. Pure: time and chance are handed in."""
+
+    __slots__ = (
+        "_bucket",
+        "_failures",
+        "_in_a_row",
+        "_latest_s",
+        "_opened_in_a_row",
+        "_passed",
+        "_probe_sent_s",
+        "_probes_out",
+        "_results",
+        "_round",
+        "_settings",
+        "_until_s",
+        "since_s",
+        "state",
+    )  # fmt: skip
+
+    def __init__(self, settings: BreakerSettings, now_s: float) -> None:
+        self._settings = settings
+        self.state = State.CLOSED
+        self.since_s = now_s
+        self._round = 0
+        """Raised with each change of state: a result counts only in the round that its attempt was admitted in."""
+        self._in_a_row = 0
+        self._results = [0] * _BUCKETS
+        self._failures = [0] * _BUCKETS
+        self._bucket = self._bucket_at(now_s)
+        self._until_s = 0.0
+        self._latest_s = now_s
+        self._opened_in_a_row = 0
+        self._probes_out = 0
+        self._probe_sent_s = 0.0
+        self._passed = 0
+
+    def admit(self, settings: BreakerSettings, now_s: float) -> int:
+        """Return the round that admits an attempt now, or -1: then `wait_s` says for how long."""
+        if settings is not self._settings:
+            self._adopt(settings, now_s)
+        if self.state is State.CLOSED:
+            return self._round
+        # A call's second attempt comes with the time at which the call began.
+        now_s = max(now_s, self._latest_s)
+        if self.state is State.OPEN:
+            if now_s < self._until_s:
+                return -1
+            self._move(Sign.COOLED, now_s)
+        room = self._settings.probes if self._passed else 1
+        if self._probes_out >= room and now_s - self._probe_sent_s < PROBE_OVERDUE_S:
+            return -1
+        self._probes_out += 1
+        self._probe_sent_s = now_s
+        return self._round
+
+    def wait_s(self, now_s: float) -> float:
+        """Return the seconds until a probe is let through; while one is out, that may be any moment: 1."""
+        return max(self._until_s - max(now_s, self._latest_s), 0.0) if self.state is State.OPEN else 1.0
+
+    def record(self, round_admitted: int, outcome: Outcome, chance: float) -> None:
+        """Take an attempt's result into account. `chance` is from 0 to 1, for the jitter of opening."""
+        if round_admitted != self._round:
+            return
+        verdict, now_s = outcome.verdict, max(outcome.now_s, self._latest_s)
+        self._latest_s = now_s
+        if self.state is State.HALF_OPEN:
+            self._probes_out -= 1
+            self._record_probe(outcome, now_s, chance)
+        elif verdict is Verdict.SUCCESS:
+            self._in_a_row = 0
+            self._results[self._turn(now_s)] += 1
+        elif verdict is Verdict.FAILURE:
+            self._in_a_row += 1
+            index = self._turn(now_s)
+            self._results[index] += 1
+            self._failures[index] += 1
+            self._move(Sign.TRIPPED if self._is_too_much() else Sign.FAILED, now_s, chance)
+
+    def _record_probe(self, outcome: Outcome, now_s: float, chance: float) -> None:
+        if outcome.verdict is Verdict.FAILURE:
+            self._move(Sign.FAILED, now_s, chance)
+        elif outcome.verdict is Verdict.SUCCESS or 400 <= outcome.status < 500:
+            # A 4xx is no success of the call, but an answer: whoever gives one is there again.
+            self._passed += 1
+            self._move(Sign.RECOVERED if self._passed > self._settings.probes else Sign.PASSED, now_s)
+
+    def _is_too_much(self) -> bool:
+        if self._in_a_row >= self._settings.consecutive:
+            return True
+        results = sum(self._results)
+        return results >= self._settings.volume and sum(self._failures) >= self._settings.ratio * results
+
+    def _move(self, sign: Sign, now_s: float, chance: float = 0.0) -> None:
+        state = STATES[self.state, sign]
+        if state is self.state:
+            return
+        self.state, self.since_s = state, now_s
+        self._round += 1
+        self._in_a_row = self._probes_out = self._passed = 0
+        if state is State.OPEN:
+            settings = self._settings
+            doubled_s = settings.open_s * 2.0 ** min(self._opened_in_a_row, 40)
+            self._until_s = now_s + min(doubled_s * (1 - _JITTER / 2 + _JITTER * chance), settings.open_max_s)
+            self._opened_in_a_row += 1
+        elif state is State.CLOSED:
+            self._opened_in_a_row = 0
+            self._forget(now_s)
+
+    def _bucket_at(self, now_s: float) -> int:
+        return int(now_s * _BUCKETS / self._settings.window_s)
+
+    def _turn(self, now_s: float) -> int:
+        """Return the index of the bucket of `now_s`, with the buckets since the last result emptied."""
+        bucket = self._bucket_at(now_s)
+        gone = bucket - self._bucket
+        if gone > 0:
+            for step in range(min(gone, _BUCKETS)):
+                self._results[(bucket - step) % _BUCKETS] = self._failures[(bucket - step) % _BUCKETS] = 0
+            self._bucket = bucket
+        return self._bucket % _BUCKETS
+
+    def _adopt(self, settings: BreakerSettings, now_s: float) -> None:
+        is_window_new = settings.window_s != self._settings.window_s
+        self._settings = settings
+        if is_window_new:
+            self._forget(now_s)
+
+    def _forget(self, now_s: float) -> None:
+        self._results = [0] * _BUCKETS
+        self._failures = [0] * _BUCKETS
+        self._bucket = self._bucket_at(now_s)
