@@ -1,0 +1,168 @@
+"""The order of the filters is the architecture; here it stands once, and here it is walked.
+
+`admit` runs plain function calls and collects tickets; `settle` pays them back in reverse, each exactly once. What
+happens between the two (attempts, bytes) is the proxy's.
+"""
+
+from __future__ import annotations
+
+import logging
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meshd.call import Reply, Wait
+from meshd.filters.allow_list import AllowList
+from meshd.filters.approval import Approval
+from meshd.filters.breaker import Breaker
+from meshd.filters.budget import Budget
+from meshd.filters.context import Context
+from meshd.filters.fallback import Fallback
+from meshd.filters.hop_limit import HopLimit
+from meshd.filters.routing import Routing
+from meshd.refusal import Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call, Outcome
+    from meshd.filters.contract import Filter, Ticket
+
+log = logging.getLogger("meshd.chain")
+
+
+class Scope(Enum):
+    """How often a filter is asked."""
+
+    PER_CALL = "per call"
+    PER_ATTEMPT = "per attempt"
+
+
+class Place(NamedTuple):
+    """One filter's place in the order, and the reason for it."""
+
+    filter: type
+    scope: Scope
+    reason: str
+
+
+FILTERS: tuple[Place, ...] = (
+    Place(Context, Scope.PER_CALL, "first: all others read the workflow that it establishes"),
+    Place(HopLimit, Scope.PER_CALL, "a loop must cost nothing: before any lookup"),
+    Place(Routing, Scope.PER_CALL, "judge the target that will really be called"),
+    Place(AllowList, Scope.PER_CALL, "nobody is asked about, or sees a replay of, what is forbidden"),
+    Place(Approval, Scope.PER_CALL, "before anything is reserved: hold no tokens while a person sleeps"),
+    Place(Fallback, Scope.PER_ATTEMPT, "sees each attempt fail and picks the next"),
+    Place(Budget, Scope.PER_ATTEMPT, "each attempt may be billed, so each is reserved and settled on its own"),
+    Place(Breaker, Scope.PER_ATTEMPT, "innermost: a permit is never held by a refused call"),
+)
+
+
+class Pending(NamedTuple):
+    """A filter must wait: when `wait` has ended in a ticket, the chain goes on at `resume_at`."""
+
+    wait: Wait
+    resume_at: int
+
+
+class Explained(NamedTuple):
+    """What one filter did with a call."""
+
+    filter: str
+    verdict: str
+    """pass, refuse, answer, wait, shadow or skip."""
+    text: str
+
+
+class Chain:
+    """The filters, built once and kept over reloads: they read a call's settings from its plan."""
+
+    __slots__ = ("_shadowed", "context", "fallback", "per_attempt", "per_call")
+
+    def __init__(self, filters: dict[type, Any], shadowed: Callable[[Call, Refused], None]) -> None:
+        """`filters` holds an instance for each class in FILTERS; `shadowed` is told what a shadow rule decided."""
+        self.context: Context = filters[Context]
+        self.fallback: Fallback = filters[Fallback]
+        self.per_call: tuple[Filter, ...] = _in_order(filters, Scope.PER_CALL)
+        self.per_attempt: tuple[Filter, ...] = _in_order(filters, Scope.PER_ATTEMPT)
+        self._shadowed = shadowed
+
+    def admit(
+        self, filters: tuple[Filter, ...], call: Call, tickets: list[Ticket], start: int = 0
+    ) -> Reply | Pending | None:
+        """Ask `filters` from `start` on, adding what they take to `tickets`. Raises Refused.
+
+        Returns None where all admit, a Reply that answers the call here, or Pending where one must wait. Whatever
+        it ends in, the tickets in the list are the caller's to settle.
+        """
+        for index in range(start, len(filters)):
+            try:
+                decision = filters[index].admit(call)
+            except Refused as refused:
+                if not refused.is_shadow:
+                    raise
+                self._shadowed(call, refused)
+                continue
+            if decision is None:
+                continue
+            if isinstance(decision, Reply):
+                return decision
+            if isinstance(decision, Wait):
+                return Pending(decision, index + 1)
+            tickets.append(decision)
+        return None
+
+    def explain(self, call: Call) -> list[Explained]:
+        """Walk the whole order for `call`, sending nothing, and say what each filter did. Tickets are not kept."""
+        said: list[Explained] = []
+        is_over = False
+        for place, one in zip(FILTERS, self._all(), strict=True):
+            name = getattr(one, "name", place.filter.__name__)
+            if is_over:
+                said.append(Explained(name, "skip", "not reached"))
+                continue
+            if not hasattr(one, "admit"):
+                said.append(Explained(name, "pass", one.explain(call)))
+                continue
+            try:
+                decision = one.admit(call)
+            except Refused as refused:
+                is_over = not refused.is_shadow
+                said.append(Explained(name, "shadow" if refused.is_shadow else "refuse", _refusal_text(refused)))
+                continue
+            if isinstance(decision, Wait):
+                decision.coroutine.close()
+                said.append(Explained(name, "wait", one.explain(call)))
+            elif isinstance(decision, Reply):
+                is_over = True
+                said.append(Explained(name, "answer", one.explain(call)))
+            else:
+                said.append(Explained(name, "pass", one.explain(call)))
+        return said
+
+    def _all(self) -> tuple[Any, ...]:
+        by_type: dict[type, Any] = {type(one): one for one in (*self.per_call, *self.per_attempt)}
+        by_type[Fallback] = self.fallback
+        return tuple(by_type[place.filter] for place in FILTERS)
+
+
+def _in_order(filters: dict[type, Any], scope: Scope) -> tuple[Filter, ...]:
+    # Fallback is asked after an attempt, not before it, so it has no `admit` and stands in no list.
+    return tuple(
+        filters[place.filter] for place in FILTERS if place.scope is scope and place.filter is not Fallback
+    )
+
+
+def _refusal_text(refused: Refused) -> str:
+    rule = f" (rule {refused.rule})" if refused.rule else ""
+    return f"{refused.status} {refused.reason.value}{rule}: {refused.message}"
+
+
+def settle(tickets: list[Ticket], outcome: Outcome) -> None:
+    """Settle every ticket in reverse and empty the list, so that none can be settled twice."""
+    while tickets:
+        ticket = tickets.pop()
+        try:
+            ticket.settle(outcome)
+        except Exception:
+            # One ticket's fault must not keep the others from being paid back.
+            log.exception("a ticket of %s could not be settled", type(ticket).__name__)

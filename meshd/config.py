@@ -1,0 +1,139 @@
+"""What is read once, at start: ports, state directory, keys and switches. The policy is apart, and is swapped whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names it and says what would be right."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One TCP address to listen on; `port` 0 takes a free one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_address(text: str, setting: str) -> Address:
+    """Read HOST:PORT, [V6]:PORT, :PORT or PORT. Raises ConfigError naming `setting`."""
+    host, _, port = text.strip().rpartition(":")
+    host = host.removeprefix("[").removesuffix("]") or "127.0.0.1"
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ConfigError(f"{setting}: {text!r} is not HOST:PORT, for example 127.0.0.1:7400")
+    return Address(host, int(port))
+
+
+def default_home(environ: Mapping[str, str]) -> Path:
+    """Return the state directory: $MESHD_HOME, else $XDG_STATE_HOME/meshd, else ~/.local/state/meshd."""
+    if home := environ.get("MESHD_HOME"):
+        return Path(home)
+    if state := environ.get("XDG_STATE_HOME"):
+        return Path(state) / "meshd"
+    return Path.home() / ".local" / "state" / "meshd"
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """One sidecar's settings."""
+
+    home: Path
+    policy: tuple[Path, ...] = ()
+    """Documents or directories; empty for the packaged quickstart."""
+    accept_unenforced: bool = False
+    upstreams: tuple[str, ...] = ()
+    """NAME=URL[,dialect=D] from the command line."""
+    agent: str = ""
+    """Name of the agent beside this sidecar; empty for the policy's."""
+    app: str = ""
+    """Where inbound calls are handed to the agent; empty where it takes none."""
+    listen: Address = Address("127.0.0.1", 7400)
+    inbound: Address = Address("127.0.0.1", 7401)
+    admin: Address = Address("127.0.0.1", 7403)
+    metrics: Address = Address("127.0.0.1", 9464)
+    store: str = ""
+    """URL of the store engine; empty for the embedded one in `home`."""
+    mesh_key: Path | None = None
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    loop: str = "uvloop"
+    log_format: str = "auto"
+    log_level: str = "info"
+    otlp_endpoint: str = ""
+    sample_ratio: float = 0.1
+    drain_s: float = 30.0
+    environ: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def key_file(self) -> Path:
+        """The mesh key file."""
+        return self.mesh_key or self.home / "mesh.key"
+
+
+def _ratio(text: str) -> float:
+    try:
+        ratio = float(text)
+    except ValueError:
+        ratio = -1.0
+    if not 0.0 <= ratio <= 1.0:
+        raise ConfigError(f"MESHD_SAMPLE_RATIO: {text!r} is not a number from 0 to 1")
+    return ratio
+
+
+def _seconds(text: str, setting: str) -> float:
+    try:
+        seconds = float(text.removesuffix("s"))
+    except ValueError:
+        seconds = -1.0
+    if not 0.0 <= seconds <= 86_400.0:
+        raise ConfigError(f"{setting}: {text!r} is not a number of seconds, for example 30")
+    return seconds
+
+
+def from_environment(environ: Mapping[str, str] | None = None, **given: object) -> Config:
+    """Make a Config of MESHD_* variables; what is `given` and not None comes from the command line and wins.
+
+    Raises ConfigError for a variable whose value cannot be used. Unknown MESHD_* variables are left alone: agents
+    and their SDK read others from the same environment.
+    """
+    env = os.environ if environ is None else environ
+    values: dict[str, object] = {"home": default_home(env), "environ": env}
+    for name in ("listen", "inbound", "admin", "metrics"):
+        if text := env.get(f"MESHD_{name.upper()}"):
+            values[name] = parse_address(text, f"MESHD_{name.upper()}")
+    for name in ("agent", "app", "store", "loop"):
+        if text := env.get(f"MESHD_{name.upper()}"):
+            values[name] = text
+    for name in ("mesh_key", "tls_cert", "tls_key"):
+        if text := env.get(f"MESHD_{name.upper()}"):
+            values[name] = Path(text)
+    if text := env.get("MESHD_POLICY"):
+        values["policy"] = tuple(Path(part) for part in text.split(os.pathsep) if part)
+    if text := env.get("MESHD_LOG"):
+        values["log_level"] = text
+    if text := env.get("MESHD_LOG_FORMAT"):
+        values["log_format"] = text
+    values["otlp_endpoint"] = env.get("MESHD_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
+    if text := env.get("MESHD_SAMPLE_RATIO"):
+        values["sample_ratio"] = _ratio(text)
+    if text := env.get("MESHD_DRAIN"):
+        values["drain_s"] = _seconds(text, "MESHD_DRAIN")
+    values.update({name: value for name, value in given.items() if value is not None})
+    config = Config(**values)  # type: ignore[arg-type]
+    if config.loop not in ("uvloop", "asyncio"):
+        raise ConfigError(f"MESHD_LOOP: {config.loop!r} is neither uvloop nor asyncio")
+    if bool(config.tls_cert) != bool(config.tls_key):
+        raise ConfigError("MESHD_TLS_CERT and MESHD_TLS_KEY belong together: one is missing")
+    return config

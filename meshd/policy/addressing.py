@@ -1,0 +1,151 @@
+"""Which upstream a request names, and the path that is left for it. By name only: never by a free URL.
+
+An agent names an upstream by the first segment of its path (`/openai/v1/...`), by a host name (`openai.mesh`), or by
+an absolute-form request for an origin that the policy has; `/w/<token>/` before that ties the call to a run.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import TYPE_CHECKING, NamedTuple
+
+from meshd.call import Direction, Kind
+from meshd.refusal import Reason, Refused
+
+if TYPE_CHECKING:
+    from meshd.policy.compiled import Policy, Upstream
+    from meshd.wire.message import Request
+
+MESH_SUFFIX = ".mesh"
+RUN_SEGMENT = "w"
+APP = "app"
+"""Name of the upstream to which inbound calls go: the agent beside this sidecar."""
+
+# A dot segment, plain or escaped, or a backslash: a path that the upstream might read otherwise than we judged it.
+_AMBIGUOUS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%2f|%00", re.IGNORECASE)
+
+
+class Located(NamedTuple):
+    """What a request's address says."""
+
+    name: str
+    upstream: Upstream | None
+    """None where the policy has no upstream of that name."""
+    path: str
+    """Path and query for the upstream, its base path included."""
+    run_token: str = ""
+
+
+class AddressBook:
+    """The addresses of one policy. Made once for each document."""
+
+    __slots__ = ("_app", "_by_origin", "_hosts", "_upstreams")
+
+    def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
+        self._app = app
+        self._upstreams = policy.upstreams
+        self._by_origin = {
+            (upstream.scheme, upstream.host, upstream.port): upstream for upstream in policy.upstreams.values()
+        }
+        self._hosts = frozenset(host.lower() for host in (*policy.hosts_allowed, *listen_hosts, "localhost"))
+
+    def locate(self, request: Request, direction: Direction) -> Located:
+        """Say which upstream `request` is for. Raises Refused for an address that is malformed or not ours.
+
+        Host is checked against DNS rebinding: a page that a browser was lured to may reach a loopback port, but
+        only under its own host name.
+        """
+        target = request.target
+        if direction is Direction.INBOUND:
+            if target[:1] != "/":
+                raise Refused(Reason.MALFORMED, "An inbound call must be addressed in origin form (RFC 9112, 3.2.1)")
+            return self._found(APP, self._app, target)
+        if target[:1] != "/":
+            return self._locate_absolute(target)
+        host = host_of(request.authority)
+        if host.endswith(MESH_SUFFIX):
+            name = host[: -len(MESH_SUFFIX)]
+            return self._found(name, self._upstreams.get(name), target)
+        if host and not self._is_ours(host):
+            raise Refused(
+                Reason.NOT_ALLOWED,
+                f"The Host {host!r} is not this sidecar's. Use 127.0.0.1, localhost or <upstream>.mesh, or add the "
+                "name to hosts_allowed in the policy.",
+                status=421,
+            )
+        return self._locate_path(target)
+
+    def _locate_path(self, target: str) -> Located:
+        name, slash, rest = target[1:].partition("/")
+        run_token = ""
+        if name == RUN_SEGMENT and slash:
+            run_token, _, rest = rest.partition("/")
+            name, slash, rest = rest.partition("/")
+        if not slash:
+            name, mark, query = name.partition("?")
+            rest = mark + query
+        return self._found(name, self._upstreams.get(name), f"/{rest}", run_token)
+
+    def _locate_absolute(self, target: str) -> Located:
+        scheme, separator, rest = target.partition("://")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise Refused(Reason.MALFORMED, "The request's address is neither in origin form nor an http:// URL")
+        authority, slash, path = rest.partition("/")
+        if not slash:
+            authority, mark, query = authority.partition("?")
+            path = mark + query
+        host = host_of(authority)
+        if host.endswith(MESH_SUFFIX):
+            name = host[: -len(MESH_SUFFIX)]
+            return self._found(name, self._upstreams.get(name), f"/{path}")
+        if self._is_ours(host) and (scheme.lower(), host, port_of(authority, scheme)) not in self._by_origin:
+            return self._locate_path(f"/{path}")
+        upstream = self._by_origin.get((scheme.lower(), host, port_of(authority, scheme)))
+        if upstream is not None and upstream.base_path:
+            # An absolute address already holds the base path; only what lies below it is the upstream's.
+            base = upstream.base_path.removeprefix("/")
+            if path != base and not path.startswith((f"{base}/", f"{base}?")):
+                return Located(authority, None, f"/{path}")
+            path = path[len(base) :].removeprefix("/")
+        return self._found(upstream.name if upstream else authority, upstream, f"/{path}")
+
+    def locate_tunnel(self, authority: str) -> Located:
+        """Say which upstream a CONNECT for HOST:PORT is for."""
+        host, port = host_of(authority), port_of(authority, "")
+        for scheme in ("https", "http"):
+            if upstream := self._by_origin.get((scheme, host, port)):
+                return Located(upstream.name, upstream, authority)
+        return Located(authority, None, authority)
+
+    def _found(self, name: str, upstream: Upstream | None, path: str, run_token: str = "") -> Located:
+        if upstream is None:
+            return Located(name, None, path, run_token)
+        if upstream.kind is Kind.LLM and _AMBIGUOUS.search(path.partition("?")[0]):
+            raise Refused(
+                Reason.MALFORMED, "The path holds dot segments or escaped separators, which an LLM upstream may resolve"
+            )
+        return Located(name, upstream, upstream.base_path + path, run_token)
+
+    def _is_ours(self, host: str) -> bool:
+        if host in self._hosts:
+            return True
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return False
+
+
+def host_of(authority: str) -> str:
+    """Return the host of HOST[:PORT] in lower case, an IPv6 address without its brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0].lower()
+    return authority.partition(":")[0].lower().removesuffix(".")
+
+
+def port_of(authority: str, scheme: str) -> int:
+    """Return the port of HOST[:PORT], the scheme's own where there is none, -1 where it is no number."""
+    port = authority.rpartition("]")[2].partition(":")[2]
+    if not port:
+        return {"http": 80, "https": 443}.get(scheme.lower(), -1)
+    return int(port) if port.isascii() and port.isdigit() and len(port) < 6 else -1

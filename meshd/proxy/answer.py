@@ -1,0 +1,194 @@
+"""What happens to a reply's body on its way to the caller.
+
+A reply that no ticket watches and no meter reads passes raw and never comes here. The others are read as they pass:
+a stream event by event, a plain reply whole but forwarded at once, and a plain reply that a rule must judge is held
+until it has been judged. Nothing here does I/O: bytes go in, the bytes to forward come out.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+from meshd.filters.contract import Cut
+from meshd.refusal import Reason, Refused
+from meshd.wire.sse import EventTooLarge, Splitter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Headers
+    from meshd.dialects.contract import Event, Meter
+
+RATIO_MAX = 100
+"""Most that one byte of a compressed reply may become: gzip bombs reach 1,000, model output stays below 20."""
+
+
+class AnswerError(Exception):
+    """The reply cannot be read as what it says it is; `str()` says why."""
+
+
+class Inflater:
+    """Decodes a gzip or deflate reply with caps on its size and ratio."""
+
+    __slots__ = ("_bytes_in", "_bytes_max", "_bytes_out", "_decoder")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
+        self._bytes_in = 0
+        self._bytes_out = 0
+        self._bytes_max = bytes_max
+
+    def feed(self, data: bytes) -> bytes:
+        """Return what `data` decodes to. Raises AnswerError on garbage and beyond the caps."""
+        self._bytes_in += len(data)
+        room = min(self._bytes_max, self._bytes_in * RATIO_MAX + 65_536) - self._bytes_out
+        try:
+            out = self._decoder.decompress(data, max(room, 1))
+        except zlib.error as error:
+            raise AnswerError(f"its content-encoding does not decode: {error}") from None
+        self._bytes_out += len(out)
+        if self._decoder.unconsumed_tail:
+            raise AnswerError("it decodes to more than the caps on size and ratio allow")
+        return out
+
+
+ENCODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
+
+
+class Answer:
+    """The common part: the meter, whoever watches, and how the answer was ended early, if it was."""
+
+    __slots__ = ("_inflater", "cut", "meter", "watchers")
+
+    def __init__(self, meter: Meter, watchers: tuple[Callable[[Event], Event | Cut], ...], inflater: Inflater | None):
+        self.meter = meter
+        self.watchers = watchers
+        self.cut: Cut | None = None
+        """Set where a ticket ended the answer: nothing more is forwarded."""
+        self._inflater = inflater
+
+    @property
+    def is_inflated(self) -> bool:
+        """The body is forwarded decoded, so its length and encoding are not the upstream's."""
+        return self._inflater is not None
+
+    def _watch(self, event: Event) -> bytes:
+        for watch in self.watchers:
+            got = watch(event)
+            if got.__class__ is Cut:
+                self.cut = got  # type: ignore[assignment]
+                return b""
+        return event.raw
+
+    def data(self, data: bytes) -> bytes:
+        """Take a piece of the body; return what is to be forwarded now. Raises AnswerError."""
+        raise NotImplementedError
+
+    def end(self) -> bytes:
+        """The body is whole; return what is still to be forwarded. Raises AnswerError."""
+        raise NotImplementedError
+
+
+class StreamAnswer(Answer):
+    """A stream of server-sent events: each is read and forwarded when its last byte is there."""
+
+    __slots__ = ("_splitter",)
+
+    def __init__(self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None) -> None:
+        super().__init__(meter, watchers, inflater)
+        self._splitter = Splitter()
+
+    def data(self, data: bytes) -> bytes:
+        if self._inflater is not None:
+            data = self._inflater.feed(data)
+        try:
+            raws = self._splitter.feed(data)
+        except EventTooLarge as error:
+            raise AnswerError(str(error)) from None
+        if len(raws) == 1:
+            event = self.meter.read_event(raws[0])
+            return self._watch(event) if event is not None else b""
+        return self._many(raws)
+
+    def _many(self, raws: list[bytes]) -> bytes:
+        out: list[bytes] = []
+        for raw in raws:
+            event = self.meter.read_event(raw)
+            if event is not None:
+                out.append(self._watch(event))
+                if self.cut is not None:
+                    break
+        return b"".join(out)
+
+    def end(self) -> bytes:
+        rest = self._splitter.rest()
+        if not rest or self.cut is not None:
+            return b""
+        # A last event without its blank line: clients read it, so it is metered too.
+        event = self.meter.read_event(rest)
+        return self._watch(event) if event is not None else b""
+
+
+class PlainAnswer(Answer):
+    """A plain reply: forwarded as it comes and kept aside, up to a cap, to be read when it is whole."""
+
+    __slots__ = ("_bytes_max", "_is_held", "_kept", "_size")
+
+    def __init__(
+        self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None, *, is_held: bool, bytes_max: int
+    ) -> None:
+        super().__init__(meter, watchers, inflater)
+        self._kept: list[bytes] = []
+        self._size = 0
+        self._is_held = is_held
+        self._bytes_max = bytes_max
+
+    def data(self, data: bytes) -> bytes:
+        if self._inflater is not None:
+            data = self._inflater.feed(data)
+        self._size += len(data)
+        if self._size <= self._bytes_max:
+            self._kept.append(data)
+        elif self._is_held:
+            raise AnswerError(f"it is over {self._bytes_max} bytes, and a rule must read it whole")
+        else:
+            self._kept.clear()
+        return b"" if self._is_held else data
+
+    def end(self) -> bytes:
+        if self._size > self._bytes_max:
+            return b""
+        body = self._kept[0] if len(self._kept) == 1 else b"".join(self._kept)
+        event = self.meter.read_message(body)
+        event.raw = body
+        out = self._watch(event)
+        return out if self._is_held else b""
+
+    @property
+    def is_held(self) -> bool:
+        """Nothing has been forwarded, and nothing will be before the end."""
+        return self._is_held
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Say whether a reply is a stream of server-sent events."""
+    return any(name == b"content-type" and value[:17].lower() == b"text/event-stream" for name, value in headers)
+
+
+def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
+    """Return the decoder of a reply's content-encoding, None where it has none. Raises AnswerError on others."""
+    encodings = [
+        part.strip().lower() for name, value in headers if name == b"content-encoding" for part in value.split(b",")
+    ]
+    encodings = [encoding for encoding in encodings if encoding not in (b"", b"identity")]
+    if not encodings:
+        return None
+    if len(encodings) > 1 or encodings[0] not in ENCODINGS:
+        raise AnswerError("it came compressed although it was asked for plainly, in an encoding that meshd cannot read")
+    return Inflater(bytes_max)
+
+
+def forbidden_reply(cut: Cut) -> Refused:
+    """Return the refusal that stands in place of an answer, or after its beginning."""
+    return Refused(Reason.NOT_ALLOWED, cut.message)

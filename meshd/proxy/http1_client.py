@@ -1,0 +1,231 @@
+"""One HTTP/1.1 connection to an upstream, serving one exchange at a time."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from meshd.call import Fault
+from meshd.wire.http1 import ReplyReader, encode_chunk, encode_last_chunk, encode_request_head
+from meshd.wire.message import WireError
+
+if TYPE_CHECKING:
+    from meshd.call import Headers
+    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.pool import Pool
+    from meshd.proxy.proxy import Proxy
+
+
+class Http1Connection(asyncio.Protocol):
+    """A connection and, while an exchange is on it, that exchange's `Stream`."""
+
+    __slots__ = (
+        "_exchange",
+        "_had_bytes",
+        "_is_chunked",
+        "_is_closed",
+        "_is_finished",
+        "_is_raw",
+        "_is_retired",
+        "_is_sent",
+        "_pool",
+        "_proxy",
+        "_reader",
+        "_transport",
+        "idle_since_s",
+    )
+
+    def __init__(self, proxy: Proxy, pool: Pool) -> None:
+        self._proxy = proxy
+        self._pool = pool
+        self._transport: Any = None
+        limits = proxy.policy.limits
+        self._reader = ReplyReader(
+            self, header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max
+        )
+        self._exchange: Exchange | None = None
+        self._is_chunked = False
+        self._is_raw = False
+        self._is_sent = True
+        self._is_closed = False
+        self._is_finished = False
+        self._is_retired = False
+        self._had_bytes = False
+        self.idle_since_s = 0.0
+
+    # ------------------------------------------------------------------ from the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        proxy = self._proxy
+        proxy.enter()
+        try:
+            self._had_bytes = True
+            if self._is_raw:
+                if self._exchange is not None:
+                    self._exchange.reply_data(data)
+                return
+            try:
+                self._reader.feed(data)
+            except WireError as error:
+                self._fail(Fault.GARBAGE, error.message)
+                return
+            if self._reader.upgraded is not None:
+                self._is_raw = True
+                if self._reader.upgraded and self._exchange is not None:
+                    self._exchange.reply_data(self._reader.upgraded)
+            elif self._is_finished:
+                # Only now, when nothing stands behind the reply, may another request use the connection.
+                self._is_finished = False
+                self._release()
+        finally:
+            proxy.leave()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._is_closed = True
+        proxy = self._proxy
+        proxy.enter()
+        try:
+            self._pool.lost(self)
+            exchange = self._exchange
+            if exchange is None:
+                return
+            name = self._pool.upstream.name
+            if self._is_raw or (self._reader.is_until_close and error is None):
+                self._exchange = None
+                exchange.reply_end([])
+            elif self._had_bytes:
+                self._fail(Fault.TRUNCATED, f"{name} closed the connection in the middle of its reply")
+            else:
+                self._fail(Fault.RESET, f"{name} closed the connection without a reply")
+        finally:
+            proxy.leave()
+
+    def pause_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.pause_request()
+
+    def resume_writing(self) -> None:
+        if self._exchange is not None:
+            self._exchange.resume_request()
+
+    # ------------------------------------------------------------------ from the pool
+
+    @property
+    def is_usable(self) -> bool:
+        """Nothing has closed it."""
+        return not self._is_closed and not self._transport.is_closing()
+
+    def close(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def retire(self) -> None:
+        """Close when the exchange that is on it has ended."""
+        self._is_retired = True
+        if self._exchange is None:
+            self._transport.abort()
+
+    def open(
+        self,
+        exchange: Exchange,
+        *,
+        method: str,
+        path: str,
+        headers: Headers,
+        has_body: bool,
+        content_length: int | None,
+        body: bytes | None,
+        upgrade: bytes = b"",
+    ) -> Http1Connection:
+        """Send a request's head, and its body where it is there; return the stream for the rest."""
+        self._exchange = exchange
+        self._had_bytes = False
+        if method == "CONNECT":
+            self._is_raw = self._is_sent = True
+            exchange.stream = self
+            exchange.reply_head(200, [], None)
+            return self
+        self._is_chunked = has_body and content_length is None
+        self._is_sent = body is not None or not has_body
+        self._reader.expect(is_head_request=method == "HEAD")
+        if upgrade:
+            headers = [*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)]
+        elif self._is_chunked:
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+        elif has_body or method in ("POST", "PUT", "PATCH"):
+            headers = [*headers, (b"content-length", b"%d" % (content_length or 0))]
+        head = encode_request_head(method, path, self._pool.upstream.authority, headers)
+        if body is None:
+            self._transport.write(head)
+        elif len(body) > 16_384:
+            self._transport.writelines((head, body))
+        else:
+            self._transport.write(head + body)
+        return self
+
+    # ------------------------------------------------------------------ Stream
+
+    def send_data(self, data: bytes) -> None:
+        if self._is_closed:
+            return
+        self._transport.write(encode_chunk(data) if self._is_chunked and not self._is_raw else data)
+
+    def send_end(self, trailers: Headers) -> None:
+        self._is_sent = True
+        if self._is_raw:
+            if self._transport.can_write_eof():
+                self._transport.write_eof()
+        elif self._is_chunked and not self._is_closed:
+            self._transport.write(encode_last_chunk(trailers))
+
+    def cancel(self) -> None:
+        self._exchange = None
+        self._transport.abort()
+
+    def pause_reply(self) -> None:
+        if self.is_usable and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reply(self) -> None:
+        if self.is_usable and not self._transport.is_reading():
+            self._transport.resume_reading()
+
+    # ------------------------------------------------------------------ from the reader
+
+    def reply_informational(self, status: int, headers: Headers) -> None:
+        if self._exchange is not None:
+            self._exchange.reply_informational(status, headers)
+
+    def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
+        if self._exchange is not None:
+            self._exchange.reply_head(status, headers, content_length)
+
+    def reply_data(self, data: bytes) -> None:
+        if self._exchange is not None:
+            self._exchange.reply_data(data)
+
+    def reply_end(self, trailers: Headers) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            self._is_finished = True
+            exchange.reply_end(trailers)
+
+    def _release(self) -> None:
+        if not self._reader.is_keep_alive or not self._is_sent or self._is_retired:
+            # A reply that came before the request was whole leaves the connection at an unknown place.
+            self._transport.abort()
+        elif self.is_usable:
+            self.resume_reply()
+            self._pool.release(self)
+
+    def _fail(self, fault: Fault, message: str) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._transport.abort()
+        if exchange is not None:
+            exchange.reply_failed(fault, message)

@@ -1,0 +1,336 @@
+"""Connections to upstreams: kept alive, bounded, and handed out without waiting where one is idle.
+
+One pool for each upstream and wire. Which wire an https upstream speaks is settled by ALPN at its first connection;
+a plain one is spoken to in HTTP/1.1 unless the policy says h2 or the call is gRPC, which has no other wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import os
+import ssl
+from collections import deque
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from meshd.call import Fault
+from meshd.proxy.http1_client import Http1Connection
+from meshd.proxy.http2_client import Http2Connection
+
+if TYPE_CHECKING:
+    from meshd.policy.compiled import Upstream
+    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.proxy import Proxy
+
+log = logging.getLogger("meshd.proxy")
+
+_ALPN_OFFERS = {"auto": ["h2", "http/1.1"], "h2": ["h2"], "http/1.1": ["http/1.1"], "tunnel": ["http/1.1"]}
+STREAMS_PER_CONNECTION = 100
+"""HTTP/2 calls on one connection before another is opened, where the upstream allows as many."""
+
+
+class Pools:
+    """All pools of one sidecar."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+        self._pools: dict[tuple[Upstream, str], Pool] = {}
+        self._contexts: dict[tuple[str | None, str], ssl.SSLContext] = {}
+
+    def pool_for(self, upstream: Upstream, *, is_grpc: bool, is_tunnel: bool) -> Pool:
+        """Return the pool for a call to `upstream`."""
+        wire: str = upstream.protocol
+        if is_tunnel:
+            wire = "tunnel"
+        elif wire == "auto" and upstream.scheme == "http":
+            wire = "h2" if is_grpc else "http/1.1"
+        elif wire == "auto" and is_grpc:
+            wire = "h2"
+        key = (upstream, wire)
+        pool = self._pools.get(key)
+        if pool is None:
+            pool = self._pools[key] = Pool(self._proxy, self, upstream, wire)
+        return pool
+
+    def ssl_context(self, ca_file: str | None, wire: str) -> ssl.SSLContext:
+        """Return a verifying context. Loading the system's roots takes 20 ms, so one is kept for each setting."""
+        key = (ca_file, wire)
+        context = self._contexts.get(key)
+        if context is None:
+            context = ssl.create_default_context(cafile=ca_file)
+            context.minimum_version = ssl.TLSVersion.TLSv1_2
+            context.set_alpn_protocols(_ALPN_OFFERS[wire])
+            self._contexts[key] = context
+        return context
+
+    def keep_only(self, upstreams: tuple[Upstream, ...]) -> None:
+        """After a reload: let the pools of upstreams that are gone or changed run dry."""
+        kept = set(upstreams)
+        for key in [key for key in self._pools if key[0] not in kept]:
+            self._pools.pop(key).retire()
+        for pool in self._pools.values():
+            pool.read_key()
+
+    def expire(self, now_s: float) -> None:
+        """Close connections that have been idle for too long."""
+        for pool in self._pools.values():
+            pool.expire(now_s)
+
+    def open_connections(self) -> dict[str, int]:
+        """Return how many connections are open, by upstream."""
+        counts: dict[str, int] = {}
+        for (upstream, _), pool in self._pools.items():
+            counts[upstream.name] = counts.get(upstream.name, 0) + pool.connections_open
+        return counts
+
+    def close(self) -> None:
+        """Close every connection."""
+        for pool in self._pools.values():
+            pool.close()
+        self._pools.clear()
+
+
+class Pool:
+    """The connections to one upstream over one wire."""
+
+    __slots__ = (
+        "_all",
+        "_connecting",
+        "_idle",
+        "_is_retired",
+        "_pending",
+        "_pools",
+        "_proxy",
+        "_shared",
+        "_tasks",
+        "_wire",
+        "key",
+        "upstream",
+    )
+
+    def __init__(self, proxy: Proxy, pools: Pools, upstream: Upstream, wire: str) -> None:
+        self._proxy = proxy
+        self._pools = pools
+        self.upstream = upstream
+        self._wire = wire
+        self._all: set[Any] = set()
+        self._idle: list[Http1Connection] = []
+        self._shared: list[Http2Connection] = []
+        self._pending: deque[Exchange] = deque()
+        self._connecting = 0
+        self._is_retired = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.key: bytes | None = None
+        """Value of the provider's key field, where meshd attaches it."""
+        self.read_key()
+
+    def read_key(self) -> None:
+        """Read the provider's key afresh: a mounted secret may have been rotated."""
+        upstream = self.upstream
+        if upstream.key_header is None:
+            return
+        secret = ""
+        if upstream.key_env:
+            secret = os.environ.get(upstream.key_env, "")
+        elif upstream.key_file:
+            try:
+                secret = Path(upstream.key_file).read_text().strip()
+            except OSError as error:
+                log.error("the key of upstream %s cannot be read: %s", upstream.name, error)
+        if not secret:
+            log.warning("upstream %s has no key: its calls go out with the agent's own", upstream.name)
+        self.key = upstream.key_prefix + secret.encode() if secret else None
+
+    @property
+    def connections_open(self) -> int:
+        """Connections open or opening."""
+        return len(self._all) + self._connecting
+
+    def acquire(self, exchange: Exchange) -> Any:
+        """Return a connection, or None: then `exchange.connected` or `reply_failed` is called when it is decided."""
+        if exchange.is_tunnel:
+            if self.connections_open >= self.upstream.connections_max:
+                exchange.reply_failed(Fault.POOL_FULL, f"{self.connections_open} tunnels to {self.upstream.name} are open")
+            else:
+                self._connect(tunnel=exchange)
+            return None
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_usable:
+                return connection
+        for shared in self._shared:
+            if shared.can_take():
+                return shared
+        if len(self._pending) >= self.upstream.pending_max:
+            exchange.reply_failed(
+                Fault.POOL_FULL, f"{len(self._pending)} calls already wait for a connection to {self.upstream.name}"
+            )
+            return None
+        self._pending.append(exchange)
+        self._connect_as_needed()
+        return None
+
+    def _connect_as_needed(self) -> None:
+        if self._wire == "h2":
+            wanted = -(-len(self._pending) // STREAMS_PER_CONNECTION)
+        elif self._wire == "auto" and not self._all:
+            wanted = 1  # Until ALPN has said which wire it is, one connection may serve them all.
+        else:
+            wanted = len(self._pending)
+        while self._connecting < wanted and self.connections_open < self.upstream.connections_max:
+            self._connect()
+
+    def _connect(self, tunnel: Exchange | None = None) -> None:
+        self._connecting += 1
+        task = self._proxy.loop.create_task(self._connecting_for(tunnel))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _connecting_for(self, tunnel: Exchange | None) -> None:
+        connection: Any = None
+        fault, message = Fault.CONNECT, ""
+        try:
+            async with asyncio.timeout(self.upstream.connect_timeout_s):
+                connection = await self._open_connection(tunnel)
+        except TimeoutError:
+            fault = Fault.CONNECT_TIMEOUT
+            message = f"{self.upstream.name} took no connection within {self.upstream.connect_timeout_s:g} s"
+        except ssl.SSLError as error:
+            fault = Fault.TLS
+            message = f"TLS with {self.upstream.name} failed: {getattr(error, 'verify_message', '') or error.reason}"
+        except (OSError, ValueError) as error:
+            message = f"{self.upstream.name} ({self.upstream.host}:{self.upstream.port}) takes no connection: {error}"
+        self._connecting -= 1
+        self._proxy.enter()
+        try:
+            if tunnel is not None:
+                self._tunnel_decided(tunnel, connection, fault, message)
+            elif connection is None:
+                self._failed(fault, message)
+            else:
+                self._opened(connection)
+        finally:
+            self._proxy.leave()
+
+    async def _open_connection(self, tunnel: Exchange | None) -> Any:
+        upstream, loop = self.upstream, self._proxy.loop
+        # Behind a CONNECT the caller speaks TLS itself, with the host that it named.
+        is_raw = tunnel is not None and tunnel.request.method == "CONNECT"
+        context = None
+        if upstream.scheme == "https" and not is_raw:
+            context = self._pools.ssl_context(upstream.ca_file, self._wire)
+        use_h2 = self._wire == "h2" and context is None
+        transport, protocol = await loop.create_connection(
+            lambda: Http2Connection(self._proxy, self) if use_h2 else Http1Connection(self._proxy, self),
+            upstream.host,
+            upstream.port,
+            ssl=context,
+            server_hostname=upstream.host if context is not None and not _is_address(upstream.host) else None,
+        )
+        if context is not None:
+            chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
+            if chosen == "h2":
+                protocol = Http2Connection(self._proxy, self)
+                transport.set_protocol(protocol)
+                protocol.connection_made(transport)
+            elif self._wire == "h2":
+                transport.abort()
+                raise OSError("it does not speak HTTP/2 (ALPN)")
+        return protocol
+
+    def _tunnel_decided(self, exchange: Exchange, connection: Any, fault: Fault, message: str) -> None:
+        if connection is None:
+            exchange.reply_failed(fault, message)
+        elif exchange.is_done:
+            connection.close()
+        else:
+            self._all.add(connection)
+            exchange.connected(connection)
+
+    def _opened(self, connection: Any) -> None:
+        if self._is_retired and not self._pending:
+            connection.close()
+            return
+        self._all.add(connection)
+        if isinstance(connection, Http2Connection):
+            self._shared.append(connection)
+            self.serve_pending()
+        else:
+            self.release(connection)
+        if self._pending:
+            self._connect_as_needed()
+
+    def _failed(self, fault: Fault, message: str) -> None:
+        # One failed connection answers for one waiting call, or for all where they would have shared it.
+        count = 1 if self._wire == "http/1.1" else len(self._pending)
+        for _ in range(min(count, len(self._pending))):
+            self._pending.popleft().reply_failed(fault, message)
+        if self._pending:
+            self._connect_as_needed()
+
+    def serve_pending(self) -> None:
+        """Give waiting calls to HTTP/2 connections that have room."""
+        for shared in self._shared:
+            while self._pending and shared.can_take():
+                self._pending.popleft().connected(shared)
+
+    def release(self, connection: Http1Connection) -> None:
+        """Take back an HTTP/1.1 connection that can serve again."""
+        if self._pending:
+            self._pending.popleft().connected(connection)
+        elif self._is_retired:
+            connection.close()
+        else:
+            connection.idle_since_s = self._proxy.clock()
+            self._idle.append(connection)
+
+    def lost(self, connection: Any) -> None:
+        """A connection is closed."""
+        self._all.discard(connection)
+        if isinstance(connection, Http2Connection):
+            if connection in self._shared:
+                self._shared.remove(connection)
+        elif connection in self._idle:
+            self._idle.remove(connection)
+        if self._pending:
+            self._connect_as_needed()
+
+    def forget(self, exchange: Exchange) -> None:
+        """A waiting call has gone away."""
+        try:
+            self._pending.remove(exchange)
+        except ValueError:
+            return
+
+    def expire(self, now_s: float) -> None:
+        """Close connections that have been idle for too long; the oldest stand first."""
+        limit_s = now_s - self.upstream.idle_timeout_s
+        while self._idle and self._idle[0].idle_since_s < limit_s:
+            self._idle.pop(0).close()
+        for shared in tuple(self._shared):
+            if shared.is_idle and shared.idle_since_s < limit_s:
+                shared.close()
+
+    def retire(self) -> None:
+        """Serve what runs and take nothing new."""
+        self._is_retired = True
+        for connection in (*self._idle, *self._shared):
+            connection.retire()
+        self._idle.clear()
+
+    def close(self) -> None:
+        """Close every connection at once."""
+        for task in tuple(self._tasks):
+            task.cancel()
+        for connection in tuple(self._all):
+            connection.close()
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,193 @@
+"""What all connections of one sidecar share: the policy of the moment, the chain, the pools, the calls alive.
+
+A callback of the event loop that may write begins with `enter` and ends with `leave`, which flushes every connection
+that was written to in between: one write for a head and its body, or for all streams of an HTTP/2 connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import TYPE_CHECKING, Any, Protocol
+
+from meshd.policy.addressing import AddressBook, host_of
+from meshd.proxy.pool import Pools
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Direction
+    from meshd.chain import Chain, Pending
+    from meshd.filters.contract import Ticket
+    from meshd.policy.compiled import Policy, Upstream
+    from meshd.proxy.exchange import Exchange
+    from meshd.telemetry.telemetry import Telemetry
+
+SWEEP_S = 0.5
+"""How often timeouts are looked at. None is shorter than a second by default, so this is near enough."""
+
+
+class Flushable(Protocol):
+    """A connection with bytes that wait for the end of the current callback."""
+
+    is_dirty: bool
+
+    def flush(self) -> None: ...
+
+
+class Session(Protocol):
+    """A caller's connection, as the sweep and the drain see it."""
+
+    def expire(self, now_s: float) -> None: ...
+
+    def drain(self) -> None:
+        """Finish what runs, take nothing new, then close."""
+        ...
+
+    def close_now(self) -> None: ...
+
+
+class Proxy:
+    """One sidecar's data plane."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        *,
+        policy: Policy,
+        chain: Chain,
+        telemetry: Telemetry,
+        app: Upstream | None = None,
+        listen_hosts: tuple[str, ...] = (),
+    ) -> None:
+        self.loop = loop
+        self.clock = loop.time
+        self.wall_clock = time.time
+        self.chain = chain
+        self.telemetry = telemetry
+        self.pools = Pools(self)
+        self.live: set[Exchange] = set()
+        self.sessions: set[Session] = set()
+        self.is_draining = False
+        self._app = app
+        self._listen_hosts = listen_hosts
+        self._id_prefix = os.urandom(6).hex()
+        self._id_number = 0
+        self._dirty: list[Flushable] = []
+        self._is_entered = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self.policy = policy
+        self.book = AddressBook(policy, app, listen_hosts)
+        self._sweep()
+
+    def swap(self, policy: Policy) -> None:
+        """Judge new calls by `policy`; those under way keep the document that they began with."""
+        self.book = AddressBook(policy, self._app, self._listen_hosts)
+        self.policy = policy
+        self.pools.keep_only(tuple(policy.upstreams.values()) + ((self._app,) if self._app else ()))
+
+    def next_id(self) -> str:
+        """Return an id for a call: unique among all sidecars, and cheap."""
+        self._id_number += 1
+        return f"{self._id_prefix}-{self._id_number:x}"
+
+    def is_origin_allowed(self, origin: bytes) -> bool:
+        """Say whether a web page of this origin may call."""
+        return host_of(origin.decode("latin-1").rpartition("://")[2]) in self.policy.hosts_allowed
+
+    # ------------------------------------------------------------------ callbacks and flushing
+
+    def enter(self) -> None:
+        """A callback of the loop begins."""
+        self._is_entered = True
+
+    def leave(self) -> None:
+        """A callback of the loop ends: write what it left."""
+        dirty = self._dirty
+        while dirty:
+            one = dirty.pop()
+            one.is_dirty = False
+            one.flush()
+        self._is_entered = False
+
+    def touch(self, one: Flushable) -> None:
+        """Note that `one` has bytes to flush."""
+        if not one.is_dirty:
+            one.is_dirty = True
+            self._dirty.append(one)
+            if not self._is_entered:
+                self.loop.call_soon(self.leave)
+
+    def later(self, delay_s: float, callback: Callable[[], None]) -> None:
+        """Call `callback` after `delay_s` seconds, flushing what it writes."""
+        if delay_s <= 0:
+            self.loop.call_soon(self._run, callback)
+        else:
+            self.loop.call_later(delay_s, self._run, callback)
+
+    def _run(self, callback: Callable[[], None]) -> None:
+        self.enter()
+        try:
+            callback()
+        finally:
+            self.leave()
+
+    # ------------------------------------------------------------------ waiting
+
+    def wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        """Let one call wait for a filter. This is the only task that a call can cost."""
+        task = self.loop.create_task(self._wait(exchange, pending, tickets, go_on))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        result: Any
+        try:
+            result = await pending.wait.coroutine
+        except Exception as error:
+            result = error
+        self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at))
+
+    # ------------------------------------------------------------------ time and the end
+
+    def _sweep(self) -> None:
+        now_s, wall_s = self.clock(), self.wall_clock()
+        self.enter()
+        try:
+            for exchange in tuple(self.live):
+                exchange.expire(now_s, wall_s)
+            for session in tuple(self.sessions):
+                session.expire(now_s)
+            self.pools.expire(now_s)
+        finally:
+            self.leave()
+        self._sweeper = self.loop.call_later(SWEEP_S, self._sweep)
+
+    async def drain(self, deadline_s: float) -> bool:
+        """Finish what runs, for at most `deadline_s` seconds, then end the rest. True where nothing was cut short."""
+        self.is_draining = True
+        for session in tuple(self.sessions):
+            self._run(session.drain)
+        ends_s = self.clock() + deadline_s
+        while (self.live or self._tasks) and self.clock() < ends_s:
+            await asyncio.sleep(0.02)
+        is_clean = not self.live
+        for exchange in tuple(self.live):
+            self._run(exchange.shut_down)
+        return is_clean
+
+    def count_sessions(self, direction: Direction) -> int:
+        """Return how many callers are connected."""
+        return sum(1 for session in self.sessions if getattr(session, "direction", None) is direction)
+
+    def close(self) -> None:
+        """Close every connection."""
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        for task in self._tasks:
+            task.cancel()
+        for session in tuple(self.sessions):
+            session.close_now()
+        self.pools.close()

@@ -1,0 +1,84 @@
+"""Header fields: which of them belong to one connection only, and which never leave.
+
+RFC 9110 section 7.6.1 names the hop-by-hop fields; whatever `Connection` itself names goes with them. Fields under
+our own prefix are the sidecar's alone: what a caller sends under it is read by the Context filter and never forwarded.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from meshd.call import Headers
+
+OURS = b"x-meshd-"
+
+HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+
+# Written afresh by the sender: framing from the body that really goes out, Host from the upstream's own address,
+# Expect because meshd itself tells the caller to go on, the trace fields because Context decides whether they leave.
+_REQUEST_REWRITTEN = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"traceparent",
+    b"tracestate",
+    b"baggage",
+}
+_REPLY_REWRITTEN = HOP_BY_HOP | {b"content-length"}
+
+# RFC 9110 section 6.5.1: what frames, routes or authenticates a message cannot come after it.
+_NO_TRAILER = _REQUEST_REWRITTEN | {b"authorization", b"content-encoding", b"content-type", b"content-range", b"cookie"}
+
+
+def connection_names(headers: Headers) -> frozenset[bytes]:
+    """Return the field names that the `Connection` fields list, in lower case."""
+    names: set[bytes] = set()
+    for name, value in headers:
+        if name == b"connection":
+            names.update(part.strip().lower() for part in value.split(b","))
+    return frozenset(names)
+
+
+_USUAL_CONNECTION = frozenset({b"", b"keep-alive", b"close", b"upgrade"})
+
+
+def _dropped(headers: Headers, usual: frozenset[bytes]) -> frozenset[bytes]:
+    named = connection_names(headers)
+    return usual if named <= _USUAL_CONNECTION else usual | named
+
+
+def forwardable_request(headers: Headers, without: Iterable[bytes] = ()) -> Headers:
+    """Return the fields of a request that may go on to an upstream, less those in `without`."""
+    dropped = _dropped(headers, _REQUEST_REWRITTEN)
+    if without:
+        dropped = dropped.union(without)
+    return [field for field in headers if field[0] not in dropped and not field[0].startswith(OURS)]
+
+
+def forwardable_reply(headers: Headers, without: Iterable[bytes] = ()) -> Headers:
+    """Return the fields of a reply that may go on to the caller, less those in `without`."""
+    dropped = _dropped(headers, _REPLY_REWRITTEN)
+    if without:
+        dropped = dropped.union(without)
+    return [field for field in headers if field[0] not in dropped and not field[0].startswith(OURS)]
+
+
+def forwardable_trailers(headers: Headers) -> Headers:
+    """Return the trailer fields that may be passed on."""
+    return [field for field in headers if field[0] not in _NO_TRAILER and not field[0].startswith(OURS)]

@@ -1,0 +1,408 @@
+"""HTTP/1.1 without I/O: llhttp reads, this file judges what is ambiguous, and heads are always written afresh.
+
+llhttp in its strict mode refuses duplicate or odd Content-Length, Content-Length beside Transfer-Encoding, bare LF,
+obs-fold, control bytes and bad chunk sizes. What it lets pass and a proxy must not, is refused here: other versions
+than 1.0 and 1.1, any Transfer-Encoding but exactly `chunked`, chunked in HTTP/1.0, RTSP methods, several or odd Host
+fields, and heads, trailers or chunk extensions without end.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+import httptools
+
+from meshd.wire.fields import connection_names
+from meshd.wire.message import Request, WireError, is_authority
+
+if TYPE_CHECKING:
+    from meshd.call import Headers
+
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"})
+FRAMING_BYTES_MAX = 16_384
+"""Chunk framing, extensions included, that may pass without one byte of body."""
+
+
+class RequestSink(Protocol):
+    """Where a `RequestReader` puts what it read."""
+
+    def request_head(self, request: Request) -> None: ...
+
+    def request_data(self, data: bytes) -> None: ...
+
+    def request_end(self, trailers: Headers) -> None: ...
+
+
+class RequestReader:
+    """Reads the requests of one connection. `feed` raises WireError; after that the connection cannot go on."""
+
+    __slots__ = (
+        "_framing_bytes",
+        "_had_body",
+        "_head_bytes",
+        "_headers",
+        "_in_body",
+        "_is_resuming",
+        "_limits",
+        "_parser",
+        "_sink",
+        "_url",
+        "is_between",
+        "upgraded",
+    )
+
+    def __init__(self, sink: RequestSink, *, header_count_max: int, header_bytes_max: int, url_bytes_max: int) -> None:
+        self._sink = sink
+        self._limits = (header_count_max, header_bytes_max, url_bytes_max)
+        self._parser = httptools.HttpRequestParser(self)
+        self._headers: Headers = []
+        self._url = b""
+        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._in_body = False
+        self._had_body = False
+        self._is_resuming = False
+        self.is_between = True
+        """No request is being read: the connection is idle as far as this side knows."""
+        self.upgraded: bytes | None = None
+        """After an upgrade or CONNECT: the bytes that follow the head and are not HTTP."""
+
+    def feed(self, data: bytes) -> None:
+        """Read `data`, calling the sink for whatever became whole."""
+        self._had_body = False
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ if isinstance(error.__context__, WireError) else error from None
+        except httptools.HttpParserInvalidMethodError:
+            raise WireError(501, "This method is not implemented: meshd forwards " + _methods()) from None
+        except httptools.HttpParserError as error:
+            raise WireError(400, f"Malformed HTTP/1.1: {error}") from None
+        if self._in_body:
+            self._framing_bytes = 0 if self._had_body else self._framing_bytes + len(data)
+            if self._framing_bytes > FRAMING_BYTES_MAX:
+                raise WireError(400, "Malformed HTTP/1.1: chunk extensions or trailers without end")
+        elif self.is_between:
+            self._head_bytes = 0
+        else:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._limits[1]:
+                raise WireError(431, f"The request's head is over {self._limits[1]} bytes")
+
+    def _upgrade(self, rest: bytes) -> None:
+        """After an Upgrade or CONNECT llhttp stops; only a tunnel may take the rest of the bytes.
+
+        Some clients offer h2c on every request, with a body behind it. That offer is declined by going on in
+        HTTP/1.1 (RFC 9110 section 7.8): a fresh parser is put where the old one stopped, at the body.
+        """
+        if self.upgraded is not None:
+            self.upgraded = rest
+            return
+        framing = [b"%s: %s\r\n" % field for field in self._headers if field[0] in _FRAMING]
+        self._parser = httptools.HttpRequestParser(self)
+        self._is_resuming = True
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n" + b"".join(framing) + b"\r\n")
+        if rest:
+            self.feed(rest)
+
+    # The callbacks of llhttp follow.
+
+    def on_message_begin(self) -> None:
+        if self._is_resuming:
+            return
+        self._headers = []
+        self._url = b""
+        self._in_body = False
+        self.is_between = False
+
+    def on_url(self, url: bytes) -> None:
+        if self._is_resuming:
+            return
+        self._url = self._url + url if self._url else url
+        if len(self._url) > self._limits[2]:
+            raise WireError(414, f"The request's address is over {self._limits[2]} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._is_resuming:
+            return
+        headers = self._headers
+        headers.append((name.lower(), value))
+        if len(headers) > self._limits[0]:
+            raise WireError(431, f"The request has more than {self._limits[0]} header fields")
+
+    def on_headers_complete(self) -> None:
+        if self._is_resuming:
+            self._is_resuming = False
+            return
+        parser = self._parser
+        method = parser.get_method()
+        if method not in METHODS:
+            raise WireError(501, "This method is not implemented: meshd forwards " + _methods())
+        headers = self._headers
+        request = Request(method.decode(), self._url.decode("latin-1"), headers)
+        read_framing(request, parser.get_http_version(), self._limits[1])
+        request.is_keep_alive = parser.should_keep_alive()
+        if parser.should_upgrade():
+            self._judge_upgrade(request)
+        self._in_body = True
+        self._framing_bytes = self._head_bytes = 0
+        self._headers = []
+        if self.upgraded is None and parser.should_upgrade():
+            self._headers = headers
+        self._sink.request_head(request)
+
+    def _judge_upgrade(self, request: Request) -> None:
+        if request.method == "CONNECT":
+            if request.has_body:
+                raise WireError(400, "A CONNECT request has no body")
+            self.upgraded = b""
+        elif request.upgrade == b"websocket" and request.method == "GET" and not request.has_body:
+            self.upgraded = b""
+        else:
+            request.upgrade = b""
+
+    def on_body(self, data: bytes) -> None:
+        self._had_body = True
+        self._sink.request_data(data)
+
+    def on_message_complete(self) -> None:
+        if self._parser.should_upgrade() and self._in_body and self.upgraded is None:
+            # An offer that is declined: the body, if any, still comes; see `_upgrade`.
+            return
+        self._in_body = False
+        self.is_between = True
+        trailers, self._headers = self._headers, []
+        self._sink.request_end(trailers)
+
+
+_FRAMING = frozenset({b"content-length", b"transfer-encoding"})
+_READ = _FRAMING | {b"host", b"expect", b"upgrade", b"content-type", b"origin", b"connection"}
+
+
+def _methods() -> str:
+    return b", ".join(sorted(METHODS)).decode()
+
+
+def read_framing(request: Request, version: str, header_bytes_max: int) -> None:
+    """Judge the fields that frame or address a request, and set what they say. Raises WireError."""
+    if version not in ("1.1", "1.0"):
+        raise WireError(505, "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")
+    request.has_chunks = version == "1.1"
+    size = hosts = 0
+    is_upgrade_named = False
+    for name, value in request.headers:
+        size += len(name) + len(value)
+        if name not in _READ:
+            continue
+        if name == b"host":
+            hosts += 1
+            if not is_authority(value):
+                raise WireError(400, "The Host field is malformed")
+            request.authority = value.decode("ascii")
+        elif name == b"content-length":
+            request.content_length = int(value)
+            request.has_body = request.content_length > 0
+        elif name == b"transfer-encoding":
+            if value.lower() != b"chunked":
+                raise WireError(501, "Only Transfer-Encoding: chunked is implemented")
+            if version == "1.0":
+                raise WireError(400, "HTTP/1.0 has no Transfer-Encoding")
+            request.has_body = True
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                raise WireError(417, "Only Expect: 100-continue can be met")
+            request.expects_continue = version == "1.1"
+        elif name == b"upgrade":
+            request.upgrade = value.strip().lower()
+        elif name == b"content-type":
+            request.content_type = value
+        elif name == b"origin":
+            request.origin = value
+        elif b"upgrade" in value.lower():
+            is_upgrade_named = b"upgrade" in connection_names(request.headers)
+    if size > header_bytes_max:
+        raise WireError(431, f"The request's head is over {header_bytes_max} bytes")
+    if hosts > 1 or (hosts == 0 and version == "1.1"):
+        raise WireError(400, "Exactly one Host field is needed")
+    if not is_upgrade_named:
+        request.upgrade = b""
+
+
+class ReplySink(Protocol):
+    """Where a `ReplyReader` puts what it read."""
+
+    def reply_informational(self, status: int, headers: Headers) -> None: ...
+
+    def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None: ...
+
+    def reply_data(self, data: bytes) -> None: ...
+
+    def reply_end(self, trailers: Headers) -> None: ...
+
+
+class ReplyReader:
+    """Reads the replies of one upstream connection, one for each `expect`. `feed` raises WireError on garbage."""
+
+    __slots__ = (
+        "_count_max",
+        "_head_bytes",
+        "_head_bytes_max",
+        "_headers",
+        "_in_body",
+        "_is_head_request",
+        "_is_informational",
+        "_parser",
+        "_sink",
+        "is_expecting",
+        "is_keep_alive",
+        "is_until_close",
+        "upgraded",
+    )
+
+    def __init__(self, sink: ReplySink, *, header_count_max: int, header_bytes_max: int) -> None:
+        self._sink = sink
+        self._count_max = header_count_max
+        self._head_bytes_max = header_bytes_max
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._in_body = False
+        self._is_head_request = False
+        self._is_informational = False
+        self.is_expecting = False
+        """A request has been sent and its reply is not whole yet."""
+        self.is_keep_alive = True
+        self.is_until_close = False
+        """The reply's body ends where the connection does."""
+        self.upgraded: bytes | None = None
+
+    def expect(self, *, is_head_request: bool) -> None:
+        """Make ready for the reply to a request that is being sent."""
+        self._is_head_request = is_head_request
+        self._in_body = False
+        self._head_bytes = 0
+        self.is_expecting = True
+        self.is_until_close = False
+
+    def feed(self, data: bytes) -> None:
+        """Read `data`, calling the sink for whatever became whole."""
+        if not self.is_expecting:
+            raise WireError(502, "The upstream sent bytes that answer no request")
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self.upgraded = data[upgrade.args[0] :]
+            return
+        except httptools.HttpParserCallbackError as error:
+            raise error.__context__ if isinstance(error.__context__, WireError) else error from None
+        except httptools.HttpParserError as error:
+            raise WireError(502, f"The upstream's reply is malformed: {error}") from None
+        if not self._in_body and self.is_expecting:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._head_bytes_max:
+                raise WireError(502, "The upstream's reply head is too large")
+        if not self.is_expecting and self._is_head_request:
+            # llhttp does not know that the reply to HEAD has no body, and would take the next reply for it.
+            self._parser = httptools.HttpResponseParser(self)
+
+    def on_message_begin(self) -> None:
+        if not self.is_expecting:
+            raise WireError(502, "The upstream sent bytes that answer no request")
+        self._headers = []
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        headers = self._headers
+        headers.append((name.lower(), value))
+        if len(headers) > self._count_max:
+            raise WireError(502, f"The upstream's reply has more than {self._count_max} header fields")
+
+    def on_headers_complete(self) -> None:
+        parser = self._parser
+        status = parser.get_status_code()
+        headers, self._headers = self._headers, []
+        if status < 200:
+            self._is_informational = status != 101
+            if status < 100:
+                raise WireError(502, "The upstream's reply has no valid status")
+            if status != 101:
+                self._sink.reply_informational(status, headers)
+                return
+        length: int | None = None
+        is_chunked = False
+        for name, value in headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                if value.lower() != b"chunked":
+                    raise WireError(502, "The upstream's Transfer-Encoding is not chunked")
+                is_chunked = True
+        self.is_keep_alive = parser.should_keep_alive()
+        has_none = self._is_head_request or status in (204, 304) or status == 101
+        self.is_until_close = length is None and not is_chunked and not has_none
+        self._in_body = True
+        self._sink.reply_head(status, headers, length)
+        if self._is_head_request:
+            self.is_expecting = False
+            self._sink.reply_end([])
+
+    def on_body(self, data: bytes) -> None:
+        if self._is_head_request:
+            raise WireError(502, "The upstream sent a body in reply to HEAD")
+        self._sink.reply_data(data)
+
+    def on_message_complete(self) -> None:
+        if self._is_informational:
+            self._is_informational = False
+            return
+        if not self.is_expecting:
+            return
+        self.is_expecting = False
+        trailers, self._headers = self._headers, []
+        self._sink.reply_end(trailers)
+
+
+_PHRASES = {
+    100: b"Continue", 101: b"Switching Protocols", 200: b"OK", 201: b"Created", 202: b"Accepted", 204: b"No Content",
+    206: b"Partial Content", 301: b"Moved Permanently", 302: b"Found", 303: b"See Other", 304: b"Not Modified",
+    307: b"Temporary Redirect", 308: b"Permanent Redirect", 400: b"Bad Request", 401: b"Unauthorized",
+    402: b"Payment Required", 403: b"Forbidden", 404: b"Not Found", 405: b"Method Not Allowed",
+    408: b"Request Timeout", 409: b"Conflict", 413: b"Content Too Large", 414: b"URI Too Long",
+    417: b"Expectation Failed", 421: b"Misdirected Request", 422: b"Unprocessable Content",
+    428: b"Precondition Required", 429: b"Too Many Requests", 431: b"Request Header Fields Too Large",
+    500: b"Internal Server Error", 501: b"Not Implemented", 502: b"Bad Gateway", 503: b"Service Unavailable",
+    504: b"Gateway Timeout", 505: b"HTTP Version Not Supported", 529: b"Overloaded",
+}  # fmt: skip
+_STATUS_LINES = {status: b"HTTP/1.1 %d %s\r\n" % (status, phrase) for status, phrase in _PHRASES.items()}
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+def encode_reply_head(status: int, headers: Headers) -> bytes:
+    """Return a reply's head, framing fields included in `headers`."""
+    parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def encode_request_head(method: str, path: str, authority: bytes, headers: Headers) -> bytes:
+    """Return a request's head in origin form, framing fields included in `headers`."""
+    parts = [method.encode("ascii"), b" ", path.encode("latin-1"), b" HTTP/1.1\r\nhost: ", authority, b"\r\n"]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    parts.append(b"\r\n")
+    return b"".join(parts)
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """Return `data` as one chunk."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def encode_last_chunk(trailers: Headers) -> bytes:
+    """Return the end of a chunked body with its trailers."""
+    if not trailers:
+        return LAST_CHUNK
+    return b"0\r\n" + b"".join(b"%b: %b\r\n" % field for field in trailers) + b"\r\n"

@@ -1,0 +1,142 @@
+"""HTTP/2 without I/O: libnghttp2 by way of ngh2, kept behind this one file since ngh2 is young.
+
+nghttp2 itself refuses invalid pseudo-headers, upper-case names, connection-specific fields, bodies that disagree with
+Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets beyond a rate. Windows are opened by hand
+(`auto_window_update=False`): what has not been passed on is not acknowledged, and that is the back-pressure.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import ngh2
+from ngh2 import Connection, ErrorCode, Role, Setting
+
+from meshd.wire.message import Request, WireError, is_authority
+
+if TYPE_CHECKING:
+    from meshd.call import Headers
+
+__all__ = ["Connection", "ErrorCode", "client_connection", "encode_request", "read_request", "server_connection"]
+
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+STREAM_WINDOW = 262_144
+"""Bytes of one stream that a peer may have in flight; also the most that one stalled stream keeps in memory."""
+CONNECTION_WINDOW = 4 * 1024 * 1024
+_METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"})
+
+
+def server_connection(
+    *, streams_max: int, header_count_max: int, header_bytes_max: int, reset_burst: int, reset_rate_s: int
+) -> Connection:
+    """Return the server's side of a connection, its SETTINGS queued.
+
+    `reset_burst` and `reset_rate_s` bound RST_STREAM frames from the peer (CVE-2023-44487), a bucket and its refill.
+    """
+    connection = Connection(
+        Role.SERVER,
+        ngh2.Configuration(
+            auto_window_update=False,
+            stream_reset_rate_limit=(reset_burst, reset_rate_s),
+            max_inbound_header_list_size=header_bytes_max,
+            max_inbound_header_count=header_count_max,
+        ),
+    )
+    connection.initiate_connection(
+        {
+            Setting.MAX_CONCURRENT_STREAMS: streams_max,
+            Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            Setting.MAX_HEADER_LIST_SIZE: header_bytes_max,
+            Setting.NO_RFC7540_PRIORITIES: 1,
+        }
+    )
+    connection.set_local_window_size(CONNECTION_WINDOW)
+    return connection
+
+
+def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connection:
+    """Return the client's side of a connection, its preface and SETTINGS queued."""
+    connection = Connection(
+        Role.CLIENT,
+        ngh2.Configuration(
+            auto_window_update=False,
+            max_inbound_header_list_size=header_bytes_max,
+            max_inbound_header_count=header_count_max,
+        ),
+    )
+    connection.initiate_connection(
+        {
+            Setting.ENABLE_PUSH: 0,
+            Setting.MAX_CONCURRENT_STREAMS: 0,
+            Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
+            Setting.MAX_HEADER_LIST_SIZE: header_bytes_max,
+        }
+    )
+    connection.set_local_window_size(CONNECTION_WINDOW)
+    return connection
+
+
+def read_request(fields: Headers, end_stream: bool) -> Request:
+    """Make a request of a received header block. Raises WireError for what nghttp2 lets pass and we do not."""
+    headers: Headers = []
+    method = path = authority = b""
+    hosts: list[bytes] = []
+    cookies: list[bytes] = []
+    length: int | None = None
+    for name, value in fields:
+        if name[0] == 58:  # a pseudo-header, by its colon
+            if name == b":method":
+                method = value
+            elif name == b":path":
+                path = value
+            elif name == b":authority":
+                authority = value
+            elif name == b":protocol":
+                raise WireError(501, "Extended CONNECT is not implemented")
+            continue
+        if name == b"cookie":
+            cookies.append(value)
+            continue
+        if name == b"host":
+            hosts.append(value)
+            continue
+        if name == b"content-length":
+            length = int(value)
+        headers.append((name, value))
+    if cookies:
+        # RFC 9113 section 8.2.3: crumbs are joined before they leave HTTP/2.
+        headers.append((b"cookie", b"; ".join(cookies)))
+    if method not in _METHODS:
+        raise WireError(501, "This method is not implemented")
+    if hosts and (len(hosts) > 1 or (authority and hosts[0].lower() != authority.lower())):
+        raise WireError(400, "The Host field and :authority disagree")
+    authority = authority or (hosts[0] if hosts else b"")
+    if not is_authority(authority):
+        raise WireError(400, "The :authority is malformed")
+    if any(byte <= 32 or byte >= 127 for byte in path):
+        raise WireError(400, "The :path holds characters that a path may not")
+    request = Request(method.decode("ascii"), path.decode("ascii") or authority.decode("ascii"), headers)
+    request.authority = authority.decode("ascii")
+    request.has_body = not end_stream
+    request.content_length = length if not end_stream else None
+    for name, value in headers:
+        if name == b"content-type":
+            request.content_type = value
+        elif name == b"origin":
+            request.origin = value
+        elif name == b"expect":
+            if value.lower() != b"100-continue":
+                raise WireError(417, "Only Expect: 100-continue can be met")
+            request.expects_continue = request.has_body
+    return request
+
+
+def encode_request(method: str, scheme: str, authority: bytes, path: str, headers: Headers) -> Headers:
+    """Return the header block of a request."""
+    return [
+        (b":method", method.encode("ascii")),
+        (b":scheme", scheme.encode("ascii")),
+        (b":authority", authority),
+        (b":path", path.encode("latin-1")),
+        *headers,
+    ]
