@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from urllib.parse import unquote
@@ -55,3 +56,26 @@ def test_every_document_is_listed() -> None:
     index = (ROOT / "docs" / "index.md").read_text()
     written = {path.name for path in (ROOT / "docs").glob("*.md")} - {"index.md"}
     assert {name for name in written if f"({name})" not in index} == set()
+
+
+@pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
+def test_policies_of_the_readme_load_as_they_stand(text: str, tmp_path: Path) -> None:
+    from meshd.policy.document import load
+
+    document = tmp_path / "policy.yaml"
+    document.write_text(text)
+    assert load([document]).digest
+
+
+def test_reasons_of_the_readme_have_the_status_that_it_says() -> None:
+    from meshd.refusal import TABLE, Reason
+
+    table = README.split("## What a refusal looks like")[1].split("\n## ")[0]
+    cells = [cell.strip() for line in table.splitlines() if line.startswith("| `") for cell in line.split("|")[1:-1]]
+    said: dict[str, int] = {}
+    for names, statuses in itertools.pairwise(cells):
+        if names.startswith("`"):
+            reasons, numbers = re.findall(r"`(\w+)`", names), [int(number) for number in statuses.split(",")]
+            said |= dict(zip(reasons, numbers * len(reasons) if len(numbers) == 1 else numbers, strict=True))
+    assert len(said) > 10
+    assert {name: TABLE[Reason(name)].status for name in said} == said
