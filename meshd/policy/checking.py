@@ -168,7 +168,7 @@ class Checker:
             return
         for target in fitting:
             via = self.upstreams.get(target.name)
-            if via is not None and (via.kind, via.dialect) != (to.kind, to.dialect):
+            if via is not None and (via.kind, via.dialect, via.is_peer) != (to.kind, to.dialect, to.is_peer):
                 self.report.error(
                     (*here, "route", "upstream"),
                     f"this rule fits {shown(via.name)} ({via.kind.value}, {via.dialect}), whose calls "

@@ -203,12 +203,15 @@ class _Place:
         self.plan = plan
 
 
-def operation_of(method: str, path: str) -> str:
-    """Return the operation of a call that no dialect reads, such as `DELETE /invoices/7`, for matching.
+def normal_operation(operation: str) -> str:
+    """Return an operation such as `delete /a/../invoices/%37` as rules see it: `DELETE /invoices/7`.
 
-    The query is left out; percent-encoding, dot segments and doubled slashes are resolved as most servers do, so that
-    another spelling of a path does not slip past a rule. Judged only: what is forwarded stays as it came.
+    Percent-encoding, dot segments and doubled slashes are resolved as most servers do, so that another spelling of a
+    path does not slip past a rule. Judged only: what is forwarded stays as it came.
     """
+    method, space, path = operation.partition(" ")
+    if not space:
+        return operation
     path = path.partition("?")[0].partition("#")[0]
     if "%" in path:
         path = unquote(path, errors="replace")
@@ -254,7 +257,8 @@ class Matcher:
         if plan is None:
             plan = self._deeds.find(key)
             if plan is None:
-                fitting = [c.rule for c in place.candidates if c.fits_deed(operation, tool)]
+                normal = normal_operation(operation)
+                fitting = [c.rule for c in place.candidates if c.fits_deed(normal, tool)]
                 plan = self._build(fitting, target)
                 if len(operation) <= OPERATION_CHARACTERS_MAX:
                     self._deeds.keep(key, plan)
