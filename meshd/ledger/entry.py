@@ -1,0 +1,103 @@
+"""An account as the ledger keeps it in memory, and the question that it is asked: does this call fit?"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from meshd.ledger.account import Holder
+
+WAIT = 0
+"""`fit`: it does not fit now, but might when calls in flight have settled."""
+NEVER = -1
+"""`fit`: it would not fit if nothing were in flight."""
+
+
+class Shortfall(NamedTuple):
+    """Why a reservation was not made."""
+
+    account: str
+    limit: int
+    used: int
+    """Tokens spent, over all holders."""
+    reserved: int
+    """Tokens held by calls in flight."""
+    bound: int
+    """Tokens that the call asked for."""
+    least: int
+    """Tokens that it could have done with."""
+    is_busy: bool
+    """Only calls in flight stood in the way: worth trying again soon."""
+
+
+class Waiter:
+    """A call that waits for room, for a lease, or for the account to be read."""
+
+    __slots__ = ("asks", "bound", "future", "is_extended", "is_volatile", "least", "limit", "timer")
+
+    def __init__(
+        self, limit: int, bound: int, least: int, future: asyncio.Future[int | Shortfall], *, is_volatile: bool
+    ) -> None:
+        self.limit = limit
+        self.bound = bound
+        self.least = least
+        self.future = future
+        """Ends in the serial of a reservation or a Shortfall; or in a StoreError."""
+        self.is_volatile = is_volatile
+        self.asks = 0
+        """How often the owner was asked for what this call needs."""
+        self.is_extended = False
+        self.timer: asyncio.TimerHandle | None = None
+
+
+class Entry:
+    """One account in memory."""
+
+    __slots__ = ("holder", "id", "is_asking", "largest", "limit", "refill_below", "reported", "waiting")
+
+    def __init__(self, id: str) -> None:
+        self.id = id
+        self.holder: Holder | None = None
+        """None until the owner has been asked for the first time."""
+        self.waiting: deque[Waiter] = deque()
+        """First come, first served: what fits must not overtake, or a large call would starve."""
+        self.is_asking = False
+        """A message to the owner is under way; there is never more than one, so none overtakes another."""
+        self.limit = 0
+        """As the last call gave it, for display."""
+        self.largest = 0
+        self.refill_below = -1
+        """Ask for more when the lease has less room than this; -1 where the owner has nothing more to give."""
+        self.reported = 0
+        """What the owner knows to be spent."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is reserved, nobody waits, no message is under way."""
+        holder = self.holder
+        return holder is not None and not holder.reserved and not self.waiting and not self.is_asking
+
+    def shortfall(self, waiter: Waiter, *, is_busy: bool) -> Shortfall:
+        """Say why `waiter` goes without."""
+        holder = self.holder
+        used = holder.elsewhere + holder.spent if holder is not None else 0
+        reserved = holder.reserved if holder is not None else 0
+        return Shortfall(self.id, waiter.limit, used, reserved, waiter.bound, waiter.least, is_busy)
+
+
+def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
+    """Return how many tokens a call may reserve, from `least` to `bound`; or WAIT, or NEVER.
+
+    Less than the bound is given only where the bound would not fit even with nothing in flight: a call that only has
+    to wait a moment is not worth a shorter answer.
+    """
+    left_idle = limit - holder.elsewhere - holder.spent
+    left = left_idle - holder.reserved
+    if bound <= left:
+        return bound
+    if bound > left_idle and least <= left:
+        return left
+    return WAIT if least <= left_idle else NEVER

@@ -1,0 +1,423 @@
+"""The ledger of one sidecar: the holder of leases on many accounts, beside the desk of their owner.
+
+A reservation that its lease covers is a few integer comparisons and one append to the journal. Everything else (the
+first use of an account, a lease that runs out, calls in flight in the way, a sync) is `wait`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meshd.engines.port import StoreClosed, StoreError
+from meshd.ledger.account import LEASE_TOKENS_MAX
+from meshd.ledger.desk import Desk, HolderRecord
+from meshd.ledger.directory import Directory, boot_id
+from meshd.ledger.entry import NEVER, WAIT, Entry, Shortfall, Waiter, fit
+from meshd.ledger.journal import Journal, segments_in, told
+from meshd.ledger.leases import Leases
+from meshd.ledger.recovery import Start, start
+from meshd.ledger.upkeep import SEGMENT_BYTES_MAX, Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from meshd.engines.port import Store
+    from meshd.ledger.account import Holder
+
+HOLDER = "local"
+OPEN_MAX = 16_384
+"""Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
+QUEUE_MAX = 1024
+"""Calls that may wait on one account."""
+STORE_TIMEOUT_S = 5.0
+"""Longest that a call waits for an answer of the store, beyond its own time in the queue."""
+
+_log = logging.getLogger("meshd.ledger")
+
+
+class AccountView(NamedTuple):
+    """One account, for people: tokens."""
+
+    id: str
+    total: int
+    spent: int
+    reserved: int
+
+
+class Reservation:
+    """Tokens held for one attempt. Settle it exactly once."""
+
+    __slots__ = ("_entry", "_ledger", "bound", "serial", "slot")
+
+    def __init__(self, ledger: Ledger, entry: Entry, slot: int, serial: int, bound: int) -> None:
+        self._ledger = ledger
+        self._entry = entry
+        self.slot = slot
+        self.serial = serial
+        self.bound = bound
+
+    def settle(self, tokens: int) -> None:
+        """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
+        self._ledger.settle(self, self._entry, tokens)
+
+    def shrink(self, bound: int) -> None:
+        """Hold fewer tokens than before."""
+        self._ledger.shrink(self, self._entry, bound)
+
+
+class Ledger:
+    """See the module. `state` says "ok" or, in plain words, what is wrong; while it is wrong, reserving raises."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        epoch: int,
+        *,
+        holder: str = HOLDER,
+        open_max: int = OPEN_MAX,
+        later: Callable[[float, Callable[..., None], Entry, Waiter], Any] | None = None,
+    ) -> None:
+        """Use `open`, `in_memory` or `failed`. `later` sets a timer as the loop's `call_later` does."""
+        self._desk = desk
+        self._later = later
+        self._leases = Leases(desk, holder, epoch, open_max, served=self._served, failed=self._failed)
+        self._entries = self._leases.entries
+        self._reservations: dict[int, Reservation] = {}
+        self._serial = 0
+        self._journal: Journal | None = None
+        self._upkeep: Upkeep | None = None
+        self._directory: Directory | None = None
+        self._faults: dict[str, StoreError] = {}
+        self._closed: StoreError | None = None
+        self.started = Start(epoch, 0, 0)
+        self.refused = 0
+        """Reservations that were not made, since the start of the process."""
+        self.spent_tokens = 0
+        """Tokens charged since the start of the process."""
+        self.bound_violations = 0
+        """Attempts that cost more than their bound. The guarantee holds given sound bounds, so this is published."""
+        self.estimated = 0
+        """Attempts charged without usage that their upstream reported."""
+
+    @classmethod
+    async def open(
+        cls,
+        path: Path,
+        *,
+        store: Store | None = None,
+        holder: str = HOLDER,
+        open_max: int = OPEN_MAX,
+        lease_tokens_max: int = LEASE_TOKENS_MAX,
+        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        boot: Callable[[], str] = boot_id,
+        later: Callable[[float, Callable[..., None], Entry, Waiter], Any] | None = None,
+    ) -> Ledger:
+        """Open the books in a state directory, settling what the last run left open.
+
+        Without `store` they are kept in the embedded one, in that directory. Raises StoreError or one of its kinds,
+        whose message is for the operator: held by another process, newer, damaged, full, not writable.
+        """
+        directory = Directory(path)
+        try:
+            if store is None:
+                from meshd.engines.sqlite import SqliteStore
+
+                store = SqliteStore(path / "ledger.db")
+            try:
+                desk = Desk(store, lease_tokens_max=lease_tokens_max)
+                before, boot_now = segments_in(path), boot()
+                started = await start(desk, holder, before, boot_now)
+                ledger = cls(desk, started.epoch, holder=holder, open_max=open_max, later=later)
+                ledger.started = started
+                record = HolderRecord(started.epoch, boot_now)
+                ledger._keep_journal(directory, holder, record, before, segment_bytes_max)
+            except BaseException:
+                await store.close()
+                raise
+        except BaseException:
+            directory.close()
+            raise
+        return ledger
+
+    def _keep_journal(
+        self, directory: Directory, holder: str, record: HolderRecord, before: list[Path], bytes_max: int
+    ) -> None:
+        journal = Journal(directory.path, record.epoch, record.boot_id)
+        try:
+            directory.sync()
+            for path in before:
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            journal.close()
+            raise told(error, directory.path) from error
+        self._directory = directory
+        self._journal = journal
+        self._upkeep = Upkeep(journal, directory, self._desk, holder, record, self._say, segment_bytes_max=bytes_max)
+
+    @classmethod
+    def in_memory(cls, *, store: Store | None = None, open_max: int = OPEN_MAX) -> Ledger:
+        """Return a ledger that nothing survives: for `meshd explain` and for tests."""
+        from meshd.engines.memory import MemoryStore
+
+        return cls(Desk(store or MemoryStore()), 1, open_max=open_max)
+
+    @classmethod
+    def failed(cls, error: StoreError) -> Ledger:
+        """Return a ledger whose every reservation raises `error`: budgets fail closed, everything else runs on."""
+        ledger = cls.in_memory()
+        ledger._closed = error  # noqa: SLF001
+        return ledger
+
+    @property
+    def state(self) -> str:
+        """ "ok", or what is wrong."""
+        if self._closed is not None:
+            return str(self._closed)
+        return "; ".join(map(str, self._faults.values())) or "ok"
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens held by attempts in flight, over all accounts."""
+        return sum(one.bound for one in self._reservations.values())
+
+    def snapshot(self) -> list[AccountView]:
+        """Return the accounts in memory, the one used last at the end."""
+        views: list[AccountView] = []
+        for entry in self._entries.values():
+            holder = entry.holder
+            if holder is not None:
+                views.append(AccountView(entry.id, entry.limit, holder.elsewhere + holder.spent, holder.reserved))
+        return views
+
+    # The hot path.
+
+    def reserve(self, account: str, limit: int, bound: int, least: int) -> Reservation | Shortfall | None:
+        """Reserve `bound` tokens, or what is left of `limit` if that is `least` or more; None: call `wait`.
+
+        Raises StoreError where the reservation cannot be logged.
+        """
+        if self._closed is not None:
+            raise self._closed
+        entry = self._entries.get(account)
+        if entry is None or entry.waiting:
+            return None
+        holder = entry.holder
+        if holder is None or not holder.is_volatile:
+            return None
+        left_idle = limit - holder.elsewhere - holder.spent
+        amount = bound if bound <= left_idle - holder.reserved else fit(holder, limit, bound, least)
+        if amount > holder.granted - holder.returned - holder.spent - holder.reserved or amount == WAIT:
+            return None
+        entry.limit = limit
+        if amount == NEVER:
+            self.refused += 1
+            return Shortfall(account, limit, limit - left_idle, holder.reserved, bound, least, is_busy=False)
+        return self._take(entry, holder, amount)
+
+    def _take(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
+        serial = self._serial + 1
+        if self._journal is not None:
+            try:
+                self._journal.reserve(holder.slot, serial, amount)
+            except StoreError as error:
+                self._say(error)
+                raise
+            if self._faults:
+                self._say(None)
+        self._serial = serial
+        holder.reserved += amount
+        reservation = self._reservations[serial] = Reservation(self, entry, holder.slot, serial, amount)
+        self._entries.move_to_end(entry.id)
+        if amount > entry.largest:
+            entry.largest = amount
+        if holder.granted - holder.returned - holder.spent - holder.reserved < entry.refill_below:
+            self._leases.ask(entry, holder.total, 0, is_volatile=False)
+        if self._upkeep is not None and self._journal is not None and self._journal.size >= self._upkeep.rotate_at:
+            self._upkeep.rotate(self._carried(), self._leases.report)
+        return reservation
+
+    def settle(self, reservation: Reservation, entry: Entry, tokens: int) -> None:
+        """See `Reservation.settle`."""
+        if self._reservations.pop(reservation.serial, None) is None:
+            return
+        holder = entry.holder
+        assert holder is not None
+        holder.settle(reservation.bound, tokens)
+        self.spent_tokens += tokens
+        if tokens > reservation.bound:
+            self.bound_violations += 1
+        journal, upkeep = self._journal, self._upkeep
+        if journal is not None and upkeep is not None:
+            journal.settle(holder.slot, reservation.serial, holder.spent)
+            upkeep.flush_soon()
+            if tokens > reservation.bound:
+                # Lost, this record would leave less than was spent; any other would leave more.
+                try:
+                    journal.flush()
+                except StoreError as error:
+                    self._say(error)
+        if entry.waiting:
+            self._pump(entry)
+
+    def shrink(self, reservation: Reservation, entry: Entry, bound: int) -> None:
+        """See `Reservation.shrink`."""
+        less = reservation.bound - bound
+        if less <= 0 or reservation.serial not in self._reservations or entry.holder is None:
+            return
+        entry.holder.reserved -= less
+        reservation.bound = bound
+        if self._journal is not None:
+            self._journal.shrink(entry.holder.slot, reservation.serial, bound)
+        if entry.waiting:
+            self._pump(entry)
+
+    # What may wait.
+
+    async def wait(
+        self, account: str, limit: int, bound: int, least: int, *, queue_s: float, is_durable: bool = False
+    ) -> Reservation | Shortfall:
+        """Reserve as `reserve` does, after reading the account, taking a lease or queueing for up to `queue_s` seconds.
+
+        `is_durable`: on return the reservation survives a crash of the host. Raises StoreError.
+        """
+        if self._closed is not None:
+            raise self._closed
+        loop = asyncio.get_running_loop()
+        entry = self._leases.entry(account)
+        waiter = Waiter(limit, bound, least, loop.create_future(), is_volatile=not is_durable)
+        if len(entry.waiting) >= QUEUE_MAX:
+            self.refused += 1
+            return entry.shortfall(waiter, is_busy=True)
+        entry.limit = limit
+        entry.waiting.append(waiter)
+        waiter.timer = (self._later or loop.call_later)(queue_s, self._expire, entry, waiter)
+        self._pump(entry)
+        try:
+            taken = await waiter.future
+        except asyncio.CancelledError:
+            self._withdraw(entry, waiter)
+            raise
+        finally:
+            waiter.timer.cancel()
+        if isinstance(taken, Shortfall):
+            self.refused += 1
+            return taken
+        reservation = self._reservations[taken]
+        if is_durable and self._upkeep is not None:
+            try:
+                await self._upkeep.synced()
+            except BaseException:
+                reservation.settle(0)
+                raise
+        return reservation
+
+    def _pump(self, entry: Entry) -> None:
+        """Serve those who wait on an account, in order, as far as it goes."""
+        while entry.waiting:
+            waiter = entry.waiting[0]
+            if waiter.future.done():
+                entry.waiting.popleft()
+                continue
+            holder = entry.holder
+            if holder is None:
+                self._leases.ask(entry, waiter.limit, waiter.bound, is_volatile=waiter.is_volatile)
+                return
+            amount = fit(holder, waiter.limit, waiter.bound, waiter.least)
+            if amount == WAIT:
+                return
+            if amount != NEVER and (amount > holder.room or (waiter.is_volatile and not holder.is_volatile)):
+                if entry.is_asking:
+                    return
+                if waiter.asks < 3:
+                    waiter.asks += 1
+                    need = max(0, holder.lacking(amount))
+                    self._leases.ask(entry, waiter.limit, need, is_volatile=waiter.is_volatile)
+                    return
+                amount = NEVER
+            entry.waiting.popleft()
+            if amount == NEVER:
+                waiter.future.set_result(entry.shortfall(waiter, is_busy=False))
+                continue
+            try:
+                waiter.future.set_result(self._take(entry, holder, amount).serial)
+            except StoreError as error:
+                waiter.future.set_exception(error)
+
+    def _expire(self, entry: Entry, waiter: Waiter) -> None:
+        if waiter.future.done():
+            return
+        if entry.is_asking and not waiter.is_extended:
+            # It is the store that it waits for, and that is not the account's fault.
+            waiter.is_extended = True
+            later = self._later or asyncio.get_running_loop().call_later
+            waiter.timer = later(STORE_TIMEOUT_S, self._expire, entry, waiter)
+            return
+        if entry.is_asking:
+            error = StoreError(f"the {self._desk.store.name} store did not answer within {STORE_TIMEOUT_S:.0f} s")
+            self._say(error, "store")
+            waiter.future.set_exception(error)
+        else:
+            waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
+        self._pump(entry)
+
+    def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
+        """A caller gave up; what it was given in the same moment goes back."""
+        future = waiter.future
+        if not future.done():
+            future.cancel()
+        elif not future.cancelled() and future.exception() is None and isinstance(serial := future.result(), int):
+            self._reservations[serial].settle(0)
+        self._pump(entry)
+
+    def _carried(self) -> list[tuple[int, int, int]]:
+        return [(one.slot, one.serial, one.bound) for one in self._reservations.values()]
+
+    def _say(self, fault: StoreError | None, source: str = "journal") -> None:
+        if fault is None:
+            if self._faults.pop(source, None) is not None:
+                _log.warning("the %s can be written again", source)
+        else:
+            if str(self._faults.get(source)) != str(fault):
+                _log.error("budgets cannot be kept: %s", fault)
+            self._faults[source] = fault
+
+    def _served(self, entry: Entry) -> None:
+        self._say(None, "store")
+        self._pump(entry)
+
+    def _failed(self, entry: Entry, error: StoreError) -> None:
+        self._say(error, "store")
+        self._dismiss(entry, error)
+
+    def _dismiss(self, entry: Entry, error: StoreError) -> None:
+        waiting = list(entry.waiting)
+        entry.waiting.clear()
+        for waiter in waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(error)
+
+    async def close(self) -> None:
+        """Settle the books and let go: what is still reserved counts as spent at its bound. Closing twice is fine.
+
+        A store that fails here is logged, not raised: the journal stays, and the next start settles from it.
+        """
+        if self._closed is not None and self._directory is None:
+            return
+        self._closed = StoreClosed("the ledger was closed")
+        for entry in self._entries.values():
+            self._dismiss(entry, self._closed)
+        await self._leases.finish()
+        try:
+            if self._upkeep is not None:
+                await self._upkeep.close()
+            await self._leases.close()
+        except StoreError:
+            _log.exception("the books could not be settled; the next start settles them from the journal")
+        self._journal = self._upkeep = None
+        await self._desk.store.close()
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None

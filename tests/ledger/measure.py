@@ -1,0 +1,91 @@
+"""What a reservation costs: `python -m tests.ledger.measure`. Prints microseconds; judges nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import uvloop
+
+from meshd.ledger import Ledger, Reservation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROUNDS = 100_000
+
+
+def line(name: str, took_ns: Sequence[int]) -> str:
+    """Return one row of the table: p50, p99 and mean of `took_ns`, in microseconds."""
+    ordered = sorted(took_ns)
+    p50, p99 = ordered[len(ordered) // 2] / 1000, ordered[len(ordered) * 99 // 100] / 1000
+    return f"{name:<46}{p50:>10.2f}{p99:>10.2f}{sum(ordered) / len(ordered) / 1000:>10.2f}"
+
+
+async def fast(ledger: Ledger, accounts: int) -> list[int]:
+    """Reserve and settle in turn over `accounts` accounts that all have a lease."""
+    names = [f"workflow/{number}" for number in range(accounts)]
+    for name in names:
+        first = await ledger.wait(name, 10**12, 5000, 5000, queue_s=5)
+        assert isinstance(first, Reservation)
+        first.settle(700)
+    took: list[int] = []
+    clock = time.perf_counter_ns
+    for number in range(ROUNDS):
+        name = names[number % accounts]
+        began = clock()
+        one = ledger.reserve(name, 10**12, 5000, 1500)
+        if one is None:
+            one = await ledger.wait(name, 10**12, 5000, 1500, queue_s=5)
+        assert isinstance(one, Reservation)
+        one.settle(700)
+        took.append(clock() - began)
+        if number % 100 == 0:
+            await asyncio.sleep(0)
+    return took
+
+
+async def durable(ledger: Ledger, at_once: int) -> list[int]:
+    """Reserve durably, `at_once` calls at a time."""
+    took: list[int] = []
+    clock = time.perf_counter_ns
+
+    async def one() -> None:
+        began = clock()
+        reservation = await ledger.wait("workflow/durable", 10**12, 5000, 5000, queue_s=5, is_durable=True)
+        took.append(clock() - began)
+        assert isinstance(reservation, Reservation)
+        reservation.settle(700)
+
+    for _ in range(20):
+        await asyncio.gather(*(one() for _ in range(at_once)))
+    return took
+
+
+async def main() -> None:
+    """Measure in a fresh directory and print the table."""
+    print(f"{'microseconds':<46}{'p50':>10}{'p99':>10}{'mean':>10}")
+    for accounts in (1, 10_000):
+        with tempfile.TemporaryDirectory() as path:
+            ledger = await Ledger.open(Path(path))
+            gc.freeze()
+            print(line(f"reserve + settle, journal, {accounts} accounts", await fast(ledger, accounts)))
+            await ledger.close()
+    ledger = Ledger.in_memory()
+    print(line("reserve + settle, no journal", await fast(ledger, 1)))
+    for at_once in (1, 100):
+        with tempfile.TemporaryDirectory() as path:
+            ledger = await Ledger.open(Path(path))
+            print(line(f"durable reserve, {at_once} at once", await durable(ledger, at_once)))
+            await ledger.close()
+
+
+if __name__ == "__main__":
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    sys.exit(0)
