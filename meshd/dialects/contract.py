@@ -44,8 +44,11 @@ class Meter(Protocol):
         """Read one whole SSE event, terminator included. None means: do not forward it. Never raises on nonsense."""
         ...
 
-    def cut(self) -> bytes:
-        """Return the bytes that end the stream well-formed here, as if the output cap had been reached."""
+    def cut(self, *, is_event_forwarded: bool = False) -> bytes:
+        """Return the bytes that end the stream well-formed here, as if the output cap had been reached.
+
+        They stand in the place of the event last read, or follow it where it `is_event_forwarded`.
+        """
         ...
 
     def error_event(self, refused: Refused) -> bytes:

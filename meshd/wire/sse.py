@@ -19,7 +19,7 @@ _BORDER_BYTES_MAX = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class EventTooLarge(Exception):
+class EventTooLarge(Exception):  # noqa: N818 - says what is the matter, as Refused does
     """An event is longer than the splitter may hold."""
 
     def __init__(self, event_bytes_max: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,7 +52,7 @@ lines = st.lists(
 @given(stream=lines | st.binary(max_size=200), cuts=st.lists(st.integers(0, 300), max_size=12))
 def test_any_split_gives_the_same_events_and_loses_no_byte(stream: bytes, cuts: list[int]) -> None:
     borders = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
-    pieces = [stream[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [stream[a:b] for a, b in itertools.pairwise(borders)]
     whole, rest = split([stream])
     assert split(pieces) == (whole, rest)
     assert b"".join(whole) + rest == stream
@@ -65,10 +67,9 @@ def test_one_event_is_handed_on_without_a_copy() -> None:
 @pytest.mark.parametrize("piece_bytes", [1, 7, 10_000])
 def test_an_event_that_is_too_long_raises_before_more_is_held(ending: bytes, piece_bytes: int) -> None:
     stream = b"data: ok\n\n" + b"data: " + b"x" * 500 + ending
-    splitter = Splitter(event_bytes_max=256)
+    pieces = [stream[begin : begin + piece_bytes] for begin in range(0, len(stream), piece_bytes)]
     with pytest.raises(EventTooLarge, match="256"):
-        for begin in range(0, len(stream), piece_bytes):
-            splitter.feed(stream[begin : begin + piece_bytes])
+        split(pieces, event_bytes_max=256)
 
 
 def test_an_event_of_just_the_limit_passes() -> None:

@@ -1,0 +1,217 @@
+"""Anthropic messages.
+
+Shapes as published in Anthropic's API reference and as the official SDK sends them. Input, cache writes and cache
+reads are disjoint here: the input is their sum. Thinking counts against `max_tokens`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshd.call import Ask
+from meshd.dialects import json_pairs as pairs_of
+from meshd.dialects.anthropic_meter import AnthropicMeter
+from meshd.dialects.bounds import normalised_bytes
+from meshd.dialects.json_pairs import Pairs, malformed
+from meshd.dialects.remembering import remembered
+from meshd.dialects.windows import window
+
+if TYPE_CHECKING:
+    from meshd.refusal import Refused
+
+# The tokenizers are not published: beside the bytes after NFKC, one byte in twenty and the frame of the prompt.
+_MARGIN_DIVISOR = 20
+_FRAME_TOKENS = 32
+# The hidden system prompt that comes with tools or a format: 313 to 530 tokens as published, and room.
+_TOOLS_TOKENS = 700
+# A tool of Anthropic's design that the client runs has its schema with the model: up to 735 tokens and a 499 token
+# prompt as published for computer use.
+_BUILT_IN_TOKENS = 1_300
+# Turns that the service takes by itself within one call before it pauses.
+_HOSTED_TURNS = 10
+_THINKING_BUDGET_MIN = 1_024
+
+_TEXT_BLOCKS = frozenset(
+    {
+        "text", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "mcp_tool_use", "tool_reference",
+        "web_search_tool_result", "tool_search_tool_result", "bash_code_execution_tool_result",
+        "code_execution_tool_result", "text_editor_code_execution_tool_result",
+    }
+)  # fmt: skip
+_NESTED_BLOCKS = frozenset({"tool_result", "mcp_tool_result", "search_result"})
+"""Blocks whose `content` is text or blocks again."""
+_CLIENT_RUN = ("bash_", "text_editor_", "computer_", "memory_")
+_HIDING = ("container", "mcp_servers", "context_management")
+"""Members that bring input, or model turns, that the body does not show."""
+
+
+_QUOTE = 0x22
+_BRACKETS = b"[{"
+
+
+class Request:
+    """What `rewrite` needs to know of a request that was read."""
+
+    __slots__ = ("pairs", "thinking", "thinking_budget")
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.thinking: Pairs | None = None
+        self.thinking_budget: int | None = None
+
+
+class Anthropic:
+    """The dialect `anthropic`."""
+
+    name = "anthropic"
+
+    def recognise(self, method: str, path: str) -> str | None:
+        """See `Dialect.recognise`."""
+        if method == "POST" and path.partition("?")[0].removesuffix("/").endswith("/messages"):
+            return "chat"
+        return None
+
+    def is_free(self, method: str, path: str) -> bool:
+        """See `Dialect.is_free`: listing models, and counting tokens."""
+        path = path.partition("?")[0].removesuffix("/")
+        if method == "POST":
+            return path.endswith("/messages/count_tokens")
+        return method in ("GET", "HEAD") and "/models/" in path + "/"
+
+    def read(self, operation: str, body: bytes) -> Ask:
+        """See `Dialect.read`."""
+        pairs = pairs_of.read_body(body)
+        model = pairs_of.text(pairs, "model") or ""
+        request = Request(pairs)
+        size = normalised_bytes(body)
+        bound = size + size // _MARGIN_DIVISOR + _FRAME_TOKENS
+        names: list[str] = []
+        turns = 1
+        raw = pairs_of.member(pairs, "tools") if "tools" in pairs else None
+        if raw is not None:
+            offered, is_hosted, overhead = _offered(bytes(raw))
+            names += offered
+            bound += overhead
+            turns = _HOSTED_TURNS if is_hosted else 1
+        if "output_config" in pairs or "output_format" in pairs:
+            bound += _TOOLS_TOKENS
+        for name in _HIDING:
+            if pairs_of.member(pairs, name) is not None:
+                turns = _HOSTED_TURNS
+        if "mcp_servers" in pairs:
+            _read_servers(pairs, names)
+        if turns > 1 or _is_input_hidden(pairs):
+            bound = window(model) * turns
+        if "thinking" in pairs:
+            _read_thinking(request)
+        return Ask(
+            "chat",
+            model,
+            is_stream=pairs_of.flag(pairs, "stream") is True,
+            input_bound=bound,
+            output_cap=pairs_of.integer(pairs, "max_tokens", least=0),
+            tools=tuple(names),
+            is_usage_asked=True,
+            fields=request,
+        )
+
+    def rewrite(self, ask: Ask, body: bytes) -> bytes:
+        """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it; a thinking budget, which must
+        stay below the cap, is lowered with it as far as the API allows."""
+        request: Request = ask.fields
+        edits: dict[str, bytes] = {}
+        granted = ask.output_cap_granted
+        if granted is not None and (ask.output_cap is None or granted < ask.output_cap):
+            edits["max_tokens"] = b"%d" % granted
+            budget = request.thinking_budget
+            if budget is not None and request.thinking is not None and budget >= granted > _THINKING_BUDGET_MIN:
+                lowered = b"%d" % max(_THINKING_BUDGET_MIN, granted // 2)
+                edits["thinking"] = pairs_of.write(request.thinking, {"budget_tokens": lowered})
+        if ask.model_granted is not None and ask.model_granted != ask.model:
+            edits["model"] = msgspec.json.encode(ask.model_granted)
+        return pairs_of.write(request.pairs, edits) if edits else body
+
+    def meter(self, ask: Ask) -> AnthropicMeter:
+        """See `Dialect.meter`."""
+        return AnthropicMeter(ask)
+
+    def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
+        """See `Dialect.refusal_body`. The SDK reads `error.type`, `.message` and `.details.error_code`."""
+        row = refused.row
+        error = {"type": row.anthropic_type, "message": refused.message, "details": {"error_code": row.code}}
+        return b"application/json", msgspec.json.encode({"type": "error", "error": error, "request_id": call_id})
+
+
+def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool, int]:
+    """Return the names in `tools`, whether the service runs one of them, and the hidden tokens they bring."""
+    names: list[str] = []
+    is_hosted = False
+    overhead = _TOOLS_TOKENS
+    for index, tool in enumerate(pairs_of.read_objects(raw, "'tools'")):
+        kind = pairs_of.text(tool, "type", "'tools'", index)
+        name = pairs_of.text(tool, "name", "'tools'", index) or kind
+        names.append(name or malformed(f"'tools', item {index}, has no name"))
+        if kind not in (None, "custom"):
+            if kind.startswith(_CLIENT_RUN):
+                overhead += _BUILT_IN_TOKENS
+            else:
+                is_hosted = True
+    return tuple(names), is_hosted, overhead
+
+
+_offered = remembered(_read_offered)
+
+
+def _read_servers(pairs: Pairs, names: list[str]) -> None:
+    """Add the MCP servers that the service may call by itself: an allow-list must name them as it names tools."""
+    raw = pairs_of.member(pairs, "mcp_servers")
+    for index, server in enumerate(pairs_of.read_objects(raw, "'mcp_servers'") if raw is not None else ()):
+        name = pairs_of.text(server, "name", "'mcp_servers'", index)
+        names.append(name or malformed(f"'mcp_servers', item {index}, has no name"))
+
+
+def _read_thinking(request: Request) -> None:
+    raw = pairs_of.member(request.pairs, "thinking")
+    if raw is not None:
+        request.thinking = pairs_of.read_object(raw, "'thinking'")
+        request.thinking_budget = pairs_of.integer(request.thinking, "budget_tokens", least=0)
+
+
+def _is_input_hidden(pairs: Pairs) -> bool:
+    """Say whether a block brings input whose tokens its bytes do not bound: images, documents, files."""
+    is_hidden = False
+    raw = pairs_of.member(pairs, "system")
+    if raw is not None and memoryview(raw)[0] != _QUOTE:
+        is_hidden = _hides(raw, "'system'", -1)
+    raw = pairs_of.member(pairs, "messages")
+    if raw is None or pairs_of.is_flat(raw):
+        return is_hidden
+    for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):
+        content = message.get("content")
+        if content is not None and memoryview(content)[0] in _BRACKETS and _hides(content, "'messages'", index):
+            is_hidden = True
+    return is_hidden
+
+
+def _hides(raw: msgspec.Raw, where: str, at: int) -> bool:
+    is_hidden = False
+    for block in pairs_of.read_objects(raw, where, at):
+        kind = pairs_of.text(block, "type", where, at)
+        if kind in _TEXT_BLOCKS:
+            continue
+        if kind in _NESTED_BLOCKS:
+            inner = block.get("content")
+            if inner is not None and memoryview(inner)[0] in _BRACKETS and _hides(inner, where, at):
+                is_hidden = True
+        elif not _is_text_document(block, where, at):
+            is_hidden = True
+    return is_hidden
+
+
+def _is_text_document(block: Pairs, where: str, at: int) -> bool:
+    source = pairs_of.member(block, "source")
+    if source is None:
+        return False
+    return pairs_of.text(pairs_of.read_object(source, where, at), "type", where, at) == "text"

@@ -1,0 +1,310 @@
+"""Reads the answers of Anthropic messages: usage, tool calls, the end of a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meshd.call import Ask, Usage
+from meshd.dialects.contract import Event
+from meshd.dialects.counting import BYTES_PER_TOKEN, count, size_of
+from meshd.wire.sse import data_of
+
+if TYPE_CHECKING:
+    from meshd.refusal import Refused
+
+
+class _Usage(msgspec.Struct, gc=False):
+    input_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    cache_read_input_tokens: Any = None
+    output_tokens: Any = None
+    output_tokens_details: Any = None
+
+
+class _Delta(msgspec.Struct, gc=False):
+    """What a content block grows by, or what a message ends with."""
+
+    text: Any = None
+    thinking: Any = None
+    partial_json: Any = None
+    stop_reason: Any = None
+
+
+class _Block(msgspec.Struct, gc=False):
+    type: Any = None
+    name: Any = None
+    text: Any = None
+    thinking: Any = None
+
+
+class _Message(msgspec.Struct, gc=False):
+    type: Any = None
+    id: Any = None
+    model: Any = None
+    content: list[_Block] | None = None
+    stop_reason: Any = None
+    usage: _Usage | None = None
+
+
+class _StreamEvent(msgspec.Struct, gc=False):
+    type: Any = None
+    index: Any = None
+    delta: _Delta | None = None
+    content_block: _Block | None = None
+    message: _Message | None = None
+    usage: _Usage | None = None
+
+
+_stream_event = msgspec.json.Decoder(_StreamEvent)
+_message = msgspec.json.Decoder(_Message)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+
+def _decode(data: bytes, decoder: msgspec.json.Decoder[Any], kind: Any) -> Any:
+    """Return what can be understood of an object, an empty one where nothing can."""
+    try:
+        return decoder.decode(data)
+    except msgspec.ValidationError:
+        pass
+    except _NONSENSE:
+        return kind()
+    # One member of an unexpected type must not hide the others, above all not the usage.
+    found = kind()
+    try:
+        members = _members.decode(data)
+    except _NONSENSE:
+        return found
+    for field in msgspec.structs.fields(kind):
+        if field.name in members:
+            try:
+                value = msgspec.json.decode(members[field.name], type=field.type)
+            except msgspec.ValidationError:
+                value = _decode_inner(members[field.name], field.type)
+            except _NONSENSE:
+                continue
+            setattr(found, field.name, value)
+    return found
+
+
+def _decode_inner(raw: msgspec.Raw, kind: Any) -> Any:
+    """A message inside an event is taken apart once more, so that its usage survives nonsense beside it."""
+    return _decode(bytes(raw), _message, _Message) if kind == (_Message | None) else None
+
+
+class AnthropicMeter:
+    """See `Meter`.
+
+    `usage` stays None until the answer has said its output: the count in `message_start` is only where it begins.
+    """
+
+    __slots__ = (
+        "_ask",
+        "_content_bytes",
+        "_counts",
+        "_event",
+        "_is_failed",
+        "_is_started",
+        "_is_stopped",
+        "_next",
+        "_open",
+        "_stop_reason",
+        "finish_reasons",
+        "is_terminal",
+        "output_estimate",
+        "response_id",
+        "response_model",
+        "usage",
+    )
+
+    def __init__(self, ask: Ask) -> None:
+        self._ask = ask
+        self._event = Event()
+        self._content_bytes = 0
+        self._counts = [0, 0, 0, 0]
+        """Largest reports so far: input, cache writes, cache reads, output. Cumulative, so never summed."""
+        self._open: list[int] = []
+        self._is_started = False
+        self._is_stopped = False
+        self._stop_reason = ""
+        self._next: tuple[str, int] = ("", 0)
+        """What the event last read opens or closes; takes effect with the next, since a cut may stand in its place."""
+        self._is_failed = False
+        self.usage: Usage | None = None
+        self.output_estimate = 0
+        self.is_terminal = False
+        self.response_id = ""
+        self.response_model = ""
+        self.finish_reasons: tuple[str, ...] = ()
+
+    def read_message(self, body: bytes) -> Event:
+        """See `Meter.read_message`."""
+        event = self._event
+        event.raw = body
+        self.is_terminal = True
+        message: _Message = _decode(body, _message, _Message)
+        if message.type == "error":
+            return event
+        self._read_identity(message)
+        for block in message.content or ():
+            self._read_block(block, event)
+        if message.usage is not None:
+            self._read_usage(message.usage, is_final=True)
+        return event
+
+    def read_event(self, raw: bytes) -> Event | None:
+        """See `Meter.read_event`. Everything is forwarded."""
+        event = self._event
+        event.raw = raw
+        event.has_content = False
+        if event.tool_names:
+            event.tool_names = ()
+        if self._next[0]:
+            self._take_effect()
+        at = raw.find(b"\ndata: {") if raw.endswith(b"}\n\n") else -1
+        data = raw[at + 7 : -2] if at > 0 and raw.find(b"\n", at + 1) == len(raw) - 2 else data_of(raw)
+        if data[:1] != b"{":
+            return event
+        said: _StreamEvent = _decode(data, _stream_event, _StreamEvent)
+        kind = said.type
+        if kind == "content_block_delta":
+            if said.delta is not None:
+                self._add(said.delta, event)
+        elif kind != "ping":
+            self._read_rare(kind, said, event)
+        return event
+
+    def _read_rare(self, kind: Any, said: _StreamEvent, event: Event) -> None:
+        index = said.index if type(said.index) is int else 0
+        if kind == "content_block_start":
+            self._next = (kind, index)
+            if said.content_block is not None:
+                self._read_block(said.content_block, event)
+        elif kind == "content_block_stop":
+            self._next = (kind, index)
+        elif kind == "message_start":
+            self._next = (kind, 0)
+            if said.message is not None:
+                self._read_identity(said.message)
+                if said.message.usage is not None:
+                    self._read_usage(said.message.usage, is_final=False)
+        elif kind == "message_delta":
+            self._next = (kind, 0)
+            if said.delta is not None and isinstance(said.delta.stop_reason, str):
+                self.finish_reasons = (said.delta.stop_reason,)
+            if said.usage is not None:
+                self._read_usage(said.usage, is_final=True)
+        elif kind == "message_stop":
+            self._next = (kind, 0)
+            self.is_terminal = not self._is_failed
+        elif kind == "error":
+            self._is_failed = True
+
+    def _take_effect(self) -> None:
+        kind, index = self._next
+        self._next = ("", 0)
+        if kind == "content_block_start":
+            if len(self._open) < 1024:
+                self._open.append(index)
+        elif kind == "content_block_stop":
+            self._open = [block for block in self._open if block != index]
+        elif kind == "message_start":
+            self._is_started = True
+        elif kind == "message_delta":
+            self._stop_reason = self.finish_reasons[0] if self.finish_reasons else ""
+        elif kind == "message_stop":
+            self._is_stopped = True
+
+    def _read_identity(self, message: _Message) -> None:
+        if isinstance(message.id, str):
+            self.response_id = message.id
+        if isinstance(message.model, str):
+            self.response_model = message.model
+        if isinstance(message.stop_reason, str):
+            self.finish_reasons = (message.stop_reason,)
+
+    def _read_block(self, block: _Block, event: Event) -> None:
+        # tool_use, server_tool_use, mcp_tool_use: whoever runs it, the answer calls it by its name.
+        if isinstance(block.name, str) and isinstance(block.type, str) and block.type.endswith("tool_use"):
+            event.tool_names += (block.name,)
+            event.has_content = True
+        self._count(size_of(block.text) + size_of(block.thinking), event)
+
+    def _add(self, delta: _Delta, event: Event) -> None:
+        text = delta.text
+        if type(text) is str:
+            self._count(len(text) if text.isascii() else len(text.encode()), event)
+        else:
+            self._count(size_of(delta.partial_json) + size_of(delta.thinking), event)
+
+    def _count(self, size: int, event: Event) -> None:
+        if size:
+            event.has_content = True
+            self._content_bytes += size
+            estimate = self._content_bytes // BYTES_PER_TOKEN
+            if estimate > self.output_estimate:
+                self.output_estimate = estimate
+
+    def _read_usage(self, reported: _Usage, *, is_final: bool) -> None:
+        """Keep the largest of each field: reports are cumulative, and some gateways send zeros first."""
+        fields = (
+            reported.input_tokens,
+            reported.cache_creation_input_tokens,
+            reported.cache_read_input_tokens,
+            reported.output_tokens,
+        )
+        counts = self._counts
+        for at, value in enumerate(fields):
+            number = count(value)
+            if number is not None and number > counts[at]:
+                counts[at] = number
+        if not is_final or count(reported.output_tokens) is None:
+            return
+        given, made = sum(counts[:3]), counts[3]
+        if given == 0 or (made == 0 and self._content_bytes):
+            return
+        details = reported.output_tokens_details
+        thinking = count(details.get("thinking_tokens")) if isinstance(details, dict) else None
+        self.usage = Usage(given, made, counts[2], min(thinking or 0, made))
+        self.output_estimate = max(self.output_estimate, made)
+
+    def cut(self, *, is_event_forwarded: bool = False) -> bytes:
+        """See `Meter.cut`: closes what is open, then says `max_tokens` and stops."""
+        if is_event_forwarded and self._next[0]:
+            self._take_effect()
+        if self._is_stopped:
+            return b""
+        pieces = [] if self._is_started else [self._start()]
+        pieces += [_event("content_block_stop", {"index": index}) for index in self._open]
+        if not self._stop_reason:
+            delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+            usage = {"output_tokens": max(self.output_estimate, self._counts[3])}
+            pieces.append(_event("message_delta", {"delta": delta, "usage": usage}))
+        pieces.append(_event("message_stop", {}))
+        return b"".join(pieces)
+
+    def _start(self) -> bytes:
+        usage = {"input_tokens": sum(self._counts[:3]), "output_tokens": 0}
+        message: dict[str, Any] = {
+            "id": self.response_id or "msg_meshd",
+            "type": "message",
+            "role": "assistant",
+            "model": self.response_model or self._ask.model_sent,
+            "content": [],
+            "stop_reason": None,
+            "stop_sequence": None,
+            "usage": usage,
+        }
+        return _event("message_start", {"message": message})
+
+    def error_event(self, refused: Refused) -> bytes:
+        """See `Meter.error_event`. Nothing behind it: a broken answer must not look like a whole one."""
+        row = refused.row
+        error = {"type": row.anthropic_type, "message": refused.message, "details": {"error_code": row.code}}
+        return _event("error", {"error": error})
+
+
+def _event(name: str, members: dict[str, Any]) -> bytes:
+    return b"event: " + name.encode() + b"\ndata: " + msgspec.json.encode({"type": name} | members) + b"\n\n"

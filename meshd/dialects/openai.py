@@ -1,0 +1,244 @@
+"""OpenAI chat completions and embeddings, as OpenAI and the many servers that copy it speak them.
+
+Shapes as published in OpenAI's API reference and as the official SDK sends them. Cached and reasoning tokens are
+subsets of input and output here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from meshd.call import Ask
+from meshd.dialects import json_pairs as pairs_of
+from meshd.dialects.bounds import normalised_bytes
+from meshd.dialects.json_pairs import Pairs, malformed
+from meshd.dialects.openai_meter import OpenAIMeter
+from meshd.dialects.remembering import remembered
+from meshd.dialects.windows import is_byte_level, window
+
+if TYPE_CHECKING:
+    from meshd.refusal import Refused
+
+CHOICES_MAX = 128
+"""`n` as the API's reference allows it."""
+
+# What a server's chat template says of its own accord (a default system prompt, today's date), where the model is
+# not OpenAI's: there, the JSON around each message covers the template's own tokens.
+_TEMPLATE_TOKENS = 128
+# Hidden instructions around tools and response formats.
+_TOOLS_TOKENS = 256
+# Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
+_HOSTED_TURNS = 10
+
+_TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
+_USAGE_ASKED = b'{"include_usage":true}'
+
+
+class Request:
+    """What `rewrite` and the meter need to know of a request that was read."""
+
+    __slots__ = ("adds_usage", "caps", "pairs", "stream_options")
+
+    def __init__(self, pairs: Pairs) -> None:
+        self.pairs = pairs
+        self.caps: list[tuple[str, int]] = []
+        """The cap fields that the client used, with their values."""
+        self.adds_usage = False
+        """meshd asks for usage in the stream, and the client did not: its chunk is not forwarded."""
+        self.stream_options: bytes = _USAGE_ASKED
+
+
+class OpenAI:
+    """The dialect `openai`."""
+
+    name = "openai"
+
+    def recognise(self, method: str, path: str) -> str | None:
+        """See `Dialect.recognise`. A path that names its own model (Azure's deployments) is not read here: the body's
+        model would be judged and the path's served."""
+        if method != "POST":
+            return None
+        path = path.partition("?")[0].removesuffix("/")
+        if path.endswith("/chat/completions"):
+            operation = "chat"
+        elif path.endswith("/embeddings"):
+            operation = "embeddings"
+        else:
+            return None
+        return None if "/deployments/" in path or "/engines/" in path else operation
+
+    def is_free(self, method: str, path: str) -> bool:
+        """See `Dialect.is_free`: listing models and reading about one."""
+        return method in ("GET", "HEAD") and "/models/" in path.partition("?")[0] + "/"
+
+    def read(self, operation: str, body: bytes) -> Ask:
+        """See `Dialect.read`."""
+        pairs = pairs_of.read_body(body)
+        model = pairs_of.text(pairs, "model") or ""
+        bound = len(body) if is_byte_level(model) else normalised_bytes(body) + _TEMPLATE_TOKENS
+        if operation == "embeddings":
+            if _is_embedding_input_hidden(pairs):
+                bound = window(model)
+            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs))
+        return self._read_chat(pairs, model, bound)
+
+    def _read_chat(self, pairs: Pairs, model: str, bound: int) -> Ask:
+        request = Request(pairs)
+        is_stream = pairs_of.flag(pairs, "stream") is True
+        for name in ("max_completion_tokens", "max_tokens"):
+            if name in pairs and (cap := pairs_of.integer(pairs, name, least=1)) is not None:
+                request.caps.append((name, cap))
+        is_usage_asked = _read_stream_options(request, pairs, is_stream)
+        tools: tuple[str, ...] = ()
+        turns = 1
+        is_hidden = False
+        if "tools" in pairs or "functions" in pairs or "web_search_options" in pairs:
+            tools, is_hosted, is_searching = _read_tools(pairs)
+            turns = _HOSTED_TURNS if is_hosted else 1
+            is_hidden = is_hosted or is_searching
+            bound += _TOOLS_TOKENS
+        if "response_format" in pairs:
+            bound += _TOOLS_TOKENS
+        if is_hidden or _is_input_hidden(pairs):
+            bound = window(model) * turns
+        return Ask(
+            "chat",
+            model,
+            is_stream=is_stream,
+            input_bound=bound,
+            # Which of the two a server heeds is not known: the larger one bounds the output.
+            output_cap=max(cap for _, cap in request.caps) if request.caps else None,
+            choices=pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1,
+            tools=tools,
+            is_usage_asked=is_usage_asked,
+            fields=request,
+        )
+
+    def rewrite(self, ask: Ask, body: bytes) -> bytes:
+        """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it."""
+        request: Request = ask.fields
+        edits: dict[str, bytes] = {}
+        granted = ask.output_cap_granted
+        if granted is not None and ask.has_output:
+            if not request.caps:
+                # The older name is the one that every other server knows, some as the only one; OpenAI's own
+                # reasoning models refuse it.
+                name = "max_completion_tokens" if is_byte_level(ask.model_sent) else "max_tokens"
+                edits[name] = b"%d" % granted
+            for name, cap in request.caps:
+                if cap > granted:
+                    edits[name] = b"%d" % granted
+        if ask.model_granted is not None and ask.model_granted != ask.model:
+            edits["model"] = msgspec.json.encode(ask.model_granted)
+        if request.adds_usage:
+            edits["stream_options"] = request.stream_options
+        return pairs_of.write(request.pairs, edits) if edits else body
+
+    def meter(self, ask: Ask) -> OpenAIMeter:
+        """See `Dialect.meter`."""
+        return OpenAIMeter(ask, drops_usage=ask.fields.adds_usage)
+
+    def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
+        """See `Dialect.refusal_body`. The SDK reads `error.message`, `.type`, `.param` and `.code`."""
+        return b"application/json", msgspec.json.encode({"error": error_object(refused)})
+
+
+def error_object(refused: Refused) -> dict[str, str | None]:
+    """Return the `error` member of a body or stream event."""
+    row = refused.row
+    return {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
+
+
+def _read_stream_options(request: Request, pairs: Pairs, is_stream: bool) -> bool:
+    """Return whether the client asked for usage; where it did not say, prepare to ask for it in its place."""
+    raw = pairs_of.member(pairs, "stream_options") if "stream_options" in pairs else None
+    options = pairs_of.read_object(raw, "'stream_options'") if raw is not None else None
+    asked = pairs_of.flag(options, "include_usage") if options is not None else None
+    if is_stream and asked is None:
+        request.adds_usage = True
+        if options:
+            request.stream_options = pairs_of.write(options, {"include_usage": b"true"})
+    return is_stream and asked is True
+
+
+def _read_tools(pairs: Pairs) -> tuple[tuple[str, ...], bool, bool]:
+    """Return the names of the tools, whether the provider hosts one of them, and whether it searches the web."""
+    names: list[str] = []
+    is_hosted = False
+    raw = pairs_of.member(pairs, "tools")
+    if raw is not None:
+        offered, is_hosted = _offered(bytes(raw))
+        names += offered
+    raw = pairs_of.member(pairs, "functions")
+    for index, function in enumerate(pairs_of.read_objects(raw, "'functions'") if raw is not None else ()):
+        names.append(_name(function, "'functions'", index))
+    is_searching = pairs_of.member(pairs, "web_search_options") is not None
+    if is_searching:
+        names.append("web_search")
+    return tuple(names), is_hosted, is_searching
+
+
+def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool]:
+    """Return the names in `tools`, and whether the provider hosts one of them."""
+    names: list[str] = []
+    is_hosted = False
+    for index, tool in enumerate(pairs_of.read_objects(raw, "'tools'")):
+        kind = pairs_of.text(tool, "type", "'tools'", index)
+        is_known = False
+        for form in ("function", "custom"):
+            if (form_raw := pairs_of.member(tool, form)) is not None:
+                inner = pairs_of.read_object(form_raw, "'tools'", index)
+                names.append(_name(inner, "'tools'", index))
+                is_known = True
+        if kind not in (None, "function", "custom"):
+            names.append(kind)
+            is_hosted = True
+        elif not is_known:
+            malformed(f"'tools', item {index}, names no tool")
+    return tuple(names), is_hosted
+
+
+_offered = remembered(_read_offered)
+
+
+def _name(pairs: Pairs, where: str, at: int) -> str:
+    return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}, item {at}, has no name")
+
+
+def _is_input_hidden(pairs: Pairs) -> bool:
+    """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
+    raw = pairs_of.member(pairs, "messages")
+    if raw is None or pairs_of.is_flat(raw):
+        return False
+    is_hidden = False
+    for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):
+        if pairs_of.member(message, "audio") is not None:
+            is_hidden = True
+        content = message.get("content")
+        if content is None:
+            continue
+        first = memoryview(content)[0]
+        if first == 0x5B:
+            for part in pairs_of.read_objects(content, "'messages'", index):
+                kind = pairs_of.text(part, "type", "'messages'", index)
+                is_hidden = is_hidden or kind not in _TEXT_PARTS
+        elif first == 0x7B:
+            is_hidden = True
+    return is_hidden
+
+
+def _is_embedding_input_hidden(pairs: Pairs) -> bool:
+    """Say whether something other than text or tokens is to be embedded (some servers take images so)."""
+    raw = pairs.get("input")
+    if raw is None or "messages" in pairs:
+        return True
+    value = memoryview(raw)
+    if value[0] == 0x22:
+        return False
+    if value[0] != 0x5B:
+        malformed(f"'input' must be a string or an array, not {pairs_of.shown(raw)}")
+    if b"{" not in bytes(raw):
+        return False
+    return any(memoryview(item)[0] == 0x7B for item in pairs_of.read_items(raw, "'input'"))

@@ -1,0 +1,299 @@
+"""Reads the answers of OpenAI chat completions and embeddings: usage, tool calls, the end of a stream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from meshd.call import Ask, Usage
+from meshd.dialects.contract import Event
+from meshd.dialects.counting import BYTES_PER_TOKEN, count, size_of
+from meshd.wire.sse import data_of
+
+if TYPE_CHECKING:
+    from meshd.refusal import Refused
+
+
+class _Function(msgspec.Struct, gc=False):
+    name: Any = None
+    arguments: Any = None
+    input: Any = None
+
+
+class _ToolCall(msgspec.Struct, gc=False):
+    function: _Function | None = None
+    custom: _Function | None = None
+
+
+class _Content(msgspec.Struct, gc=False):
+    """A `delta` of a stream or the `message` of a plain answer."""
+
+    content: Any = None
+    refusal: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: list[_ToolCall] | None = None
+    function_call: _Function | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    index: Any = 0
+    delta: _Content | None = None
+    message: _Content | None = None
+    finish_reason: Any = None
+
+
+class _Usage(msgspec.Struct, gc=False):
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
+    total_tokens: Any = None
+    prompt_tokens_details: Any = None
+    completion_tokens_details: Any = None
+
+
+class _Answer(msgspec.Struct, gc=False):
+    """A chunk of a stream or a plain answer."""
+
+    id: Any = None
+    model: Any = None
+    created: Any = None
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_answer = msgspec.json.Decoder(_Answer)
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raws = msgspec.json.Decoder(list[msgspec.Raw])
+_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_DONE = b"data: [DONE]\n\n"
+
+
+def _decode(data: bytes) -> _Answer | None:
+    """Return what can be understood of a chunk or answer; None where it is no JSON object."""
+    try:
+        return _answer.decode(data)
+    except msgspec.ValidationError:
+        pass
+    except _NONSENSE:
+        return None
+    # One member of an unexpected type must not hide the others, above all not the usage.
+    answer = _Answer()
+    try:
+        members = _members.decode(data)
+        for name in ("id", "model", "created", "error"):
+            if name in members:
+                setattr(answer, name, msgspec.json.decode(members[name]))
+    except _NONSENSE:
+        return None
+    answer.usage = _decode_or_none(members.get("usage"), _Usage)
+    try:
+        raws = _raws.decode(members.get("choices", b"[]"))
+    except _NONSENSE:
+        raws = []
+    choices = [_decode_or_none(raw, _Choice) for raw in raws]
+    answer.choices = [choice for choice in choices if choice is not None]
+    return answer
+
+
+def _decode_or_none(raw: msgspec.Raw | None, kind: Any) -> Any:
+    try:
+        return msgspec.json.decode(raw, type=kind) if raw is not None else None
+    except _NONSENSE:
+        return None
+
+
+class OpenAIMeter:
+    """See `Meter`. Usage that is missing or absurd stays None: it is never zero."""
+
+    __slots__ = (
+        "_ask",
+        "_content_bytes",
+        "_created",
+        "_drops_usage",
+        "_event",
+        "_finished",
+        "_finishing",
+        "_is_done",
+        "_is_failed",
+        "_seen",
+        "finish_reasons",
+        "is_terminal",
+        "output_estimate",
+        "response_id",
+        "response_model",
+        "usage",
+    )
+
+    def __init__(self, ask: Ask, *, drops_usage: bool = False) -> None:
+        self._ask = ask
+        self._drops_usage = drops_usage
+        self._event = Event()
+        self._content_bytes = 0
+        self._created: int | None = None
+        self._seen = set(range(ask.choices))
+        self._finished: set[int] = set()
+        self._finishing: list[int] = []
+        """Choices that the event last read finishes: a cut in its place must still finish them itself."""
+        self._is_done = False
+        self._is_failed = False
+        self.usage: Usage | None = None
+        self.output_estimate = 0
+        self.is_terminal = False
+        self.response_id = ""
+        self.response_model = ""
+        self.finish_reasons: tuple[str, ...] = ()
+
+    def read_message(self, body: bytes) -> Event:
+        """See `Meter.read_message`."""
+        event = self._event
+        event.raw = body
+        self.is_terminal = True
+        answer = _decode(body)
+        if answer is not None:
+            self._read(answer, event)
+        return event
+
+    def read_event(self, raw: bytes) -> Event | None:
+        """See `Meter.read_event`. None for the usage chunk that only meshd asked for."""
+        event = self._event
+        event.raw = raw
+        event.has_content = False
+        if event.tool_names:
+            event.tool_names = ()
+        if self._finishing:
+            self._finished.update(self._finishing)
+            self._finishing.clear()
+        data = data_of(raw)
+        if data[:1] != b"{":
+            if data.startswith(b"[DONE]"):
+                self._is_done = True
+                self.is_terminal = not self._is_failed
+            return event
+        chunk = _decode(data)
+        if chunk is None:
+            return event
+        self._read(chunk, event)
+        if self._drops_usage and chunk.usage is not None and not chunk.choices and chunk.error is None:
+            return None
+        return event
+
+    def _read(self, answer: _Answer, event: Event) -> None:
+        if self._created is None:
+            self._read_identity(answer)
+        if answer.error is not None:
+            self._is_failed = True
+        for choice in answer.choices or ():
+            content = choice.delta or choice.message
+            if content is not None:
+                self._read_content(content, event)
+            if type(choice.index) is int and choice.index not in self._seen and len(self._seen) < 1024:
+                self._seen.add(choice.index)
+            if choice.finish_reason is not None:
+                self._finishing.append(choice.index if type(choice.index) is int else 0)
+                if isinstance(choice.finish_reason, str):
+                    self.finish_reasons += (choice.finish_reason,)
+        if answer.usage is not None:
+            self._read_usage(answer.usage)
+
+    def _read_identity(self, answer: _Answer) -> None:
+        if isinstance(answer.id, str) and answer.id:
+            self.response_id = answer.id
+        if isinstance(answer.model, str) and answer.model:
+            self.response_model = answer.model
+        # Azure's first chunk has neither: only the next one says who answers.
+        if self.response_id:
+            self._created = answer.created if type(answer.created) is int else 0
+
+    def _read_content(self, content: _Content, event: Event) -> None:
+        text = content.content
+        size = (len(text) if text.isascii() else len(text.encode())) if type(text) is str else size_of(text)
+        if content.reasoning_content is not None or content.reasoning is not None or content.refusal is not None:
+            size += max(size_of(content.reasoning_content), size_of(content.reasoning)) + size_of(content.refusal)
+        if content.tool_calls or content.function_call:
+            calls = [content.function_call]
+            for call in content.tool_calls or ():
+                calls += (call.function, call.custom)
+            for function in calls:
+                if function is not None:
+                    size += size_of(function.arguments) + size_of(function.input)
+                    if isinstance(function.name, str) and function.name:
+                        event.tool_names += (function.name,)
+                        size += len(function.name)
+        if size:
+            event.has_content = True
+            self._content_bytes += size
+            estimate = self._content_bytes // BYTES_PER_TOKEN
+            if estimate > self.output_estimate:
+                self.output_estimate = estimate
+
+    def _read_usage(self, reported: _Usage) -> None:
+        """Keep a sane report. Running reports only grow, so a smaller one does not replace a larger."""
+        usage = _usage_of(reported, has_output=self._ask.has_output)
+        if usage is None or (usage.output_tokens == 0 and self._content_bytes):
+            return
+        if self.usage is None or usage.total >= self.usage.total:
+            self.usage = usage
+        self.output_estimate = max(self.output_estimate, usage.output_tokens)
+
+    def cut(self, *, is_event_forwarded: bool = False) -> bytes:
+        """See `Meter.cut`: a last chunk for each open choice, the usage if the client asked, `[DONE]`."""
+        if self._is_done:
+            return b""
+        finished = self._finished.union(self._finishing) if is_event_forwarded else self._finished
+        pieces = []
+        for index in sorted(self._seen - finished):
+            choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+            pieces.append(self._chunk([choice], None))
+        if self._ask.is_usage_asked:
+            usage = self.usage or Usage(self._ask.input_bound // BYTES_PER_TOKEN, self.output_estimate)
+            counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
+            pieces.append(self._chunk([], counts | {"total_tokens": usage.total}))
+        pieces.append(_DONE)
+        return b"".join(pieces)
+
+    def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
+        chunk: dict[str, Any] = {
+            "id": self.response_id or "chatcmpl-meshd",
+            "object": "chat.completion.chunk",
+            "created": self._created or 0,
+            "model": self.response_model or self._ask.model_sent,
+            "choices": choices,
+        }
+        if usage is not None:
+            chunk["usage"] = usage
+        return b"data: " + msgspec.json.encode(chunk) + b"\n\n"
+
+    def error_event(self, refused: Refused) -> bytes:
+        """See `Meter.error_event`. No `[DONE]` behind it: a broken answer must not look like a whole one."""
+        row = refused.row
+        error = {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
+        return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+
+
+def _usage_of(reported: _Usage, *, has_output: bool) -> Usage | None:
+    """Return a report as Usage, None where it is missing or absurd.
+
+    Output is what the total leaves beside the input where that is more: some servers count reasoning there only.
+    """
+    total = count(reported.total_tokens)
+    given = count(reported.prompt_tokens)
+    made = count(reported.completion_tokens)
+    if given is None:
+        return None
+    rest = max(total - given, 0) if total is not None else None
+    if made is None:
+        if rest is None and has_output:
+            return None
+        made = rest or 0
+    elif rest is not None:
+        made = max(made, rest)
+    if given + made == 0:
+        return None
+    cached = reasoning = None
+    if isinstance(reported.prompt_tokens_details, dict):
+        cached = count(reported.prompt_tokens_details.get("cached_tokens"))
+    if isinstance(reported.completion_tokens_details, dict):
+        reasoning = count(reported.completion_tokens_details.get("reasoning_tokens"))
+    return Usage(given, made, min(cached or 0, given), min(reasoning or 0, made))
