@@ -72,12 +72,11 @@ def test_the_changelog_knows_the_version() -> None:
     assert heads[0] == DAEMON["project"]["version"]
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"]])
-def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+def test_help_loads_nothing_heavy() -> None:
     program = (
         "import sys\n"
         "from meshd.cli import main\n"
-        f"sys.argv = ['meshd', *{arguments!r}]\n"
+        "sys.argv = ['meshd', '--help']\n"
         "try:\n    main()\n"
         "except SystemExit as end:\n    assert not end.code, end.code\n"
         f"print('LOADED', *(name for name in {HEAVY!r} if name in sys.modules))\n"
