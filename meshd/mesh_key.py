@@ -138,20 +138,28 @@ def _content(path: Path) -> tuple[bytes, tuple[int, ...]]:
         raise
     except OSError as error:
         raise MeshKeyError(f"{path}: the mesh key file cannot be read: {error.strerror}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise MeshKeyError(f"{path}: the mesh key file is not a regular file")
-        forbidden = 0o077
-        if status.st_uid == 0 and os.geteuid() != 0:
-            # How a Kubernetes Secret is mounted with an fsGroup: root's, readable by the pod's own group.
-            forbidden = 0o037
-        if status.st_mode & forbidden:
-            mode = stat.S_IMODE(status.st_mode)
-            raise MeshKeyError(f"{path}: others can read the mesh key file (mode {mode:04o}); run: chmod 600 {path}")
-        if status.st_size > FILE_BYTES_MAX:
-            raise MeshKeyError(f"{path}: the mesh key file has {status.st_size} bytes, more than {FILE_BYTES_MAX}")
-        return file.read(FILE_BYTES_MAX + 1), _signature(status)
+    try:
+        status = os.fstat(descriptor)
+        _check(path, status)
+        return os.read(descriptor, FILE_BYTES_MAX + 1), _signature(status)
+    except OSError as error:
+        raise MeshKeyError(f"{path}: the mesh key file cannot be read: {error.strerror}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _check(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise MeshKeyError(f"{path}: the mesh key file is not a regular file")
+    forbidden = 0o077
+    if status.st_uid == 0 and os.geteuid() != 0:
+        # How a Kubernetes Secret is mounted with an fsGroup: root's, readable by the pod's own group.
+        forbidden = 0o037
+    if status.st_mode & forbidden:
+        mode = stat.S_IMODE(status.st_mode)
+        raise MeshKeyError(f"{path}: others can read the mesh key file (mode {mode:04o}); run: chmod 600 {path}")
+    if status.st_size > FILE_BYTES_MAX:
+        raise MeshKeyError(f"{path}: the mesh key file has {status.st_size} bytes, more than {FILE_BYTES_MAX}")
 
 
 def _create(path: Path) -> None:

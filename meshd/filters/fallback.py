@@ -99,7 +99,7 @@ class _Purse:
 
 
 class Fallback:
-    """Decides what follows an attempt. Asked after every one, good ones too: they fill the retry budget."""
+    """Decides what follows a failed attempt, and counts the calls that its retry budget is a share of."""
 
     __slots__ = ("_chance", "_purses")
 
@@ -110,6 +110,12 @@ class Fallback:
         self._chance = chance
         self._purses: dict[str, _Purse] = {}
 
+    def admit(self, call: Call) -> None:
+        """Count the call, at its first attempt. Never refuses, owes nothing."""
+        settings: RetrySettings | None = call.plan.retry
+        if settings is not None and call.attempt <= 1:
+            self._purse(call.target.name, call.now_s).save(settings.budget)
+
     def next(self, call: Call, outcome: Outcome) -> Next | None:
         """Return the attempt to make, or None where this outcome stands. Spends from the retry budget.
 
@@ -118,9 +124,6 @@ class Fallback:
         settings: RetrySettings | None = call.plan.retry
         if settings is None:
             return None
-        purse = self._purse(call.target.name, outcome.now_s)
-        if call.attempt == 1:
-            purse.save(settings.budget)
         if call.attempt > settings.attempts or not is_worth_another(call, outcome, settings):
             return None
         delay_s = self._delay_s(call.attempt, outcome, settings)
@@ -129,6 +132,7 @@ class Fallback:
             left_s = context.deadline_s - (call.wall_s + outcome.now_s - call.now_s)
             if delay_s >= left_s:
                 return None
+        purse = self._purse(call.target.name, outcome.now_s)
         return Next(call.target, delay_s) if purse.spend(outcome.now_s) else None
 
     def explain(self, call: Call) -> str:
