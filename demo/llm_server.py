@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 from dataclasses import asdict, dataclass, field
+from typing import cast
 
 from aiohttp import web
 
@@ -50,7 +51,7 @@ class Provider:
 
     def __init__(self) -> None:
         self.books = Books()
-        self._transports: set[asyncio.BaseTransport] = set()
+        self._transports: set[asyncio.WriteTransport] = set()
         self._runners: list[web.AppRunner] = []
 
     async def start(self, port: int, control_port: int) -> tuple[int, int]:
@@ -79,7 +80,7 @@ class Provider:
         listener = await asyncio.get_running_loop().create_server(factory, "127.0.0.1", port)
         return int(listener.sockets[0].getsockname()[1])
 
-    def admit(self, transport: asyncio.BaseTransport) -> bool:
+    def admit(self, transport: asyncio.WriteTransport) -> bool:
         """Count a connection and say whether anybody is at home."""
         self.books.connections += 1
         if self.books.mode == "dead":
@@ -87,7 +88,7 @@ class Provider:
         self._transports.add(transport)
         return True
 
-    def forget(self, transport: asyncio.BaseTransport | None) -> None:
+    def forget(self, transport: asyncio.WriteTransport | None) -> None:
         """A connection has ended."""
         if transport is not None:
             self._transports.discard(transport)
@@ -135,8 +136,7 @@ class Provider:
         self.books.mode = mode
         if mode == "dead":
             for transport in list(self._transports):
-                if isinstance(transport, asyncio.WriteTransport):
-                    transport.abort()
+                transport.abort()
         return web.json_response({"mode": mode})
 
 
@@ -146,11 +146,12 @@ class _Door(asyncio.Protocol):
     def __init__(self, provider: Provider, inner: asyncio.Protocol) -> None:
         self._provider = provider
         self._inner = inner
-        self._transport: asyncio.BaseTransport | None = None
+        self._transport: asyncio.WriteTransport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # By contract a TCP connection's transport can be written to; uvloop's does not derive from asyncio's.
+        transport = cast("asyncio.WriteTransport", transport)
         if not self._provider.admit(transport):
-            assert isinstance(transport, asyncio.WriteTransport)
             transport.abort()
             return
         self._transport = transport

@@ -47,11 +47,6 @@ class Story:
         except TokenInvalidError:
             return None
 
-    async def spent_in_ledger(self) -> int:
-        """Return the tokens that meshd's ledger has charged since it started."""
-        samples = await self.world.metrics()
-        return int(sum(value for name, _, value in samples if name == "meshd_budget_spent_tokens_total"))
-
     async def tell_provider(self, workflow: str, *agents: str) -> int:
         """Note what the provider billed for a workflow, and return it in tokens."""
         books = await self.world.books()
@@ -76,7 +71,6 @@ async def show_context(story: Story) -> None:
         elif event["event"] == "thought":
             screen.step(f"{event['agent']:<11} asked the LLM with the {event['sdk']} SDK: {event['pieces']} pieces")
 
-    before = await story.spent_in_ledger()
     world.watchers.append(watch)
     status, result = await world.ask("manager", {"task": "sidecars"}, workflow)
     world.watchers.remove(watch)
@@ -88,7 +82,7 @@ async def show_context(story: Story) -> None:
     checks.claim(len(names) == 1, "all in one workflow", names)
     if not world.options.is_real:
         tokens = await story.tell_provider(workflow, *agents)
-        spent = await story.spent_in_ledger() - before
+        spent = await world.ledger(workflow)
         checks.claim(spent == tokens, f"provider billed {tokens:,} tokens, the ledger says {spent:,}")
 
 
@@ -128,7 +122,6 @@ async def show_budget(story: Story) -> None:
         if event["event"] == "spent":
             screen.live(f"{event['answers']} answers, {event['tokens']:,} of {limit:,} tokens")
 
-    before = await story.spent_in_ledger()
     world.watchers.append(watch)
     status, result = await world.ask("runaway", {"task": "Say more"}, world.workflow("runaway"))
     world.watchers.remove(watch)
@@ -140,7 +133,7 @@ async def show_budget(story: Story) -> None:
     screen.step(f"then {refused.get('type')} {refused.get('status')}: {refused.get('message', '')[:200]}")
     seen = (status, refused.get("status"))
     checks.claim(seen == (200, 402), "it was stopped: 402, which no SDK tries again", seen)
-    ledger = await story.spent_in_ledger() - before
+    ledger = await world.ledger(world.workflow("runaway"))
     if world.options.is_real:
         billed_tokens = int(result.get("reported_tokens", 0))
         screen.step("the provider's own books cannot be read: what it reported to the agent stands in for them")

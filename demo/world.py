@@ -108,6 +108,19 @@ class World:
             (name, dict(_LABEL.findall(labels or "")), float(value)) for name, labels, value in _METRIC.findall(text)
         ]
 
+    async def admin(self, path: str) -> Event:
+        """Ask meshd's admin API."""
+        token = (self.home / "state" / "admin.token").read_text().strip()
+        headers = {"authorization": f"Bearer {token}"}
+        async with self.http.get(f"http://127.0.0.1:{self.ports['admin']}{path}", headers=headers) as reply:
+            reply.raise_for_status()
+            return cast("Event", await reply.json())
+
+    async def ledger(self, workflow: str) -> int:
+        """Return the tokens that meshd's ledger charged to a workflow."""
+        found = await self.admin("/v1/workflows?limit=1000")
+        return sum(int(entry["spent"]) for entry in found["accounts"] if entry["id"] == f"workflow/{workflow}")
+
 
 def billed(books: Event, *keys: str) -> int:
     """Return the tokens billed to some API keys, input and output together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 import sys
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from meshd.running import Running
 
 EXIT_OWN_FAILURE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
-_TOKEN_LIFE_S = 7 * 86_400
 _BUDGET_MAX = 2**53
-_NAME_MAX = 120
+_WORKFLOW = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _LOOPBACK = "127.0.0.1,localhost,::1"
 _KEY_STAND_IN = "meshd-attaches-it"
 _DOORS_DEFAULT = (Door("openai", "llm", "openai"), Door("anthropic", "llm", "anthropic"))
@@ -73,10 +73,8 @@ class _Tokens(click.ParamType[int]):
 
 
 def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
-    if value is None:
-        return None
-    if not 0 < len(value) <= _NAME_MAX or not value.isascii() or not value.isprintable() or " " in value:
-        raise click.BadParameter(f"a name is 1 to {_NAME_MAX} visible ASCII characters without spaces")
+    if value is not None and _WORKFLOW.match(value) is None:
+        raise click.BadParameter("a name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
     return value
 
 
@@ -150,14 +148,18 @@ def _check_command(name: str) -> int:
 
 def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path | None = None) -> str:
     """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
+    from meshd.filters.context import mint_run
     from meshd.mesh_key import MeshKeys
-    from meshd_sdk.context import Audience, Context, mint
 
-    ring = MeshKeys(mesh_key or place.home / "mesh.key").ring
-    context = Context(workflow=workflow, agent=place.running.agent, account=f"workflow/{workflow}", ceiling=budget)
-    expires_s = int(time.time()) + _TOKEN_LIFE_S
-    token = mint(context, ring, audience=Audience.RUN, expires_s=expires_s, nonce=secrets.token_bytes(8))
-    return f"http://{place.running.listen}/w/{token.decode()}"
+    token = mint_run(
+        MeshKeys(mesh_key or place.home / "mesh.key"),
+        workflow=workflow,
+        agent=place.running.agent,
+        wall_s=time.time(),
+        nonce=secrets.token_bytes(8),
+        ceiling=budget,
+    )
+    return f"http://{place.running.listen}/w/{token}"
 
 
 def environment(
@@ -205,7 +207,7 @@ def _announce(place: Place, workflow: str, budget: int | None, root: str) -> Non
 def _tell_spending(place: Place, workflow: str) -> None:
     from meshd.cli.exec_ledger import tokens_spent
 
-    if (spent := tokens_spent(place)) is not None:
+    if (spent := tokens_spent(place, workflow)) is not None:
         _say(f"workflow {workflow} has spent {spent:,} tokens")
 
 

@@ -46,13 +46,11 @@ class DaemonError(Exception):
 class Place:
     """A daemon to use, and the state directory that holds its mesh key."""
 
-    def __init__(self, running: Running, home: Path, *, is_private: bool, is_shared: bool = True) -> None:
+    def __init__(self, running: Running, home: Path, *, is_private: bool) -> None:
         self.running = running
         self.home = home
         self.is_private = is_private
         """It was started for this run, or for another of the same named workflow."""
-        self.is_shared = is_shared
-        """Calls of others may pass through it."""
 
 
 def find(config: Config, environ: Mapping[str, str]) -> Place | None:
@@ -64,8 +62,9 @@ def find(config: Config, environ: Mapping[str, str]) -> Place | None:
             return Place(found, config.home, is_private=False)
         if not registry.accepts(listen):
             return None
-        agent = config.agent or "agent"
-        return Place(registry.Running(pid=0, listen=listen, agent=agent), config.home, is_private=False)
+        # Not of this state directory, or of a container that shares the host's loopback: only its address is known.
+        known = registry.Running(pid=0, listen=listen, admin=str(config.admin), agent=config.agent or "agent")
+        return Place(known, config.home, is_private=False)
     return None if found is None else Place(found, config.home, is_private=False)
 
 
@@ -83,7 +82,7 @@ def private(config: Config, policies: Sequence[str], workflow: str | None) -> It
             child = _start(directory, policies, is_shared=workflow is not None)
             found = _wait_ready(directory, child)
         fcntl.flock(lock, fcntl.LOCK_SH)
-        yield Place(found, directory, is_private=True, is_shared=workflow is not None)
+        yield Place(found, directory, is_private=True)
     finally:
         _leave(directory, lock, child, is_kept=workflow is not None)
 

@@ -1,30 +1,37 @@
-"""Asking a daemon what a run has spent."""
+"""Asking a daemon's ledger what a workflow has spent."""
 
 from __future__ import annotations
 
-import re
+import json
 import urllib.request
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 if TYPE_CHECKING:
     from meshd.cli.exec_daemon import Place
 
-_SPENT = re.compile(rb"^meshd_budget_spent_tokens_total (\S+)", re.MULTILINE)
 _TIMEOUT_S = 1.0
-_BYTES_MAX = 4 << 20
+_BYTES_MAX = 1 << 20
+_PAGE = 20
+_AFTER_EVERY_NAME = "~"
 
 
-def tokens_spent(place: Place) -> int | None:
-    """Return the tokens that a private daemon has charged since it started; None where that cannot be said.
+def tokens_spent(place: Place, workflow: str) -> int | None:
+    """Return the tokens that a workflow's account was charged; None where the ledger cannot be asked.
 
-    A daemon that serves others as well counts theirs too, so its sum says nothing of one run.
+    The admin port of the daemon answers to the token in its state directory.
     """
-    if not place.is_private or place.is_shared or not place.running.metrics:
-        return None
+    account = f"workflow/{workflow}"
+    # The page begins behind every id that is smaller: at the account, if there is one.
+    after = account[:-1] + chr(ord(account[-1]) - 1) + _AFTER_EVERY_NAME
+    url = f"http://{place.running.admin}/v1/workflows?limit={_PAGE}&after={quote(after, safe='')}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"http://{place.running.metrics}/metrics", timeout=_TIMEOUT_S) as reply:
-            found = _SPENT.search(reply.read(_BYTES_MAX))
-        return None if found is None else int(float(found.group(1)))
-    except (OSError, ValueError):
+        token = (place.home / "admin.token").read_text(encoding="ascii").strip()
+        request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})
+        with opener.open(request, timeout=_TIMEOUT_S) as reply:
+            found = json.loads(reply.read(_BYTES_MAX))
+        spent = [int(entry["spent"]) for entry in found["accounts"] if entry["id"] == account]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    return spent[0] if spent else None
