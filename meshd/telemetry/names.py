@@ -37,7 +37,7 @@ NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
 LABEL_PROVIDER: Final = "gen_ai_provider_name"
 LABEL_MODEL: Final = "gen_ai_request_model"
-LABEL_TOKEN_TYPE: Final = "gen_ai_token_type"  # noqa: S105
+LABEL_TOKEN_TYPE: Final = "gen_ai_token_type"
 LABEL_ERROR: Final = "error_type"
 
 UNKNOWN: Final = "unknown"

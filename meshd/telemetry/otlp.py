@@ -54,17 +54,6 @@ class EndpointError(ValueError):
     """The collector's address, or one of its settings, cannot be used; says which."""
 
 
-def endpoint() -> str:
-    """Return the collector's URL for traces from the environment, empty where none is set.
-
-    MESHD_OTLP_ENDPOINT and OTEL_EXPORTER_OTLP_ENDPOINT are base addresses, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is
-    used as it stands, as the OTLP exporter specification has it.
-    """
-    whole = os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "")
-    base = os.environ.get("MESHD_OTLP_ENDPOINT") or ("" if whole else os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT", ""))
-    return base.rstrip("/") + "/v1/traces" if base else whole
-
-
 class Collector:
     """One collector over one kept connection. Used by one thread."""
 

@@ -52,7 +52,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     # A per-run address, whose opaque part is as good as a key.
     (re.compile(r"(?i)(/w/|%2Fw%2F)[^/\s\"'?#&%\\<>]+"), rf"\1{MARK}"),
     (re.compile(rf"(?i)([?&;](?:{_QUERY})=)[^&\s\"'#<>]+"), rf"\1{MARK}"),
-    (re.compile(r"(?i)([a-z][a-z0-9+.\-]*://)[^/\s\"'@<>]+@"), rf"\1{MARK}@"),
+    # Begins at a literal: with the scheme before it, a long word took a second.
+    (re.compile(r"(://)[^/\s\"'@<>]+@"), rf"\1{MARK}@"),
 )
 
 _LIKELY = re.compile(

@@ -73,7 +73,7 @@ class Telemetry:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        """Set up counters, and the exporter where `otlp_endpoint` (a full URL, see `endpoint`) is not empty.
+        """Set up counters, and the exporter where `otlp_endpoint` (a full URL, see `endpoint.traces_url`) is not empty.
 
         Raises `otlp.EndpointError` for an address that cannot be used, ValueError for a ratio outside 0 to 1.
         """

@@ -1,0 +1,298 @@
+"""What a scrape shows, judged by Prometheus's own tool and parser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from meshd.call import Direction, Fault, Kind, Usage, Verdict
+from meshd.refusal import Reason, Refused
+from meshd.telemetry import names
+from meshd.telemetry.series import MODELS_MAX, Histogram, label
+from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.telemetry.telemetry import Telemetry
+from tests.telemetry.calls import call, outcome, upstream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call
+
+
+def run(telemetry: Telemetry, made: Call, *, usage: Usage | None = None, refused: Refused | None = None) -> None:
+    telemetry.started(made)
+    if refused is not None:
+        telemetry.ended(made, refused.status, None, refused)
+        return
+    ended = outcome(usage=usage, first_byte_s=0.02)
+    telemetry.attempted(made, ended)
+    telemetry.ended(made, 200, ended, None)
+
+
+def scrape(telemetry: Telemetry) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
+    return scrape(telemetry).get((name, tuple(sorted(labels.items()))))
+
+
+def busy() -> Telemetry:
+    """Telemetry in which every metric has samples."""
+    telemetry = Telemetry(version="1.2.3")
+    llm, agent = upstream(), upstream("writer", Kind.AGENT, "writer.svc")
+    run(telemetry, call(llm, is_stream=True), usage=Usage(12, 34))
+    run(telemetry, call(llm), usage=Usage(3, 4, is_estimated=True))
+    run(telemetry, call(llm), refused=Refused(Reason.BUDGET_EXHAUSTED, "used up"))
+    run(telemetry, call(agent, direction=Direction.INBOUND))
+    again = call(llm)
+    telemetry.started(again)
+    telemetry.attempted(again, outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT))
+    again.attempt = 2
+    telemetry.attempted(again, outcome(Verdict.FAILURE, status=502))
+    telemetry.ended(again, 502, outcome(Verdict.FAILURE, status=502), None)
+    telemetry.shadowed(again, Refused(Reason.NOT_ALLOWED, "no", rule="no-deletes", is_shadow=True))
+    telemetry.connection_opened(Direction.OUTBOUND)
+    telemetry.connection_opened(Direction.INBOUND)
+    telemetry.policy_taken()
+    telemetry.policy_refused()
+    telemetry.sources.rule_hits = lambda: {"cheap-models-only": 3, "never": 0}
+    telemetry.sources.breakers = lambda: [
+        BreakerReading("openai", "closed"), BreakerReading("openai", "open"), BreakerReading("writer", "half_open"),
+    ]  # fmt: skip
+    telemetry.sources.budget = lambda: BudgetReading(reserved=10, spent=20, refused=3, bound_violations=1)
+    telemetry.sources.store = lambda: True
+    return telemetry
+
+
+@pytest.fixture
+def promtool(require_engine: Callable[[str], str]) -> str:
+    return require_engine("promtool")
+
+
+def check(promtool: str, exposition: bytes) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([promtool, "check", "metrics"], input=exposition, capture_output=True, check=False)
+
+
+def test_promtool_finds_nothing_to_mend(promtool: str) -> None:
+    telemetry = busy()
+    telemetry.read_sources()
+    found = check(promtool, telemetry.render()[0])
+    assert (found.returncode, found.stdout, found.stderr) == (0, b"", b"")
+
+
+def test_promtool_would_complain(promtool: str) -> None:
+    assert check(promtool, b"# HELP a_milliseconds x\n# TYPE a_milliseconds counter\na_milliseconds 1\n").returncode
+
+
+def test_promtool_accepts_a_start_without_any_call(promtool: str) -> None:
+    telemetry = Telemetry()
+    telemetry.read_sources()
+    assert check(promtool, telemetry.render()[0]).returncode == 0
+
+
+def test_every_metric_of_the_table_is_shown_with_its_labels_and_no_other() -> None:
+    telemetry = busy()
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    shown: dict[str, set[str]] = {}
+    kinds: dict[str, str] = {}
+    for family in text_string_to_metric_families(text):
+        name = family.name + ("_total" if family.type == "counter" else "")
+        kinds[name] = family.type
+        shown[name] = {key for sample in family.samples for key in sample.labels} - {"le"}
+    ours = {metric.name: metric for metric in names.METRICS}
+    assert set(shown) - set(names.PROCESS_METRICS) == set(ours)
+    assert {name: shown[name] for name in ours} == {name: set(metric.labels) for name, metric in ours.items()}
+    assert {name: kinds[name] for name in ours} == {name: metric.kind for name, metric in ours.items()}
+
+
+def test_no_metric_has_a_label_that_grows_with_the_work() -> None:
+    labels = {label for metric in names.METRICS for label in metric.labels}
+    assert not {found for found in labels if re.search("workflow|path|session|prompt|url|call|account|trace", found)}
+
+
+def test_the_documents_name_every_metric_label_and_attribute() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
+    documented = set(re.findall(r"`([a-z_.]+)`", text))
+    expected = {metric.name for metric in names.METRICS} | {label for m in names.METRICS for label in m.labels}
+    expected |= names.ATTRIBUTES | set(names.RESULTS)
+    assert expected - documented == set()
+    assert {name for name in documented if name.startswith(("meshd_", "gen_ai_client"))} <= expected
+
+
+def test_calls_are_counted_by_how_they_ended() -> None:
+    telemetry = busy()
+    of_llm = {"direction": "outbound", "kind": "llm", "target": "openai"}
+    assert value(telemetry, "meshd_calls_total", **of_llm, result="ok") == 2
+    assert value(telemetry, "meshd_calls_total", **of_llm, result="refused") == 1
+    assert value(telemetry, "meshd_calls_total", **of_llm, result="failed") == 1
+    assert value(telemetry, "meshd_refusals_total", reason="budget_exhausted", target="openai") == 1
+    assert value(telemetry, "meshd_attempts_total", target="openai", verdict="failure") == 2
+    assert value(telemetry, "meshd_attempt_faults_total", target="openai", fault="connect") == 1
+    assert value(telemetry, "meshd_retries_total", target="openai") == 1
+    assert value(telemetry, "meshd_shadow_refusals_total", rule="no-deletes", reason="not_allowed") == 1
+    assert value(telemetry, "meshd_rule_hits_total", rule="never") == 0
+    assert value(telemetry, "meshd_policy_stale") == 1
+
+
+@pytest.mark.parametrize(
+    ("ended", "refused", "result"),
+    [
+        (outcome(), None, "ok"),
+        (outcome(Verdict.NEUTRAL, status=404), None, "rejected"),
+        (outcome(Verdict.BACKPRESSURE, status=429), None, "backpressure"),
+        (outcome(Verdict.FAILURE, status=500), None, "failed"),
+        (outcome(Verdict.FAILURE, status=0, fault=Fault.RESET), None, "failed"),
+        (outcome(Verdict.NEUTRAL, fault=Fault.CALLER_GONE), None, "cancelled"),
+        (outcome(Verdict.NEUTRAL, fault=Fault.CUT), None, "cut"),
+        (outcome(Verdict.NEUTRAL, fault=Fault.SHUTDOWN), None, "cut"),
+        (None, None, "answered"),
+        (None, Refused(Reason.LOOP, "no"), "refused"),
+        (None, Refused(Reason.MALFORMED, "no"), "refused"),
+        (outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT), Refused(Reason.UPSTREAM_UNREACHABLE, "x"), "failed"),
+        (outcome(Verdict.NEUTRAL, fault=Fault.POOL_FULL), Refused(Reason.OVERLOADED, "x"), "refused"),
+    ],
+)
+def test_each_end_has_its_result(ended: object, refused: Refused | None, result: str) -> None:
+    telemetry, made = Telemetry(), call(upstream())
+    telemetry.started(made)
+    telemetry.ended(made, 200, ended, refused)  # type: ignore[arg-type]
+    shown = {dict(key[1])["result"]: count for key, count in scrape(telemetry).items() if key[0] == "meshd_calls_total"}
+    assert shown == {result: 1}
+
+
+def test_tokens_are_counted_once_for_each_attempt_that_was_billed() -> None:
+    telemetry = busy()
+    of_model = {
+        "gen_ai_operation_name": "chat", "gen_ai_provider_name": "openai", "gen_ai_request_model": "gpt-4o",
+    }  # fmt: skip
+    assert value(telemetry, "gen_ai_client_token_usage_sum", **of_model, gen_ai_token_type="input") == 15
+    assert value(telemetry, "gen_ai_client_token_usage_count", **of_model, gen_ai_token_type="output") == 2
+    assert value(telemetry, "gen_ai_client_token_usage_bucket", **of_model, gen_ai_token_type="input", le="4.0") == 1
+    assert value(telemetry, "meshd_tokens_estimated_total", target="openai", gen_ai_token_type="output") == 4
+    # A model that failed the first time it was called is named only because it has answered before.
+    assert value(telemetry, "gen_ai_client_operation_duration_seconds_count", **of_model, error_type="502") == 1
+
+
+def test_an_agent_that_invents_models_grows_nothing() -> None:
+    telemetry, to = Telemetry(), upstream()
+    for number in range(50):
+        made = call(to, model=f"junk-{number}")
+        telemetry.started(made)
+        telemetry.attempted(made, outcome(Verdict.NEUTRAL, status=404))
+    assert telemetry.series.model_names == set()
+    assert {key[2] for key in telemetry.series.errors} == {"other"}
+    for number in range(MODELS_MAX + 50):
+        run(telemetry, call(to, model=f"answered-{number}"), usage=Usage(1, 1))
+    shown = {dict(key[1]).get("gen_ai_request_model") for key in scrape(telemetry)} - {None}
+    assert len(shown) == MODELS_MAX + 1
+    assert "other" in shown
+
+
+def test_targets_are_the_names_of_the_policy() -> None:
+    telemetry = Telemetry()
+    run(telemetry, call(None), refused=Refused(Reason.UNKNOWN_TARGET, "no such upstream"))
+    for number in range(20):
+        run(telemetry, call(upstream(f"h{number}.example", Kind.HOST, "h.example"), is_known=False))
+    shown = {dict(key[1])["target"] for key in scrape(telemetry) if key[0] == "meshd_calls_total"}
+    assert shown == {"unknown", "other"}
+
+
+@pytest.mark.parametrize("name", ["unknown", "other", 'quo"te\\\n', "x" * 500, "новый", "\ud800", ""])
+def test_a_strange_name_gives_a_valid_scrape(promtool: str, name: str) -> None:
+    telemetry = Telemetry()
+    run(telemetry, call(upstream(name), model=name), usage=Usage(1, 2))
+    run(telemetry, call(upstream(name), model=name), refused=Refused(Reason.LOOP, "no"))
+    run(telemetry, call(None), refused=Refused(Reason.UNKNOWN_TARGET, "no"))
+    run(telemetry, call(upstream("host", Kind.HOST, "h"), is_known=False))
+    telemetry.shadowed(call(upstream(name)), Refused(Reason.LOOP, "no", rule=name))
+    telemetry.sources.rule_hits = lambda: {name: 1, name + "\n" + "y" * 300: 2, name + "\r" + "y" * 300: 3}
+    telemetry.read_sources()
+    found = check(promtool, telemetry.render()[0])
+    assert (found.returncode, found.stderr) == (0, b"")
+    samples = [line.rsplit(b" ", 1)[0] for line in telemetry.render()[0].splitlines() if not line.startswith(b"#")]
+    assert len(samples) == len(set(samples))
+
+
+def test_a_source_that_raises_leaves_the_rest_standing(caplog: pytest.LogCaptureFixture) -> None:
+    telemetry = busy()
+
+    def broken() -> dict[str, int]:
+        raise RuntimeError("gone")
+
+    telemetry.sources.rule_hits = broken
+    telemetry.sources.store = broken  # type: ignore[assignment]
+    assert value(telemetry, "meshd_store_up") == 0
+    assert value(telemetry, "meshd_budget_spent_tokens_total") == 20
+    assert "a source of metrics failed" in caplog.text
+
+
+def test_the_worst_breaker_of_an_upstream_is_shown() -> None:
+    telemetry = busy()
+    states = {
+        state: value(telemetry, "meshd_breaker_state", target="openai", state=state) for state in names.BREAKER_STATES
+    }
+    assert states == {"closed": 0, "half_open": 0, "open": 1}
+    assert value(telemetry, "meshd_breakers_not_closed", target="openai") == 1
+
+
+def test_gauges_come_back_to_zero() -> None:
+    telemetry = Telemetry()
+    telemetry.connection_opened(Direction.INBOUND)
+    telemetry.connection_closed(Direction.INBOUND)
+    run(telemetry, call(upstream()))
+    assert value(telemetry, "meshd_connections_open", direction="inbound") == 0
+    assert value(telemetry, "meshd_connections_opened_total", direction="inbound") == 1
+    assert value(telemetry, "meshd_calls_open", direction="outbound") == 0
+
+
+def test_openmetrics_is_spoken_to_those_who_ask() -> None:
+    telemetry = busy()
+    telemetry.read_sources()
+    body, content_type = telemetry.render("application/openmetrics-text; version=1.0.0")
+    assert content_type.startswith("application/openmetrics-text")
+    assert body.endswith(b"# EOF\n")
+
+
+def test_a_value_on_a_bound_falls_under_it() -> None:
+    histogram = Histogram((1.0, 2.0))
+    for seen in (0.5, 1.0, 1.5, 2.0, 3.0):
+        histogram.observe(seen)
+    assert histogram.cumulative() == ([("1.0", 2), ("2.0", 4), ("+Inf", 5)], 8.0)
+
+
+def test_labels_are_printable_and_short() -> None:
+    assert label("a\nb\x00") == "a?b?"
+    assert len(label("x" * 1000)) == 80
+
+
+def test_totals_say_what_happened() -> None:
+    totals = busy().totals()
+    assert (totals.calls, totals.refused, totals.failed) == (5, 1, 1)
+    assert (totals.input_tokens, totals.output_tokens) == (15, 38)
+    assert totals.targets["openai"].refused_by_reason == {"budget_exhausted": 1}
+    assert totals.targets["openai"].retries == 1
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("api.openai.com", "openai"), ("mine.openai.azure.com", "azure.ai.openai"), ("10.0.0.1", "anthropic"),
+        ("us-central1-aiplatform.googleapis.com", "gcp.vertex_ai"), ("evilapi.openai.com.example", "anthropic"),
+        ("notapi.openai.com", "anthropic"),
+    ],
+)  # fmt: skip
+def test_a_provider_is_known_by_its_host(host: str, expected: str) -> None:
+    assert names.provider(host, "anthropic") == expected
