@@ -171,6 +171,8 @@ class Outcome:
     """At least one byte of the request may have reached the upstream, so it may be billed."""
     is_answered: bool = False
     """At least one byte of the reply has left for the caller: too late for another attempt."""
+    is_terminal: bool = False
+    """The meter saw the reply's end, so `usage` is final even where the caller was gone by then."""
     usage: Usage | None = None
     """As the upstream reported it, or a local count marked estimated; None where nothing is known."""
     retry_after_s: float | None = None
@@ -217,8 +219,10 @@ class Call:
         "body",
         "context",
         "dialect",
+        "credentials",
         "direction",
         "evidence",
+        "governed",
         "headers",
         "id",
         "inject",
@@ -248,6 +252,8 @@ class Call:
         now_s: float,
         wall_s: float,
         peer: str = "",
+        governed: Headers | None = None,
+        credentials: Headers | None = None,
     ) -> None:
         self.id = id
         self.direction = direction
@@ -257,6 +263,10 @@ class Call:
         self.authority = authority
         self.headers = headers
         """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
+        self.governed: Headers = headers if governed is None else governed
+        """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
+        self.credentials: Headers = headers if credentials is None else credentials
+        """Of these, the fields that carry the caller's key."""
         self.now_s = now_s
         """Monotonic seconds at which the call began."""
         self.wall_s = wall_s

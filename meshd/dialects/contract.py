@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 class Event:
     """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
 
-    __slots__ = ("has_content", "raw", "tool_names")
+    __slots__ = ("has_content", "output_estimate", "raw", "tool_names")
 
     def __init__(self) -> None:
         self.raw = b""
@@ -21,6 +21,8 @@ class Event:
         """Names of the tools that this piece begins to call."""
         self.has_content = False
         """The piece carries output that was generated (not a ping, role or usage alone)."""
+        self.output_estimate = 0
+        """`Meter.output_estimate` with this piece counted in, for those who see events and not the meter."""
 
 
 class Meter(Protocol):

@@ -57,25 +57,25 @@ class StoreError(Exception):
     """The store cannot do its work; the message says why in words for an operator."""
 
 
-class StoreLocked(StoreError):  # noqa: N818
+class StoreLocked(StoreError):
     """Another process holds it."""
 
 
-class StoreCorrupt(StoreError):  # noqa: N818
+class StoreCorrupt(StoreError):
     """What it holds is not what was written."""
 
 
-class StoreNewer(StoreError):  # noqa: N818
+class StoreNewer(StoreError):
     """It was written by a newer meshd."""
 
 
-class StoreFull(StoreError):  # noqa: N818
+class StoreFull(StoreError):
     """There is no room left to write."""
 
 
-class StoreReadOnly(StoreError):  # noqa: N818
+class StoreReadOnly(StoreError):
     """It may not be written."""
 
 
-class StoreClosed(StoreError):  # noqa: N818
+class StoreClosed(StoreError):
     """It was closed."""

@@ -11,6 +11,7 @@ Read in this order:
     upkeep      group sync, flushes and checkpoints of the journal
     directory   one daemon at a time, and which run of the host this is
     ledger      the facade: reserve, wait, settle
+    cost        what an attempt can cost at most, and what it did cost
 """
 
 from meshd.ledger.entry import Shortfall

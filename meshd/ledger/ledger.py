@@ -168,7 +168,7 @@ class Ledger:
     def failed(cls, error: StoreError) -> Ledger:
         """Return a ledger whose every reservation raises `error`: budgets fail closed, everything else runs on."""
         ledger = cls.in_memory()
-        ledger._closed = error  # noqa: SLF001
+        ledger._closed = error
         return ledger
 
     @property
