@@ -153,7 +153,7 @@ class Breaker:
     def _key(self, call: Call) -> BreakerKey:
         credential = b""
         if call.upstream is None or call.upstream.key_header is None:
-            for name, value in call.headers:
+            for name, value in call.credentials:
                 if name in CREDENTIAL_FIELDS:
                     credential = blake2b(value, digest_size=8, key=self._hash_key).digest()
                     break

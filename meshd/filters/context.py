@@ -85,7 +85,7 @@ class Context:
     def admit(self, call: Call) -> None:
         """Establish the context. Raises Refused for every value of ours that is malformed or does not verify."""
         agent = self._agent or call.policy.agent
-        found = _ours(call.headers)
+        found = _ours(call.governed) if call.governed else None
         token = found.get(codec.HEADER_CONTEXT) if found else None
         name = found.get(codec.HEADER_WORKFLOW) if found else None
         if name is not None and _WORKFLOW.match(name) is None:

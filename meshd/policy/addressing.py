@@ -22,6 +22,7 @@ RUN_SEGMENT = "w"
 APP = "app"
 """Name of the upstream to which inbound calls go: the agent beside this sidecar."""
 
+KNOWN_MAX = 256
 # A dot segment, plain or escaped, or a backslash: a path that the upstream might read otherwise than we judged it.
 _AMBIGUOUS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%2f|%00", re.IGNORECASE)
 
@@ -40,11 +41,13 @@ class Located(NamedTuple):
 class AddressBook:
     """The addresses of one policy. Made once for each document."""
 
-    __slots__ = ("_app", "_by_origin", "_hosts", "_upstreams")
+    __slots__ = ("_app", "_by_origin", "_hosts", "_known", "_upstreams")
 
     def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
         self._upstreams = policy.upstreams
+        self._known: set[str] = set()
+        """Host fields that were found to be ours; a caller sends the same one all the time."""
         self._by_origin = {
             (upstream.scheme, upstream.host, upstream.port): upstream for upstream in policy.upstreams.values()
         }
@@ -63,6 +66,8 @@ class AddressBook:
             return self._found(APP, self._app, target)
         if target[:1] != "/":
             return self._locate_absolute(target)
+        if request.authority in self._known:
+            return self._locate_path(target)
         host = host_of(request.authority)
         if host.endswith(MESH_SUFFIX):
             name = host[: -len(MESH_SUFFIX)]
@@ -74,6 +79,8 @@ class AddressBook:
                 "name to hosts_allowed in the policy.",
                 status=421,
             )
+        if len(self._known) < KNOWN_MAX:
+            self._known.add(request.authority)
         return self._locate_path(target)
 
     def _locate_path(self, target: str) -> Located:

@@ -25,7 +25,7 @@ from meshd.proxy.answer import (
 )
 from meshd.proxy.refusing import failure_of, refusal_reply
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import forwardable_reply, forwardable_request, forwardable_trailers
+from meshd.wire.fields import forwardable_reply, forwardable_trailers
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -92,6 +92,8 @@ class Exchange:
             now_s=now_s,
             wall_s=proxy.wall_clock(),
             peer=caller.peer,
+            governed=request.governed,
+            credentials=request.credentials,
         )
         self.stream: Stream | None = None
         self.pool: Any = None
@@ -365,20 +367,19 @@ class Exchange:
             stream.send_end([])
 
     def _forward_headers(self) -> Headers:
-        call, upstream = self.call, self.call.upstream
-        without: tuple[bytes, ...] = ()
-        added: Headers = []
+        call, request = self.call, self.request
+        headers = request.forward[:]
         if call.ask is not None:
-            without = (b"accept-encoding",)
-            added.append((b"accept-encoding", b"identity"))
-        key = self.pool.key
-        if key is not None:
-            without += (b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key")
-            added.append((upstream.key_header, key))
-        headers = forwardable_request(self.request.headers, without)
-        headers += added
+            headers.append(_IDENTITY)
+        elif request.accept_encoding:
+            headers += request.accept_encoding
+        if self.pool.key is None:
+            headers += request.credentials
+        else:
+            headers.append((call.upstream.key_header, self.pool.key))
         headers += self.proxy.chain.context.forward_headers(call)
-        headers += call.inject
+        if call.inject:
+            headers += call.inject
         return headers
 
     # ------------------------------------------------------------------ the reply comes back
@@ -729,6 +730,8 @@ class Exchange:
         self._backlog = []
 
 
+_IDENTITY = (b"accept-encoding", b"identity")
+"""What must be metered must be readable; the field says so to the upstream (RFC 9110, 12.5.3)."""
 _NOT_FORWARDED = frozenset({Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL})
 
 

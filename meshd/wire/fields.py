@@ -6,6 +6,7 @@ our own prefix are the sidecar's alone: what a caller sends under it is read by 
 
 from __future__ import annotations
 
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -32,14 +33,7 @@ HOP_BY_HOP = frozenset(
 
 # Written afresh by the sender: framing from the body that really goes out, Host from the upstream's own address,
 # Expect because meshd itself tells the caller to go on, the trace fields because Context decides whether they leave.
-_REQUEST_REWRITTEN = HOP_BY_HOP | {
-    b"host",
-    b"content-length",
-    b"expect",
-    b"traceparent",
-    b"tracestate",
-    b"baggage",
-}
+_REQUEST_REWRITTEN = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"traceparent", b"tracestate", b"baggage"}
 _REPLY_REWRITTEN = HOP_BY_HOP | {b"content-length"}
 
 # RFC 9110 section 6.5.1: what frames, routes or authenticates a message cannot come after it.
@@ -63,12 +57,52 @@ def _dropped(headers: Headers, usual: frozenset[bytes]) -> frozenset[bytes]:
     return usual if named <= _USUAL_CONNECTION else usual | named
 
 
-def forwardable_request(headers: Headers, without: Iterable[bytes] = ()) -> Headers:
-    """Return the fields of a request that may go on to an upstream, less those in `without`."""
-    dropped = _dropped(headers, _REQUEST_REWRITTEN)
-    if without:
-        dropped = dropped.union(without)
-    return [field for field in headers if field[0] not in dropped and not field[0].startswith(OURS)]
+class Place(IntEnum):
+    """What becomes of a request field, by its name."""
+
+    FORWARDED = 0
+    DROPPED = 1
+    GOVERNED = 2
+    """Ours, or the trace's: read by Context, which writes what leaves in their place."""
+    CREDENTIAL = 3
+    """Forwarded, unless meshd attaches the upstream's own key."""
+    ACCEPT_ENCODING = 4
+    """Forwarded, unless the reply must be readable."""
+    HOST = 5
+    CONTENT_LENGTH = 6
+    TRANSFER_ENCODING = 7
+    EXPECT = 8
+    UPGRADE = 9
+    CONNECTION = 10
+    CONTENT_TYPE = 11
+    ORIGIN = 12
+
+
+_PLACES: dict[bytes, Place] = {
+    **dict.fromkeys(HOP_BY_HOP, Place.DROPPED),
+    **dict.fromkeys((b"traceparent", b"tracestate", b"baggage"), Place.GOVERNED),
+    **dict.fromkeys((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"), Place.CREDENTIAL),
+    b"accept-encoding": Place.ACCEPT_ENCODING,
+    b"host": Place.HOST,
+    b"content-length": Place.CONTENT_LENGTH,
+    b"transfer-encoding": Place.TRANSFER_ENCODING,
+    b"expect": Place.EXPECT,
+    b"upgrade": Place.UPGRADE,
+    b"connection": Place.CONNECTION,
+    b"content-type": Place.CONTENT_TYPE,
+    b"origin": Place.ORIGIN,
+}
+_PLACES_MAX = 2048
+
+
+def place_of(name: bytes) -> Place:
+    """Say what becomes of a request field. `name` is in lower case."""
+    place = _PLACES.get(name)
+    if place is None:
+        place = Place.GOVERNED if name.startswith(OURS) else Place.FORWARDED
+        if len(_PLACES) < _PLACES_MAX:
+            _PLACES[name] = place
+    return place
 
 
 def forwardable_reply(headers: Headers, without: Iterable[bytes] = ()) -> Headers:

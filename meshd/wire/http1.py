@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import httptools
 
-from meshd.wire.fields import connection_names
-from meshd.wire.message import Request, WireError, is_authority
+from meshd.wire.fields import Place, connection_names, place_of
+from meshd.wire.message import Request, WireError, read_host
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -143,6 +143,12 @@ class RequestReader:
         headers = self._headers
         request = Request(method.decode(), self._url.decode("latin-1"), headers)
         read_framing(request, parser.get_http_version(), self._limits[1])
+        if request.connection:
+            request.unname(request.connection)
+            if b"upgrade" not in request.connection:
+                request.upgrade = b""
+        else:
+            request.upgrade = b""
         request.is_keep_alive = parser.should_keep_alive()
         if parser.should_upgrade():
             self._judge_upgrade(request)
@@ -178,7 +184,6 @@ class RequestReader:
 
 
 _FRAMING = frozenset({b"content-length", b"transfer-encoding"})
-_READ = _FRAMING | {b"host", b"expect", b"upgrade", b"content-type", b"origin", b"connection"}
 
 
 def _methods() -> str:
@@ -186,48 +191,53 @@ def _methods() -> str:
 
 
 def read_framing(request: Request, version: str, header_bytes_max: int) -> None:
-    """Judge the fields that frame or address a request, and set what they say. Raises WireError."""
+    """Judge the fields that frame or address a request, and sort the others. Raises WireError."""
     if version not in ("1.1", "1.0"):
         raise WireError(505, "Only HTTP/1.0, HTTP/1.1 and HTTP/2 are spoken here")
     request.has_chunks = version == "1.1"
+    forward = request.forward
     size = hosts = 0
-    is_upgrade_named = False
-    for name, value in request.headers:
+    for field in request.headers:
+        name, value = field
         size += len(name) + len(value)
-        if name not in _READ:
-            continue
-        if name == b"host":
+        place = place_of(name)
+        if place is Place.FORWARDED:
+            forward.append(field)
+        elif place < Place.HOST or place > Place.CONNECTION:
+            request.sort(place, field)
+        elif place is Place.HOST:
             hosts += 1
-            if not is_authority(value):
-                raise WireError(400, "The Host field is malformed")
-            request.authority = value.decode("ascii")
-        elif name == b"content-length":
-            request.content_length = int(value)
-            request.has_body = request.content_length > 0
-        elif name == b"transfer-encoding":
-            if value.lower() != b"chunked":
-                raise WireError(501, "Only Transfer-Encoding: chunked is implemented")
-            if version == "1.0":
-                raise WireError(400, "HTTP/1.0 has no Transfer-Encoding")
-            request.has_body = True
-        elif name == b"expect":
-            if value.lower() != b"100-continue":
-                raise WireError(417, "Only Expect: 100-continue can be met")
-            request.expects_continue = version == "1.1"
-        elif name == b"upgrade":
-            request.upgrade = value.strip().lower()
-        elif name == b"content-type":
-            request.content_type = value
-        elif name == b"origin":
-            request.origin = value
-        elif b"upgrade" in value.lower():
-            is_upgrade_named = b"upgrade" in connection_names(request.headers)
+            request.authority = read_host(value)
+        else:
+            _read_framing_field(request, place, value)
     if size > header_bytes_max:
         raise WireError(431, f"The request's head is over {header_bytes_max} bytes")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         raise WireError(400, "Exactly one Host field is needed")
-    if not is_upgrade_named:
-        request.upgrade = b""
+
+
+_KEEP_ALIVE = (b"keep-alive", b"close")
+
+
+def _read_framing_field(request: Request, place: Place, value: bytes) -> None:
+    if place is Place.CONTENT_LENGTH:
+        request.content_length = int(value)
+        request.has_body = request.content_length > 0
+    elif place is Place.CONNECTION:
+        if value not in _KEEP_ALIVE and value.lower() not in _KEEP_ALIVE:
+            request.connection = connection_names(request.headers)
+    elif place is Place.TRANSFER_ENCODING:
+        if value.lower() != b"chunked":
+            raise WireError(501, "Only Transfer-Encoding: chunked is implemented")
+        if not request.has_chunks:
+            raise WireError(400, "HTTP/1.0 has no Transfer-Encoding")
+        request.has_body = True
+    elif place is Place.UPGRADE:
+        request.upgrade = value.strip().lower()
+    elif value.lower() != b"100-continue":
+        raise WireError(417, "Only Expect: 100-continue can be met")
+    else:
+        request.expects_continue = request.has_chunks
 
 
 class ReplySink(Protocol):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import ngh2
 from ngh2 import Connection, ErrorCode, Role, Setting
 
-from meshd.wire.message import Request, WireError, is_authority
+from meshd.wire.fields import Place, place_of
+from meshd.wire.message import Request, WireError, read_host
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -111,23 +112,23 @@ def read_request(fields: Headers, end_stream: bool) -> Request:
     if hosts and (len(hosts) > 1 or (authority and hosts[0].lower() != authority.lower())):
         raise WireError(400, "The Host field and :authority disagree")
     authority = authority or (hosts[0] if hosts else b"")
-    if not is_authority(authority):
-        raise WireError(400, "The :authority is malformed")
+    host = read_host(authority)
     if any(byte <= 32 or byte >= 127 for byte in path):
         raise WireError(400, "The :path holds characters that a path may not")
     request = Request(method.decode("ascii"), path.decode("ascii") or authority.decode("ascii"), headers)
-    request.authority = authority.decode("ascii")
+    request.authority = host
     request.has_body = not end_stream
     request.content_length = length if not end_stream else None
-    for name, value in headers:
-        if name == b"content-type":
-            request.content_type = value
-        elif name == b"origin":
-            request.origin = value
-        elif name == b"expect":
-            if value.lower() != b"100-continue":
+    for field in headers:
+        place = place_of(field[0])
+        if place is Place.FORWARDED:
+            request.forward.append(field)
+        elif place is Place.EXPECT:
+            if field[1].lower() != b"100-continue":
                 raise WireError(417, "Only Expect: 100-continue can be met")
             request.expects_continue = request.has_body
+        else:
+            request.sort(place, field)
     return request
 
 

@@ -1,0 +1,175 @@
+"""`meshd run`: start the sidecar, say how to point an agent at it, and serve until told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+    from meshd.config import Config
+    from meshd.daemon import Daemon
+
+EPILOG = """\b
+Examples:
+  meshd run
+  meshd run --policy policy.yaml
+  meshd run --upstream local=http://127.0.0.1:8000,dialect=openai
+  meshd run --app http://127.0.0.1:9000 --mesh-key /etc/meshd/mesh.key
+
+\b
+Then, for an OpenAI or Anthropic SDK:
+  export OPENAI_BASE_URL=http://127.0.0.1:7400/openai/v1
+  export ANTHROPIC_BASE_URL=http://127.0.0.1:7400/anthropic
+
+\b
+SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
+Other settings come from the environment: MESHD_HOME, MESHD_INBOUND, MESHD_ADMIN,
+MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
+MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Policy document or directory; may be given again. [default: the packaged quickstart]",
+)
+@click.option("--listen", metavar="HOST:PORT", help="Where agents call. [default: 127.0.0.1:7400]")
+@click.option("--app", metavar="URL", help="The agent beside this sidecar, which takes inbound calls (7401).")
+@click.option(
+    "--upstream", "upstreams", multiple=True, metavar="NAME=URL[,dialect=D]", help="Add an upstream; may be given again."
+)
+@click.option("--store", metavar="URL", help="Engine of the store. [default: embedded]")
+@click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
+@click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
+@click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
+@click.option("--quiet", is_flag=True, help="Print nothing but logs.")
+def command(
+    policies: tuple[Path, ...],
+    listen: str | None,
+    app: str | None,
+    upstreams: tuple[str, ...],
+    store: str | None,
+    mesh_key: Path | None,
+    agent: str | None,
+    accept_unenforced: bool,
+    quiet: bool,
+) -> None:
+    """Start the sidecar.
+
+    With no argument: the packaged policy, the well-known LLM APIs as upstreams, and everything kept in the state
+    directory.
+    """
+    from meshd.config import ConfigError, from_environment, parse_address
+    from meshd.telemetry import logs
+
+    try:
+        config = from_environment(
+            policy=policies or None,
+            listen=parse_address(listen, "--listen") if listen else None,
+            app=app,
+            upstreams=upstreams or None,
+            store=store,
+            mesh_key=mesh_key,
+            agent=agent,
+            accept_unenforced=accept_unenforced or None,
+        )
+        logs.set_up(config.log_level, form=config.log_format)
+    except (ConfigError, ValueError) as error:
+        raise click.ClickException(str(error)) from None
+    sys.exit(_run(serve(config, is_quiet=quiet), config))
+
+
+def _run(main: Coroutine[Any, Any, int], config: Config) -> int:
+    if config.loop == "asyncio":
+        return asyncio.run(main)
+    import uvloop
+
+    return uvloop.run(main)
+
+
+async def serve(config: Config, *, is_quiet: bool) -> int:
+    """Start, serve and end one sidecar; return the exit code."""
+    from meshd.daemon import Daemon, LoadError, MeshKeyError, StartError
+
+    daemon = Daemon(config)
+    loop = asyncio.get_running_loop()
+    try:
+        await daemon.start()
+    except LoadError as error:
+        for problem in error.problems:
+            click.echo(str(problem), err=True)
+        click.echo("meshd: the policy was not taken; nothing was started", err=True)
+    except (StartError, MeshKeyError) as error:
+        click.echo(f"meshd: {error}", err=True)
+    else:
+        _handle_signals(loop, daemon)
+        if not is_quiet:
+            click.echo(banner(daemon))
+        await daemon.serve()
+        return 0
+    await daemon.close()
+    return 1
+
+
+def _handle_signals(loop: asyncio.AbstractEventLoop, daemon: Daemon) -> None:
+    is_ending = False
+
+    def end() -> None:
+        nonlocal is_ending
+        if is_ending:
+            # Exits without the books being closed: they are as safe as after a kill, which they survive.
+            os._exit(130)
+        is_ending = True
+        daemon.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, end)
+    reloads: set[asyncio.Task[Any]] = set()
+
+    def reload() -> None:
+        task = loop.create_task(daemon.reload())
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
+
+
+def banner(daemon: Daemon) -> str:
+    """Return what is printed at start: where to point an agent, what governs it, where to look."""
+    policy = daemon.reloader.policy
+    base = f"http{'s' if daemon.config.tls_cert else ''}://{daemon.listen}"
+    assert daemon.servers is not None
+    lines = [f"meshd is ready at {base}  (policy {policy.source})", "", "Point an agent at it:"]
+    for name, upstream in policy.upstreams.items():
+        if upstream.dialect == "openai" and upstream.kind.value == "llm":
+            lines.append(f"  export OPENAI_BASE_URL={base}/{name}{'' if upstream.base_path.endswith('/v1') else '/v1'}")
+            break
+    for name, upstream in policy.upstreams.items():
+        if upstream.dialect == "anthropic":
+            lines.append(f"  export ANTHROPIC_BASE_URL={base}/{name}")
+            break
+    lines += [
+        "or let it be set up for one run:  meshd exec -- python agent.py",
+        f"Upstreams: {', '.join(policy.upstreams) or 'none'}",
+    ]
+    if daemon.inbound is not None:
+        lines.append(f"Inbound calls for {daemon.config.app}: {daemon.inbound}")
+    config, servers = daemon.config, daemon.servers
+    lines += [
+        f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
+        f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",
+        "Ctrl-C drains and ends.",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,421 @@
+"""The composition root: everything is built here, swapped here, and ended here."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import random
+import ssl
+import time
+from collections import OrderedDict
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+from meshd import running as registry
+from meshd.admin.view import (
+    AccountDump,
+    AccountsPage,
+    BreakerDump,
+    Check,
+    PolicyDump,
+    ReloadResult,
+    RuleDump,
+    StatusDump,
+)
+from meshd.call import Direction, Kind
+from meshd.chain import FILTERS, Chain
+from meshd.config import Address, ConfigError
+from meshd.engines.port import StoreError
+from meshd.filters.allow_list import AllowList
+from meshd.filters.approval import Approval
+from meshd.filters.breaker import Breaker
+from meshd.filters.budget import Budget
+from meshd.filters.context import Context
+from meshd.filters.fallback import Fallback
+from meshd.filters.hop_limit import HopLimit
+from meshd.filters.routing import Routing
+from meshd.ledger import Ledger
+from meshd.mesh_key import MeshKeyError, MeshKeys
+from meshd.policy.addressing import APP
+from meshd.policy.compiled import Upstream
+from meshd.policy.document import LoadError, Overrides, load
+from meshd.policy.reload import Reloader, Watch
+from meshd.policy.upstreams import parse_url
+from meshd.proxy.listener import Listener
+from meshd.proxy.proxy import Proxy
+from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.telemetry.telemetry import Telemetry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshd.admin.server import Servers
+    from meshd.config import Config
+    from meshd.policy.compiled import Policy
+
+log = logging.getLogger("meshd")
+
+POLL_S = 1.0
+"""How often the policy and the key file are looked at for changes."""
+TICK_S = 10.0
+
+
+class StartError(Exception):
+    """The sidecar cannot start; the message is for the operator and says what to do."""
+
+
+def build_chain(
+    *,
+    keys: MeshKeys,
+    ledger: Ledger,
+    agent: str,
+    shadowed: Callable[..., None],
+    breaker_changed: Callable[..., None] | None = None,
+) -> Chain:
+    """Make the filters and put them in their order."""
+    filters: dict[type, Any] = {
+        Context: Context(keys, os.urandom, agent),
+        HopLimit: HopLimit(),
+        Routing: Routing(),
+        AllowList: AllowList(),
+        Approval: Approval(),
+        Fallback: Fallback(random.random),
+        Budget: Budget(ledger),
+        Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
+    }
+    assert set(filters) == {place.filter for place in FILTERS}
+    return Chain(filters, shadowed)
+
+
+def app_upstream(url: str) -> Upstream | None:
+    """Return the upstream that inbound calls go to, None where there is no app. Raises StartError."""
+    if not url:
+        return None
+    try:
+        location = parse_url(url)
+    except ValueError as error:
+        raise StartError(f"--app: {error}") from None
+    return Upstream(
+        name=APP,
+        kind=Kind.AGENT,
+        url=location.url,
+        scheme=location.scheme,
+        host=location.host,
+        port=location.port,
+        base_path=location.base_path,
+        authority=location.authority,
+        dialect="plain",
+        sends_trace=True,
+    )
+
+
+def meshd_version() -> str:
+    """Return this build's version."""
+    try:
+        return version("agent-meshd")
+    except PackageNotFoundError:
+        return "0"
+
+
+class Daemon:
+    """One sidecar. It is also what the admin ports see (`AdminView`)."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.listen: Address = config.listen
+        self.inbound: Address | None = None
+        self.servers: Servers | None = None
+        self._started_s = time.time()
+        self._stop = asyncio.Event()
+        self._is_draining = False
+        self._listeners: list[Listener] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._ledger_error = ""
+
+    # ------------------------------------------------------------------ start
+
+    async def start(self) -> None:
+        """Build everything and listen. Raises StartError, LoadError or MeshKeyError with words for the operator."""
+        config = self.config
+        try:
+            config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise StartError(f"the state directory {config.home} cannot be made: {error.strerror}") from None
+        overrides = Overrides(upstreams=config.upstreams, agent=config.agent)
+        self._watch = Watch(config.policy)
+        policy = load(config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
+        self.reloader = Reloader(
+            policy, config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides
+        )
+        self.keys = MeshKeys(config.key_file)
+        self.ledger = await self._open_ledger()
+        self.telemetry = self._open_telemetry(policy)
+        self.chain = build_chain(
+            keys=self.keys,
+            ledger=self.ledger,
+            agent=config.agent,
+            shadowed=self.telemetry.shadowed,
+            breaker_changed=self._breaker_changed,
+        )
+        await self._listen(policy)
+        for warning in policy.warnings:
+            log.warning("%s", warning)
+        loop = asyncio.get_running_loop()
+        self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
+        # What is alive now stays so: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+
+    async def _open_ledger(self) -> Ledger:
+        if self.config.store not in ("", "sqlite:"):
+            raise StartError(
+                f"--store {self.config.store.partition('://')[0]}: this build keeps its books in the embedded store only"
+            )
+        try:
+            return await Ledger.open(self.config.home)
+        except StoreError as error:
+            # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
+            self._ledger_error = str(error)
+            log.error("the ledger cannot be opened, so every budget refuses: %s", error)
+            return Ledger.failed(error)
+
+    def _open_telemetry(self, policy: Policy) -> Telemetry:
+        from meshd.telemetry import otlp_endpoint
+
+        try:
+            telemetry = Telemetry(
+                version=meshd_version(),
+                agent=policy.agent,
+                otlp_endpoint=otlp_endpoint.resolve(self.config.otlp_endpoint),
+                ratio=self.config.sample_ratio,
+            )
+        except ValueError as error:
+            raise StartError(f"the OTLP endpoint cannot be used: {error}") from None
+        telemetry.policy_taken()
+        telemetry.sources.rule_hits = lambda: self.reloader.policy.hits()
+        telemetry.sources.breakers = lambda: (
+            BreakerReading(view.upstream, view.state.value.replace("-", "_")) for view in self._breaker.snapshot()
+        )
+        telemetry.sources.budget = lambda: BudgetReading(
+            reserved=self.ledger.reserved_tokens,
+            spent=self.ledger.spent_tokens,
+            refused=self.ledger.refused,
+            bound_violations=self.ledger.bound_violations,
+        )
+        telemetry.sources.store = lambda: self.ledger.state == "ok"
+        return telemetry
+
+    @property
+    def _breaker(self) -> Breaker:
+        return next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
+
+    async def _listen(self, policy: Policy) -> None:
+        from meshd.admin import server as admin
+
+        config = self.config
+        app = app_upstream(config.app)
+        self.proxy = Proxy(
+            asyncio.get_running_loop(),
+            policy=policy,
+            chain=self.chain,
+            telemetry=self.telemetry,
+            app=app,
+            listen_hosts=(config.listen.host,),
+        )
+        self.listen = await self._open_port(Direction.OUTBOUND, config.listen)
+        if app is not None:
+            self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
+        try:
+            self.servers = await admin.start(
+                self,
+                self.telemetry,
+                state_dir=config.home,
+                metrics=(config.metrics.host, config.metrics.port),
+                admin=(config.admin.host, config.admin.port),
+                hosts=policy.hosts_allowed,
+            )
+        except Exception as error:
+            raise StartError(str(error)) from None
+        doors = tuple(
+            registry.Door(
+                name=one.name,
+                kind=one.kind.value,
+                dialect=one.dialect,
+                base_path=one.base_path,
+                is_keyed=one.key_header is not None,
+            )
+            for one in policy.upstreams.values()
+        )
+        registry.write(
+            config.home,
+            registry.Running(
+                pid=os.getpid(),
+                listen=str(self.listen),
+                started_s=self._started_s,
+                admin=f"{config.admin.host}:{self.servers.admin_port}",
+                metrics=f"{config.metrics.host}:{self.servers.metrics_port}",
+                agent=config.agent or policy.agent,
+                doors=doors,
+            ),
+        )
+
+    async def _open_port(self, direction: Direction, address: Address) -> Address:
+        listener = Listener(self.proxy, direction)
+        try:
+            host, port = await listener.start(address, self._tls())
+        except OSError as error:
+            raise StartError(
+                f"{address} cannot be listened on: {error.strerror or error}. Another meshd may run already; "
+                "choose another port with --listen, MESHD_INBOUND, MESHD_ADMIN or MESHD_METRICS."
+            ) from None
+        self._listeners.append(listener)
+        return Address(host, port)
+
+    def _tls(self) -> ssl.SSLContext | None:
+        if self.config.tls_cert is None:
+            return None
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["h2", "http/1.1"])
+        try:
+            context.load_cert_chain(self.config.tls_cert, self.config.tls_key)
+        except (OSError, ssl.SSLError) as error:
+            raise StartError(f"MESHD_TLS_CERT {self.config.tls_cert} cannot be used: {error}") from None
+        return context
+
+    # ------------------------------------------------------------------ while it runs
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            if self._watch.changed():
+                await self.reload()
+            if self.keys.is_changed():
+                self._reload_keys()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_S)
+            self.telemetry.tick()
+
+    def _reload_keys(self) -> None:
+        try:
+            if self.keys.reload():
+                log.info("the mesh keys were read anew from %s", self.keys.path)
+        except MeshKeyError as error:
+            log.error("%s", error)
+
+    def _breaker_changed(self, key: Any, before: Any, after: Any) -> None:
+        log.warning(
+            "breaker %s",
+            after.value,
+            extra={"fields": {"upstream": key.upstream, "model": key.model, "was": before.value}},
+        )
+
+    async def reload(self) -> ReloadResult:
+        """Read the policy anew; keep the old document where that fails."""
+        # In a thread: a large document takes tens of milliseconds, in which calls would wait.
+        policy = await asyncio.to_thread(self.reloader.reload)
+        digest = self.reloader.policy.digest
+        if policy is None:
+            self.telemetry.policy_refused()
+            log.error("the new policy was not taken, the one before stays in force: %s", self.reloader.error)
+            return ReloadResult(is_taken=False, digest=digest, problems=self.reloader.error.splitlines())
+        self.proxy.swap(policy)
+        self.telemetry.policy_taken()
+        log.info("policy taken from %s (%s)", policy.source, digest[:12])
+        return ReloadResult(is_taken=True, digest=digest)
+
+    def stop(self) -> None:
+        """Ask for the end: `serve` then drains."""
+        self._stop.set()
+
+    def drain(self) -> None:
+        """Begin to drain. A second call changes nothing."""
+        self.stop()
+
+    async def serve(self) -> None:
+        """Run until asked to stop, then drain and close."""
+        await self._stop.wait()
+        self._is_draining = True
+        for listener in self._listeners:
+            listener.stop()
+        if not await self.proxy.drain(self.config.drain_s):
+            log.warning("the drain's deadline of %g s passed with calls under way", self.config.drain_s)
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything, in the order in which nothing is lost: calls, books, spans."""
+        for task in self._tasks:
+            task.cancel()
+        if hasattr(self, "proxy"):
+            self.proxy.close()
+        if self.servers is not None:
+            await self.servers.close()
+        if hasattr(self, "ledger"):
+            await self.ledger.close()
+        if hasattr(self, "telemetry"):
+            await asyncio.to_thread(self.telemetry.close)
+        registry.remove(self.config.home, os.getpid())
+
+    # ------------------------------------------------------------------ what the admin ports see
+
+    def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
+        """Return all checks; ready means that every one is ok."""
+        state = self.ledger.state
+        checks = [
+            Check("policy", True, self.reloader.policy.source),
+            Check("store", state == "ok", "" if state == "ok" else state),
+        ]
+        if not outbound_only:
+            checks.append(Check("drain", not self._is_draining, "draining" if self._is_draining else ""))
+        return checks
+
+    def policy(self) -> PolicyDump | None:
+        """Return the document in force."""
+        policy = self.reloader.policy
+        return PolicyDump(
+            source=policy.source,
+            digest=policy.digest,
+            agent=self.config.agent or policy.agent,
+            rules=[
+                RuleDump(rule.name, rule.hits.count, is_shadow=getattr(rule, "is_shadow", False))
+                for rule in policy.rules
+            ],
+            never_matched=policy.never_matched(),
+            warnings=policy.warnings,
+            reload_error=self.reloader.error,
+            taken_at_s=self.telemetry.tally.policy_taken_s,
+        )
+
+    def accounts(self, *, after: str, limit: int) -> AccountsPage:
+        """Return accounts in the order of their ids."""
+        accounts = OrderedDict((view.id, view) for view in sorted(self.ledger.snapshot()))
+        found = [view for id, view in accounts.items() if id > after][: limit + 1]
+        dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
+        return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
+
+    def breakers(self) -> Sequence[BreakerDump]:
+        """Return every breaker that is kept."""
+        return [
+            BreakerDump(view.upstream, view.model, "", view.state.value.replace("-", "_"))
+            for view in self._breaker.snapshot()
+        ]
+
+    def status(self) -> StatusDump:
+        """Return what the process is doing."""
+        tally = self.telemetry.tally
+        return StatusDump(
+            version=meshd_version(),
+            agent=self.config.agent or self.reloader.policy.agent,
+            uptime_s=time.time() - self._started_s,
+            connections_outbound=tally.connections_outbound,
+            connections_inbound=tally.connections_inbound,
+            calls_open=len(self.proxy.live),
+            is_draining=self._is_draining,
+        )
+
+
+__all__ = ["ConfigError", "Daemon", "LoadError", "MeshKeyError", "StartError", "build_chain"]
