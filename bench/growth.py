@@ -14,6 +14,7 @@ from bench.peers import meshd as ours
 from bench.peers.contract import AbsentError, Peer, Running
 from bench.processes import NotReadyError
 from bench.results import Cell, Row
+from bench.stage import brief
 
 if TYPE_CHECKING:
     from bench.stage import Stage
@@ -64,7 +65,7 @@ def _fill(stage: Stage, row: Row, peer: Peer, make: Callable[[Stage, Peer, int],
         started = [running for running, _ in points.values() if running not in stage.running.values()]
         cells = _rounds(stage, row.name, peer.name, points)
     except (AbsentError, NotReadyError, OSError) as error:
-        row.notes.append(f"{peer.name}: {str(error).splitlines()[0]}")
+        row.notes.append(f"{peer.name}: {brief(error)}")
         row.is_valid = row.is_valid and peer.name != "meshd"
         return
     finally:

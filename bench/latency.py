@@ -7,7 +7,7 @@ from bench.figures import Bound, Goal, median, percentile, ratio, rotated
 from bench.peers.contract import Peer, Running, Wire
 from bench.processes import NotReadyError
 from bench.results import Cell, Row
-from bench.stage import DIRECT, Stage
+from bench.stage import DIRECT, Stage, brief
 
 NAME = "latency"
 CALLS_PER_S = 100
@@ -26,7 +26,7 @@ def measure(stage: Stage, peers: list[Peer]) -> Row:
             try:
                 _round(stage, running, cells[name], turn, seconds)
             except NotReadyError as error:
-                cells[name].failures.append(str(error).splitlines()[0])
+                cells[name].failures.append(brief(error))
                 stage.say(f"{NAME}: {name} failed: {error}")
     return finished(cells)
 

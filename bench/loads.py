@@ -10,6 +10,7 @@ from bench.figures import Bound, Goal, ratio, rotated
 from bench.peers.contract import Peer, Running, Wire
 from bench.processes import NotReadyError
 from bench.results import Cell, Row
+from bench.stage import brief
 from bench.upstream.bodies import chat_request, stream_events
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def measure(stage: Stage, row: LoadRow, peers: list[Peer]) -> Row:
             try:
                 _round(stage, row, running, cell, turn)
             except NotReadyError as error:
-                cell.failures.append(str(error).splitlines()[0])
+                cell.failures.append(brief(error))
                 stage.say(f"{row.name}: {name} failed: {error}")
     return finished(row, cells)
 

@@ -11,6 +11,7 @@ from bench.figures import Bound, Goal, median, ratio
 from bench.peers.contract import AbsentError, Peer, Running, Wire
 from bench.processes import NotReadyError, end_process, start, wait_until
 from bench.results import Row
+from bench.stage import brief
 
 if TYPE_CHECKING:
     from bench.stage import Stage
@@ -52,7 +53,7 @@ def _time_starts(stage: Stage, peer: Peer, row: Row) -> None:
         try:
             running = peer.start(stage.place(f"{peer.name}-start"))
         except (AbsentError, NotReadyError, OSError) as error:
-            row.notes.append(f"{peer.name}: {str(error).splitlines()[0]}")
+            row.notes.append(f"{peer.name}: {brief(error)}")
             return
         times.append(running.ready_s)
         running.end()
@@ -65,7 +66,7 @@ def _weigh(stage: Stage, peer: Peer, idle: Row, opened: Row, tls: Row) -> None:
         try:
             running = peer.start(stage.place(f"{peer.name}-rss"))
         except (AbsentError, NotReadyError, OSError) as error:
-            row.notes.append(f"{peer.name}: {str(error).splitlines()[0]}")
+            row.notes.append(f"{peer.name}: {brief(error)}")
             continue
         try:
             _use_once(stage, running)
@@ -78,7 +79,7 @@ def _weigh(stage: Stage, peer: Peer, idle: Row, opened: Row, tls: Row) -> None:
                 row.absolute[peer.name] = {"kB": grown / 1000 / STREAMS}
                 stage.say(f"{row.name} {peer.name}: {grown / 1000 / STREAMS:.1f} kB a stream")
         except NotReadyError as error:
-            row.notes.append(f"{peer.name}: {str(error).splitlines()[0]}")
+            row.notes.append(f"{peer.name}: {brief(error)}")
             row.is_valid = row.is_valid and peer.name != "meshd"
             stage.say(f"{row.name}: {peer.name} failed: {error}")
         finally:

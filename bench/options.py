@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 ROUNDS, SECONDS = 5, 2
@@ -17,7 +18,7 @@ class Options:
     rounds: int = ROUNDS
     seconds: int = SECONDS
     rows: tuple[str, ...] = ()
-    """Names or beginnings of names; empty for all."""
+    """Names, or globs of names; empty for all."""
     peers: tuple[str, ...] = ()
     """Names beside meshd; empty for all that need not be asked for by name."""
     is_written: bool = False
@@ -27,7 +28,7 @@ class Options:
 
     def wants_row(self, name: str) -> bool:
         """Say whether a row is to be measured."""
-        return not self.rows or any(name.startswith(wanted) for wanted in self.rows)
+        return not self.rows or any(fnmatchcase(name, wanted) for wanted in self.rows)
 
 
 def names(text: str) -> tuple[str, ...]:
@@ -41,7 +42,7 @@ def read(arguments: list[str] | None = None) -> Options:
     parser = argparse.ArgumentParser(prog="python -m bench", description="meshd beside other proxies, in one run")
     parser.add_argument("--rounds", type=int, default=_number(env.get("ROUNDS"), ROUNDS))
     parser.add_argument("--seconds", type=int, default=_number(env.get("SECONDS"), SECONDS))
-    parser.add_argument("--rows", default=env.get("ROWS", ""), help="names or beginnings of names")
+    parser.add_argument("--rows", default=env.get("ROWS", ""), help="names, or globs such as http*")
     parser.add_argument("--peers", default=env.get("PEERS", ""), help="only these beside meshd; `litellm` adds it")
     parser.add_argument("--quick", action="store_true", help="one round of one second: shows that it works, no more")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")

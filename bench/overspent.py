@@ -19,6 +19,7 @@ from bench.peers import meshd as ours
 from bench.peers.contract import AbsentError, Running
 from bench.processes import Child, NotReadyError, end_process, start, wait_until
 from bench.results import Row
+from bench.stage import brief
 from bench.upstream.bodies import MODEL_BILLED_IN_FULL, chat_request
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def measure(stage: Stage) -> Row:
         try:
             billed, statuses = _spend(stage, trial)
         except (AbsentError, NotReadyError, OSError) as error:
-            row.notes.append(f"{trial.name}: {str(error).splitlines()[0]}")
+            row.notes.append(f"{trial.name}: {brief(error)}")
             stage.say(f"{NAME}: {trial.name} failed: {error}")
             row.is_valid = False
             continue

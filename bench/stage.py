@@ -28,6 +28,12 @@ if TYPE_CHECKING:
 DIRECT = "direct"
 
 
+def brief(error: BaseException) -> str:
+    """The first line of a message and the last one of the log in it, if there is one."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [repr(error)]
+    return lines[0] if len(lines) == 1 else f"{lines[0]} {lines[-1]}"
+
+
 class Stage:
     """Starts the upstream at once, peers when they are asked for; `close` ends all."""
 
@@ -97,7 +103,7 @@ class Stage:
             try:
                 self.running[peer.name] = peer.start(self.place(peer.name))
             except (AbsentError, NotReadyError, OSError) as error:
-                self.absent[peer.name] = f"did not start: {error}"
+                self.absent[peer.name] = f"did not start: {brief(error)}"
                 self.say(f"absent: {peer.name}: did not start: {error}")
                 return None
         return self.running[peer.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import subprocess
 import sys
 import urllib.request
@@ -33,6 +34,8 @@ class LiteLlm:
         """Its version, after installing it into `.bench/litellm` where it is not there yet."""
         python = _ENVIRONMENT / "bin" / "python"
         if not (_ENVIRONMENT / "bin" / "litellm").exists():
+            _ENVIRONMENT.parent.mkdir(exist_ok=True)
+            (_ENVIRONMENT.parent / ".gitignore").write_text("*\n")
             for command in (
                 [sys.executable, "-m", "venv", _ENVIRONMENT],
                 [python, "-m", "pip", "install", "--quiet", "litellm[proxy]"],
@@ -60,7 +63,15 @@ class LiteLlm:
             "--port",
             str(port),
         ]
-        env = environment({"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "PYTHONPATH": ""})
+        key = f"sk-{secrets.token_hex(32)}"  # it does not start without one
+        env = environment(
+            {
+                "LITELLM_MASTER_KEY": key,
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "LITELLM_LOG": "ERROR",
+                "PYTHONPATH": "",
+            }
+        )
         child = start([*command, "--num_workers", "1"], core=place.core, log=place.folder / "litellm.log", env=env)
 
         def is_ready() -> bool:
@@ -72,4 +83,4 @@ class LiteLlm:
             return False
 
         ready_s = wait_until(is_ready, child, what=self.name, timeout_s=120.0)
-        return Running(self.name, child, {Wire.HTTP: Address(port)}, ready_s)
+        return Running(self.name, child, {Wire.HTTP: Address(port)}, ready_s, {"authorization": f"Bearer {key}"})
