@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -71,10 +71,8 @@ class Config:
     loop: str = "uvloop"
     log_format: str = "auto"
     log_level: str = "info"
-    otlp_endpoint: str = ""
     sample_ratio: float = 0.1
     drain_s: float = 30.0
-    environ: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def key_file(self) -> Path:
@@ -109,7 +107,7 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
     and their SDK read others from the same environment.
     """
     env = os.environ if environ is None else environ
-    values: dict[str, object] = {"home": default_home(env), "environ": env}
+    values: dict[str, object] = {"home": default_home(env)}
     for name in ("listen", "inbound", "admin", "metrics"):
         if text := env.get(f"MESHD_{name.upper()}"):
             values[name] = parse_address(text, f"MESHD_{name.upper()}")
@@ -125,7 +123,6 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
         values["log_level"] = text
     if text := env.get("MESHD_LOG_FORMAT"):
         values["log_format"] = text
-    values["otlp_endpoint"] = env.get("MESHD_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or ""
     if text := env.get("MESHD_SAMPLE_RATIO"):
         values["sample_ratio"] = _ratio(text)
     if text := env.get("MESHD_DRAIN"):

@@ -182,13 +182,13 @@ class Daemon:
             return Ledger.failed(error)
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
-        from meshd.telemetry import otlp_endpoint
+        from meshd.telemetry import endpoint
 
         try:
             telemetry = Telemetry(
                 version=meshd_version(),
                 agent=policy.agent,
-                otlp_endpoint=otlp_endpoint.resolve(self.config.otlp_endpoint),
+                otlp_endpoint=endpoint.traces_url(),
                 ratio=self.config.sample_ratio,
             )
         except ValueError as error:

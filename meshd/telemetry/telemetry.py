@@ -237,6 +237,14 @@ class Telemetry:
 
     # The rest is rare.
 
+    def malformed(self, direction: Direction, refused: Refused) -> None:
+        """Bytes came that never became a call: they count as a refusal of no known target."""
+        series = self.series.unknown[direction.value]
+        series.results[names.REFUSED] += 1
+        series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
+        if self._gate.is_open(("refused", refused.reason.value, direction.value), self._clock()):
+            _log.warning("connection refused: %s", refused.message, extra={"fields": {"direction": direction.value}})
+
     def policy_taken(self) -> None:
         """A document was put in force: the first one, or a reload that worked."""
         tally = self.tally
