@@ -1,0 +1,168 @@
+"""What the embedded store says when its file is not what it should be."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from meshd.engines.port import Change, StoreCorrupt, StoreError, StoreLocked, StoreNewer
+from meshd.engines.sqlite import SCHEMA, SqliteStore
+
+
+async def _made(path: Path, records: int = 1) -> Path:
+    store = SqliteStore(path)
+    await store.write([Change("space", f"{number:05d}", b"value" * 20) for number in range(records)])
+    await store.close()
+    return path
+
+
+async def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = await _made(tmp_path / "store.db")
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {SCHEMA + 1}")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(StoreNewer, match="written by a newer meshd"):
+        SqliteStore(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.write_bytes(b"this is not a database, whatever its name says" * 100)
+    with pytest.raises(StoreCorrupt, match="not a database"):
+        SqliteStore(path)
+
+
+async def test_a_database_of_another_program(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+    connection.close()
+    with pytest.raises(StoreCorrupt, match="another program"):
+        SqliteStore(path)
+
+
+async def test_a_damaged_database(tmp_path: Path) -> None:
+    path = await _made(tmp_path / "store.db", records=500)
+    content = bytearray(path.read_bytes())
+    for at in range(4096 + 8, len(content) - 64, 4096):
+        content[at : at + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    with pytest.raises(StoreCorrupt, match="damaged"):
+        SqliteStore(path)
+
+
+async def test_a_truncated_database(tmp_path: Path) -> None:
+    path = await _made(tmp_path / "store.db", records=500)
+    path.write_bytes(path.read_bytes()[: 4096 * 3 + 100])
+    with pytest.raises(StoreCorrupt):
+        SqliteStore(path)
+
+
+async def test_locked_at_start(tmp_path: Path) -> None:
+    path = await _made(tmp_path / "store.db")
+    other = sqlite3.connect(path, isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(StoreLocked, match="locked by another process"):
+            SqliteStore(path, busy_timeout_s=0.01)
+    finally:
+        other.close()
+
+
+async def test_locked_while_running_fails_and_recovers(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db", busy_timeout_s=0.01)
+    other = sqlite3.connect(tmp_path / "store.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreLocked):
+        await store.write([Change("space", "a", b"")])
+    other.execute("ROLLBACK")
+    other.close()
+    assert await store.write([Change("space", "a", b"one")])
+    await store.close()
+
+
+async def test_a_missing_directory(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be opened"):
+        SqliteStore(tmp_path / "nowhere" / "store.db")
+
+
+FULL = """
+import asyncio, resource, sys
+from pathlib import Path
+from meshd.engines.port import Change, StoreError
+from meshd.engines.sqlite import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    await store.write([Change("space", "kept", b"kept")])
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, hard))
+    try:
+        for number in range(1000):
+            await store.write([Change("space", str(number), b"x" * 4000)])
+    except StoreError as error:
+        print(type(error).__name__, error)
+    else:
+        print("nothing failed")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    print(await store.write([Change("space", "after", b"after")]))
+    print((await store.read("space", ["kept", "after"]))["after"].value)
+    await store.close()
+
+asyncio.run(main())
+"""
+
+
+def test_no_room_to_write_is_said_and_passes(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "store.db")],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    said, written, after = done.stdout.splitlines()
+    assert said.startswith("Store"), said
+    assert "cannot" in said
+    assert (written, after) == ("True", "b'after'")
+
+
+READ_ONLY = """
+import os, sys
+from pathlib import Path
+from meshd.engines.port import StoreError
+from meshd.engines.sqlite import SqliteStore
+if os.getuid() == 0:
+    os.setuid(65534)
+try:
+    SqliteStore(Path(sys.argv[1]))
+except StoreError as error:
+    print(type(error).__name__, error)
+"""
+
+
+async def test_a_file_that_may_not_be_written() -> None:
+    # Not `tmp_path`: what root makes there nobody else may enter, and root may write everything.
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        path = await _made(directory / "store.db")
+        path.chmod(0o444)
+        directory.chmod(0o555)
+        done = subprocess.run(
+            [sys.executable, "-c", READ_ONLY, str(path)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        )
+        directory.chmod(0o755)
+    assert done.stdout.startswith("StoreReadOnly"), done.stdout + done.stderr
+    assert "may not be written" in done.stdout

@@ -1,0 +1,175 @@
+"""The contract of the store port, kept by every engine: the memory engine is the model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from meshd.engines.memory import MemoryStore
+from meshd.engines.port import Change, Record, Store, StoreClosed, StoreError
+from meshd.engines.sqlite import SqliteStore
+
+# A new engine gets its line here.
+ENGINES: dict[str, Callable[[Path], Store]] = {
+    "memory": lambda _: MemoryStore(),
+    "sqlite": lambda path: SqliteStore(path / "store.db"),
+}
+
+pytestmark = pytest.mark.both_loops
+
+
+@pytest.fixture(params=ENGINES)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
+    engine = ENGINES[request.param](tmp_path)
+    yield engine
+    await engine.close()
+
+
+async def test_absent_records_are_left_out(store: Store) -> None:
+    assert await store.read("space", ["a", "b"]) == {}
+    assert await store.keys("space") == []
+
+
+async def test_what_is_written_is_read(store: Store) -> None:
+    assert await store.write([Change("space", "a", b"\x00one"), Change("space", "ü", b"")])
+    found = await store.read("space", ["ü", "a", "b"])
+    assert {key: record.value for key, record in found.items()} == {"a": b"\x00one", "ü": b""}
+    assert await store.read("other", ["a"]) == {}
+
+
+async def test_create_only_if_absent(store: Store) -> None:
+    assert await store.write([Change("space", "a", b"one", expected=0)])
+    assert not await store.write([Change("space", "a", b"two", expected=0)])
+    assert (await store.read("space", ["a"]))["a"].value == b"one"
+
+
+async def test_compare_and_set(store: Store) -> None:
+    await store.write([Change("space", "a", b"one")])
+    version = (await store.read("space", ["a"]))["a"].version
+    assert await store.write([Change("space", "a", b"two", expected=version)])
+    assert not await store.write([Change("space", "a", b"three", expected=version)])
+    record = (await store.read("space", ["a"]))["a"]
+    assert record.value == b"two"
+    assert record.version > version
+
+
+async def test_a_version_never_comes_back(store: Store) -> None:
+    await store.write([Change("space", "a", b"one")])
+    first = (await store.read("space", ["a"]))["a"].version
+    await store.write([Change("space", "a", None)])
+    await store.write([Change("space", "a", b"one")])
+    assert (await store.read("space", ["a"]))["a"].version > first
+    assert not await store.write([Change("space", "a", None, expected=first)])
+
+
+async def test_a_batch_is_written_whole_or_not(store: Store) -> None:
+    await store.write([Change("space", "a", b"one")])
+    refused = [Change("space", "b", b"new"), Change("space", "a", None), Change("space", "a", b"x", expected=999_999)]
+    assert not await store.write(refused)
+    assert {key: one.value for key, one in (await store.read("space", ["a", "b"])).items()} == {"a": b"one"}
+
+
+async def test_keys_are_paged_in_byte_order(store: Store) -> None:
+    names = ["b", "a", "é", "Z", "\U0001f600", "\uffff"]
+    await store.write([Change("space", name, b"") for name in names] + [Change("other", "q", b"")])
+    ordered = sorted(names, key=str.encode)
+    assert await store.keys("space") == ordered
+    assert await store.keys("space", after=ordered[1], limit=2) == ordered[2:4]
+    assert await store.keys("space", after="\U0001f600") == []
+
+
+async def test_writers_at_once_all_count(store: Store) -> None:
+    await store.write([Change("space", "n", b"0")])
+
+    async def add_one() -> int:
+        tries = 0
+        while True:
+            tries += 1
+            record = (await store.read("space", ["n"]))["n"]
+            new = Change("space", "n", b"%d" % (int(record.value) + 1), expected=record.version)
+            if await store.write([new]):
+                return tries
+
+    await asyncio.gather(*(add_one() for _ in range(20)))
+    assert (await store.read("space", ["n"]))["n"].value == b"20"
+
+
+async def test_a_key_that_is_no_text_fails_alone(store: Store) -> None:
+    try:
+        await store.write([Change("space", "\ud800", b"")])
+    except (StoreError, UnicodeError):
+        pass
+    assert await store.write([Change("space", "a", b"one")])
+    assert (await store.read("space", ["a"]))["a"].value == b"one"
+
+
+async def test_closed_means_closed(store: Store) -> None:
+    await store.close()
+    await store.close()
+    with pytest.raises(StoreClosed):
+        await store.read("space", ["a"])
+    with pytest.raises(StoreClosed):
+        await store.write([Change("space", "a", b"")])
+
+
+changes = st.lists(
+    st.builds(
+        Change,
+        space=st.sampled_from(["s", "t"]),
+        key=st.sampled_from(["a", "b", "c"]),
+        value=st.none() | st.binary(max_size=4),
+        expected=st.none() | st.integers(0, 6),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(changes, max_size=12))
+def test_sqlite_does_what_the_model_does(batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.mktemp("model") / "store.db"
+
+    async def run() -> None:
+        model, real = MemoryStore(), SqliteStore(path)
+        try:
+            for batch in batches:
+                # Versions themselves may differ; which one a record has is what decides: rank them.
+                assert await model.write(_ranked(batch, await _all(model))) == await real.write(
+                    _ranked(batch, await _all(real))
+                )
+                assert _values(await _all(model)) == _values(await _all(real))
+        finally:
+            await real.close()
+        again = SqliteStore(path)
+        assert _values(await _all(again)) == _values(await _all(model))
+        await again.close()
+
+    asyncio.run(run())
+
+
+async def _all(store: Store) -> dict[tuple[str, str], Record]:
+    return {(s, k): r for s in ("s", "t") for k, r in (await store.read(s, await store.keys(s))).items()}
+
+
+def _values(records: dict[tuple[str, str], Record]) -> dict[tuple[str, str], bytes]:
+    return {key: record.value for key, record in records.items()}
+
+
+def _ranked(batch: list[Change], now: dict[tuple[str, str], Record]) -> list[Change]:
+    """Read an expected 1 as "the version that it has", 2 and above as one that nobody has."""
+    ranked = []
+    for change in batch:
+        expected = change.expected
+        if expected == 1:
+            record = now.get((change.space, change.key))
+            expected = record.version if record else 10**9
+        elif expected is not None and expected > 1:
+            expected += 10**9
+        ranked.append(change._replace(expected=expected))
+    return ranked
