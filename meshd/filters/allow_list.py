@@ -34,7 +34,7 @@ Globs = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(max_leng
 class AllowSettings(Settings):
     """What is allowed. Unset: anything; an empty list: nothing."""
 
-    denied: str | None = Field(None, max_length=500)
+    denied: str | None = Field(default=None, max_length=500)
     """Refuse every call, with this message."""
     models: Globs | None = None
     """Models that an LLM may be asked for."""
