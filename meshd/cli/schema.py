@@ -8,12 +8,13 @@ import click
 
 
 @click.command("schema")
-def command() -> None:
+@click.option("--markdown", "is_markdown", is_flag=True, help="Print tables of every key for people instead.")
+def command(is_markdown: bool) -> None:
     """Print the JSON Schema of policy documents.
 
     Editors that speak the YAML language server read it from a document's first line:
     `# yaml-language-server: $schema=schema.json`
     """
-    from meshd.policy.schema import json_schema
+    from meshd.policy.schema import json_schema, reference
 
-    click.echo(json.dumps(json_schema(), indent=2))
+    click.echo(reference() if is_markdown else json.dumps(json_schema(), indent=2) + "\n", nl=False)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Settings(BaseModel):
     """What a rule of the policy sets for one filter. Frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     _rule: str = PrivateAttr(default="")
     _is_shadow: bool = PrivateAttr(default=False)

@@ -40,7 +40,6 @@ class Checker:
         self,
         document: Document,
         upstreams: Mapping[str, Upstream],
-        agent: str,
         report: Report,
         *,
         broken: frozenset[int] | set[int] = frozenset(),
@@ -51,7 +50,7 @@ class Checker:
         self.upstreams = upstreams
         self.report = report
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
-        self.possible += [_Possible(INBOUND_NAME, Kind.AGENT), _Possible(agent, Kind.AGENT)]
+        self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""

@@ -125,7 +125,7 @@ def parse(
     agent = overrides.agent or document.agent
     building.check_names(document, overrides, report)
     if upstreams is not None and "upstreams" not in broken:
-        Checker(document, upstreams, agent, report, broken={i for i in broken if isinstance(i, int)}).check()
+        Checker(document, upstreams, report, broken={i for i in broken if isinstance(i, int)}).check()
     problems += report.problems
     if problems:
         raise LoadError(problems)

@@ -180,7 +180,7 @@ class MatchSection(Section):
     """Which calls a rule is for. Every key that is set must fit; `*` fits any run of characters and `?` one."""
 
     target: Globs | None = None
-    """Names of upstreams; for calls that come in, the name of this agent."""
+    """Names of upstreams; `app` for calls that come in to the agent beside this sidecar."""
     kind: Kinds | None = None
     """`llm`, `tool`, `agent` or `host`."""
     agent: Globs | None = None

@@ -87,9 +87,11 @@ class Reloader:
         try:
             policy = load(self._paths, accept_unenforced=self._accept_unenforced, overrides=self._overrides)
         except LoadError as error:
-            return self._failed(str(error))
+            self._failed(str(error))
+            return None
         except Exception as error:  # noqa: BLE001 - whatever a document does, the one in force stays
-            return self._failed(f"{type(error).__name__}: {error}")
+            self._failed(f"{type(error).__name__}: {error}")
+            return None
         counts = self.policy.hits()
         for rule in policy.rules:
             rule.hits.count = counts.get(rule.name, 0)

@@ -1,4 +1,4 @@
-"""The document's JSON Schema, for editors and for whoever writes documents by program."""
+"""The document's JSON Schema, for editors and programs, and the same as tables for people."""
 
 from __future__ import annotations
 
@@ -15,28 +15,132 @@ def json_schema() -> dict[str, Any]:
     Everything that loads is valid by it. What it cannot say (rules that can match nothing, URLs that may not be
     called, amounts out of a filter's range when written with a unit) only `meshd check` finds.
     """
-    schema = _without_nulls(Document.model_json_schema())
+    schema = _tidy(Document.model_json_schema())
     allow = schema["$defs"]["AllowSettings"]["properties"]
+    # In a document this is `deny:`, beside `match:`.
+    del allow["denied"]
     for name, field in allow.items():
         if field.get("type") == "array":
-            meta = {key: field.pop(key) for key in ("title", "description", "default") if key in field}
-            allow[name] = {"anyOf": [{"type": "string"}, field], **meta}
+            description = field.pop("description", "")
+            allow[name] = {"anyOf": [{"type": "string"}, field], "description": description}
+    schema["properties"]["upstreams"]["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": TITLE}
 
 
-def _without_nulls(node: Any) -> Any:
-    """Drop the null that an optional field has in Python: in a document, a key with nothing after it is an error."""
+def _tidy(node: Any, *, is_names: bool = False) -> Any:
+    """Drop what only Python needs: titles, defaults of whole sections, and the null of an optional field.
+
+    In a document a key with nothing after it is an error. `is_names` marks a map whose keys are a document's own.
+    """
     if isinstance(node, list):
-        return [_without_nulls(item) for item in node]
+        return [_tidy(item) for item in node]
     if not isinstance(node, dict):
         return node
-    result = {key: _without_nulls(value) for key, value in node.items() if not (key == "default" and value is None)}
+    result = {}
+    for key, value in node.items():
+        if not is_names and (key == "title" or (key == "default" and (value is None or isinstance(value, dict)))):
+            continue
+        result[key] = (
+            " ".join(value.split())
+            if key == "description" and isinstance(value, str)
+            else _tidy(value, is_names=not is_names and key in ("properties", "$defs", "patternProperties"))
+        )
     choices = result.get("anyOf")
     if isinstance(choices, list) and {"type": "null"} in choices:
         left = [choice for choice in choices if choice != {"type": "null"}]
-        if len(left) == 1:
-            del result["anyOf"]
-            result = {**left[0], **result}
-        else:
-            result["anyOf"] = left
+        del result["anyOf"]
+        result = {**left[0], **result} if len(left) == 1 else {"anyOf": left, **result}
     return result
+
+
+def reference() -> str:
+    """Return every key with its type, default and meaning, as Markdown tables: a heading for each map."""
+    schema = json_schema()
+    parts = [_table("", schema, schema)]
+    parts += [_table(path, section, schema) for path, section in _sections("", schema, schema)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _sections(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    found = []
+    for name, field in section["properties"].items():
+        for suffix, inner in (("", field), ("[]", field.get("items")), (".NAME", _named(field))):
+            if isinstance(inner, dict) and "$ref" in inner:
+                below = schema["$defs"][inner["$ref"].rpartition("/")[2]]
+                where = f"{path}.{name}{suffix}".removeprefix(".")
+                found.append((where, below))
+                found += _sections(where, below, schema)
+    return found
+
+
+def _named(field: dict[str, Any]) -> dict[str, Any] | None:
+    patterns = field.get("patternProperties")
+    return next(iter(patterns.values())) if patterns else None
+
+
+def _table(path: str, section: dict[str, Any], schema: dict[str, Any]) -> str:
+    needed = section.get("required", [])
+    rows = [f"### `{path}`" if path else "### The document", "", section["description"], ""]
+    rows += ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for name, field in section["properties"].items():
+        default = "required" if name in needed else _default(field)
+        meaning = field.get("description") or _referred(field, schema).get("description", "")
+        note = " *Not enforced by this build.*" if field.get("x-meshd-unenforced") else ""
+        rows.append(f"| `{name}` | {_kind(field)} | {default} | {meaning}{note} |")
+    return "\n".join(rows)
+
+
+def _referred(field: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = schema["$defs"].get(field.get("$ref", "").rpartition("/")[2], {})
+    return found
+
+
+def _default(field: dict[str, Any]) -> str:
+    value = field.get("default")
+    if value is None or value in ([], ""):
+        return ""
+    unit = _unit(field)
+    if unit == "duration":
+        return f"`{_duration(value)}`"
+    if unit == "size":
+        return f"`{_size(value)}`"
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
+
+
+def _duration(value: float) -> str:
+    if value < 1:
+        return f"{value * 1000:g}ms"
+    return f"{value / 60:g}m" if value >= 60 and value % 60 == 0 else f"{value:g}s"
+
+
+def _size(value: int) -> str:
+    if value >= 2**20 and value % 2**20 == 0:
+        return f"{value >> 20}MiB"
+    return f"{value >> 10}KiB" if value >= 2**10 and value % 2**10 == 0 else f"{value}B"
+
+
+def _unit(field: dict[str, Any]) -> str:
+    patterns = " ".join(choice.get("pattern", "") for choice in field.get("anyOf", []))
+    return (
+        "duration" if "ms|s|m" in patterns else "size" if "KiB" in patterns else "count" if "kKMG" in patterns else ""
+    )
+
+
+def _kind(field: dict[str, Any]) -> str:
+    if "$ref" in field or field.get("type") == "object":
+        return "map"
+    if unit := _unit(field):
+        return unit
+    for choice in field.get("anyOf", []):
+        if choice.get("type") == "array":
+            return f"{_one_of(choice['items'])}, or a list"
+    if field.get("type") == "array":
+        return f"list of {_one_of(field['items'])}"
+    return _one_of(field)
+
+
+def _one_of(field: dict[str, Any]) -> str:
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    words = {"string": "text", "integer": "whole number", "number": "number", "boolean": "`true`, `false`"}
+    return words.get(field.get("type", ""), "map" if "$ref" in field else "anything")
