@@ -149,7 +149,7 @@ class Owner(msgspec.Struct):
         """Rule 8: leases shrink as the budget drains; near the end there are only exact grants."""
         if self.available <= 0 or message.need > self.available:
             return 0
-        holders = sum(1 for stake in self.stakes.values() if stake.outstanding) or 1
+        holders = sum(1 for stake in self.stakes.values() if stake.is_open)
         share = self.available // (2 * holders)
         if share < message.largest and holders > 1:
             return message.need
