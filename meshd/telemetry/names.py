@@ -7,6 +7,7 @@ usual translation (dots to underscores, the unit as suffix). Our own stand under
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 PROFILE: Final = "genai-1.41"
@@ -242,6 +243,7 @@ _PROVIDER_HOSTS: Final = (
 )
 
 
+@lru_cache(maxsize=1024)
 def provider(host: str, dialect: str) -> str:
     """Return `gen_ai.provider.name`: by the upstream's host where it is well known, else by its dialect."""
     for suffix, name in _PROVIDER_HOSTS:

@@ -183,7 +183,7 @@ class Telemetry:
         else:
             self.tally.calls_outbound -= 1
         series = self.series.of_call(call, is_inbound=is_inbound)
-        if refused is None and outcome is not None and outcome.fault is Fault.NONE:
+        if refused is None and outcome is not None and outcome.fault is Fault.NONE and call.attempt:
             verdict = outcome.verdict
             if verdict is Verdict.SUCCESS:
                 result = names.OK
@@ -192,7 +192,7 @@ class Telemetry:
             else:
                 result = names.BACKPRESSURE if verdict is Verdict.BACKPRESSURE else names.REJECTED
         else:
-            result = _result(outcome, refused)
+            result = _result(call, outcome, refused)
         series.results[result] += 1
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
         series.duration.observe(duration_s)
@@ -322,13 +322,13 @@ class Telemetry:
         self.tracer.close(timeout_s)
 
 
-def _result(outcome: Outcome | None, refused: Refused | None) -> int:
+def _result(call: Call, outcome: Outcome | None, refused: Refused | None) -> int:
     """Say how a call ended that did not simply come back from its upstream."""
     if outcome is not None and outcome.fault is Fault.CALLER_GONE:
         return names.CANCELLED
     if refused is not None:
         return names.FAILED if refused.reason in _THEIR_REASONS else names.REFUSED
-    if outcome is None:
+    if outcome is None or (outcome.fault is Fault.NONE and not call.attempt):
         return names.ANSWERED
     return names.CUT if outcome.fault in _CUT_FAULTS else names.FAILED
 

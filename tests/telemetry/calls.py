@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from meshd.call import Ask, Call, Direction, Fault, Headers, Kind, Outcome, Target, Usage, Verdict
 from meshd.policy.compiled import Upstream
+
+if TYPE_CHECKING:
+    from meshd.refusal import Refused
+    from meshd.telemetry.telemetry import Telemetry
+
+PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+"""A traceparent that asks for a span."""
 
 
 def upstream(name: str = "openai", kind: Kind = Kind.LLM, host: str = "api.openai.com", **more: Any) -> Upstream:
@@ -89,3 +96,13 @@ def outcome(
     more.setdefault("now_s", 100.25)
     more.setdefault("duration_s", 0.2)
     return Outcome(verdict, status=status, fault=fault, **more)
+
+
+def run_through(
+    telemetry: Telemetry, made: Call, ended: Outcome | None = None, refused: Refused | None = None, status: int = 200
+) -> None:
+    """Tell telemetry of a whole call."""
+    telemetry.started(made)
+    if ended is not None:
+        telemetry.attempted(made, ended)
+    telemetry.ended(made, status, ended, refused, meter=Facts())

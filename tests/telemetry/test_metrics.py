@@ -173,6 +173,22 @@ def test_each_end_has_its_result(ended: object, refused: Refused | None, result:
     assert shown == {result: 1}
 
 
+def test_an_answer_before_any_attempt_is_our_own() -> None:
+    telemetry, made = Telemetry(), call(upstream())
+    made.attempt = 0
+    telemetry.started(made)
+    telemetry.ended(made, 200, outcome(), None)
+    of_llm = {"direction": "outbound", "kind": "llm", "target": "openai"}
+    assert value(telemetry, "meshd_calls_total", **of_llm, result="answered") == 1
+
+
+def test_bytes_that_never_became_a_call_are_counted() -> None:
+    telemetry = Telemetry()
+    telemetry.malformed(Direction.INBOUND, Refused(Reason.MALFORMED, "bare LF"))
+    assert value(telemetry, "meshd_refusals_total", reason="malformed", target="unknown") == 1
+    assert value(telemetry, "meshd_calls_open", direction="inbound") == 0
+
+
 def test_tokens_are_counted_once_for_each_attempt_that_was_billed() -> None:
     telemetry = busy()
     of_model = {
