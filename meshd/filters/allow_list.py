@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Event
     from meshd.filters.globs import Names
 
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_LLM = Kind.LLM
+_TOOL = Kind.TOOL
+_HOST = Kind.HOST
+
 
 def _one_or_many(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
@@ -99,13 +104,13 @@ def judge(call: Call, allow: AllowSettings) -> None:
     target = call.target
     if allow.targets is not None and not names(allow.targets).admits(target.name):
         raise _refused(allow, f"The upstream {target.name[:64]} is not allowed here.{_list(allow.targets)}")
-    if target.kind is Kind.LLM:
+    if target.kind is _LLM:
         if allow.models is not None or allow.tools is not None:
             _judge_llm(call, allow)
-    elif target.kind is Kind.TOOL:
+    elif target.kind is _TOOL:
         if allow.tools is not None and not names(allow.tools).admits(target.name):
             raise _refused(allow, f"The tool {target.name[:64]} is not allowed.{_list(allow.tools)}")
-    elif target.kind is Kind.HOST and allow.hosts is not None:
+    elif target.kind is _HOST and allow.hosts is not None:
         host = call.upstream.host if call.upstream is not None else target.name
         if not names(allow.hosts).admits(host):
             raise _refused(allow, f"The host {host[:255]} is not allowed.{_list(allow.hosts)}")
@@ -135,7 +140,7 @@ def _judge_llm(call: Call, allow: AllowSettings) -> None:
 class ToolWatch:
     """The ticket of a call whose answer may call tools: ends the answer before a forbidden call is delivered."""
 
-    __slots__ = ("_allow", "_call", "_is_shadow", "_shadowed", "_tools")
+    __slots__ = ("_allow", "_call", "_shadowed", "_tools")
 
     judges_whole = True
 
@@ -143,7 +148,6 @@ class ToolWatch:
         self._call = call
         self._allow = allow
         self._tools: Names = names(allow.tools or ())
-        self._is_shadow = allow.is_shadow
         self._shadowed = shadowed
 
     def on_head(self, head: ReplyHead) -> None:
@@ -157,7 +161,7 @@ class ToolWatch:
         if foreign is None:
             return event
         message = f"The model called the tool {foreign[:128]!r}, which is not allowed.{_list(self._allow.tools or ())}"
-        if not self._is_shadow:
+        if not self._allow.is_shadow:
             return Cut(message, is_error=True)
         if self._shadowed is not None:
             self._shadowed(self._call, _refused(self._allow, message))

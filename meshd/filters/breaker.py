@@ -17,7 +17,7 @@ from pydantic import Field
 
 from meshd.filters.circuit import Circuit, State
 from meshd.filters.contract import Settings
-from meshd.filters.units import Duration  # noqa: TC001 - pydantic reads it at run time
+from meshd.filters.units import Duration
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:

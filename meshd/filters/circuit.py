@@ -62,6 +62,13 @@ STATES: dict[tuple[State, Sign], State] = {
     (State.HALF_OPEN, Sign.RECOVERED): State.CLOSED,
 }
 
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_CLOSED = State.CLOSED
+_OPEN = State.OPEN
+_HALF_OPEN = State.HALF_OPEN
+_SUCCESS = Verdict.SUCCESS
+_FAILURE = Verdict.FAILURE
+
 
 class Circuit:
     """One breaker's state. Pure: time and chance are handed in."""
@@ -85,7 +92,7 @@ class Circuit:
 
     def __init__(self, settings: BreakerSettings, now_s: float) -> None:
         self._settings = settings
-        self.state = State.CLOSED
+        self.state = _CLOSED
         self.since_s = now_s
         self._round = 0
         """Raised with each change of state: a result counts only in the round that its attempt was admitted in."""
@@ -104,11 +111,11 @@ class Circuit:
         """Return the round that admits an attempt now, or -1: then `wait_s` says for how long."""
         if settings is not self._settings:
             self._adopt(settings, now_s)
-        if self.state is State.CLOSED:
+        if self.state is _CLOSED:
             return self._round
         # A call's second attempt comes with the time at which the call began.
         now_s = max(now_s, self._latest_s)
-        if self.state is State.OPEN:
+        if self.state is _OPEN:
             if now_s < self._until_s:
                 return -1
             self._move(Sign.COOLED, now_s)
@@ -121,7 +128,7 @@ class Circuit:
 
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a probe is let through; while one is out, that may be any moment: 1."""
-        return max(self._until_s - max(now_s, self._latest_s), 0.0) if self.state is State.OPEN else 1.0
+        return max(self._until_s - max(now_s, self._latest_s), 0.0) if self.state is _OPEN else 1.0
 
     def record(self, round_admitted: int, outcome: Outcome, chance: float) -> None:
         """Take an attempt's result into account. `chance` is from 0 to 1, for the jitter of opening."""
@@ -129,13 +136,13 @@ class Circuit:
             return
         verdict, now_s = outcome.verdict, max(outcome.now_s, self._latest_s)
         self._latest_s = now_s
-        if self.state is State.HALF_OPEN:
+        if self.state is _HALF_OPEN:
             self._probes_out -= 1
             self._record_probe(outcome, now_s, chance)
-        elif verdict is Verdict.SUCCESS:
+        elif verdict is _SUCCESS:
             self._in_a_row = 0
             self._results[self._turn(now_s)] += 1
-        elif verdict is Verdict.FAILURE:
+        elif verdict is _FAILURE:
             self._in_a_row += 1
             index = self._turn(now_s)
             self._results[index] += 1
@@ -143,9 +150,9 @@ class Circuit:
             self._move(Sign.TRIPPED if self._is_too_much() else Sign.FAILED, now_s, chance)
 
     def _record_probe(self, outcome: Outcome, now_s: float, chance: float) -> None:
-        if outcome.verdict is Verdict.FAILURE:
+        if outcome.verdict is _FAILURE:
             self._move(Sign.FAILED, now_s, chance)
-        elif outcome.verdict is Verdict.SUCCESS or 400 <= outcome.status < 500:
+        elif outcome.verdict is _SUCCESS or 400 <= outcome.status < 500:
             # A 4xx is no success of the call, but an answer: whoever gives one is there again.
             self._passed += 1
             self._move(Sign.RECOVERED if self._passed > self._settings.probes else Sign.PASSED, now_s)
@@ -163,12 +170,12 @@ class Circuit:
         self.state, self.since_s = state, now_s
         self._round += 1
         self._in_a_row = self._probes_out = self._passed = 0
-        if state is State.OPEN:
+        if state is _OPEN:
             settings = self._settings
             doubled_s = settings.open_s * 2.0 ** min(self._opened_in_a_row, 40)
             self._until_s = now_s + min(doubled_s * (1 - _JITTER / 2 + _JITTER * chance), settings.open_max_s)
             self._opened_in_a_row += 1
-        elif state is State.CLOSED:
+        elif state is _CLOSED:
             self._opened_in_a_row = 0
             self._forget(now_s)
 

@@ -47,6 +47,18 @@ _WORKFLOW = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
 _HOPS = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
 _DEADLINE = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
 
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_INBOUND = Direction.INBOUND
+_AGENT = Kind.AGENT
+_LOCAL = codec.Audience.LOCAL
+_PEER = codec.Audience.PEER
+_RUN = codec.Audience.RUN
+_BY_TOKEN = Evidence.TOKEN
+_BY_ADDRESS = Evidence.RUN_ADDRESS
+_BY_NAME = Evidence.NAMED
+_BY_OPENING = Evidence.OPENED
+_BY_NOTHING = Evidence.NONE
+
 
 def is_stripped(name: bytes) -> bool:
     """Say whether a request field (lower case) is meshd's to write: the proxy forwards none that came in."""
@@ -93,19 +105,19 @@ class Context:
                 Reason.MALFORMED,
                 "x-meshd-workflow must be 1 to 64 letters, digits, dots, dashes, underscores or colons.",
             )
-        if call.direction is Direction.INBOUND:
+        if call.direction is _INBOUND:
             if token is not None:
-                context, evidence = self._from_peer(token, call, agent), Evidence.TOKEN
+                context, evidence = self._from_peer(token, call, agent), _BY_TOKEN
             else:
-                context, evidence = self._opened(agent), Evidence.OPENED
+                context, evidence = self._opened(agent), _BY_OPENING
         elif token is not None:
-            context, evidence = self._from_agent(token, call, agent), Evidence.TOKEN
+            context, evidence = self._from_agent(token, call, agent), _BY_TOKEN
         elif call.run_token:
-            context, evidence = self._from_run(call), Evidence.RUN_ADDRESS
+            context, evidence = self._from_run(call), _BY_ADDRESS
         elif name is not None and call.policy.limits.names_workflows:
-            context, evidence = self._by_name(name, agent), Evidence.NAMED
+            context, evidence = self._by_name(name, agent), _BY_NAME
         else:
-            context, evidence = self._without_evidence(call.wall_s, agent), Evidence.NONE
+            context, evidence = self._without_evidence(call.wall_s, agent), _BY_NOTHING
         call.context = _attenuated(context, found, call.wall_s) if found else context
         call.agent = context.agent
         call.evidence = evidence
@@ -120,12 +132,12 @@ class Context:
         headers: Headers = []
         if context is None:
             return headers
-        if call.direction is Direction.INBOUND:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.LOCAL, "")))
+        if call.direction is _INBOUND:
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _LOCAL, "")))
         elif upstream.is_peer:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.PEER, "")))
-        elif upstream.kind is Kind.AGENT:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, codec.Audience.LOCAL, upstream.name)))
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _PEER, "")))
+        elif upstream.kind is _AGENT:
+            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _LOCAL, upstream.name)))
         if headers and context.deadline_s is not None:
             # What is left, not when: clocks differ between hosts.
             left_s = max(context.deadline_s - call.wall_s, 0.0)
@@ -156,7 +168,7 @@ class Context:
             context, audience, expires_s = codec.verify(token, self._keys.ring, now_s=call.wall_s)
         except codec.TokenInvalidError as error:
             raise _refused(f"The context token does not verify: {error}.") from error
-        if audience is codec.Audience.PEER:
+        if audience is _PEER:
             # The one place where an edge between two sidecars is counted. Whatever port it came in on: what is
             # remembered of a token must not depend on where it was shown first.
             context = _moved(context, agent, context.hops + 1, context.path)
@@ -169,7 +181,7 @@ class Context:
     def _from_agent(self, token: bytes, call: Call, agent: str) -> codec.Context:
         known = self._verified(token, call, agent)
         context = known.context
-        if known.audience is not codec.Audience.LOCAL:
+        if known.audience is not _LOCAL:
             raise _refused("The context token was not issued to an agent, but for a sidecar or a run's address.")
         if context.agent != agent and not _is_beside(context.agent, call):
             raise _refused(
@@ -185,14 +197,14 @@ class Context:
             known = self._verified(call.run_token.encode("ascii"), call, "")
         except UnicodeEncodeError as error:
             raise _refused("The run's address is not a token.") from error
-        if known.audience is not codec.Audience.RUN:
+        if known.audience is not _RUN:
             raise _refused("The token in the address was not issued as a run's address.")
         return known.context
 
     def _from_peer(self, token: bytes, call: Call, agent: str) -> codec.Context:
         known = self._verified(token, call, agent)
         context = known.context
-        if known.audience is not codec.Audience.PEER:
+        if known.audience is not _PEER:
             raise _refused(
                 f"The context token was issued to the agent {context.agent} for its own sidecar, not for another's. "
                 "The agent's calls to other agents go through the sidecar beside it."
@@ -231,7 +243,7 @@ class Context:
         if minted is not None and is_current and call.span is None and 0 <= call.now_s - minted[1] < MINTED_AGAIN_S:
             return minted[2]
         parent = None if call.span is None else call.span.traceparent
-        if audience is codec.Audience.PEER:
+        if audience is _PEER:
             sent = _moved(context, context.agent, context.hops, (*context.path, context.agent), parent)
         elif callee:
             sent = _moved(context, callee, context.hops + 1, (*context.path, context.agent), parent)
@@ -279,7 +291,7 @@ def mint_run(
         raise ValueError("a workflow's name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
     context = codec.Context(workflow, agent, deadline_s=deadline_s, account="workflow/" + workflow, ceiling=ceiling)
     expires_s = int(wall_s) + life_s
-    return codec.mint(context, keys.ring, audience=codec.Audience.RUN, expires_s=expires_s, nonce=nonce).decode()
+    return codec.mint(context, keys.ring, audience=_RUN, expires_s=expires_s, nonce=nonce).decode()
 
 
 def _ours(headers: Headers) -> dict[bytes, bytes] | None:
@@ -348,7 +360,7 @@ def _moved(
 def _is_beside(agent: str, call: Call) -> bool:
     """Say whether `agent` is one that this sidecar reaches directly, so that the token is of its own issue."""
     upstream = call.policy.upstreams.get(agent)
-    return upstream is not None and upstream.kind is Kind.AGENT and not upstream.is_peer
+    return upstream is not None and upstream.kind is _AGENT and not upstream.is_peer
 
 
 def _add_trace(headers: Headers, call: Call, context: codec.Context) -> None:

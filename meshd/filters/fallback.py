@@ -14,7 +14,7 @@ from pydantic import Field
 
 from meshd.call import Fault, Kind, Target
 from meshd.filters.contract import Settings
-from meshd.filters.units import Duration  # noqa: TC001 - pydantic reads it at run time
+from meshd.filters.units import Duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,6 +49,10 @@ _TRANSIENT_GATEWAY = frozenset({502, 503, 504})
 _ON_LLM: frozenset[str] = frozenset({"connect", "reset", "5xx", "backpressure"})
 _ON_IDEMPOTENT: frozenset[str] = frozenset({"connect", "reset", "5xx"})
 _ON_OTHER: frozenset[str] = frozenset({"connect"})
+
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_LLM = Kind.LLM
+_NO_FAULT = Fault.NONE
 
 
 class RetrySettings(Settings):
@@ -164,7 +168,7 @@ def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> b
         return False
     if outcome.is_forwarded and call.body is None and call.method not in _BODILESS:
         return False
-    if cause == "5xx" and call.target.kind is not Kind.LLM and outcome.status not in _TRANSIENT_GATEWAY:
+    if cause == "5xx" and call.target.kind is not _LLM and outcome.status not in _TRANSIENT_GATEWAY:
         return False
     if outcome.retry_after_s is not None:
         return outcome.retry_after_s <= RETRY_AFTER_S_MAX
@@ -174,7 +178,7 @@ def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> b
 
 def cause_of(outcome: Outcome) -> RetryOn | None:
     """Return what went wrong, in the words of `retry.on`; None for all that is never tried again."""
-    if outcome.fault is not Fault.NONE:
+    if outcome.fault is not _NO_FAULT:
         return _CAUSE.get(outcome.fault)
     if outcome.status in _TRANSIENT:
         return "5xx"
@@ -185,6 +189,6 @@ def causes(call: Call, settings: RetrySettings) -> frozenset[str]:
     """Return what is tried again for this call."""
     if settings.on is not None:
         return frozenset(settings.on)
-    if call.target.kind is Kind.LLM:
+    if call.target.kind is _LLM:
         return _ON_LLM
     return _ON_IDEMPOTENT if call.method in _IDEMPOTENT else _ON_OTHER

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 PATH_SHOWN_MAX = 8
 """Agents at the end of the path that a message names."""
 
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_INBOUND = Direction.INBOUND
+_AGENT = Kind.AGENT
+
 
 class HopLimit:
     """Refuses the hop over `limits.hops` and the call past its deadline; owes nothing.
@@ -36,7 +40,7 @@ class HopLimit:
         if context is None:
             raise Refused(Reason.CONTEXT_INVALID, "The call has no context, so its hops cannot be judged.")
         hops = hops_here(call, context)
-        if hops > limits.hops and (hops > context.hops or call.direction is Direction.INBOUND):
+        if hops > limits.hops and (hops > context.hops or call.direction is _INBOUND):
             raise Refused(
                 Reason.HOP_LIMIT,
                 f"This would be hop {hops} of {_workflow(context)}, and {limits.hops} are allowed: {_path(context)}. "
@@ -69,10 +73,10 @@ class HopLimit:
 
 def hops_here(call: Call, context: codec.Context) -> int:
     """Return the hops of the workflow with this call: one more where it goes from an agent to an agent."""
-    if call.direction is Direction.INBOUND:
+    if call.direction is _INBOUND:
         # Context has counted the edge by which it came in.
         return context.hops
-    is_edge = call.target.kind is Kind.AGENT or (call.upstream is not None and call.upstream.is_peer)
+    is_edge = call.target.kind is _AGENT or (call.upstream is not None and call.upstream.is_peer)
     return context.hops + 1 if is_edge else context.hops
 
 

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 UPSTREAMS_SHOWN_MAX = 10
 
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_LLM = Kind.LLM
+
 
 class RouteSettings(Settings):
     """Where a call goes in place of what it names."""
@@ -78,7 +81,7 @@ def _reroute(call: Call, route: RouteSettings) -> None:
     model = call.target.model
     if route.upstream is not None and route.upstream != call.target.name:
         _retarget(call, route, route.upstream)
-    if route.model is not None and call.target.kind is Kind.LLM:
+    if route.model is not None and call.target.kind is _LLM:
         ask = call.ask
         if ask is not None:
             ask.model_granted = model = route.model
