@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,8 +41,8 @@ def show(stage: Stage) -> int:
             print(_perf(perf, pid, stage))
         if spy:
             raw = stage.folder / "frames.txt"
-            command = [spy, "record", "-p", pid, "-d", str(_SECONDS - 2), "-f", "raw", "-o", str(raw), "-r", "500"]
-            run(command, core=stage.cores.load, timeout_s=60)
+            command = [spy, "record", "-p", pid, "-d", str(_SECONDS - 2), "-f", "raw", "-o", str(raw)]
+            run([*command, "-r", "500", "--function", "--threads"], core=stage.cores.load, timeout_s=60)
             print(frames(raw.read_text()))
     except NotReadyError as error:
         print(error)
@@ -51,22 +52,35 @@ def show(stage: Stage) -> int:
 
 def _perf(perf: str, pid: str, stage: Stage) -> str:
     data = stage.folder / "perf.data"
-    record = [perf, "record", "-q", "-F", "499", "-g", "-p", pid, "-o", str(data), "--", "sleep", str(_SECONDS - 2)]
+    record = [perf, "record", "-q", "-F", "499", "-p", pid, "-o", str(data), "--", "sleep", str(_SECONDS - 2)]
     run(record, core=stage.cores.load, timeout_s=60)
-    shared = [perf, "report", "-q", "--stdio", "-i", str(data), "--no-children", "-g", "none", "--percent-limit", "0.5"]
+    shared = [perf, "report", "-q", "--stdio", "-i", str(data), "--percent-limit", "0.5"]
     by_library = run([*shared, "--sort", "dso"], core=stage.cores.load, timeout_s=120)
     by_symbol = run([*shared, "--sort", "dso,symbol"], core=stage.cores.load, timeout_s=120)
-    return f"by library\n{by_library}\nby function\n{by_symbol}"
+    text = f"by library\n\n{by_library}\nby function\n\n{by_symbol}"
+    return "\n".join(line.rstrip(" -") for line in text.splitlines()) + "\n"
 
 
-def frames(raw: str, shown: int = 40) -> str:
-    """Return the Python functions with the most samples of their own, from py-spy's collapsed stacks."""
-    own: dict[str, int] = {}
+def frames(raw: str, shown: int = 45) -> str:
+    """Return where the main thread was, from py-spy's collapsed stacks: by file, and by function.
+
+    `own` is the share of samples in the function itself, `whole` with what it calls.
+    """
+    own: Counter[str] = Counter()
+    whole: Counter[str] = Counter()
+    files: Counter[str] = Counter()
     for line in raw.splitlines():
         stack, _, count = line.rpartition(" ")
-        if count.isdigit():
-            top = stack.rpartition(";")[2]
-            own[top] = own.get(top, 0) + int(count)
+        thread, *calls_ = stack.split(";")
+        if not count.isdigit() or not calls_ or "MainThread" not in thread:
+            continue
+        own[calls_[-1]] += int(count)
+        files[calls_[-1].partition("(")[2].partition(":")[0].rstrip(")")] += int(count)
+        for function in set(calls_):
+            whole[function] += int(count)
     total = sum(own.values()) or 1
-    ranked = sorted(own.items(), key=lambda item: -item[1])[:shown]
-    return "\n".join(f"{count / total:6.1%}  {name}" for name, count in ranked)
+    lines = ["by file, own time"]
+    lines += [f"{count / total:6.1%}  {name}" for name, count in files.most_common(shown)]
+    lines += ["", "by function: own, whole"]
+    lines += [f"{count / total:6.1%} {whole[name] / total:6.1%}  {name}" for name, count in own.most_common(shown)]
+    return "\n".join(lines)
