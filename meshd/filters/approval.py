@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshd.call import Direction
+from meshd.call import Direction, Kind
 from meshd.filters.contract import Settings
 from meshd.refusal import Reason, Refused
 
