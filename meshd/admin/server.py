@@ -26,6 +26,8 @@ METRICS_ADDRESS = ("127.0.0.1", 9464)
 ADMIN_ADDRESS = ("127.0.0.1", 7403)
 IDLE_TIMEOUT_S = 15.0
 """Also how long a peer may take to send its first request's head."""
+LINGER_S = 1.0
+"""How long the rest of a body that nobody wants is read."""
 SHUTDOWN_TIMEOUT_S = 2.0
 
 Address = tuple[str, int]
@@ -112,7 +114,12 @@ def _require_loopback(address: Address) -> None:
 
 async def _serve(servers: Servers, what: str, address: Address, app: web.Application) -> int:
     runner = web.AppRunner(
-        app, access_log=None, logger=_unheard, keepalive_timeout=IDLE_TIMEOUT_S, shutdown_timeout=SHUTDOWN_TIMEOUT_S
+        app,
+        access_log=None,
+        logger=_unheard,
+        keepalive_timeout=IDLE_TIMEOUT_S,
+        lingering_time=LINGER_S,
+        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
     )
     servers._runners.append(runner)
     await runner.setup()

@@ -266,7 +266,8 @@ def attributes(
     _of_target(call, found)
     context = call.context
     if context is not None:
-        found[names.MESHD_WORKFLOW] = _short(context.workflow)
+        if context.workflow:
+            found[names.MESHD_WORKFLOW] = _short(context.workflow)
         found[names.MESHD_HOPS] = context.hops
     if call.ask is not None:
         _of_ask(call, outcome, found)

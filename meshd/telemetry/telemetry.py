@@ -346,8 +346,9 @@ def _fields(
         "path": redact.path(call.path[: spans.TEXT_LENGTH_MAX]),
     }
     if call.context is not None:
-        found["workflow"] = call.context.workflow
         found["hops"] = call.context.hops
+        if call.context.workflow:
+            found["workflow"] = call.context.workflow
     if call.target.kind is Kind.LLM and call.ask is not None:
         found["model"] = call.ask.model_sent[: spans.TEXT_LENGTH_MAX]
     if status:
