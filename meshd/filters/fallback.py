@@ -88,7 +88,7 @@ class _Purse:
         self.filled_s = now_s
 
     def save(self, share: float) -> None:
-        """A call began, and adds its share of a retry."""
+        """A call's first attempt ended, and adds its share of a retry."""
         self.held = min(self.held + share, SAVED_MAX)
 
     def spend(self, now_s: float) -> bool:
@@ -114,12 +114,6 @@ class Fallback:
         self._chance = chance
         self._purses: dict[str, _Purse] = {}
 
-    def admit(self, call: Call) -> None:
-        """Count the call, at its first attempt. Never refuses, owes nothing."""
-        settings: RetrySettings | None = call.plan.retry
-        if settings is not None and call.attempt <= 1:
-            self._purse(call.target.name, call.now_s).save(settings.budget)
-
     def next(self, call: Call, outcome: Outcome) -> Next | None:
         """Return the attempt to make, or None where this outcome stands. Spends from the retry budget.
 
@@ -128,6 +122,9 @@ class Fallback:
         settings: RetrySettings | None = call.plan.retry
         if settings is None:
             return None
+        purse = self._purse(call.target.name, outcome.now_s)
+        if call.attempt == 1:
+            purse.save(settings.budget)
         if call.attempt > settings.attempts or not is_worth_another(call, outcome, settings):
             return None
         delay_s = self._delay_s(call.attempt, outcome, settings)
@@ -136,8 +133,13 @@ class Fallback:
             left_s = context.deadline_s - (call.wall_s + outcome.now_s - call.now_s)
             if delay_s >= left_s:
                 return None
-        purse = self._purse(call.target.name, outcome.now_s)
         return Next(call.target, delay_s) if purse.spend(outcome.now_s) else None
+
+    def succeeded(self, call: Call, now_s: float) -> None:
+        """Take note of an attempt that went well: with those that `next` is asked about, these are all calls."""
+        settings: RetrySettings | None = call.plan.retry
+        if settings is not None and call.attempt == 1:
+            self._purse(call.target.name, now_s).save(settings.budget)
 
     def explain(self, call: Call) -> str:
         """Say what would be tried again."""

@@ -144,13 +144,13 @@ def test_no_attempt_begins_past_the_deadline() -> None:
 
 def test_a_quiet_upstream_has_one_calls_retries_and_gets_them_back_in_time() -> None:
     one = Fallback(lambda: 0.0)
-    ends = [one.next(made(), CONNECT) is not None for _ in range(5)]
+    ends = [one.next(made(attempt=2), CONNECT) is not None for _ in range(5)]
     assert ends == [True, True, False, False, False]
-    assert one.next(made("claude"), CONNECT) is not None
+    assert one.next(made("claude", attempt=2), CONNECT) is not None
     later = outcome(0, Fault.CONNECT, now_s=NOW_S + 10)
-    assert [one.next(made(), later) is not None for _ in range(2)] == [True, False]
+    assert [one.next(made(attempt=2), later) is not None for _ in range(2)] == [True, False]
     backwards = outcome(0, Fault.CONNECT, now_s=0.0)
-    assert one.next(made(), backwards) is None
+    assert one.next(made(attempt=2), backwards) is None
 
 
 def test_an_outage_adds_a_fifth_to_the_traffic() -> None:
@@ -159,9 +159,7 @@ def test_an_outage_adds_a_fifth_to_the_traffic() -> None:
     for _ in range(1000):
         attempt = 1
         while True:
-            each = made(attempt=attempt)
-            one.admit(each)
-            if one.next(each, CONNECT) is None:
+            if one.next(made(attempt=attempt), CONNECT) is None:
                 break
             attempt += 1
             retries += 1
@@ -171,17 +169,17 @@ def test_an_outage_adds_a_fifth_to_the_traffic() -> None:
 def test_rare_failures_are_all_tried_again() -> None:
     one = Fallback(lambda: 0.0)
     for number in range(1000):
-        each = made()
-        one.admit(each)
         if number % 10 == 9:
-            assert one.next(each, CONNECT) is not None
+            assert one.next(made(), CONNECT) is not None
+        else:
+            one.succeeded(made(), NOW_S)
 
 
 def test_calls_without_trouble_save_no_more_than_the_last_hundred_would() -> None:
     one = Fallback(lambda: 0.0)
     for _ in range(10_000):
-        one.admit(made())
-    assert sum(one.next(made(), CONNECT) is not None for _ in range(100)) == 20
+        one.succeeded(made(), NOW_S)
+    assert sum(one.next(made(attempt=2), CONNECT) is not None for _ in range(100)) == 20
 
 
 def test_upstreams_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +188,7 @@ def test_upstreams_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPat
     for number in range(10):
         each = made()
         each.target = each.target._replace(name=f"u{number}")
-        one.admit(each)
+        one.succeeded(each, NOW_S)
     assert len(one._purses) == 3
 
 
