@@ -85,12 +85,13 @@ def read_object(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> Pairs:
 
 def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pairs]:
     """Return the members of each object of an array. Raises Refused(MALFORMED), also where an item is no object."""
+    data = bytes(raw)
     try:
-        if b'": ' not in bytes(memoryview(raw)[:_LOOK_BYTES]):
-            maps = _maps.decode(raw)
-            if _is_whole(raw, maps):
+        if data.find(b'": ', 0, _LOOK_BYTES) == -1:
+            maps = _maps.decode(data)
+            if len(data) == _compact_bytes(maps):
                 return maps
-        decoded = _objects.decode(raw)
+        decoded = _objects.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         _explain(error, raw, _place(where, at))
     items: list[Pairs] = []
@@ -102,16 +103,19 @@ def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pai
     return items
 
 
-def _is_whole(raw: bytes | msgspec.Raw, maps: list[Pairs]) -> bool:
-    """Say whether an array's bytes are all accounted for by what was decoded from them, so that no member was lost.
+def _compact_bytes(maps: list[Pairs]) -> int:
+    """Return the length of an array whose members, written without blanks or escapes in keys, are just these.
 
-    Exact for JSON without needless blanks, as the SDKs send it: two braces, and per member two quotes, a colon and
-    a comma but one. Blanks, escapes in keys and lost duplicates can only make the array longer than that.
+    An array that has this length lost no member: blanks, escapes and lost duplicates can only make it longer. Two
+    braces to an object, and to a member two quotes, a colon and a comma but for one.
     """
+    if len(maps) == 1:
+        (only,) = maps
+        return len("".join(only)) + len(b"".join(only.values())) + 4 * len(only) + 3
     members = sum(map(len, maps))
     keys = len("".join(chain.from_iterable(maps)))
     values = len(b"".join(chain.from_iterable([each.values() for each in maps])))
-    return len(memoryview(raw)) == keys + values + 4 * members + 2 * len(maps) + 1
+    return keys + values + 4 * members + 2 * len(maps) + 1
 
 
 def read_items(raw: msgspec.Raw, where: str) -> list[msgspec.Raw]:

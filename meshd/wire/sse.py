@@ -19,12 +19,21 @@ _BORDER_BYTES_MAX = 3
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
-class EventTooLarge(Exception):  # noqa: N818 - says what is the matter, as Refused does
+class EventTooLarge(Exception):
     """An event is longer than the splitter may hold."""
 
     def __init__(self, event_bytes_max: int) -> None:
         super().__init__(f"a server-sent event is longer than {event_bytes_max} bytes")
         self.event_bytes_max = event_bytes_max
+
+
+def _is_one_event(data: bytes, size: int) -> bool:
+    """Say whether data is cheaply seen to be one event: with LF alone, or with CRLF alone, as most servers write."""
+    if b"\r" not in data:
+        return data.find(b"\n\n") == size - 2
+    if data.find(b"\r\n\r\n") != size - 4 or size < 4:
+        return False
+    return data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
 
 
 class Splitter:
@@ -47,7 +56,7 @@ class Splitter:
         if not self._pending:
             # The common case: one write of the upstream is one event. No copy.
             size = len(data)
-            if data.find(b"\n\n") == size - 2 and size <= self._event_bytes_max and size > 1 and b"\r" not in data:
+            if 1 < size <= self._event_bytes_max and _is_one_event(data, size):
                 return [data]
             return self._split(data, 0)
         self._pending += data
@@ -93,6 +102,8 @@ def data_of(raw: bytes) -> bytes:
     """Return an event's `data` fields joined by LF; empty for comments, or where it has none."""
     if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
         return raw[6:-2]
+    if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 3 and raw.find(b"\r") == len(raw) - 4 >= 6:
+        return raw[6:-4]
     return b"\n".join(_values(raw, b"data"))
 
 

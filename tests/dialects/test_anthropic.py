@@ -135,7 +135,9 @@ def test_a_system_prompt_in_blocks() -> None:
         ({"context_management": {"edits": []}}, ()),
     ],
 )
-def test_what_the_service_runs_is_bounded_by_a_window_each_turn(members: dict[str, Any], names: tuple[str, ...]) -> None:
+def test_what_the_service_runs_is_bounded_by_a_window_each_turn(
+    members: dict[str, Any], names: tuple[str, ...]
+) -> None:
     ask = read(**members)
     assert ask.tools == names
     assert ask.input_bound == 10 * WINDOW
@@ -151,7 +153,9 @@ def test_tools_bring_a_hidden_prompt() -> None:
 def test_the_bound_covers_a_tokenizer_that_normalises() -> None:
     # 50 x U+FDFA: 150 bytes, 750 tokens in the published legacy tokenizer.
     for body in ("\ufdfa" * 50, json.dumps("\ufdfa" * 50)):
-        ask = DIALECT.read("chat", f'{{"model":"m","messages":[{{"role":"user","content":"{body.strip(chr(34))}"}}]}}'.encode())
+        ask = DIALECT.read(
+            "chat", f'{{"model":"m","messages":[{{"role":"user","content":"{body.strip(chr(34))}"}}]}}'.encode()
+        )
         assert ask.input_bound >= 750
 
 
@@ -278,7 +282,14 @@ def test_a_cut_closes_what_the_client_has_seen_open() -> None:
 
 
 def test_a_plain_answer_that_cannot_be_read_is_passed_on() -> None:
-    for body in (b"", b"<html>", b"[1]", b'{"usage":{"input_tokens":5,"output_tokens":3}', b"\xff", b'{"type":"error"}'):
+    for body in (
+        b"",
+        b"<html>",
+        b"[1]",
+        b'{"usage":{"input_tokens":5,"output_tokens":3}',
+        b"\xff",
+        b'{"type":"error"}',
+    ):
         meter = DIALECT.meter(read())
         assert meter.read_message(body).raw is body
         assert meter.usage is None

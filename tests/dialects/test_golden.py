@@ -106,7 +106,8 @@ def test_stream(case: Case, piece_bytes: int) -> None:
     ask = case.ask()
     meter = case.dialect.meter(ask)
     splitter = Splitter()
-    forwarded, tool_calls = [], []
+    forwarded: list[bytes] = []
+    tool_calls: list[str] = []
     assert not meter.is_terminal
     for begin in range(0, len(stream), piece_bytes):
         for raw in splitter.feed(stream[begin : begin + piece_bytes]):

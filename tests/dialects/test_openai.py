@@ -119,7 +119,9 @@ def test_duplicates_are_refused_at_every_level_that_decides(body: bytes) -> None
 
 
 def test_null_is_absent() -> None:
-    nulls = dict.fromkeys(("n", "max_tokens", "max_completion_tokens", "stream", "tools", "stream_options", "functions"))
+    nulls: dict[str, Any] = dict.fromkeys(
+        ("n", "max_tokens", "max_completion_tokens", "stream", "tools", "stream_options", "functions")
+    )
     ask = read(**nulls)
     assert (ask.choices, ask.output_cap, ask.is_stream, ask.tools) == (1, None, False, ())
     assert DIALECT.read("chat", b"{}").model == ""
@@ -262,7 +264,8 @@ def test_absurd_usage_is_missing_and_missing_is_not_zero(usage: Any) -> None:
 
 def test_usage_survives_nonsense_beside_it() -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 3}
-    for nonsense in ({"choices": "x"}, {"choices": [7, {"delta": 3}]}, {"id": 7}, {"model": []}, {"created": "now"}):
+    oddities: list[dict[str, Any]] = [{"choices": "x"}, {"choices": [7, {"delta": 3}]}, {"id": 7}, {"model": []}]
+    for nonsense in (*oddities, {"created": "now"}):
         meter = metered(chunk(**({"usage": usage} | nonsense)))
         assert meter.usage == Usage(5, 3)
 

@@ -190,7 +190,7 @@ def anthropic_stream(server: AnswerServer, *, is_error: bool, is_tool: bool = Fa
     body = json.dumps({"model": "m", "max_tokens": 9, "messages": MESSAGES, "stream": True}).encode()
     ask: Ask = DIALECTS["anthropic"].read("chat", body)
     meter = DIALECTS["anthropic"].meter(ask)
-    message = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m-1", "content": []}
+    message: dict[str, Any] = {"id": "msg_1", "type": "message", "role": "assistant", "model": "m-1", "content": []}
     message |= {"stop_reason": None, "stop_sequence": None, "usage": {"input_tokens": 12, "output_tokens": 1}}
     block: dict[str, Any] = {"type": "text", "text": ""}
     delta: dict[str, Any] = {"type": "text_delta", "text": "Thick fog"}
@@ -254,7 +254,7 @@ def test_openai_async_reads_a_cut(server: AnswerServer) -> None:
 
 def test_openai_raises_an_error_event(server: AnswerServer) -> None:
     url = openai_stream(server, usage=False, is_error=True)
-    seen = []
+    seen: list[Any] = []
 
     def run() -> None:
         with openai.OpenAI(base_url=f"{url}/v1", api_key="k") as client:
@@ -274,7 +274,9 @@ def test_anthropic_reads_a_cut_as_the_end_for_length(server: AnswerServer, is_to
     with anthropic.Anthropic(base_url=url, api_key="k") as client:
         with client.messages.stream(model="m", max_tokens=9, messages=MESSAGES) as stream:
             message = stream.get_final_message()
-        kinds = [event.type for event in client.messages.create(model="m", max_tokens=9, messages=MESSAGES, stream=True)]
+        kinds = [
+            event.type for event in client.messages.create(model="m", max_tokens=9, messages=MESSAGES, stream=True)
+        ]
     assert message.stop_reason == "max_tokens"
     assert kinds[0] == "message_start"
     assert kinds[-1] == "message_stop"
@@ -317,7 +319,9 @@ def test_what_the_sdks_send_is_read(server: AnswerServer) -> None:
     url = openai_stream(server, usage=False, is_error=False)
     tools: Any = [{"type": "function", "function": {"name": "tide_table", "parameters": {}}}]
     with openai.OpenAI(base_url=f"{url}/v1", api_key="k") as client:
-        client.chat.completions.create(model="gpt-4o", messages=MESSAGES, tools=tools, stream=True, max_tokens=8).close()
+        client.chat.completions.create(
+            model="gpt-4o", messages=MESSAGES, tools=tools, stream=True, max_tokens=8
+        ).close()
     ask = DIALECTS["openai"].read("chat", server.body(url))
     assert (ask.model, ask.tools, ask.is_stream, ask.output_cap) == ("gpt-4o", ("tide_table",), True, 8)
     # What the fast reading of arrays counts on: the SDKs write JSON without blanks.

@@ -106,3 +106,16 @@ def test_name_and_data(raw: bytes, name: bytes, data: bytes) -> None:
 def test_any_bytes_have_a_name_and_data(raw: bytes) -> None:
     assert isinstance(name_of(raw), bytes)
     assert isinstance(data_of(raw), bytes)
+
+
+@given(st.lists(st.sampled_from([b"data: ", b"x", b"\n", b"\r", b"\r\n", b" ", b":"]), max_size=9).map(b"".join))
+def test_the_fast_reading_of_data_says_what_the_lines_say(tail: bytes) -> None:
+    raw = b"data: " + tail
+    lines = raw.splitlines()
+    values = [line[5:].removeprefix(b" ") for line in lines if line[:5] == b"data:"]
+    assert data_of(raw) == b"\n".join(values)
+
+
+def test_one_crlf_event_is_handed_on_without_a_copy() -> None:
+    data = b'event: x\r\ndata: {"x": 1}\r\n\r\n'
+    assert Splitter().feed(data)[0] is data
