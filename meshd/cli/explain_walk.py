@@ -1,0 +1,199 @@
+"""One request through the whole chain, with books in memory and nothing sent."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
+from meshd.chain import FILTERS, settle
+from meshd.daemon import app_upstream, build_chain
+from meshd.dialects.table import DIALECTS
+from meshd.ledger import Ledger
+from meshd.mesh_key import MeshKeys
+from meshd.policy.addressing import AddressBook
+from meshd.refusal import Reason, Refused
+
+if TYPE_CHECKING:
+    from meshd.chain import Chain
+    from meshd.cli.explain_request import Asked
+    from meshd.filters.contract import Ticket
+    from meshd.policy.compiled import Policy
+    from meshd.wire.message import Request
+
+APP_STAND_IN = "http://127.0.0.1:9"
+"""Where an inbound call would be handed on; nothing is sent there."""
+
+
+class Step(NamedTuple):
+    """What one step made of the call."""
+
+    name: str
+    verdict: str
+    """pass, refuse, shadow (would refuse, and lets it pass), answer, or skip (not reached)."""
+    text: str
+
+
+class Explained(NamedTuple):
+    """What became of a request."""
+
+    steps: list[Step]
+    refused: Refused | None
+    call: Call | None
+    """None where the wire refused the bytes."""
+
+
+async def explain(
+    policy: Policy, asked: Asked, *, is_inbound: bool = False, agent: str = "", mesh_key: Path | None = None
+) -> Explained:
+    """Take a request through addressing, its dialect and every filter. Nothing is sent, no file of meshd is touched."""
+    request = asked.request
+    assert request is not None, "read_request gives whole requests only"
+    with tempfile.TemporaryDirectory(prefix="meshd-explain-") as folder:
+        ledger = Ledger.in_memory()
+        told: list[Refused] = []
+        chain = build_chain(
+            keys=MeshKeys(mesh_key or Path(folder) / "mesh.key"),
+            ledger=ledger,
+            agent=agent or asked.agent,
+            shadowed=lambda _call, refused: told.append(refused),
+        )
+        call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
+        steps: list[Step] = []
+        try:
+            refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, steps, told)
+        finally:
+            await ledger.close()
+    reached = {step.name for step in steps}
+    steps += [Step(name, "skip", "not reached") for name in ("address", "body", *_names(chain)) if name not in reached]
+    return Explained(steps, refused, call)
+
+
+def _call(policy: Policy, request: Request, direction: Direction) -> Call:
+    call = Call(
+        id=os.urandom(6).hex(),
+        direction=direction,
+        method=request.method,
+        path=request.target,
+        authority=request.authority,
+        headers=request.headers,
+        now_s=time.monotonic(),
+        wall_s=time.time(),
+        governed=request.governed,
+    )
+    call.policy = policy
+    return call
+
+
+def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: list[Step]) -> Refused | None:
+    """Find out where the call goes and what its body asks for, as the proxy does before the chain."""
+    try:
+        _locate(policy, call, request, steps)
+    except Refused as refused:
+        return _refuse(steps, "address", refused)
+    if call.upstream is None or call.upstream.kind is not Kind.LLM:
+        steps.append(Step("body", "pass", "streams by unread"))
+        return None
+    operation = call.dialect.recognise(call.method, call.path)
+    if operation is None:
+        steps.append(Step("body", "pass", f"no request that the dialect {call.dialect.name} reads: streams by unread"))
+        return None
+    try:
+        bytes_max = policy.limits.request_body_bytes_max
+        if len(asked.body) > bytes_max:
+            raise Refused(Reason.TOO_LARGE, f"The request's body is over {bytes_max} bytes (limits.request_body)")
+        ask = call.dialect.read(operation, asked.body)
+    except Refused as refused:
+        return _refuse(steps, "body", refused)
+    call.body, call.ask = asked.body, ask
+    call.target = Target(call.target.kind, call.target.name, ask.model)
+    cap = f"output cap {ask.output_cap:,}" if ask.output_cap is not None else "no output cap"
+    tools = f", tools {', '.join(ask.tools[:8])}" if ask.tools else ""
+    steps.append(
+        Step(
+            "body",
+            "pass",
+            f"{call.dialect.name} {ask.operation}, model {ask.model}, input at most {ask.input_bound:,} tokens, "
+            f"{cap if ask.has_output else 'no output'}{', streamed' if ask.is_stream else ''}{tools}",
+        )
+    )
+    return None
+
+
+def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> None:
+    book = AddressBook(policy, app_upstream(APP_STAND_IN))
+    is_tunnel = request.method == "CONNECT" or bool(request.upgrade)
+    located = (
+        book.locate_tunnel(request.target) if request.method == "CONNECT" else book.locate(request, call.direction)
+    )
+    call.path, call.run_token = located.path, located.run_token
+    upstream = call.upstream = located.upstream
+    call.target = Target(upstream.kind if upstream else Kind.HOST, upstream.name if upstream else located.name)
+    call.dialect = DIALECTS[upstream.dialect if upstream else "plain"]
+    if is_tunnel and upstream is not None and upstream.kind is Kind.LLM and not upstream.is_unmetered:
+        raise Refused(
+            Reason.NOT_ALLOWED, f"A tunnel to {upstream.name} cannot be metered (unmetered: true lets it pass)"
+        )
+    words = f"{upstream.kind.value} {upstream.name}" if upstream else f"{located.name}: no upstream of this name"
+    steps.append(Step("address", "pass", f"{words}{', a tunnel' if is_tunnel else ''}, {call.method} {call.path}"))
+
+
+async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]) -> Refused | None:
+    tickets: list[Ticket] = []
+    call.attempt = 1
+    try:
+        for one in _in_order(chain):
+            refused = await _admit(one, call, steps, tickets)
+            while told:
+                steps.append(Step(one.name, "shadow", text_of(told.pop(0))))
+            if refused is not None:
+                return refused
+            if steps[-1].verdict == "answer":
+                return None
+    finally:
+        settle(tickets, Outcome(Verdict.NEUTRAL, time.monotonic()))
+    return None
+
+
+async def _admit(one: Any, call: Call, steps: list[Step], tickets: list[Ticket]) -> Refused | None:
+    # Fallback is asked after an attempt failed, so it has nothing to admit.
+    if hasattr(one, "admit"):
+        try:
+            decision = one.admit(call)
+            if isinstance(decision, Wait):
+                decision = await decision.coroutine
+        except Refused as refused:
+            if not refused.is_shadow:
+                return _refuse(steps, one.name, refused)
+            steps.append(Step(one.name, "shadow", text_of(refused)))
+            return None
+        if isinstance(decision, Reply):
+            steps.append(Step(one.name, "answer", one.explain(call)))
+            return None
+        if decision is not None:
+            tickets.append(decision)
+    steps.append(Step(one.name, "pass", one.explain(call)))
+    return None
+
+
+def _refuse(steps: list[Step], name: str, refused: Refused) -> Refused:
+    steps.append(Step(name, "refuse", text_of(refused)))
+    return refused
+
+
+def text_of(refused: Refused) -> str:
+    """Return a refusal in one line: status, reason, the rule that it is of, and its message."""
+    rule = f" (rule {refused.rule})" if refused.rule else ""
+    return f"{refused.status} {refused.reason.value}{rule}: {refused.message}"
+
+
+def _in_order(chain: Chain) -> list[Any]:
+    by_type: dict[type, Any] = {type(one): one for one in (*chain.per_call, *chain.per_attempt, chain.fallback)}
+    return [by_type[place.filter] for place in FILTERS]
+
+
+def _names(chain: Chain) -> list[str]:
+    return [one.name for one in _in_order(chain)]
