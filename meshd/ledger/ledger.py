@@ -349,19 +349,24 @@ class Ledger:
     def _expire(self, entry: Entry, waiter: Waiter) -> None:
         if waiter.future.done():
             return
-        if entry.is_asking and not waiter.is_extended:
-            # It is the store that it waits for, and that is not the account's fault.
+        if not self._is_store_awaited(entry):
+            waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
+        elif not waiter.is_extended:
             waiter.is_extended = True
             later = self._later or asyncio.get_running_loop().call_later
             waiter.timer = later(STORE_TIMEOUT_S, self._expire, entry, waiter)
-            return
-        if entry.is_asking:
+        else:
             error = StoreError(f"the {self._desk.store.name} store did not answer within {STORE_TIMEOUT_S:.0f} s")
             self._say(error, "store")
             waiter.future.set_exception(error)
-        else:
-            waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
         self._pump(entry)
+
+    def _is_store_awaited(self, entry: Entry) -> bool:
+        """It is the store that the first in the queue waits for, not calls in flight."""
+        if not entry.is_asking or not entry.waiting:
+            return False
+        first, holder = entry.waiting[0], entry.holder
+        return holder is None or fit(holder, first.limit, first.bound, first.least) != WAIT
 
     def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
         """A caller gave up; what it was given in the same moment goes back."""
