@@ -8,6 +8,9 @@ import os
 import signal
 import sys
 import time
+from typing import Any
+
+import aiohttp
 
 from demo.checks import Checks
 from demo.processes import ProcessError
@@ -58,12 +61,23 @@ async def play(options: Options, screen: Screen) -> int:
         screen.step(f"{len(world.processes)} processes, ready in {time.monotonic() - started_s:.1f} s; LLM: {provider}")
         story = Story(world, screen, checks)
         for scene in SCENES:
-            await scene(story)
-        await show_summary(story)
+            await _play_scene(scene, story)
+        await _play_scene(show_summary, story)
         show_next(story)
+        for process in world.processes if checks.broken else ():
+            screen.log_of(process.name, process.tail)
         if options.is_kept:
             await asyncio.Event().wait()
     return _verdict(screen, checks, time.monotonic() - started_s)
+
+
+async def _play_scene(scene: Any, story: Story) -> None:
+    """Play one scene; what breaks it is a claim that does not hold, and the next one is played all the same."""
+    try:
+        await scene(story)
+    except (aiohttp.ClientError, OSError, LookupError, ValueError, TypeError, RuntimeError) as error:
+        story.world.watchers.clear()
+        story.checks.claim(False, f"the scene {scene.__name__} was played to its end", error)
 
 
 def _verdict(screen: Screen, checks: Checks, took_s: float) -> int:

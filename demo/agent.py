@@ -150,7 +150,16 @@ async def run_away(agent: Agent, body: Result, carry: dict[str, str]) -> Result:
                 if error.status_code == 429:
                     counts["busy"] += 1
                     continue
-                refusals.append({"status": error.status_code, "type": type(error).__name__, "message": error.message})
+                reason = error.response.headers.get("x-meshd-reason", "")
+                said = error.body if isinstance(error.body, dict) else {}
+                refusals.append(
+                    {
+                        "status": error.status_code,
+                        "type": type(error).__name__,
+                        "reason": reason,
+                        "message": said.get("message", error.message),
+                    }
+                )
                 return
             counts["answers"] += 1
             counts["shortened"] += reply.choices[0].finish_reason == "length"
@@ -163,18 +172,20 @@ async def run_away(agent: Agent, body: Result, carry: dict[str, str]) -> Result:
 
 
 async def probe(agent: Agent, body: Result, carry: dict[str, str]) -> Result:
-    """Make one plain call to the upstream that may be dead, without the SDK's own retries."""
+    """Make a few calls, one after the other, to the upstream that may be dead, without the SDK's own retries."""
     from openai import APIStatusError, AsyncOpenAI
 
+    answers: list[tuple[int, str]] = []
     async with AsyncOpenAI(base_url=f"{agent.mesh_url}/flaky/v1", api_key="sk-demo-flaky", max_retries=0) as client:
-        try:
-            await client.chat.completions.create(
-                model="stand-in", messages=[{"role": "user", "content": "well? in 4 words"}], extra_headers=carry
-            )
-        except APIStatusError as error:
-            reason = error.response.headers.get("x-meshd-reason", "")
-            return {"status": error.status_code, "reason": reason, "message": error.message}
-    return {"status": 200, "reason": ""}
+        for _ in range(int(body.get("count", 1))):
+            try:
+                await client.chat.completions.create(
+                    model="stand-in", messages=[{"role": "user", "content": "well? in 4 words"}], extra_headers=carry
+                )
+                answers.append((200, ""))
+            except APIStatusError as error:
+                answers.append((error.status_code, error.response.headers.get("x-meshd-reason", "")))
+    return {"answers": answers}
 
 
 ROLES = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parent.parent
 _STOP_TIMEOUT_S = 5.0
 _START_TIMEOUT_S = 30.0
+_DRAIN_TIMEOUT_S = 1.0
 _TAIL_LINES = 30
 _PR_SET_PDEATHSIG = 1
 
@@ -113,9 +114,9 @@ class Process:
         await self._drain()
 
     async def _drain(self) -> None:
+        if self._readers:
+            await asyncio.wait(self._readers, timeout=_DRAIN_TIMEOUT_S)
         for reader in self._readers:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(reader), 1.0)
             reader.cancel()
 
     def _signal_group(self, number: signal.Signals) -> None:

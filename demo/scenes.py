@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,8 +32,8 @@ class Story:
         self.world = world
         self.screen = screen
         self.checks = checks
-        self.rows: list[tuple[str, int, int]] = []
-        """(workflow, calls at the provider, tokens at the provider)."""
+        self.rows: list[tuple[str, int, int, int]] = []
+        """(workflow, calls at the provider, tokens billed there, tokens in meshd's ledger)."""
         self._keyring: Keyring | None = None
 
     def context_of(self, event: Event) -> Context | None:
@@ -47,13 +48,19 @@ class Story:
         except TokenInvalidError:
             return None
 
-    async def tell_provider(self, workflow: str, *agents: str) -> int:
-        """Note what the provider billed for a workflow, and return it in tokens."""
+    async def compare_books(self, workflow: str, *agents: str) -> tuple[int, int]:
+        """Note and return what the provider billed for a workflow and what meshd's ledger charged, in tokens."""
         books = await self.world.books()
         keys = [self.world.key(agent) for agent in agents]
-        tokens = billed(books, *keys)
-        self.rows.append((workflow, sum(books["accounts"].get(key, {}).get("calls", 0) for key in keys), tokens))
-        return tokens
+        tokens, ledger = billed(books, *keys), await self.world.ledger(workflow)
+        calls = sum(books["accounts"].get(key, {}).get("calls", 0) for key in keys)
+        self.rows.append((workflow, calls, tokens, ledger))
+        return tokens, ledger
+
+    async def breaker_states(self, upstream: str) -> set[str]:
+        """Return the states of an upstream's breakers, as the admin API says them."""
+        found = await self.world.admin("/v1/breakers")
+        return {str(breaker["state"]) for breaker in found["breakers"] if breaker["upstream"] == upstream}
 
 
 async def show_context(story: Story) -> None:
@@ -81,9 +88,8 @@ async def show_context(story: Story) -> None:
     names = {context.workflow for context in contexts.values()}
     checks.claim(len(names) == 1, "all in one workflow", names)
     if not world.options.is_real:
-        tokens = await story.tell_provider(workflow, *agents)
-        spent = await world.ledger(workflow)
-        checks.claim(spent == tokens, f"provider billed {tokens:,} tokens, the ledger says {spent:,}")
+        tokens, ledger = await story.compare_books(workflow, *agents)
+        checks.claim(ledger == tokens, f"provider billed {tokens:,} tokens, the ledger says {ledger:,}")
 
 
 async def show_hop_limit(story: Story) -> None:
@@ -102,14 +108,16 @@ async def show_hop_limit(story: Story) -> None:
     world.watchers.remove(watch)
     refused = result.get("refused") or {}
     screen.step(f"{' '.join(turns)}")
-    screen.step(f"refused with {refused.get('status')} {refused.get('reason')}: {refused.get('body', '')[:200]}")
+    screen.step(f"then {refused.get('status')} {refused.get('reason')}:")
+    screen.quote(_detail(str(refused.get("body", ""))))
     checks.claim(status == 200 and len(turns) == HOPS_MAX, f"ended after {HOPS_MAX} turns", len(turns))
     seen = (refused.get("status"), refused.get("reason"))
     checks.claim(
         seen == (403, "hop_limit"), "the next call was refused with 403 hop_limit, in words for the model", seen
     )
     if not world.options.is_real:
-        await story.tell_provider(world.workflow("ping-pong"), "ping", "pong")
+        tokens, ledger = await story.compare_books(world.workflow("ping-pong"), "ping", "pong")
+        checks.claim(ledger == tokens, f"provider billed {tokens:,} tokens, the ledger says {ledger:,}")
 
 
 async def show_budget(story: Story) -> None:
@@ -130,17 +138,23 @@ async def show_budget(story: Story) -> None:
         f"{result.get('answers')} answers, {result.get('shortened')} of them shortened to fit what was left, "
         f"{result.get('busy')} told to wait"
     )
-    screen.step(f"then {refused.get('type')} {refused.get('status')}: {refused.get('message', '')[:200]}")
+    screen.step(f"then the SDK raised {refused.get('type')} with {refused.get('status')} {refused.get('reason')}:")
+    screen.quote(str(refused.get("message", "")))
     seen = (status, refused.get("status"))
     checks.claim(seen == (200, 402), "it was stopped: 402, which no SDK tries again", seen)
-    ledger = await world.ledger(world.workflow("runaway"))
     if world.options.is_real:
-        billed_tokens = int(result.get("reported_tokens", 0))
+        billed_tokens, ledger = int(result.get("reported_tokens", 0)), await world.ledger(world.workflow("runaway"))
         screen.step("the provider's own books cannot be read: what it reported to the agent stands in for them")
     else:
-        billed_tokens = await story.tell_provider(world.workflow("runaway"), "runaway")
+        billed_tokens, ledger = await story.compare_books(world.workflow("runaway"), "runaway")
     screen.table(
-        ("", "tokens"), [("limit", limit), ("billed by the provider", billed_tokens), ("meshd's ledger", ledger)]
+        ("", "tokens"),
+        [
+            ("limit", limit),
+            ("billed by the provider", billed_tokens),
+            ("meshd's ledger", ledger),
+            ("left", limit - ledger),
+        ],
     )
     checks.claim(billed_tokens == ledger, "ledger and provider agree to the token", (billed_tokens, ledger))
     checks.claim(0 < billed_tokens <= limit, "overspent: 0 tokens", billed_tokens - limit)
@@ -152,9 +166,12 @@ async def show_breaker(story: Story) -> None:
     screen.title("4  A breaker opens on a dead upstream, and closes again")
     workflow = world.workflow("breaker")
 
+    async def calls(count: int) -> list[tuple[int, str]]:
+        _, result = await world.ask("prober", {"task": "probe", "count": count}, workflow)
+        return [(int(status), str(reason)) for status, reason in result["answers"]]
+
     async def call() -> tuple[int, str]:
-        _, result = await world.ask("prober", {"task": "probe"}, workflow)
-        return int(result.get("status", 0)), str(result.get("reason", ""))
+        return (await calls(1))[0]
 
     async def connections() -> int:
         return int((await world.books("flaky"))["connections"])
@@ -166,23 +183,37 @@ async def show_breaker(story: Story) -> None:
     while len(seen) < _PROBE_CALLS_MAX and (not seen or seen[-1][1] != "circuit_open"):
         seen.append(await call())
         screen.step(f"call {len(seen)}: {seen[-1][0]} {seen[-1][1]}")
-    checks.claim(len(seen) == _FAILURES_TO_OPEN + 1, f"open after {_FAILURES_TO_OPEN} failures", len(seen) - 1)
+    checks.claim(len(seen) == _FAILURES_TO_OPEN + 1, f"open after {_FAILURES_TO_OPEN} failures", seen)
     before = await connections()
-    held = [await call() for _ in range(_CALLS_WHILE_OPEN)]
+    held = await calls(_CALLS_WHILE_OPEN)
     refused = sum(1 for _, reason in held if reason == "circuit_open")
     touched = await connections() - before
+    # On a machine that stalls for seconds the breaker's own probe may be among them: that one may touch it.
+    is_spared = touched == _CALLS_WHILE_OPEN - refused and touched <= 1
     text = f"{_CALLS_WHILE_OPEN} more calls: {refused} refused, the upstream saw {touched} connections"
-    checks.claim(refused == _CALLS_WHILE_OPEN and touched == 0, text)
+    checks.claim(is_spared, text)
     await world.behave("flaky", "answer")
     back_s = time.monotonic()
     while (answer := await call())[0] != 200 and time.monotonic() - back_s < _CLOSE_TIMEOUT_S:
         screen.live(f"it is back; the breaker is still open: {answer[0]} {answer[1]}")
         await asyncio.sleep(_CLOSE_POLL_S)
     checks.claim(
-        answer[0] == 200, f"closed again {time.monotonic() - back_s:.1f} s after the upstream came back", answer
+        answer[0] == 200,
+        f"half-open: a call passed {time.monotonic() - back_s:.1f} s after the upstream came back",
+        answer,
     )
-    after = [(await call())[0] for _ in range(_CALLS_WHEN_WELL)]
-    checks.claim(after == [200] * _CALLS_WHEN_WELL, f"the next {_CALLS_WHEN_WELL} calls all pass", after)
+    after = [status for status, _ in await calls(_CALLS_WHEN_WELL)]
+    states = await story.breaker_states("flaky")
+    text = f"the next {_CALLS_WHEN_WELL} calls all pass, and the breaker is closed"
+    checks.claim(after == [200] * _CALLS_WHEN_WELL and states == {"closed"}, text, (after, states))
+
+
+def _detail(body: str) -> str:
+    """Return the message of a refusal's problem details (RFC 9457)."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return body
 
 
 SCENES: tuple[Any, ...] = (show_context, show_hop_limit, show_budget, show_breaker)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _BOLD, _DIM, _GREEN, _RED, _END = "\x1b[1m", "\x1b[2m", "\x1b[32m", "\x1b[31m", "\x1b[0m"
+_WIDTH = 100
 _CLEAR_LINE = "\r\x1b[2K"
 
 
@@ -29,9 +31,15 @@ class Screen:
         """Say what just happened."""
         self._line("  " + text)
 
-    def aside(self, text: str) -> None:
-        """Say what may be read later."""
-        self._line("  " + text, _DIM)
+    def quote(self, text: str) -> None:
+        """Say something in the words of another, over as many lines as it takes."""
+        for line in textwrap.wrap(text, _WIDTH, break_long_words=False):
+            self._line("    " + line, _DIM)
+
+    def log_of(self, name: str, text: str) -> None:
+        """Show the end of what a process wrote, for whoever must find out why a claim did not hold."""
+        for line in text.splitlines():
+            self._line(f"  {name}: {line}", _DIM)
 
     def live(self, text: str) -> None:
         """Show a passing state: one line that the next one replaces; nothing where lines stay."""

@@ -57,7 +57,7 @@ async def show_summary(story: Story) -> None:
         if name == "meshd_refusals_total" and value
     ]
     if story.rows:
-        screen.table(("workflow", "LLM calls", "tokens billed"), story.rows)
+        screen.table(("workflow", "LLM calls", "tokens billed", "tokens in the ledger"), story.rows)
     screen.step(f"{calls:,} calls through meshd, {sum(count for _, _, count in refusals):,} refused:")
     screen.table(("reason", "target", "calls"), refusals)
     if not world.options.is_real:

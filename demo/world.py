@@ -153,7 +153,9 @@ async def running(options: Options, on_progress: Any) -> AsyncIterator[World]:
                 await _start(world, on_progress)
                 yield world
             finally:
-                await asyncio.gather(*(process.stop() for process in reversed(world.processes)))
+                stopping = (process.stop() for process in reversed(world.processes))
+                # One that cannot be stopped must not keep the others from it.
+                await asyncio.gather(*stopping, return_exceptions=True)
 
 
 async def _start(world: World, on_progress: Any) -> None:

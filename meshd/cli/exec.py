@@ -80,7 +80,12 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
 
 @click.command("exec", help=_HELP, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 @click.option("--workflow", callback=_workflow, metavar="NAME", help="Workflow to join; a new one otherwise.")
-@click.option("--budget", type=_Tokens(), metavar="TOKENS", help="Most tokens of this run; the policy's may be less.")
+@click.option(
+    "--budget",
+    type=_Tokens(),
+    metavar="TOKENS",
+    help="Most tokens that its workflow may spend in all; where the policy says less, that holds.",
+)
 @click.option(
     "--policy",
     "policies",

@@ -1,0 +1,92 @@
+"""The demo as a whole, on real input: it shows what it claims, and leaves nothing behind however it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import IO, cast
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
+    # A temporary directory of the test's own, named in the environment of every process that the demo starts.
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
+    command = [sys.executable, "-m", "demo", *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def left_running(directory: Path) -> list[str]:
+    """Return the command lines of processes that the demo of `directory` started and that still run."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            environ = (process / "environ").read_bytes()
+            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue
+        if f"TMPDIR={directory}".encode() in environ.split(b"\0"):
+            found.append(command)
+    return found
+
+
+def read_until(process: subprocess.Popen[str], text: str) -> str:
+    """Read its lines up to one with `text`."""
+    lines: list[str] = []
+    for line in cast("IO[str]", process.stdout):
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"it ended without {text!r}:\n{''.join(lines)}")
+
+
+def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    out, _ = process.communicate()
+    assert process.returncode == 0, out
+    assert "FAIL" not in out
+    assert "\x1b" not in out
+    assert re.search(r"^1[0-9] claims held, 0 did not", out, re.MULTILINE)
+    for line in (
+        "received hop 3 of workflow report-",
+        "then 403 hop_limit",
+        "with 402 budget_exhausted",
+        "added latency",
+    ):
+        assert line in out
+    assert left_running(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle_ends_everything(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path)
+    read_until(process, "meshd is at")
+    assert len(left_running(tmp_path)) > 5
+    process.send_signal(number)
+    process.communicate()
+    assert process.returncode == 128 + number
+    assert left_running(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_kept_it_stays_up_says_where_and_ends_well_with_ctrl_c(tmp_path: Path) -> None:
+    process = start(tmp_path, "--keep")
+    out = read_until(process, "try: curl")
+    address = re.search(r"http://127\.0\.0\.1:\d+/metrics", out)
+    assert address is not None
+    import urllib.request
+
+    with urllib.request.urlopen(address.group()) as reply:
+        assert b"meshd_calls_total" in reply.read()
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    assert process.returncode == 0
+    assert left_running(tmp_path) == []
+    assert list(tmp_path.iterdir()) == []
