@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -131,9 +132,20 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
 
 def check_names(document: Document, overrides: Overrides, report: Report) -> None:
     """Check the names that no other step looks at."""
+    for index, host in enumerate(document.hosts_allowed):
+        if ":" in host and not _is_ipv6(host):
+            report.error(("hosts_allowed", index), f"{shown(host)}: a host name or an address, without a port")
     if overrides.agent and not _NAME.match(overrides.agent):
         message = f"{shown(overrides.agent)} is no name: a-z, 0-9, '-', '_' and '.', at most 63"
         report.problems.append(Problem("--agent", 1, 1, message))
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def policy(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
-from meshd.policy.matching import GlobSet, Match
+from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
 
@@ -22,6 +22,8 @@ INBOUND_NAME = "app"
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
 SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "deny", "route", "idempotency")
 UNENFORCED = ("fallback", "approval", "idempotency")
+OPERATIONS = frozenset({"chat", "embeddings"})
+"""What the dialects of LLMs read; every other operation is a method and a path."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 
 
@@ -104,11 +106,6 @@ class Checker:
         for index, kind in enumerate(match.kind or ()):
             if not any(target.kind.value == kind for target in self.possible):
                 self.report.error((*here, "kind", index), f"no upstream is of kind {kind}")
-        for index, glob in enumerate(match.operation or ()):
-            method = glob.partition(" ")[0]
-            if method.lower() in _METHODS and (method != method.upper() or " " not in glob):
-                hint = f"{method.upper()} {glob.partition(' ')[2] or '*'}"
-                self.report.error((*here, "operation", index), f"fits no operation; did you mean {shown(hint)}?")
         if len(self.report.problems) > count:
             return None
         fits = GlobSet(match.target).fits if match.target is not None else None
@@ -120,7 +117,23 @@ class Checker:
         if not fitting:
             self.report.error(here, "contradictory: no upstream of this kind fits target", is_key=True)
             return None
+        for index, glob in enumerate(match.operation or ()):
+            self.operation((*here, "operation", index), glob, {target.kind for target in fitting})
         return fitting
+
+    def operation(self, here: Location, glob: str, kinds: set[Kind]) -> None:
+        """Report a glob that fits no operation: neither one that a dialect reads, nor a method and a path."""
+        method, space, path = glob.partition(" ")
+        if any(map(GlobSet((glob,)).fits, OPERATIONS)):
+            if Kind.LLM not in kinds and is_literal(glob):
+                self.report.error(here, f"{glob} is an operation of an LLM, and this rule fits none")
+        elif method.lower() in _METHODS and (method != method.upper() or not space or path[:1] not in ("/", "*", "?")):
+            path = path if path[:1] in ("/", "*", "?") else f"/{path}" if path else "*"
+            self.report.error(here, f"fits no operation; did you mean {shown(f'{method.upper()} {path}')}?")
+        elif not space and is_literal(glob):
+            hint = nearest(glob, sorted(OPERATIONS))
+            known = ", ".join(sorted(OPERATIONS))
+            self.report.error(here, f"fits no operation; there are {known}, and METHOD /PATH{hint}")
 
     def twice(self, here: Location, globs: tuple[str, ...]) -> None:
         """Report globs that stand in a list twice."""

@@ -33,8 +33,8 @@ S = TypeVar("S", bound="Settings")
 def named(settings: S, rule: str, *, is_shadow: bool = False) -> S:
     """Return the same settings, marked with the rule that set them."""
     marked = settings.model_copy()
-    marked._rule = rule  # noqa: SLF001 - the contract's own marks, set by the policy alone
-    marked._is_shadow = is_shadow  # noqa: SLF001
+    marked._rule = rule
+    marked._is_shadow = is_shadow
     return marked
 
 

@@ -65,7 +65,7 @@ class Mapping:
 Node: TypeAlias = "Scalar | Sequence | Mapping"
 
 
-class _Stop(Exception):  # noqa: N818 - never leaves this module
+class _Stop(Exception):
     """Nothing after this can be understood."""
 
 

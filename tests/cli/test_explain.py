@@ -185,7 +185,8 @@ def test_what_is_no_request_is_said_to_be_none(policy: Path, request_: bytes | d
 
 LINES = b"""\
 GET /|POST /openai/v1/chat/completions| HTTP/1.1|\n|\r\n|\n\n|Host: a|host: openai.mesh|\
-Content-Length: 3|Transfer-Encoding: chunked|Upgrade: websocket|Connection: upgrade|{}|0\r\n\r\n|{"model": "x-mini"}|x-meshd-context: a|x-meshd-hops: 9|\
+Content-Length: 3|Transfer-Encoding: chunked|Upgrade: websocket|Connection: upgrade|{}|0\r\n\r\n|{"model": "x-mini"}|\
+x-meshd-context: a|x-meshd-hops: 9|\
 CONNECT api.openai.com:443|\0|:| """.split(b"|")
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from meshd.call import Kind, Target
+from meshd.dialects.table import DIALECTS
+from meshd.policy.checking import OPERATIONS
 from meshd.policy.compiled import Limits, Policy
 from meshd.policy.document import DocumentFile, LoadError, Overrides, load, parse
 
@@ -216,6 +218,20 @@ MISTAKES = {
         f"{UPSTREAMS}rules:\n  - match: {{operation: 'delete /x'}}\n    deny: x",
         ['5:24: fits no operation; did you mean "DELETE /x"?'],
     ),
+    "path without its slash": (
+        f"{UPSTREAMS}rules:\n  - match: {{operation: DELETE invoices}}\n    deny: x",
+        ['5:24: fits no operation; did you mean "DELETE /invoices"?'],
+    ),
+    "operation that is none": (
+        f"{UPSTREAMS}rules:\n  - match: {{operation: chats}}\n    deny: x",
+        ["5:24: fits no operation; there are chat, embeddings"],
+    ),
+    "operation of no LLM": (
+        f"{UPSTREAMS}rules:\n  - match: {{target: writer, operation: chat}}\n    deny: x",
+        ["5:40: chat is an operation of an LLM"],
+    ),
+    "host with a port": ("hosts_allowed: ['pod:7400']", ["1:17: expected a host name"]),
+    "address with a port": ("hosts_allowed: [a, 'cafe:7400']", ['1:20: "cafe:7400": a host name']),
     "sets nothing": (f"{UPSTREAMS}rules:\n  - match: {{kind: llm}}", ["5:5: this rule sets nothing"]),
     "allows nothing in particular": (f"{UPSTREAMS}rules:\n  - allow: {{}}", ["5:5: allow sets nothing"]),
     "routes nowhere": (f"{UPSTREAMS}rules:\n  - route: {{}}", ["5:5: route sets nothing"]),
@@ -263,6 +279,12 @@ def test_mistake(text: str | bytes, expected: list[str]) -> None:
     assert len(found) == len(expected), found
     for problem, start in zip(found, expected, strict=True):
         assert problem.startswith(f"p.yaml:{start}"), found
+
+
+def test_the_operations_are_those_of_the_dialects() -> None:
+    paths = ("/v1/chat/completions", "/v1/embeddings", "/v1/messages")
+    read_by = {dialect.recognise("POST", path) for dialect in DIALECTS.values() for path in paths}
+    assert read_by - {None} == OPERATIONS
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_text() -> None:
@@ -320,6 +342,10 @@ def test_unenforced_keys_load_when_that_is_accepted() -> None:
     text = f"{UPSTREAMS}rules:\n  - {{fallback: [x], approval: {{by: me}}, idempotency: true}}\nlimits: {{turns: 3}}"
     policy = read(text, accept_unenforced=True)
     assert sum("not enforced" in warning for warning in policy.warnings) == 4
+
+
+def test_hosts_that_the_listener_accepts() -> None:
+    assert read("hosts_allowed: [Pod, '::1', a.b]").hosts_allowed == ("pod", "::1", "a.b")
 
 
 def test_aliases_are_read_and_bombs_are_not() -> None:
