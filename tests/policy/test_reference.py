@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from meshd.cli import main
 from meshd.policy.document import DocumentFile, parse
 from meshd.policy.schema import json_schema, reference
 from meshd.policy.upstreams import RESERVED_NAMES, WELL_KNOWN
@@ -38,3 +41,14 @@ def test_every_well_known_upstream_is_named() -> None:
 @pytest.mark.parametrize("block", re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL))
 def test_its_examples_load(block: str) -> None:
     assert parse([DocumentFile("example", block.encode())]).rules
+
+
+def test_its_example_of_explain_has_every_filter_in_order(tmp_path: Path) -> None:
+    (request,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
+    (said,) = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
+    path = tmp_path / "call.json"
+    path.write_text(request)
+    policy = Path(__file__).parents[2] / "policies" / "shadow-first.yaml"
+    result = CliRunner().invoke(main, ["explain", str(policy), str(path), "--json"], catch_exceptions=False)
+    steps = [(step["name"], step["verdict"]) for step in json.loads(result.stdout)["steps"]]
+    assert re.findall(r"^([a-z_]+) +(\w+) ", said, re.MULTILINE) == steps
