@@ -61,7 +61,8 @@ async def turns(count: int = 20) -> None:
 async def test_the_first_use_waits_and_the_next_does_not(ledger: Ledger) -> None:
     assert ledger.reserve("a", 1000, 10, 10) is None
     (await take(ledger, 10)).settle(5)
-    assert isinstance(one := ledger.reserve("a", 1000, 10, 10), Reservation)
+    one = ledger.reserve("a", 1000, 10, 10)
+    assert isinstance(one, Reservation)
     one.settle(0)
 
 
@@ -281,7 +282,8 @@ async def test_a_store_that_fails_and_comes_back(tmp_path: Path) -> None:
         await ledger.wait("b", 1000, 10, 10, queue_s=1)
     assert ledger.state == "the store is away"
     # What is leased already needs no store.
-    assert isinstance(one := ledger.reserve("a", 1000, 10, 10), Reservation)
+    one = ledger.reserve("a", 1000, 10, 10)
+    assert isinstance(one, Reservation)
     one.settle(10)
     with pytest.raises(StoreError):
         await ledger.wait("a", 1000, 900, 900, queue_s=1)
