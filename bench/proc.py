@@ -7,6 +7,7 @@ from `utime + stime` of `/proc/<pid>/stat` in clock ticks of usually 10 ms. See 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,14 +72,18 @@ def tree(root: int) -> list[int]:
     return found
 
 
+def threads_cpu_ns(pid: int) -> dict[int, int]:
+    """Return the nanoseconds of CPU of each living thread, by its id; nothing where the kernel keeps no such books."""
+    found = {}
+    with suppress(OSError):
+        for task in (PROC / str(pid) / "task").iterdir():
+            with suppress(OSError, ValueError):  # a thread may end while we read: the others count all the same
+                found[int(task.name)] = parse_schedstat((task / "schedstat").read_text())
+    return found
+
+
 def _one_cpu_ns(pid: int) -> int:
-    try:
-        tasks = list((PROC / str(pid) / "task").iterdir())
-        total = 0
-        for task in tasks:
-            total += parse_schedstat((task / "schedstat").read_text())
-    except (OSError, ValueError):
-        total = 0
+    total = sum(threads_cpu_ns(pid).values())
     if total:
         return total
     try:

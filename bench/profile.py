@@ -9,11 +9,13 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench import calls
+from bench import calls, proc
 from bench.peers import PEERS
 from bench.processes import NotReadyError, run
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.stage import Stage
 
 _SECONDS = 5
@@ -28,7 +30,9 @@ def show(stage: Stage) -> int:
     request = calls.chat(running)
     calls.probe(running, request)
     stage.calls(request, 32, 1)
-    pid = str(running.pids()[-1])
+    process = running.pids()[0]
+    print(threads(process, lambda: stage.calls(request, 32, 2).count))
+    pid = str(process)
     perf = shutil.which("perf")
     spy = shutil.which("py-spy", path=f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin")
     if not perf and not spy:
@@ -59,6 +63,18 @@ def _perf(perf: str, pid: str, stage: Stage) -> str:
     by_symbol = run([*shared, "--sort", "dso,symbol"], core=stage.cores.load, timeout_s=120)
     text = f"by library\n\n{by_library}\nby function\n\n{by_symbol}"
     return "\n".join(line.rstrip(" -") for line in text.splitlines()) + "\n"
+
+
+def threads(pid: int, load: Callable[[], int]) -> str:
+    """Run a load without a profiler, and return the CPU of each thread for each call."""
+    before = proc.threads_cpu_ns(pid)
+    count = load() or 1
+    spent = {tid: ns - before.get(tid, 0) for tid, ns in proc.threads_cpu_ns(pid).items()}
+    lines = ["by thread: CPU us for each call"]
+    lines += [
+        f"{ns / 1000 / count:8.1f}  {'main' if tid == pid else f'thread {tid}'}" for tid, ns in spent.items() if ns
+    ]
+    return "\n".join([*lines, ""])
 
 
 def frames(raw: str, shown: int = 45) -> str:

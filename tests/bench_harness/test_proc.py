@@ -42,9 +42,11 @@ def test_cpu_of_this_process_only_grows() -> None:
     assert sum(i * i for i in range(2_000_000)) > 0
     assert proc.cpu_ns([os.getpid()]) > before > 0
     assert proc.rss_bytes([os.getpid()]) > 1_000_000
+    assert os.getpid() in proc.threads_cpu_ns(os.getpid())
 
 
 def test_a_process_that_is_gone_costs_nothing() -> None:
     gone = 2**22 + 1  # above the kernel's largest process id
     assert proc.cpu_ns([gone]) == 0
     assert proc.rss_bytes([gone]) == 0
+    assert proc.threads_cpu_ns(gone) == {}
