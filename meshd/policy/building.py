@@ -251,9 +251,10 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
         )
     for index, rule in enumerate(document.rules):
         if rule.shadow:
-            report.warn(
-                ("rules", index), f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing"
-            )
+            unjudged = [key for key in ("breaker", "retry", "route") if getattr(rule, key) is not None]
+            more = f"; in shadow its {' and '.join(unjudged)} only adds to its hits" if unjudged else ""
+            words = f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing{more}"
+            report.warn(("rules", index), words)
     for name, upstream in upstreams.items():
         _warn_upstream(name, upstream, report)
 

@@ -338,6 +338,11 @@ def test_a_rule_in_shadow_takes_nothing_from_a_later_one() -> None:
     assert any('"rule-1" is in shadow' in warning for warning in policy.warnings)
 
 
+def test_what_shadow_cannot_judge_is_said() -> None:
+    policy = read(f"{UPSTREAMS}rules:\n  - {{breaker: {{}}, retry: {{}}, shadow: true}}")
+    assert any("in shadow its breaker and retry only adds to its hits" in warning for warning in policy.warnings)
+
+
 def test_unenforced_keys_load_when_that_is_accepted() -> None:
     text = f"{UPSTREAMS}rules:\n  - {{fallback: [x], approval: {{by: me}}, idempotency: true}}\nlimits: {{turns: 3}}"
     policy = read(text, accept_unenforced=True)
