@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from bench.results import Row
 
 BEGIN, END = "<!-- table: written by python -m bench --write -->", "<!-- end of table -->"
+NOISY = 0.1
+"""Share of the proxy's core that others may use, in the median round of a peer, before the reader is warned."""
 _OTHERS = ("nginx", "haproxy", "aiohttp", "litellm")
 _LABELS = {
     "cpu_us": "CPU us",
@@ -107,6 +109,9 @@ def document(
     about.append("- versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()))
     about += [f"- absent, and so not beaten: {name} ({why.splitlines()[0]})" for name, why in absent.items()]
     about.append(f"- run: {settings}")
+    foreign = max((v.get("foreign", 0.0) for row in rows for v in row.absolute.values()), default=0.0)
+    if foreign > NOISY:
+        about.append(f"- **NOISY**: others used up to {foreign:.0%} of the proxy's core; repeat it on a quiet machine")
     parts = [
         "\n".join(about),
         ratios(rows, absent),

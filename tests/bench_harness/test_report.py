@@ -71,6 +71,13 @@ def test_the_document_says_what_was_not_measured_and_why() -> None:
     assert "0 of 1 goals met" in text
 
 
+@pytest.mark.parametrize(("foreign", "is_warned"), [(0.05, False), (0.4, True)])
+def test_a_noisy_run_says_so(foreign: float, is_warned: bool) -> None:
+    noisy = Cell([Sample(1000, 0, 1.0, 10**7, foreign)])
+    text = report.document([finished(HTTP, {"meshd": noisy, "envoy": cell(50)})], {}, {}, {}, "1 round")
+    assert ("NOISY" in text) is is_warned
+
+
 def test_columns_line_up() -> None:
     lines = report.grid(["a", "long head"], [["wide cell", "b"], ["c", "d"]]).splitlines()
     assert len({len(line) for line in lines}) == 1
