@@ -43,6 +43,8 @@ async def test_ready_and_later_events_are_heard_and_other_lines_kept() -> None:
     code = _READY + "print('a line', flush=True); print(json.dumps({'event': 'e', 'n': 2}), flush=True); input()"
     await it.start(["-c", code], os.environ)
     assert (await it.wait_ready())["port"] == 1
+    while not events:
+        await asyncio.sleep(0)
     await it.stop()
     assert events == [{"event": "e", "n": 2}]
     assert "a line" in it.tail
