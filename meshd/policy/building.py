@@ -54,6 +54,8 @@ def upstreams(document: Document, overrides: Overrides, report: Report) -> dict[
     for text in overrides.upstreams:
         try:
             name, section = override(text, named_sections)
+            if name in made:
+                raise ValueError(f"{name} is given twice")
             made_one = _upstream(name, section)
         except ValueError as error:
             report.problems.append(Problem("--upstream", 1, 1, f"{shown(text)}: {error}"))

@@ -63,7 +63,10 @@ def load(
 
     Upstreams of several files are united and rules appended in the files' order. Raises LoadError with every problem.
     """
-    given = [Path(path) for path in paths] or [packaged()]
+    try:
+        given = [Path(path) for path in paths] or [packaged()]
+    except FileNotFoundError as error:
+        raise LoadError([Problem("packaged", 1, 1, str(error))]) from None
     problems: list[Problem] = []
     files = _read(policy_files(given, problems), problems)
     if problems:

@@ -396,6 +396,11 @@ def test_nonsense_from_the_command_line_is_refused(given: str) -> None:
     assert caught.value.problems[0].path == "--upstream"
 
 
+def test_an_upstream_is_given_once() -> None:
+    with pytest.raises(LoadError, match="a is given twice"):
+        read("", overrides=Overrides(upstreams=("a=http://x", "a=http://y")))
+
+
 def test_the_command_line_names_the_agent() -> None:
     assert read("agent: a", overrides=Overrides(agent="b")).agent == "b"
     assert "is no name" in problems("", overrides=Overrides(agent="No Name"))[0]
