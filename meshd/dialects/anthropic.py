@@ -47,6 +47,8 @@ _HIDING = ("container", "mcp_servers", "context_management")
 """Members that bring input, or model turns, that the body does not show."""
 
 
+# A search result inside a tool's result, as the API takes them.
+_BLOCKS_DEPTH_MAX = 2
 _QUOTE = 0x22
 _BRACKETS = b"[{"
 
@@ -152,7 +154,7 @@ def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool, int]:
     for index, tool in enumerate(pairs_of.read_objects(raw, "'tools'")):
         kind = pairs_of.text(tool, "type", "'tools'", index)
         name = pairs_of.text(tool, "name", "'tools'", index) or kind
-        names.append(name or malformed(f"'tools', item {index}, has no name"))
+        names.append(name or malformed(f"'tools'[{index}] has no name"))
         if kind not in (None, "custom"):
             if kind.startswith(_CLIENT_RUN):
                 overhead += _BUILT_IN_TOKENS
@@ -169,7 +171,7 @@ def _read_servers(pairs: Pairs, names: list[str]) -> None:
     raw = pairs_of.member(pairs, "mcp_servers")
     for index, server in enumerate(pairs_of.read_objects(raw, "'mcp_servers'") if raw is not None else ()):
         name = pairs_of.text(server, "name", "'mcp_servers'", index)
-        names.append(name or malformed(f"'mcp_servers', item {index}, has no name"))
+        names.append(name or malformed(f"'mcp_servers'[{index}] has no name"))
 
 
 def _read_thinking(request: Request) -> None:
@@ -195,7 +197,7 @@ def _is_input_hidden(pairs: Pairs) -> bool:
     return is_hidden
 
 
-def _hides(raw: msgspec.Raw, where: str, at: int) -> bool:
+def _hides(raw: msgspec.Raw, where: str, at: int, depth: int = 0) -> bool:
     is_hidden = False
     for block in pairs_of.read_objects(raw, where, at):
         kind = pairs_of.text(block, "type", where, at)
@@ -203,8 +205,10 @@ def _hides(raw: msgspec.Raw, where: str, at: int) -> bool:
             continue
         if kind in _NESTED_BLOCKS:
             inner = block.get("content")
-            if inner is not None and memoryview(inner)[0] in _BRACKETS and _hides(inner, where, at):
-                is_hidden = True
+            if inner is None or memoryview(inner)[0] not in _BRACKETS:
+                continue
+            # Each level is read anew, so a body must not choose how many there are.
+            is_hidden = is_hidden or depth == _BLOCKS_DEPTH_MAX or _hides(inner, where, at, depth + 1)
         elif not _is_text_document(block, where, at):
             is_hidden = True
     return is_hidden

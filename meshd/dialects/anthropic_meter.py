@@ -8,7 +8,7 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
-from meshd.dialects.counting import BYTES_PER_TOKEN, count, size_of
+from meshd.dialects.counting import BYTES_PER_TOKEN, count, respelled, size_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[Any], kind: Any) -> Any:
     except msgspec.ValidationError:
         pass
     except _NONSENSE:
-        return kind()
+        data = respelled(data)
     # One member of an unexpected type must not hide the others, above all not the usage.
     found = kind()
     try:
@@ -148,8 +148,10 @@ class AnthropicMeter:
         if message.type == "error":
             return event
         self._read_identity(message)
+        names: list[str] = []
         for block in message.content or ():
-            self._read_block(block, event)
+            self._read_block(block, names, event)
+        event.tool_names = tuple(names)
         if message.usage is not None:
             self._read_usage(message.usage, is_final=True)
         return event
@@ -163,10 +165,14 @@ class AnthropicMeter:
             event.tool_names = ()
         if self._next[0]:
             self._take_effect()
-        at = raw.find(b"\ndata: {") if raw.endswith(b"}\n\n") else -1
-        data = raw[at + 7 : -2] if at > 0 and raw.find(b"\n", at + 1) == len(raw) - 2 else data_of(raw)
-        if data[:1] != b"{":
-            return event
+        # An `event` line and a `data` line, as the API writes them; anything else goes the longer way.
+        at = raw.find(b"\n")
+        if raw[:6] == b"event:" and raw[at + 1 : at + 8] == b"data: {" and raw.find(b"\n", at + 1) == len(raw) - 2:
+            data = raw[at + 7 :]
+        else:
+            data = data_of(raw).strip()
+            if data[:1] != b"{":
+                return event
         said: _StreamEvent = _decode(data, _stream_event, _StreamEvent)
         kind = said.type
         if kind == "content_block_delta":
@@ -181,7 +187,9 @@ class AnthropicMeter:
         if kind == "content_block_start":
             self._next = (kind, index)
             if said.content_block is not None:
-                self._read_block(said.content_block, event)
+                names: list[str] = []
+                self._read_block(said.content_block, names, event)
+                event.tool_names = tuple(names)
         elif kind == "content_block_stop":
             self._next = (kind, index)
         elif kind == "message_start":
@@ -225,10 +233,10 @@ class AnthropicMeter:
         if isinstance(message.stop_reason, str):
             self.finish_reasons = (message.stop_reason,)
 
-    def _read_block(self, block: _Block, event: Event) -> None:
+    def _read_block(self, block: _Block, names: list[str], event: Event) -> None:
         # tool_use, server_tool_use, mcp_tool_use: whoever runs it, the answer calls it by its name.
         if isinstance(block.name, str) and isinstance(block.type, str) and block.type.endswith("tool_use"):
-            event.tool_names += (block.name,)
+            names.append(block.name)
             event.has_content = True
         self._count(size_of(block.text) + size_of(block.thinking), event)
 

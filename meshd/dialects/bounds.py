@@ -23,23 +23,41 @@ _COMMON = (
 )  # fmt: skip
 
 
+# Above these, the worst that there is takes the place of what was counted: the caller must not wait for it.
+_NORMALISED_BYTES_MAX = 1024 * 1024
+_ESCAPES_MAX = 50_000
+# UTF-8 grows 11 times at most under NFKC (Unicode's normalisation FAQ), by U+FDFA: 33 bytes for 3, 6 as an escape.
+_GROWTH_MAX = 11
+_ESCAPE_GROWTH_MAX = 27
+_ASCII = bytes(range(128))
+
+
 def normalised_bytes(body: bytes) -> int:
     """Return a number of bytes that neither a body (UTF-8 JSON) nor its text after NFKC exceeds."""
     size = len(body)
     if not body.isascii():
-        text = body.decode()
-        for character, plain in _COMMON:
-            if character in text:
-                text = text.replace(character, plain)
-        if not unicodedata.is_normalized("NFKC", text):
-            text = unicodedata.normalize("NFKC", text)
-        size = max(size, len(text.encode()))
+        size = max(size, _normalised_text_bytes(body))
     backslash = body.find(b"\\")
     if backslash != -1 and body.find(b"\\u", backslash) != -1:
         # Characters behind escapes, each on its own: an escape spends more bytes than any mark that moves among its
         # neighbours can add, and a pair of surrogates (12 bytes) normalises to 12 bytes at most.
+        escapes = body.count(b"\\u")
+        if escapes > _ESCAPES_MAX:
+            return size + escapes * _ESCAPE_GROWTH_MAX
         size += sum(_grown_bytes(code) * count for code, count in Counter(_ESCAPE.findall(body)).items())
     return size
+
+
+def _normalised_text_bytes(body: bytes) -> int:
+    if len(body) > _NORMALISED_BYTES_MAX:
+        return len(body) + (_GROWTH_MAX - 1) * len(body.translate(None, _ASCII))
+    text = body.decode()
+    for character, plain in _COMMON:
+        if character in text:
+            text = text.replace(character, plain)
+    if not unicodedata.is_normalized("NFKC", text):
+        text = unicodedata.normalize("NFKC", text)
+    return len(text.encode())
 
 
 @lru_cache(maxsize=4096)

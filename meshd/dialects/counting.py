@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 COUNT_MAX = 1_000_000_000
@@ -23,3 +24,15 @@ def size_of(value: Any) -> int:
     if type(value) is list:
         return sum(size_of(item.get("text")) for item in value if type(item) is dict)
     return 0
+
+
+def respelled(data: bytes) -> bytes:
+    """Return JSON that only a tolerant parser reads (NaN, half of a surrogate pair) as what a strict one does.
+
+    Python servers write both, and the SDKs read them. Empty where it is no JSON at all.
+    """
+    try:
+        value = json.loads(data, parse_constant=lambda _name: None)
+        return json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        return b""

@@ -98,7 +98,7 @@ def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pai
     for members in decoded:
         pairs = {key.name: value for key, value in members.items()}
         if len(pairs) != len(members):
-            _duplicate(members, f"{_place(where, at)}, item {len(items)},")
+            _duplicate(members, f"{_place(where, at)}[{len(items)}]")
         items.append(pairs)
     return items
 
@@ -127,7 +127,7 @@ def read_items(raw: msgspec.Raw, where: str) -> list[msgspec.Raw]:
 
 
 def _place(where: str, at: int) -> str:
-    return where if at < 0 else f"{where}, item {at},"
+    return where if at < 0 else f"{where}[{at}]"
 
 
 def _explain(error: Exception, raw: bytes | msgspec.Raw, where: str) -> NoReturn:

@@ -196,7 +196,7 @@ def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool]:
             names.append(kind)
             is_hosted = True
         elif not is_known:
-            malformed(f"'tools', item {index}, names no tool")
+            malformed(f"'tools'[{index}] names no tool")
     return tuple(names), is_hosted
 
 
@@ -204,7 +204,7 @@ _offered = remembered(_read_offered)
 
 
 def _name(pairs: Pairs, where: str, at: int) -> str:
-    return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}, item {at}, has no name")
+    return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}[{at}] has no name")
 
 
 def _is_input_hidden(pairs: Pairs) -> bool:

@@ -8,7 +8,7 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
-from meshd.dialects.counting import BYTES_PER_TOKEN, count, size_of
+from meshd.dialects.counting import BYTES_PER_TOKEN, count, respelled, size_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ _answer = msgspec.json.Decoder(_Answer)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raws = msgspec.json.Decoder(list[msgspec.Raw])
 _NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# Choices that a stream is believed to have; an answer must not make its meter grow without end.
+_CHOICES_MAX = 1024
 _DONE = b"data: [DONE]\n\n"
 
 
@@ -77,7 +79,7 @@ def _decode(data: bytes) -> _Answer | None:
     except msgspec.ValidationError:
         pass
     except _NONSENSE:
-        return None
+        data = respelled(data)
     # One member of an unexpected type must not hide the others, above all not the usage.
     answer = _Answer()
     try:
@@ -167,6 +169,8 @@ class OpenAIMeter:
             self._finishing.clear()
         data = data_of(raw)
         if data[:1] != b"{":
+            data = data.strip()
+        if data[:1] != b"{":
             if data.startswith(b"[DONE]"):
                 self._is_done = True
                 self.is_terminal = not self._is_failed
@@ -188,11 +192,13 @@ class OpenAIMeter:
             content = choice.delta or choice.message
             if content is not None:
                 self._read_content(content, event)
-            if type(choice.index) is int and choice.index not in self._seen and len(self._seen) < 1024:
+            if type(choice.index) is int and choice.index not in self._seen and len(self._seen) < _CHOICES_MAX:
                 self._seen.add(choice.index)
             if choice.finish_reason is not None:
-                self._finishing.append(choice.index if type(choice.index) is int else 0)
-                if isinstance(choice.finish_reason, str):
+                index = choice.index if type(choice.index) is int else 0
+                if index in self._seen:
+                    self._finishing.append(index)
+                if isinstance(choice.finish_reason, str) and len(self.finish_reasons) < _CHOICES_MAX:
                     self.finish_reasons += (choice.finish_reason,)
         if answer.usage is not None:
             self._read_usage(answer.usage)
@@ -212,15 +218,7 @@ class OpenAIMeter:
         if content.reasoning_content is not None or content.reasoning is not None or content.refusal is not None:
             size += max(size_of(content.reasoning_content), size_of(content.reasoning)) + size_of(content.refusal)
         if content.tool_calls or content.function_call:
-            calls = [content.function_call]
-            for call in content.tool_calls or ():
-                calls += (call.function, call.custom)
-            for function in calls:
-                if function is not None:
-                    size += size_of(function.arguments) + size_of(function.input)
-                    if isinstance(function.name, str) and function.name:
-                        event.tool_names += (function.name,)
-                        size += len(function.name)
+            size += _read_calls(content, event)
         if size:
             event.has_content = True
             self._content_bytes += size
@@ -270,6 +268,23 @@ class OpenAIMeter:
         row = refused.row
         error = {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
         return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+
+
+def _read_calls(content: _Content, event: Event) -> int:
+    """Add the names of the tools that are called; return the bytes that were generated for the calls."""
+    calls = [content.function_call]
+    for call in content.tool_calls or ():
+        calls += (call.function, call.custom)
+    names: list[str] = []
+    size = 0
+    for function in calls:
+        if function is not None:
+            size += size_of(function.arguments) + size_of(function.input)
+            if isinstance(function.name, str) and function.name:
+                names.append(function.name)
+                size += len(function.name)
+    event.tool_names += tuple(names)
+    return size
 
 
 def _usage_of(reported: _Usage, *, has_output: bool) -> Usage | None:

@@ -39,13 +39,15 @@ def _is_one_event(data: bytes, size: int) -> bool:
 class Splitter:
     """Cuts a byte stream into whole events. Holds at most `event_bytes_max` bytes beside what it was just fed."""
 
-    __slots__ = ("_event_bytes_max", "_pending", "_searched")
+    __slots__ = ("_event_bytes_max", "_has_cr", "_pending", "_searched")
 
     def __init__(self, event_bytes_max: int = EVENT_BYTES_MAX) -> None:
         self._event_bytes_max = event_bytes_max
         self._pending = bytearray()
         self._searched = 0
         """Bytes of `_pending` in which no border begins: byte by byte must not cost quadratic time."""
+        self._has_cr = False
+        """`_pending` may hold a CR."""
 
     def feed(self, data: bytes) -> list[bytes]:
         """Return the events that `data` completes, each with its terminator, in order and unchanged.
@@ -58,43 +60,44 @@ class Splitter:
             size = len(data)
             if 1 < size <= self._event_bytes_max and _is_one_event(data, size):
                 return [data]
-            return self._split(data, 0)
-        self._pending += data
-        start = self._searched
-        data = bytes(self._pending)
-        self._pending.clear()
-        return self._split(data, start)
-
-    def _split(self, data: bytes, searched: int) -> list[bytes]:
-        events: list[bytes] = []
-        begin = 0
-        event_bytes_max = self._event_bytes_max
-        if b"\r" not in data:
-            end = data.find(b"\n\n", searched)
-            while end >= 0:
-                events.append(data[begin : end + 2])
-                if end + 2 - begin > event_bytes_max:
-                    raise EventTooLarge(event_bytes_max)
-                begin = end + 2
-                end = data.find(b"\n\n", begin)
+            self._has_cr = b"\r" in data
+            events, begin = self._split(data, 0)
+            self._pending += data[begin:]
         else:
-            for border in _BORDER.finditer(data, searched):
-                end = border.end()
-                events.append(data[begin:end])
-                if end - begin > event_bytes_max:
-                    raise EventTooLarge(event_bytes_max)
-                begin = end
-        if len(data) - begin > event_bytes_max:
-            raise EventTooLarge(event_bytes_max)
-        self._pending += data[begin:]
+            self._pending += data
+            self._has_cr = self._has_cr or b"\r" in data
+            events, begin = self._split(self._pending, self._searched)
+            del self._pending[:begin]
+        if len(self._pending) > self._event_bytes_max:
+            raise EventTooLarge(self._event_bytes_max)
         self._searched = max(0, len(self._pending) - _BORDER_BYTES_MAX)
         return events
+
+    def _split(self, data: bytes | bytearray, searched: int) -> tuple[list[bytes], int]:
+        """Return the whole events at the front of `data`, and where the rest begins."""
+        events: list[bytes] = []
+        begin = 0
+        if self._has_cr:
+            ends = [border.end() for border in _BORDER.finditer(data, searched)]
+        else:
+            ends = []
+            at = data.find(b"\n\n", searched)
+            while at >= 0:
+                ends.append(at + 2)
+                at = data.find(b"\n\n", at + 2)
+        for end in ends:
+            if end - begin > self._event_bytes_max:
+                raise EventTooLarge(self._event_bytes_max)
+            events.append(bytes(data[begin:end]))
+            begin = end
+        return events, begin
 
     def rest(self) -> bytes:
         """Return what no blank line has ended, and forget it. By the standard it is not an event."""
         rest = bytes(self._pending)
         self._pending.clear()
         self._searched = 0
+        self._has_cr = False
         return rest
 
 

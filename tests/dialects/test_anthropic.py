@@ -56,14 +56,14 @@ def test_recognise(method: str, path: str, operation: str | None, is_free: bool)
         ({"max_tokens": True}, "'max_tokens'"),
         ({"model": {}}, "'model'"),
         ({"stream": "true"}, "'stream'"),
-        ({"tools": [{"input_schema": {}}]}, "'tools', item 0, has no name"),
-        ({"tools": [{"name": 1}]}, "'name' of 'tools', item 0,"),
+        ({"tools": [{"input_schema": {}}]}, "'tools'[0] has no name"),
+        ({"tools": [{"name": 1}]}, "'name' of 'tools'[0]"),
         ({"tools": 1}, "'tools': expected `array`"),
         ({"thinking": "a lot"}, "'thinking': expected `object`"),
         ({"thinking": {"type": "enabled", "budget_tokens": "x"}}, "'budget_tokens'"),
         ({"system": 7}, "'system': expected `array`"),
-        ({"mcp_servers": [{"url": "https://example.org"}]}, "'mcp_servers', item 0, has no name"),
-        ({"messages": [{"role": "user", "content": [7]}]}, "'messages', item 0,: expected `object`"),
+        ({"mcp_servers": [{"url": "https://example.org"}]}, "'mcp_servers'[0] has no name"),
+        ({"messages": [{"role": "user", "content": [7]}]}, "'messages'[0]: expected `object`"),
     ],
 )
 def test_what_decides_must_have_its_type(members: dict[str, Any], says: str) -> None:
@@ -294,3 +294,20 @@ def test_a_plain_answer_that_cannot_be_read_is_passed_on() -> None:
         assert meter.read_message(body).raw is body
         assert meter.usage is None
         assert meter.is_terminal
+
+
+def test_a_body_does_not_choose_how_often_it_is_read() -> None:
+    block: dict[str, Any] = {"type": "text", "text": "x"}
+    bounds = []
+    for _ in range(300):
+        block = {"type": "tool_result", "tool_use_id": "t", "content": [block]}
+        bounds.append(read(messages=[{"role": "user", "content": [block]}]).input_bound)
+    assert bounds[0] < bounds[1] < WINDOW
+    assert set(bounds[2:]) == {WINDOW}
+
+
+def test_the_bound_of_what_is_too_large_to_normalise_is_the_worst_case() -> None:
+    text = "\ufdfa" * 400_000
+    assert normalised_bytes(text.encode()) >= len(text) * 33
+    assert normalised_bytes(json.dumps("\ufdfa" * 60_000).encode()) >= 60_000 * 33
+    assert normalised_bytes(b"plain " * 400_000) == 2_400_000

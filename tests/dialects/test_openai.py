@@ -82,12 +82,12 @@ def test_free(method: str, path: str, is_free: bool) -> None:
         ({"stream_options": {"include_usage": 1}, "stream": True}, "'include_usage'"),
         ({"tools": {}}, "'tools': expected `array`"),
         ({"tools": ["web_search"]}, "'tools': expected `object`"),
-        ({"tools": [{}]}, "'tools', item 0, names no tool"),
+        ({"tools": [{}]}, "'tools'[0] names no tool"),
         ({"tools": [{"type": "function"}]}, "names no tool"),
         ({"tools": [{"type": "function", "function": {}}]}, "has no name"),
-        ({"tools": [{"type": "function", "function": {"name": 7}}]}, "'name' of 'tools', item 0, must be a string"),
+        ({"tools": [{"type": "function", "function": {"name": 7}}]}, "'name' of 'tools'[0] must be a string"),
         ({"tools": [{"type": "function", "function": "f"}]}, "expected `object`"),
-        ({"functions": [{"description": "x"}]}, "'functions', item 0, has no name"),
+        ({"functions": [{"description": "x"}]}, "'functions'[0] has no name"),
         ({"messages": [{"role": "user", "content": [{"type": 1}]}]}, "'type' of 'messages', item 0"),
         ({"messages": {"role": {}}}, "'messages': expected `array`"),
         ({"messages": ["x", []]}, "'messages'"),
@@ -350,3 +350,21 @@ def test_a_plain_answer_that_cannot_be_read_is_passed_on() -> None:
         meter = metered()
         assert meter.read_message(body).raw is body
         assert meter.usage is None
+
+
+def test_what_python_servers_write_is_read_as_the_sdk_reads_it() -> None:
+    usage = b'"usage":{"prompt_tokens":5,"completion_tokens":3}'
+    for odd in (b'"content":"\\ud83d"', b'"logprob":-Infinity,"content":"x"', b'"score":NaN'):
+        meter = metered(b'data:  {"id":"c1","choices":[{"index":0,"delta":{' + odd + b"}}]," + usage + b"}\n\n")
+        assert meter.usage == Usage(5, 3)
+
+
+def test_no_answer_makes_its_meter_grow_or_crawl() -> None:
+    finish = b"".join(b',{"index":%d,"finish_reason":"stop"}' % index for index in range(5_000))
+    calls = b",".join([b'{"function":{"name":"a"}}'] * 20_000)
+    meter = metered(
+        b'data: {"id":"c1","choices":[{"index":0}' + finish + b"]}\n\n",
+        b'data: {"id":"c1","choices":[{"index":0,"delta":{"tool_calls":[' + calls + b"]}}]}\n\n",
+    )
+    assert len(meter.finish_reasons) <= 1024
+    assert meter.cut().count(b"finish_reason") <= 1024

@@ -119,3 +119,10 @@ def test_the_fast_reading_of_data_says_what_the_lines_say(tail: bytes) -> None:
 def test_one_crlf_event_is_handed_on_without_a_copy() -> None:
     data = b'event: x\r\ndata: {"x": 1}\r\n\r\n'
     assert Splitter().feed(data)[0] is data
+
+
+def test_a_long_event_in_many_pieces_is_searched_once() -> None:
+    splitter = Splitter(event_bytes_max=1 << 20)
+    for _ in range(100_000):
+        assert splitter.feed(b"x") == []
+    assert splitter.feed(b"\n\n") == [b"x" * 100_000 + b"\n\n"]
