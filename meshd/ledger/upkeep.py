@@ -34,6 +34,7 @@ class Upkeep:
         "_flush",
         "_holder",
         "_is_directory_stale",
+        "_is_durable",
         "_is_syncing",
         "_journal",
         "_loop",
@@ -70,6 +71,8 @@ class Upkeep:
         self._syncing: list[asyncio.Future[None]] = []
         self._is_syncing = False
         self._is_directory_stale = False
+        self._is_durable = False
+        """Somebody has relied on a sync."""
         self._flush: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.rotate_at = segment_bytes_max
@@ -95,6 +98,7 @@ class Upkeep:
 
         Raises StoreError where it may not.
         """
+        self._is_durable = True
         future: asyncio.Future[None] = self._loop.create_future()
         self._syncing.append(future)
         if not self._is_syncing:
@@ -152,7 +156,9 @@ class Upkeep:
     async def _checkpoint(self, report: Callable[[], Awaitable[None]]) -> None:
         try:
             await report()
-            await self.synced()
+            if self._is_durable:
+                # The old segment goes: what it held must not depend on a crash. Fast leases are written off then anyway.
+                await self.synced()
             self._record.segment = self._journal.segment
             await self._desk.write_holder(self._holder, self._record)
             self._journal.forget()
