@@ -186,7 +186,7 @@ def _payload(context: Context, audience: Audience, expires_s: int, nonce: bytes)
     deadline_s, ceiling = context.deadline_s, context.ceiling
     is_own = context.account == "workflow/" + context.workflow
     flags = (_HAS_PARENT if context.parent else 0) | (_IS_OWN_ACCOUNT if is_own else 0)
-    deadline_ms = _NONE if deadline_s is None else int(deadline_s * 1000)
+    deadline_ms = _NONE if deadline_s is None else _whole_ms(deadline_s)
     if not 0 <= context.hops <= HOPS_MAX or not 0 <= expires_s < 2**32 or len(nonce) != 8:
         raise ValueError("hops, expiry or nonce out of range")
     if not (deadline_s is None or 0 <= deadline_ms <= _DEADLINE_MS_MAX) or not 0 <= (ceiling or 0) <= _CEILING_MAX:
@@ -206,6 +206,15 @@ def _payload(context: Context, audience: Audience, expires_s: int, nonce: bytes)
     fixed = _FIXED.pack(audience, flags, context.hops, expires_s, nonce, deadline_ms, ceiling_or_none)
     lengths = bytes(map(len, encoded))
     return b"".join((fixed, parent, counts, lengths, numbers, *encoded))
+
+
+def _whole_ms(deadline_s: float) -> int:
+    """Return the last whole millisecond that is not after the deadline: exact for one that came out of a token."""
+    whole_ms = int(deadline_s * 1000)
+    # 1.001 * 1000 is 1000.9999999999999: cut off alone, each edge would take a millisecond.
+    if (whole_ms + 1) / 1000 <= deadline_s:
+        return whole_ms + 1
+    return whole_ms - 1 if whole_ms / 1000 > deadline_s else whole_ms
 
 
 def _parent_bytes(traceparent: str) -> bytes:

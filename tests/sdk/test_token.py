@@ -72,6 +72,21 @@ def test_a_token_says_what_was_put_in(context: Context, audience: Audience) -> N
     assert set(token) <= set(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_")
 
 
+@given(st.floats(0, 2**38))
+def test_a_deadline_is_cut_to_the_millisecond_and_then_stays(deadline_s: float) -> None:
+    once = verify(minted(replace(FULL, deadline_s=deadline_s)), RING, now_s=NOW_S).context
+    assert once.deadline_s is not None
+    assert deadline_s - 0.0011 <= once.deadline_s <= deadline_s
+    assert verify(minted(once), RING, now_s=NOW_S).context == once
+
+
+def test_a_deadline_that_a_float_cannot_hold_loses_nothing_over_many_edges() -> None:
+    context = replace(FULL, deadline_s=1.001)
+    for _ in range(10):
+        context = verify(minted(context), RING, now_s=NOW_S).context
+    assert context.deadline_s == 1.001
+
+
 def test_every_flipped_bit_is_found() -> None:
     token = minted()
     for index in range(len(token) * 8):
