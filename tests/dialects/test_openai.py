@@ -88,7 +88,7 @@ def test_free(method: str, path: str, is_free: bool) -> None:
         ({"tools": [{"type": "function", "function": {"name": 7}}]}, "'name' of 'tools'[0] must be a string"),
         ({"tools": [{"type": "function", "function": "f"}]}, "expected `object`"),
         ({"functions": [{"description": "x"}]}, "'functions'[0] has no name"),
-        ({"messages": [{"role": "user", "content": [{"type": 1}]}]}, "'type' of 'messages', item 0"),
+        ({"messages": [{"role": "user", "content": [{"type": 1}]}]}, "'type' of 'messages'[0]"),
         ({"messages": {"role": {}}}, "'messages': expected `array`"),
         ({"messages": ["x", []]}, "'messages'"),
     ],
