@@ -157,7 +157,7 @@ class Upkeep:
         try:
             await report()
             if self._is_durable:
-                # The old segment goes: what it held must not depend on a crash. Fast leases are written off then anyway.
+                # The old segment goes: what it held must not depend on a crash (which writes fast leases off anyway).
                 await self.synced()
             self._record.segment = self._journal.segment
             await self._desk.write_holder(self._holder, self._record)
