@@ -43,10 +43,12 @@ def run(command: Sequence[str], environ: Mapping[str, str]) -> int:
     # Python ignores these two, and what is ignored stays so across exec.
     defaults = (signal.SIGPIPE, signal.SIGXFSZ)
     pid = os.posix_spawnp(command[0], list(command), dict(environ), setsigmask=(), setsigdef=defaults)
+    # A terminal that is closed tells the leader of its session, and nobody else.
+    is_leader = os.getsid(0) == os.getpid()
     while True:
         received = signal.sigwaitinfo((*PASSED_ON, signal.SIGCHLD))
         if received.si_signo != signal.SIGCHLD:
-            if received.si_code != _SI_KERNEL:
+            if received.si_code != _SI_KERNEL or (received.si_signo == signal.SIGHUP and is_leader):
                 os.kill(pid, received.si_signo)
             continue
         ended, status = os.waitpid(pid, os.WNOHANG)

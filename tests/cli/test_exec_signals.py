@@ -86,4 +86,21 @@ def test_a_ctrl_c_at_the_terminal_reaches_the_command_once() -> None:
         # Signals are taken in order: an INT that was passed on as well would be seen before this one.
         os.kill(pid, signal.SIGUSR1)
         assert next(line for line in lines if b"saw" in line).split() == [b"saw", b"INT", b"USR1"]
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_terminal_that_is_closed_ends_the_command() -> None:
+    program = "import signal, os, sys; os.write(int(sys.argv[1]), b'r'); signal.pause()"
+    reader, writer = os.pipe()
+    os.set_inheritable(writer, True)
+    pid, terminal = pty.fork()
+    if pid == 0:
+        command = [sys.executable, "-c", _RUN, sys.executable, "-c", program, str(writer)]
+        os.execve(sys.executable, command, _ENVIRON)
+    os.close(writer)
+    assert os.read(reader, 1) == b"r"
+    os.close(terminal)
+    # The pipe's end is reached when the last who could write, the command, is gone.
+    assert os.read(reader, 1) == b""
+    os.close(reader)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
