@@ -138,6 +138,14 @@ class Verdict(str, Enum):
     NEUTRAL = "neutral"
 
 
+# Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
+_EVIDENCE_NONE = Evidence.NONE
+_FAULT_NONE = Fault.NONE
+_HOST = Kind.HOST
+_BACKPRESSURE = Verdict.BACKPRESSURE
+_FAILURE = Verdict.FAILURE
+_NEUTRAL = Verdict.NEUTRAL
+_SUCCESS = Verdict.SUCCESS
 _NEUTRAL_FAULTS = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
 
 
@@ -146,15 +154,15 @@ def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
 
     `status` is 0 where no head arrived; `is_terminal` is False for a stream that ended without its terminal event.
     """
-    if fault is not Fault.NONE:
-        return Verdict.NEUTRAL if fault in _NEUTRAL_FAULTS else Verdict.FAILURE
+    if fault is not _FAULT_NONE:
+        return _NEUTRAL if fault in _NEUTRAL_FAULTS else _FAILURE
     if status == 429:
-        return Verdict.BACKPRESSURE
+        return _BACKPRESSURE
     if status >= 500:
-        return Verdict.FAILURE
+        return _FAILURE
     if status >= 400:
-        return Verdict.NEUTRAL
-    return Verdict.SUCCESS if is_terminal else Verdict.FAILURE
+        return _NEUTRAL
+    return _SUCCESS if is_terminal else _FAILURE
 
 
 @dataclass(slots=True)
@@ -278,14 +286,14 @@ class Call:
         """Who calls (outbound) or is called (inbound): set by Context."""
         self.run_token = ""
         """The opaque part of a per-run address; empty where the call came without one."""
-        self.target: Target = Target(Kind.HOST, "")
+        self.target: Target = Target(_HOST, "")
         self.upstream: Any = None
         """The policy's `Upstream` of `target`; None until Routing has found it."""
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
         self.context: Context | None = None
-        self.evidence: Evidence = Evidence.NONE
+        self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None

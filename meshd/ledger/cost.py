@@ -12,6 +12,9 @@ if TYPE_CHECKING:
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _SUCCESS = Verdict.SUCCESS
 
+# Bound once: reading a member from its enum costs 0.17 us on Python 3.11.
+_SUCCESS = Verdict.SUCCESS
+
 BILLED_ERRORS = frozenset({408, 499, 504, 524})
 """Statuses with which something between us and the model says that it stopped waiting; the model may have gone on."""
 

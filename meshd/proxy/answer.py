@@ -73,11 +73,21 @@ class Answer:
         """The body is forwarded decoded, so its length and encoding are not the upstream's."""
         return self._inflater is not None
 
+    @property
+    def is_rewritten(self) -> bool:
+        """The body that is forwarded may have another length than the upstream's."""
+        return self._inflater is not None
+
+    @property
+    def is_held(self) -> bool:
+        """Nothing is forwarded before the whole answer has been judged."""
+        return False
+
     def _watch(self, event: Event) -> bytes:
         for watch in self.watchers:
             got = watch(event)
             if got.__class__ is Cut:
-                self.cut = got  # type: ignore[assignment]
+                self.cut = got
                 return b""
         return event.raw
 
@@ -94,6 +104,8 @@ class StreamAnswer(Answer):
     """A stream of server-sent events: each is read and forwarded when its last byte is there."""
 
     __slots__ = ("_splitter",)
+
+    is_rewritten = True
 
     def __init__(self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None) -> None:
         super().__init__(meter, watchers, inflater)

@@ -27,6 +27,10 @@ class Caller(Protocol):
 
     def send_end(self, trailers: Headers) -> None: ...
 
+    def half_close(self) -> None:
+        """End what goes to the caller of a tunnel, and go on with what comes from it."""
+        ...
+
     def abort(self) -> None:
         """End a reply that has begun so that it cannot be taken for a whole one."""
         ...

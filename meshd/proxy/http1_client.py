@@ -1,4 +1,4 @@
-"""One HTTP/1.1 connection to an upstream, serving one exchange at a time."""
+"""One HTTP/1.1 connection to an upstream, serving one attempt at a time."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from meshd.wire.message import WireError
 
 if TYPE_CHECKING:
     from meshd.call import Headers
-    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.attempt import Attempt
     from meshd.proxy.pool import Pool
     from meshd.proxy.proxy import Proxy
 
 
 class Http1Connection(asyncio.Protocol):
-    """A connection and, while an exchange is on it, that exchange's `Stream`."""
+    """A connection and, while an attempt is on it, that attempt's `Stream`."""
 
     __slots__ = (
-        "_exchange",
+        "_attempt",
         "_had_bytes",
         "_is_chunked",
         "_is_closed",
+        "_is_eof",
         "_is_finished",
+        "_is_half_closed",
         "_is_raw",
         "_is_retired",
         "_is_sent",
@@ -43,11 +45,13 @@ class Http1Connection(asyncio.Protocol):
         self._reader = ReplyReader(
             self, header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max
         )
-        self._exchange: Exchange | None = None
+        self._attempt: Attempt | None = None
         self._is_chunked = False
         self._is_raw = False
         self._is_sent = True
         self._is_closed = False
+        self._is_eof = False
+        self._is_half_closed = False
         self._is_finished = False
         self._is_retired = False
         self._had_bytes = False
@@ -64,8 +68,8 @@ class Http1Connection(asyncio.Protocol):
         try:
             self._had_bytes = True
             if self._is_raw:
-                if self._exchange is not None:
-                    self._exchange.reply_data(data)
+                if self._attempt is not None:
+                    self._attempt.reply_data(data)
                 return
             try:
                 self._reader.feed(data)
@@ -74,8 +78,8 @@ class Http1Connection(asyncio.Protocol):
                 return
             if self._reader.upgraded is not None:
                 self._is_raw = True
-                if self._reader.upgraded and self._exchange is not None:
-                    self._exchange.reply_data(self._reader.upgraded)
+                if self._reader.upgraded and self._attempt is not None:
+                    self._attempt.reply_data(self._reader.upgraded)
             elif self._is_finished:
                 # Only now, when nothing stands behind the reply, may another request use the connection.
                 self._is_finished = False
@@ -84,7 +88,16 @@ class Http1Connection(asyncio.Protocol):
             proxy.leave()
 
     def eof_received(self) -> bool:
-        return False
+        self._is_eof = True
+        if not self._is_raw or self._attempt is None or self._is_half_closed:
+            return False
+        # The upstream of a tunnel will send no more; the other half may go on.
+        self._proxy.enter()
+        try:
+            self._attempt.half_closed()
+        finally:
+            self._proxy.leave()
+        return True
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_closed = True
@@ -92,13 +105,13 @@ class Http1Connection(asyncio.Protocol):
         proxy.enter()
         try:
             self._pool.lost(self)
-            exchange = self._exchange
-            if exchange is None:
+            attempt = self._attempt
+            if attempt is None:
                 return
             name = self._pool.upstream.name
             if self._is_raw or (self._reader.is_until_close and error is None):
-                self._exchange = None
-                exchange.reply_end([])
+                self._attempt = None
+                attempt.reply_end([])
             elif self._had_bytes:
                 self._fail(Fault.TRUNCATED, f"{name} closed the connection in the middle of its reply")
             else:
@@ -107,12 +120,12 @@ class Http1Connection(asyncio.Protocol):
             proxy.leave()
 
     def pause_writing(self) -> None:
-        if self._exchange is not None:
-            self._exchange.pause_request()
+        if self._attempt is not None:
+            self._attempt.pause_request()
 
     def resume_writing(self) -> None:
-        if self._exchange is not None:
-            self._exchange.resume_request()
+        if self._attempt is not None:
+            self._attempt.resume_request()
 
     # ------------------------------------------------------------------ from the pool
 
@@ -126,14 +139,14 @@ class Http1Connection(asyncio.Protocol):
         self._transport.abort()
 
     def retire(self) -> None:
-        """Close when the exchange that is on it has ended."""
+        """Close when the attempt that is on it has ended."""
         self._is_retired = True
-        if self._exchange is None:
+        if self._attempt is None:
             self._transport.abort()
 
     def open(
         self,
-        exchange: Exchange,
+        attempt: Attempt,
         *,
         method: str,
         path: str,
@@ -142,18 +155,18 @@ class Http1Connection(asyncio.Protocol):
         content_length: int | None,
         body: bytes | None,
         upgrade: bytes = b"",
-    ) -> Http1Connection:
-        """Send a request's head, and its body where it is there; return the stream for the rest."""
-        self._exchange = exchange
+    ) -> None:
+        """Send a request's head, and its body where it is there; `attempt.stream` takes the rest."""
+        self._attempt = attempt
+        attempt.stream = self
         self._had_bytes = False
         if method == "CONNECT":
             self._is_raw = self._is_sent = True
-            exchange.stream = self
-            exchange.reply_head(200, [], None)
-            return self
+            attempt.reply_head(200, [], None)
+            return
         self._is_chunked = has_body and content_length is None
         self._is_sent = body is not None or not has_body
-        self._reader.expect(is_head_request=method == "HEAD")
+        self._reader.expect(is_head_request=method == "HEAD", is_upgrade=bool(upgrade))
         if upgrade:
             headers = [*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)]
         elif self._is_chunked:
@@ -167,7 +180,6 @@ class Http1Connection(asyncio.Protocol):
             self._transport.writelines((head, body))
         else:
             self._transport.write(head + body)
-        return self
 
     # ------------------------------------------------------------------ Stream
 
@@ -179,13 +191,16 @@ class Http1Connection(asyncio.Protocol):
     def send_end(self, trailers: Headers) -> None:
         self._is_sent = True
         if self._is_raw:
-            if self._transport.can_write_eof():
+            self._is_half_closed = True
+            if self._is_eof:
+                self._transport.close()
+            elif self._transport.can_write_eof() and not self._is_closed:
                 self._transport.write_eof()
         elif self._is_chunked and not self._is_closed:
             self._transport.write(encode_last_chunk(trailers))
 
     def cancel(self) -> None:
-        self._exchange = None
+        self._attempt = None
         self._transport.abort()
 
     def pause_reply(self) -> None:
@@ -199,22 +214,22 @@ class Http1Connection(asyncio.Protocol):
     # ------------------------------------------------------------------ from the reader
 
     def reply_informational(self, status: int, headers: Headers) -> None:
-        if self._exchange is not None:
-            self._exchange.reply_informational(status, headers)
+        if self._attempt is not None:
+            self._attempt.reply_informational(status, headers)
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        if self._exchange is not None:
-            self._exchange.reply_head(status, headers, content_length)
+        if self._attempt is not None:
+            self._attempt.reply_head(status, headers, content_length)
 
     def reply_data(self, data: bytes) -> None:
-        if self._exchange is not None:
-            self._exchange.reply_data(data)
+        if self._attempt is not None:
+            self._attempt.reply_data(data)
 
     def reply_end(self, trailers: Headers) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
             self._is_finished = True
-            exchange.reply_end(trailers)
+            attempt.reply_end(trailers)
 
     def _release(self) -> None:
         if not self._reader.is_keep_alive or not self._is_sent or self._is_retired:
@@ -225,7 +240,7 @@ class Http1Connection(asyncio.Protocol):
             self._pool.release(self)
 
     def _fail(self, fault: Fault, message: str) -> None:
-        exchange, self._exchange = self._exchange, None
+        attempt, self._attempt = self._attempt, None
         self._transport.abort()
-        if exchange is not None:
-            exchange.reply_failed(fault, message)
+        if attempt is not None:
+            attempt.reply_failed(fault, message)

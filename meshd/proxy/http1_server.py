@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from meshd.call import Direction
     from meshd.proxy.proxy import Proxy
 
-DISCARD_BYTES_MAX = 1024 * 1024
+DISCARD_BYTES_MAX = 64 * 1024 * 1024
 """Of a request that was refused before it was whole: read on for so much, so that the refusal is not lost to a reset."""
 DISCARD_S_MAX = 5.0
 
@@ -34,12 +34,16 @@ class Http1Session(asyncio.Protocol):
         "_exchange",
         "_framing",
         "_head_since_s",
+        "_is_advancing",
+        "_is_broken",
         "_is_close_wanted",
         "_is_closed",
+        "_is_lingering",
         "_is_reading_paused",
         "_is_replied",
         "_is_request_whole",
         "_is_tunnel",
+        "_is_write_paused",
         "_out",
         "_proxy",
         "_reader",
@@ -65,16 +69,21 @@ class Http1Session(asyncio.Protocol):
         )
         self._transport: Any = None
         self._exchange: Exchange | None = None
-        self._backlog: deque[Request | bytes | Headers] = deque()
+        self._backlog: deque[Request | bytes | Headers | WireError] = deque()
         """What was read behind the request that is being answered: pipelined requests wait here, in order."""
         self._out: list[bytes] = []
         self._framing = _NONE
         self._is_replied = False
         self._is_request_whole = True
+        self._is_advancing = False
+        self._is_broken = False
+        """No more requests can be read here: what still comes is dropped."""
         self._is_close_wanted = False
         self._is_closed = False
+        self._is_lingering = False
         self._is_reading_paused = False
         self._is_tunnel = False
+        self._is_write_paused = False
         self._discarded = 0
         self._head_since_s = proxy.clock()
         self.is_dirty = False
@@ -93,7 +102,7 @@ class Http1Session(asyncio.Protocol):
                 if self._exchange is not None:
                     self._exchange.request_data(data)
                 return
-            if self._is_close_wanted and self._is_replied:
+            if self._is_broken:
                 self._discard(len(data))
                 return
             if self._reader.is_between:
@@ -111,16 +120,10 @@ class Http1Session(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self._is_tunnel and self._exchange is not None:
             # A tunnel's other half may go on.
-            exchange = self._exchange
-            if exchange.stream is not None:
-                exchange.stream.send_end([])
+            self._exchange.half_closed()
             return True
-        # A caller that has sent its whole request may close its half and still wait for the reply.
-        return self._exchange is not None and self._is_request_whole and not self._is_tls
-
-    @property
-    def _is_tls(self) -> bool:
-        return self._transport.get_extra_info("ssl_object") is not None
+        # A caller that closes its half cannot be told from one that is gone, and a call must not run on for nobody.
+        return False
 
     def connection_lost(self, error: Exception | None) -> None:
         self._is_closed = True
@@ -137,14 +140,18 @@ class Http1Session(asyncio.Protocol):
             proxy.leave()
 
     def pause_writing(self) -> None:
+        self._is_write_paused = True
         if self._exchange is not None:
             self._exchange.pause_reply()
 
     def resume_writing(self) -> None:
+        self._is_write_paused = False
         self._proxy.enter()
         try:
             if self._exchange is not None:
                 self._exchange.resume_reply()
+            elif self._backlog:
+                self._next()
         finally:
             self._proxy.leave()
 
@@ -160,7 +167,8 @@ class Http1Session(asyncio.Protocol):
     # ------------------------------------------------------------------ from the reader
 
     def request_head(self, request: Request) -> None:
-        if self._exchange is not None:
+        if self._exchange is not None or self._backlog or self._is_write_paused:
+            # A caller that does not read its replies is given no more of them.
             self._backlog.append(request)
             self._pace()
         else:
@@ -184,39 +192,49 @@ class Http1Session(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self._is_replied = False
         self._is_request_whole = False
-        self._is_close_wanted = not request.is_keep_alive
+        self._is_reading_paused = False
+        # A tunnel that was asked for and not opened leaves bytes behind that nobody can read as a request.
+        self._is_close_wanted = not request.is_keep_alive or bool(request.upgrade) or request.method == "CONNECT"
         exchange = self._exchange = Exchange(self._proxy, self, request, self.direction)
         exchange.begin()
 
     def _next(self) -> None:
         """Go on to the next request when both halves of this exchange are done."""
-        if not (self._is_replied and self._is_request_whole):
-            return
-        self._exchange = None
-        if self._is_close_wanted or self._proxy.is_draining:
-            self._close()
-            return
-        self._head_since_s = self._proxy.clock()
-        backlog = self._backlog
-        while backlog and self._exchange is None:
-            item = backlog.popleft()
-            assert isinstance(item, Request)
-            self._begin(item)
-            while backlog and not isinstance(backlog[0], Request):
-                part = backlog.popleft()
-                if isinstance(part, bytes):
-                    self._replay(part)
-                else:
-                    self._is_request_whole = True
-                    if self._exchange is not None:
-                        self._exchange.request_end(part)
-            if self._is_replied and self._is_request_whole:
-                self._exchange = None
+        if self._is_advancing:
+            return  # A call that is answered at once comes here again from below: the loop goes on with it.
+        self._is_advancing = True
+        while self._is_replied and self._is_request_whole:
+            self._exchange = None
+            if self._is_close_wanted or self._proxy.is_draining:
+                self._close()
+                break
+            self._head_since_s = self._proxy.clock()
+            if self._is_write_paused or not self._backlog:
+                break
+            self._take()
+        self._is_advancing = False
         self._pace()
 
-    def _replay(self, data: bytes) -> None:
-        if self._exchange is not None:
-            self._exchange.request_data(data)
+    def _take(self) -> None:
+        """Begin the first request that waits, with as much of its body as has come."""
+        backlog = self._backlog
+        item = backlog.popleft()
+        if isinstance(item, WireError):
+            self._last_words(item)
+            return
+        assert isinstance(item, Request)
+        self._begin(item)
+        while backlog and not isinstance(backlog[0], Request):
+            part = backlog.popleft()
+            if isinstance(part, WireError):
+                self._break_off(part)
+            elif isinstance(part, bytes):
+                if self._exchange is not None:
+                    self._exchange.request_data(part)
+            else:
+                self._is_request_whole = True
+                if self._exchange is not None:
+                    self._exchange.request_end(part)  # type: ignore[arg-type]
 
     def _discard(self, amount: int) -> None:
         self._discarded += amount
@@ -224,21 +242,28 @@ class Http1Session(asyncio.Protocol):
             self._transport.abort()
 
     def _wire_error(self, error: WireError) -> None:
-        """Bytes that are no request: the place in the stream is lost, so this is the connection's last reply."""
-        self._is_close_wanted = True
+        """Bytes that are no request: the place in the stream is lost, so nothing behind them is read."""
+        self._is_broken = True
+        if self._backlog or (self._exchange is not None and self._is_request_whole):
+            self._backlog.append(error)  # The calls before it are answered first.
+        elif self._exchange is not None:
+            self._break_off(error)
+        else:
+            self._last_words(error)
+
+    def _break_off(self, error: WireError) -> None:
+        """The request that is being read will never be whole."""
+        self._is_close_wanted = self._is_request_whole = True
         if self._exchange is not None:
-            if not self._backlog:
-                self._exchange.request_broken(error)
-            self._is_request_whole = True
-            if self._is_replied:
-                self._close()
-            return
-        self._is_replied = True
+            self._exchange.request_broken(error)
+
+    def _last_words(self, error: WireError) -> None:
+        self._is_replied = self._is_request_whole = self._is_close_wanted = True
         reply = wire_refusal(error, self._proxy.next_id())
         self._proxy.telemetry.malformed(self.direction, error)
         self.send_head(reply.status, reply.headers, len(reply.body), has_body=True)
         self.send_data(reply.body)
-        self._close()
+        self._linger()
 
     # ------------------------------------------------------------------ Caller
 
@@ -256,9 +281,9 @@ class Http1Session(asyncio.Protocol):
         exchange = self._exchange
         if exchange is not None and not exchange.is_request_whole and not exchange.is_tunnel and status >= 400:
             self._is_close_wanted = True
-        if status == 101 or (exchange is not None and exchange.is_tunnel and 200 <= status < 300):
+        if exchange is not None and exchange.is_tunnel_open:
             self._framing = _RAW
-            if status == 101 and exchange is not None:
+            if status == 101:
                 fields += [(b"connection", b"upgrade"), (b"upgrade", exchange.request.upgrade)]
         else:
             self._frame(fields, status, content_length, has_body)
@@ -298,12 +323,15 @@ class Http1Session(asyncio.Protocol):
             self._exchange = None
             self._close()
         elif self._exchange is not None:
-            if not self._is_request_whole and self._is_close_wanted:
-                self._head_since_s = self._proxy.clock()
-                if self._is_reading_paused:
-                    self.resume_request()
-                return
-            self._next()
+            if self._exchange.is_request_whole:
+                self._next()
+            else:
+                self._linger()
+
+    def half_close(self) -> None:
+        self.flush()
+        if not self._is_closed and self._transport.can_write_eof():
+            self._transport.write_eof()
 
     def abort(self) -> None:
         # What was passed on leaves first: the end that is missing is what tells the caller.
@@ -334,20 +362,38 @@ class Http1Session(asyncio.Protocol):
 
     def _close(self) -> None:
         self.flush()
-        if not self._is_closed:
+        if not self._is_closed and not self._is_lingering:
             self._transport.close()
+
+    def _linger(self) -> None:
+        """Say that nothing more comes from here, and drop what the caller still sends (RFC 9112, 9.6).
+
+        A plain close would reset the connection under a caller that is sending, and might take the reply with it.
+        """
+        self.flush()
+        self._exchange = None
+        self._backlog.clear()
+        self._is_broken = self._is_lingering = True
+        self._is_reading_paused = False
+        self._head_since_s = self._proxy.clock()
+        if not self._is_closed and self._transport.can_write_eof():
+            self._transport.write_eof()
+        self._pace()
 
     # ------------------------------------------------------------------ from the sweep and the drain
 
     def expire(self, now_s: float) -> None:
         limits = self._proxy.policy.limits
         since_s = now_s - self._head_since_s
-        if self._exchange is not None:
-            if self._is_replied and since_s > DISCARD_S_MAX:
+        if self._is_lingering:
+            if since_s > DISCARD_S_MAX:
                 self._transport.abort()
-        elif self._reader.is_between:
+        elif self._exchange is not None:
+            return
+        elif self._reader.is_between or self._backlog:
             if since_s > limits.idle_timeout_s:
-                self._close()
+                # Not `close`, which waits for a caller that does not read.
+                self._transport.abort() if self._is_write_paused else self._close()
         elif since_s > limits.header_timeout_s:
             self._wire_error(WireError(408, f"The request's head was not whole within {limits.header_timeout_s:g} s"))
 

@@ -12,7 +12,7 @@ from meshd.wire.http2 import ErrorCode, client_connection, encode_request
 
 if TYPE_CHECKING:
     from meshd.call import Headers
-    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.attempt import Attempt
     from meshd.proxy.pool import Pool
     from meshd.proxy.proxy import Proxy
 
@@ -24,11 +24,11 @@ QUEUE_LOW = 65_536
 class Http2Stream:
     """One request on the connection."""
 
-    __slots__ = ("_connection", "exchange", "id", "is_paused", "is_reply_whole", "is_request_paused", "unacked")
+    __slots__ = ("_connection", "attempt", "id", "is_paused", "is_reply_whole", "is_request_paused", "unacked")
 
-    def __init__(self, connection: Http2Connection, exchange: Exchange, id: int) -> None:
+    def __init__(self, connection: Http2Connection, attempt: Attempt, id: int) -> None:
         self._connection = connection
-        self.exchange: Exchange | None = exchange
+        self.attempt: Attempt | None = attempt
         self.id = id
         self.unacked = 0
         """Bytes that were passed on while the caller could take no more: their window stays closed."""
@@ -43,7 +43,7 @@ class Http2Stream:
         self._connection.send_end(self, trailers)
 
     def cancel(self) -> None:
-        self.exchange = None
+        self.attempt = None
         self._connection.reset(self)
 
     def pause_reply(self) -> None:
@@ -147,8 +147,8 @@ class Http2Connection(asyncio.Protocol):
             elif self._session.queued_body_size(stream.id) <= QUEUE_LOW:
                 self._paused.discard(stream)
                 stream.is_request_paused = False
-                if stream.exchange is not None:
-                    stream.exchange.resume_request()
+                if stream.attempt is not None:
+                    stream.attempt.resume_request()
 
     # ------------------------------------------------------------------ from the pool
 
@@ -158,6 +158,11 @@ class Http2Connection(asyncio.Protocol):
             return False
         allowed = self._session.remote_settings.get(3, 100) if len(self._streams) >= 100 else 100
         return len(self._streams) < min(allowed, 100)
+
+    @property
+    def is_usable(self) -> bool:
+        """Nothing has closed it."""
+        return not self._is_closed and not self._transport.is_closing()
 
     @property
     def is_idle(self) -> bool:
@@ -176,7 +181,7 @@ class Http2Connection(asyncio.Protocol):
 
     def open(
         self,
-        exchange: Exchange,
+        attempt: Attempt,
         *,
         method: str,
         path: str,
@@ -185,12 +190,12 @@ class Http2Connection(asyncio.Protocol):
         content_length: int | None,
         body: bytes | None,
         upgrade: bytes = b"",
-    ) -> Http2Stream | None:
-        """Send a request's head, and its body where it is there; return the stream for the rest."""
+    ) -> None:
+        """Send a request's head, and its body where it is there; `attempt.stream` takes the rest."""
         upstream = self._pool.upstream
         if content_length is not None and has_body:
             headers = [*headers, (b"content-length", b"%d" % content_length)]
-        if exchange.request.is_grpc:
+        if attempt.request.is_grpc:
             headers = [*headers, (b"te", b"trailers")]
         fields = encode_request(method, upstream.scheme, upstream.authority, path, headers)
         try:
@@ -198,11 +203,10 @@ class Http2Connection(asyncio.Protocol):
             if body is not None:
                 self._session.send_data(id, body, end_stream=True)
         except (ngh2.NGH2Error, ValueError) as error:
-            exchange.reply_failed(Fault.REFUSED_STREAM, f"{upstream.name} cannot take the request: {error}")
-            return None
-        stream = self._streams[id] = Http2Stream(self, exchange, id)
+            attempt.reply_failed(Fault.REFUSED_STREAM, f"{upstream.name} cannot take the request: {error}")
+            return
+        attempt.stream = self._streams[id] = Http2Stream(self, attempt, id)
         self._proxy.touch(self)
-        return stream
 
     # ------------------------------------------------------------------ from the streams
 
@@ -217,8 +221,8 @@ class Http2Connection(asyncio.Protocol):
         if not stream.is_request_paused and self._session.queued_body_size(stream.id) > QUEUE_HIGH:
             stream.is_request_paused = True
             self._paused.add(stream)
-            if stream.exchange is not None:
-                stream.exchange.pause_request()
+            if stream.attempt is not None:
+                stream.attempt.pause_request()
 
     def send_end(self, stream: Http2Stream, trailers: Headers) -> None:
         if self._is_closed or stream.id not in self._streams:
@@ -260,7 +264,7 @@ class Http2Connection(asyncio.Protocol):
 
     def _on_response(self, event: ngh2.ResponseReceived) -> None:
         stream = self._streams.get(event.stream_id)
-        if stream is None or stream.exchange is None:
+        if stream is None or stream.attempt is None:
             return
         status, length = 0, None
         headers: Headers = []
@@ -271,22 +275,22 @@ class Http2Connection(asyncio.Protocol):
                 if name == b"content-length":
                     length = int(value)
                 headers.append((name, value))
-        stream.exchange.reply_head(status, headers, length)
+        stream.attempt.reply_head(status, headers, length)
         if event.end_stream:
             self._end_reply(stream, [])
 
     def _on_informational(self, event: ngh2.InformationalResponseReceived) -> None:
         stream = self._streams.get(event.stream_id)
-        if stream is not None and stream.exchange is not None:
+        if stream is not None and stream.attempt is not None:
             status = int(next(value for name, value in event.headers if name == b":status"))
-            stream.exchange.reply_informational(status, [field for field in event.headers if field[0] != b":status"])
+            stream.attempt.reply_informational(status, [field for field in event.headers if field[0] != b":status"])
 
     def _on_data(self, event: ngh2.DataReceived) -> None:
         stream = self._streams.get(event.stream_id)
         data = event.data
-        if stream is not None and stream.exchange is not None:
+        if stream is not None and stream.attempt is not None:
             if data:
-                stream.exchange.reply_data(data)
+                stream.attempt.reply_data(data)
             if stream.is_paused:
                 stream.unacked += len(data)
             elif data:
@@ -303,11 +307,11 @@ class Http2Connection(asyncio.Protocol):
             self._end_reply(stream, list(event.headers))
 
     def _end_reply(self, stream: Http2Stream, trailers: Headers) -> None:
-        exchange, stream.exchange = stream.exchange, None
+        attempt, stream.attempt = stream.attempt, None
         stream.is_reply_whole = True
-        if exchange is not None:
-            is_whole = exchange.is_request_whole
-            exchange.reply_end(trailers)
+        if attempt is not None:
+            is_whole = attempt.is_request_whole
+            attempt.reply_end(trailers)
             if not is_whole:
                 self.reset(stream)
 
@@ -318,11 +322,11 @@ class Http2Connection(asyncio.Protocol):
         if stream.unacked:
             unacked, stream.unacked = stream.unacked, 0
             self.acknowledge(stream, unacked)
-        exchange, stream.exchange = stream.exchange, None
-        if exchange is not None:
+        attempt, stream.attempt = stream.attempt, None
+        if attempt is not None:
             is_refused = event.error_code == ErrorCode.REFUSED_STREAM
             fault = Fault.REFUSED_STREAM if is_refused else Fault.RESET
-            exchange.reply_failed(fault, f"{self._pool.upstream.name} reset the stream (code {event.error_code})")
+            attempt.reply_failed(fault, f"{self._pool.upstream.name} reset the stream (code {event.error_code})")
         if not self._streams:
             self.idle_since_s = self._proxy.clock()
             if self._is_going_away:
@@ -332,18 +336,18 @@ class Http2Connection(asyncio.Protocol):
     def _on_goaway(self, event: ngh2.GoAwayReceived) -> None:
         self._is_going_away = True
         for stream in tuple(self._streams.values()):
-            if stream.id > event.last_stream_id and stream.exchange is not None:
-                exchange, stream.exchange = stream.exchange, None
-                exchange.reply_failed(Fault.REFUSED_STREAM, f"{self._pool.upstream.name} is going away")
+            if stream.id > event.last_stream_id and stream.attempt is not None:
+                attempt, stream.attempt = stream.attempt, None
+                attempt.reply_failed(Fault.REFUSED_STREAM, f"{self._pool.upstream.name} is going away")
         if not self._streams:
             self._transport.close()
 
     def _fail_all(self, fault: Fault, message: str) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
-            exchange, stream.exchange = stream.exchange, None
-            if exchange is not None:
-                exchange.reply_failed(fault, message)
+            attempt, stream.attempt = stream.attempt, None
+            if attempt is not None:
+                attempt.reply_failed(fault, message)
 
 
 _HANDLERS: dict[type, Any] = {

@@ -26,7 +26,17 @@ QUEUE_LOW = 65_536
 class Http2Exchange:
     """The `Caller` of one exchange: one stream of the connection."""
 
-    __slots__ = ("_session", "exchange", "has_body", "id", "is_paused", "is_replied", "is_reply_paused", "peer", "unacked")
+    __slots__ = (
+        "_session",
+        "exchange",
+        "has_body",
+        "id",
+        "is_paused",
+        "is_replied",
+        "is_reply_paused",
+        "peer",
+        "unacked",
+    )
 
     def __init__(self, session: Http2Session, id: int) -> None:
         self._session = session
@@ -62,6 +72,9 @@ class Http2Exchange:
             self._session.send_end(self, trailers)
         self.is_replied = True
         self.exchange = None
+
+    def half_close(self) -> None:
+        self._session.send_end(self, [])
 
     def abort(self) -> None:
         self.exchange = None

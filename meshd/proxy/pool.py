@@ -21,7 +21,7 @@ from meshd.proxy.http2_client import Http2Connection
 
 if TYPE_CHECKING:
     from meshd.policy.compiled import Upstream
-    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.attempt import Attempt
     from meshd.proxy.proxy import Proxy
 
 log = logging.getLogger("meshd.proxy")
@@ -118,7 +118,7 @@ class Pool:
         self._all: set[Any] = set()
         self._idle: list[Http1Connection] = []
         self._shared: list[Http2Connection] = []
-        self._pending: deque[Exchange] = deque()
+        self._pending: deque[Attempt] = deque()
         self._connecting = 0
         self._is_retired = False
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,13 +148,15 @@ class Pool:
         """Connections open or opening."""
         return len(self._all) + self._connecting
 
-    def acquire(self, exchange: Exchange) -> Any:
-        """Return a connection, or None: then `exchange.connected` or `reply_failed` is called when it is decided."""
-        if exchange.is_tunnel:
+    def acquire(self, attempt: Attempt) -> Any:
+        """Return a connection, or None: then `attempt.connected` or `reply_failed` is called when it is decided."""
+        if self._wire == "tunnel":
             if self.connections_open >= self.upstream.connections_max:
-                exchange.reply_failed(Fault.POOL_FULL, f"{self.connections_open} tunnels to {self.upstream.name} are open")
+                attempt.reply_failed(
+                    Fault.POOL_FULL, f"{self.connections_open} tunnels to {self.upstream.name} are open"
+                )
             else:
-                self._connect(tunnel=exchange)
+                self._connect(tunnel=attempt)
             return None
         while self._idle:
             connection = self._idle.pop()
@@ -164,11 +166,11 @@ class Pool:
             if shared.can_take():
                 return shared
         if len(self._pending) >= self.upstream.pending_max:
-            exchange.reply_failed(
+            attempt.reply_failed(
                 Fault.POOL_FULL, f"{len(self._pending)} calls already wait for a connection to {self.upstream.name}"
             )
             return None
-        self._pending.append(exchange)
+        self._pending.append(attempt)
         self._connect_as_needed()
         return None
 
@@ -182,13 +184,13 @@ class Pool:
         while self._connecting < wanted and self.connections_open < self.upstream.connections_max:
             self._connect()
 
-    def _connect(self, tunnel: Exchange | None = None) -> None:
+    def _connect(self, tunnel: Attempt | None = None) -> None:
         self._connecting += 1
         task = self._proxy.loop.create_task(self._connecting_for(tunnel))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _connecting_for(self, tunnel: Exchange | None) -> None:
+    async def _connecting_for(self, tunnel: Attempt | None) -> None:
         connection: Any = None
         fault, message = Fault.CONNECT, ""
         try:
@@ -214,7 +216,7 @@ class Pool:
         finally:
             self._proxy.leave()
 
-    async def _open_connection(self, tunnel: Exchange | None) -> Any:
+    async def _open_connection(self, tunnel: Attempt | None) -> Any:
         upstream, loop = self.upstream, self._proxy.loop
         # Behind a CONNECT the caller speaks TLS itself, with the host that it named.
         is_raw = tunnel is not None and tunnel.request.method == "CONNECT"
@@ -240,16 +242,20 @@ class Pool:
                 raise OSError("it does not speak HTTP/2 (ALPN)")
         return protocol
 
-    def _tunnel_decided(self, exchange: Exchange, connection: Any, fault: Fault, message: str) -> None:
+    def _tunnel_decided(self, attempt: Attempt, connection: Any, fault: Fault, message: str) -> None:
         if connection is None:
-            exchange.reply_failed(fault, message)
-        elif exchange.is_done:
+            attempt.reply_failed(fault, message)
+        elif attempt.is_over:
             connection.close()
         else:
             self._all.add(connection)
-            exchange.connected(connection)
+            attempt.connected(connection)
 
     def _opened(self, connection: Any) -> None:
+        if not connection.is_usable:
+            # It was closed before its turn came, and `lost` was told of a connection that it did not know.
+            self._failed(Fault.RESET, f"{self.upstream.name} took the connection and closed it")
+            return
         if self._is_retired and not self._pending:
             connection.close()
             return
@@ -280,7 +286,7 @@ class Pool:
         """Take back an HTTP/1.1 connection that can serve again."""
         if self._pending:
             self._pending.popleft().connected(connection)
-        elif self._is_retired:
+        elif self._is_retired or self._wire == "tunnel":
             connection.close()
         else:
             connection.idle_since_s = self._proxy.clock()
@@ -297,10 +303,10 @@ class Pool:
         if self._pending:
             self._connect_as_needed()
 
-    def forget(self, exchange: Exchange) -> None:
+    def forget(self, attempt: Attempt) -> None:
         """A waiting call has gone away."""
         try:
-            self._pending.remove(exchange)
+            self._pending.remove(attempt)
         except ValueError:
             return
 
@@ -316,8 +322,10 @@ class Pool:
     def retire(self) -> None:
         """Serve what runs and take nothing new."""
         self._is_retired = True
-        for connection in (*self._idle, *self._shared):
+        for connection in self._idle:
             connection.retire()
+        for shared in self._shared:
+            shared.retire()
         self._idle.clear()
 
     def close(self) -> None:

@@ -28,6 +28,15 @@ if TYPE_CHECKING:
     from meshd.telemetry.exposition import Exposition
     from meshd.telemetry.series import ModelSeries, TargetSeries
 
+# Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
+_INBOUND = Direction.INBOUND
+_CALLER_GONE = Fault.CALLER_GONE
+_FAULT_NONE = Fault.NONE
+_LLM = Kind.LLM
+_BACKPRESSURE = Verdict.BACKPRESSURE
+_FAILURE = Verdict.FAILURE
+_SUCCESS = Verdict.SUCCESS
+
 _log = logging.getLogger("meshd.calls")
 
 _CUT_FAULTS = frozenset({Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN})
@@ -104,7 +113,7 @@ class Telemetry:
 
     def started(self, call: Call) -> None:
         """A call's head is there: sets `call.span`, whose `traceparent` may be forwarded."""
-        if call.direction is Direction.INBOUND:
+        if call.direction is _INBOUND:
             self.tally.calls_inbound += 1
         else:
             self.tally.calls_outbound += 1
@@ -112,19 +121,19 @@ class Telemetry:
 
     def attempted(self, call: Call, outcome: Outcome) -> None:
         """An attempt ended, the last one of the call too."""
-        series = self.series.of_call(call, is_inbound=call.direction is Direction.INBOUND)
+        series = self.series.of_call(call, is_inbound=call.direction is _INBOUND)
         verdict = outcome.verdict
-        if verdict is Verdict.SUCCESS:
+        if verdict is _SUCCESS:
             series.verdicts[0] += 1
-        elif verdict is Verdict.FAILURE:
+        elif verdict is _FAILURE:
             series.verdicts[1] += 1
-        elif verdict is Verdict.BACKPRESSURE:
+        elif verdict is _BACKPRESSURE:
             series.verdicts[2] += 1
         else:
             series.verdicts[3] += 1
         if call.attempt > 1:
             series.retries += 1
-        if outcome.fault is not Fault.NONE:
+        if outcome.fault is not _FAULT_NONE:
             series.faults[outcome.fault] = series.faults.get(outcome.fault, 0) + 1
         first_byte_s = outcome.first_byte_s
         if first_byte_s is not None:
@@ -132,7 +141,7 @@ class Telemetry:
         ask = call.ask
         if ask is None:
             return
-        if verdict is Verdict.SUCCESS:
+        if verdict is _SUCCESS:
             model = self.series.of_model(ask.operation, series.provider, ask.model_sent)
             model.duration.observe(outcome.duration_s)
             if first_byte_s is not None and ask.is_stream:
@@ -177,20 +186,20 @@ class Telemetry:
         meter: Meter | None = None,
     ) -> None:
         """The call is over. `status` is what the caller got (0 for nothing), `outcome` that of the last attempt."""
-        is_inbound = call.direction is Direction.INBOUND
+        is_inbound = call.direction is _INBOUND
         if is_inbound:
             self.tally.calls_inbound -= 1
         else:
             self.tally.calls_outbound -= 1
         series = self.series.of_call(call, is_inbound=is_inbound)
-        if refused is None and outcome is not None and outcome.fault is Fault.NONE and call.attempt:
+        if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and call.attempt:
             verdict = outcome.verdict
-            if verdict is Verdict.SUCCESS:
+            if verdict is _SUCCESS:
                 result = names.OK
-            elif verdict is Verdict.FAILURE:
+            elif verdict is _FAILURE:
                 result = names.FAILED
             else:
-                result = names.BACKPRESSURE if verdict is Verdict.BACKPRESSURE else names.REJECTED
+                result = names.BACKPRESSURE if verdict is _BACKPRESSURE else names.REJECTED
         else:
             result = _result(call, outcome, refused)
         series.results[result] += 1
@@ -221,7 +230,7 @@ class Telemetry:
     def connection_opened(self, direction: Direction) -> None:
         """A peer connected (inbound: another sidecar; outbound: the agent)."""
         tally = self.tally
-        if direction is Direction.INBOUND:
+        if direction is _INBOUND:
             tally.connections_inbound += 1
             tally.opened_inbound += 1
         else:
@@ -230,7 +239,7 @@ class Telemetry:
 
     def connection_closed(self, direction: Direction) -> None:
         """That connection ended."""
-        if direction is Direction.INBOUND:
+        if direction is _INBOUND:
             self.tally.connections_inbound -= 1
         else:
             self.tally.connections_outbound -= 1
@@ -324,11 +333,11 @@ class Telemetry:
 
 def _result(call: Call, outcome: Outcome | None, refused: Refused | None) -> int:
     """Say how a call ended that did not simply come back from its upstream."""
-    if outcome is not None and outcome.fault is Fault.CALLER_GONE:
+    if outcome is not None and outcome.fault is _CALLER_GONE:
         return names.CANCELLED
     if refused is not None:
         return names.FAILED if refused.reason in _THEIR_REASONS else names.REFUSED
-    if outcome is None or (outcome.fault is Fault.NONE and not call.attempt):
+    if outcome is None or (outcome.fault is _FAULT_NONE and not call.attempt):
         return names.ANSWERED
     return names.CUT if outcome.fault in _CUT_FAULTS else names.FAILED
 
@@ -349,7 +358,7 @@ def _fields(
         found["hops"] = call.context.hops
         if call.context.workflow:
             found["workflow"] = call.context.workflow
-    if call.target.kind is Kind.LLM and call.ask is not None:
+    if call.target.kind is _LLM and call.ask is not None:
         found["model"] = call.ask.model_sent[: spans.TEXT_LENGTH_MAX]
     if status:
         found["status"] = status
@@ -359,7 +368,7 @@ def _fields(
             found["rule"] = refused.rule
     if outcome is not None:
         found["verdict"] = outcome.verdict.value
-        if outcome.fault is not Fault.NONE:
+        if outcome.fault is not _FAULT_NONE:
             found["fault"] = outcome.fault.value
         if outcome.usage is not None:
             found["tokens"] = outcome.usage.total

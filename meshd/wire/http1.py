@@ -18,6 +18,14 @@ from meshd.wire.message import Request, WireError, read_host
 if TYPE_CHECKING:
     from meshd.call import Headers
 
+# Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
+_CONNECTION = Place.CONNECTION
+_CONTENT_LENGTH = Place.CONTENT_LENGTH
+_FORWARDED = Place.FORWARDED
+_HOST = Place.HOST
+_TRANSFER_ENCODING = Place.TRANSFER_ENCODING
+_UPGRADE = Place.UPGRADE
+
 METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS", b"CONNECT", b"TRACE"})
 FRAMING_BYTES_MAX = 16_384
 """Chunk framing, extensions included, that may pass without one byte of body."""
@@ -201,11 +209,11 @@ def read_framing(request: Request, version: str, header_bytes_max: int) -> None:
         name, value = field
         size += len(name) + len(value)
         place = place_of(name)
-        if place is Place.FORWARDED:
+        if place is _FORWARDED:
             forward.append(field)
-        elif place < Place.HOST or place > Place.CONNECTION:
+        elif place < _HOST or place > _CONNECTION:
             request.sort(place, field)
-        elif place is Place.HOST:
+        elif place is _HOST:
             hosts += 1
             request.authority = read_host(value)
         else:
@@ -220,19 +228,19 @@ _KEEP_ALIVE = (b"keep-alive", b"close")
 
 
 def _read_framing_field(request: Request, place: Place, value: bytes) -> None:
-    if place is Place.CONTENT_LENGTH:
+    if place is _CONTENT_LENGTH:
         request.content_length = int(value)
         request.has_body = request.content_length > 0
-    elif place is Place.CONNECTION:
+    elif place is _CONNECTION:
         if value not in _KEEP_ALIVE and value.lower() not in _KEEP_ALIVE:
             request.connection = connection_names(request.headers)
-    elif place is Place.TRANSFER_ENCODING:
+    elif place is _TRANSFER_ENCODING:
         if value.lower() != b"chunked":
             raise WireError(501, "Only Transfer-Encoding: chunked is implemented")
         if not request.has_chunks:
             raise WireError(400, "HTTP/1.0 has no Transfer-Encoding")
         request.has_body = True
-    elif place is Place.UPGRADE:
+    elif place is _UPGRADE:
         request.upgrade = value.strip().lower()
     elif value.lower() != b"100-continue":
         raise WireError(417, "Only Expect: 100-continue can be met")
@@ -263,6 +271,7 @@ class ReplyReader:
         "_in_body",
         "_is_head_request",
         "_is_informational",
+        "_is_upgrade_offered",
         "_parser",
         "_sink",
         "is_expecting",
@@ -281,6 +290,7 @@ class ReplyReader:
         self._in_body = False
         self._is_head_request = False
         self._is_informational = False
+        self._is_upgrade_offered = False
         self.is_expecting = False
         """A request has been sent and its reply is not whole yet."""
         self.is_keep_alive = True
@@ -288,9 +298,10 @@ class ReplyReader:
         """The reply's body ends where the connection does."""
         self.upgraded: bytes | None = None
 
-    def expect(self, *, is_head_request: bool) -> None:
+    def expect(self, *, is_head_request: bool, is_upgrade: bool = False) -> None:
         """Make ready for the reply to a request that is being sent."""
         self._is_head_request = is_head_request
+        self._is_upgrade_offered = is_upgrade
         self._in_body = False
         self._head_bytes = 0
         self.is_expecting = True
@@ -336,6 +347,8 @@ class ReplyReader:
             self._is_informational = status != 101
             if status < 100:
                 raise WireError(502, "The upstream's reply has no valid status")
+            if status == 101 and not self._is_upgrade_offered:
+                raise WireError(502, "The upstream switched protocols, which nobody had asked for")
             if status != 101:
                 self._sink.reply_informational(status, headers)
                 return
