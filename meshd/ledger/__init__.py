@@ -14,7 +14,7 @@ Read in this order:
     cost        what an attempt can cost at most, and what it did cost
 """
 
-from meshd.ledger.entry import Shortfall
-from meshd.ledger.ledger import AccountView, Ledger, Reservation
+from meshd.ledger.entry import AccountView, Reservation, Shortfall
+from meshd.ledger.ledger import Ledger
 
 __all__ = ["AccountView", "Ledger", "Reservation", "Shortfall"]

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from meshd.ledger.account import Holder
+    from meshd.ledger.ledger import Ledger
 
 WAIT = 0
 """`fit`: it does not fit now, but might when calls in flight have settled."""
@@ -31,6 +32,36 @@ class Shortfall(NamedTuple):
     """Tokens that it could have done with."""
     is_busy: bool
     """Only calls in flight stood in the way: worth trying again soon."""
+
+
+class AccountView(NamedTuple):
+    """One account, for people: tokens."""
+
+    id: str
+    total: int
+    spent: int
+    reserved: int
+
+
+class Reservation:
+    """Tokens held for one attempt. Settle it exactly once."""
+
+    __slots__ = ("_entry", "_ledger", "bound", "serial", "slot")
+
+    def __init__(self, ledger: Ledger, entry: Entry, slot: int, serial: int, bound: int) -> None:
+        self._ledger = ledger
+        self._entry = entry
+        self.slot = slot
+        self.serial = serial
+        self.bound = bound
+
+    def settle(self, tokens: int) -> None:
+        """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
+        self._ledger.settle(self, self._entry, tokens)
+
+    def shrink(self, bound: int) -> None:
+        """Hold fewer tokens than before."""
+        self._ledger.shrink(self, self._entry, bound)
 
 
 class Waiter:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from meshd.engines.port import StoreClosed, StoreError
 from meshd.ledger.account import LEASE_TOKENS_MAX
 from meshd.ledger.desk import Desk, HolderRecord
 from meshd.ledger.directory import Directory, boot_id
-from meshd.ledger.entry import NEVER, WAIT, Entry, Shortfall, Waiter, fit
+from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Shortfall, Waiter, fit
 from meshd.ledger.journal import Journal, segments_in, told
 from meshd.ledger.leases import Leases
 from meshd.ledger.recovery import Start, start
@@ -36,36 +36,6 @@ STORE_TIMEOUT_S = 5.0
 """Longest that a call waits for an answer of the store, beyond its own time in the queue."""
 
 _log = logging.getLogger("meshd.ledger")
-
-
-class AccountView(NamedTuple):
-    """One account, for people: tokens."""
-
-    id: str
-    total: int
-    spent: int
-    reserved: int
-
-
-class Reservation:
-    """Tokens held for one attempt. Settle it exactly once."""
-
-    __slots__ = ("_entry", "_ledger", "bound", "serial", "slot")
-
-    def __init__(self, ledger: Ledger, entry: Entry, slot: int, serial: int, bound: int) -> None:
-        self._ledger = ledger
-        self._entry = entry
-        self.slot = slot
-        self.serial = serial
-        self.bound = bound
-
-    def settle(self, tokens: int) -> None:
-        """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
-        self._ledger.settle(self, self._entry, tokens)
-
-    def shrink(self, bound: int) -> None:
-        """Hold fewer tokens than before."""
-        self._ledger.shrink(self, self._entry, bound)
 
 
 class Ledger:
