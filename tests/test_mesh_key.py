@@ -130,6 +130,7 @@ def test_rotation_is_a_line_in_front(tmp_path: Path) -> None:
     assert keys.is_changed()
     assert keys.reload()
     assert not keys.is_changed()
+    assert not keys.reload()
     assert (keys.generation, keys.ring.signing.id, len(keys.ring.keys)) == (1, "k2", 2)
 
 

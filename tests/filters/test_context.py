@@ -336,6 +336,17 @@ def test_one_token_serves_a_second_and_each_callee_has_its_own(here: Context, ke
     assert codec.verify(minted(1.2), Keys(b"\x02" * 32).ring, now_s=WALL_S).context.agent == "writer"
 
 
+def test_a_new_key_signs_at_once_though_no_token_was_verified_since(here: Context, keys: Keys) -> None:
+    def minted() -> bytes:
+        made = call("writer", headers=[(codec.HEADER_WORKFLOW, b"nightly")])
+        here.admit(made)
+        return sent(here, made)[codec.HEADER_CONTEXT]
+
+    assert minted() == minted()
+    keys.turn(b"\x02" * 32)
+    assert codec.verify(minted(), keys.ring, now_s=WALL_S).context.workflow == "nightly"
+
+
 def test_a_context_that_fits_no_token_is_refused(here: Context, keys: Keys) -> None:
     made = call("writer", headers=shown(token(keys)))
     here.admit(made)
