@@ -380,7 +380,7 @@ def test_an_open_breaker_refuses_and_is_worth_a_retry_only_when_that_helps(one: 
         assert (error.reason, error.status, error.retry_after_s) == (Reason.CIRCUIT_OPEN, 503, retry_after_s)
         assert error.is_retryable is (retry_after_s is not None)
         assert "openai (m)" in error.message
-    assert [view[:4] for view in one.snapshot()] == [("openai", "m", OPEN, 0.0, "")]
+    assert [view[:4] for view in one.snapshot()] == [("openai", "m", OPEN, 0.0)]
     assert one.explain(made()) == "the breaker of openai (m) is open"
 
 
