@@ -27,8 +27,10 @@ APP = "app"
 """Name of the upstream to which inbound calls go: the agent beside this sidecar."""
 
 KNOWN_MAX = 256
-# A dot segment, plain or escaped, or a backslash: a path that the upstream might read otherwise than we judged it.
-_AMBIGUOUS = re.compile(r"(?:^|/)(?:\.|%2e){1,2}(?:/|$)|\\|%5c|%2f|%00", re.IGNORECASE)
+# A dot segment, plain or escaped: it could leave the upstream's base path, or the path that a rule is for.
+_DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
+# A backslash or an escaped separator: a path that an LLM upstream might read otherwise than we judged it.
+_AMBIGUOUS = re.compile(r"\\|%5c|%2f|%00", re.IGNORECASE)
 
 
 class Located(NamedTuple):
@@ -70,9 +72,9 @@ class AddressBook:
             return self._found(APP, self._app, target)
         if target[:1] != "/":
             return self._locate_absolute(target)
-        if request.authority in self._known:
+        if request.fields.authority in self._known:
             return self._locate_path(target)
-        host = host_of(request.authority)
+        host = host_of(request.fields.authority)
         if host.endswith(MESH_SUFFIX):
             name = host[: -len(MESH_SUFFIX)]
             return self._found(name, self._upstreams.get(name), target)
@@ -84,7 +86,7 @@ class AddressBook:
                 status=421,
             )
         if len(self._known) < KNOWN_MAX:
-            self._known.add(request.authority)
+            self._known.add(request.fields.authority)
         return self._locate_path(target)
 
     def _locate_path(self, target: str) -> Located:
@@ -132,10 +134,13 @@ class AddressBook:
     def _found(self, name: str, upstream: Upstream | None, path: str, run_token: str = "") -> Located:
         if upstream is None:
             return Located(name, None, path, run_token)
-        if upstream.kind is _LLM and _AMBIGUOUS.search(path.partition("?")[0]):
-            raise Refused(
-                Reason.MALFORMED, "The path holds dot segments or escaped separators, which an LLM upstream may resolve"
-            )
+        if "#" in path:
+            raise Refused(Reason.MALFORMED, "The request's address has a fragment, which is never sent (RFC 9112, 3.2)")
+        bare = path.partition("?")[0]
+        if ("." in bare or "%" in bare) and _DOTS.search(bare):
+            raise Refused(Reason.MALFORMED, "The path holds dot segments, which the upstream may resolve")
+        if upstream.kind is _LLM and _AMBIGUOUS.search(bare):
+            raise Refused(Reason.MALFORMED, "The path holds escaped separators, which an LLM upstream may resolve")
         return Located(name, upstream, upstream.base_path + path, run_token)
 
     def _is_ours(self, host: str) -> bool:

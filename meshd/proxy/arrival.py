@@ -36,7 +36,7 @@ def arrive(proxy: Proxy, call: Call, request: Request) -> bool:
     else:
         call.target = Target(upstream.kind, upstream.name)
         call.dialect = DIALECTS[upstream.dialect]
-    if request.origin and not proxy.is_origin_allowed(request.origin):
+    if request.fields.origin and not proxy.is_origin_allowed(request.fields.origin):
         raise Refused(
             Reason.NOT_ALLOWED,
             "Web pages may not call through this sidecar (the request has an Origin). Call it from the agent's own "

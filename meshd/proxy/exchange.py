@@ -68,18 +68,19 @@ class Exchange:
         self.proxy = proxy
         self.caller = caller
         self.request = request
+        fields = request.fields
         self.call = Call(
             id=proxy.next_id(),
             direction=direction,
             method=request.method,
             path=request.target,
-            authority=request.authority,
-            headers=request.headers,
+            authority=fields.authority,
+            headers=fields.headers,
             now_s=proxy.clock(),
             wall_s=proxy.wall_clock(),
             peer=caller.peer,
-            governed=request.governed,
-            credentials=request.credentials,
+            governed=fields.governed,
+            credentials=fields.credentials,
         )
         self.attempt: Attempt | None = None
         self.tickets: list[Ticket] = []
@@ -149,7 +150,7 @@ class Exchange:
         elif (
             self.attempt is not None and self.attempt.stream is not None and (self.is_tunnel_open or not self.is_tunnel)
         ):
-            self.attempt.stream.send_data(data)
+            self.attempt.send_data(data)
         else:
             self._backlog.append(data)
             self._backlog_bytes += len(data)

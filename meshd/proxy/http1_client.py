@@ -150,7 +150,7 @@ class Http1Connection(asyncio.Protocol):
         *,
         method: str,
         path: str,
-        headers: Headers,
+        added: Headers,
         has_body: bool,
         content_length: int | None,
         body: bytes | None,
@@ -168,12 +168,13 @@ class Http1Connection(asyncio.Protocol):
         self._is_sent = body is not None or not has_body
         self._reader.expect(is_head_request=method == "HEAD", is_upgrade=bool(upgrade))
         if upgrade:
-            headers = [*headers, (b"connection", b"upgrade"), (b"upgrade", upgrade)]
+            added = [*added, (b"connection", b"upgrade"), (b"upgrade", upgrade)]
         elif self._is_chunked:
-            headers = [*headers, (b"transfer-encoding", b"chunked")]
+            added = [*added, (b"transfer-encoding", b"chunked")]
         elif has_body or method in ("POST", "PUT", "PATCH"):
-            headers = [*headers, (b"content-length", b"%d" % (content_length or 0))]
-        head = encode_request_head(method, path, self._pool.upstream.authority, headers)
+            added = [*added, (b"content-length", b"%d" % (content_length or 0))]
+        fields = attempt.request.fields.encoded(with_credentials=self._pool.key is None)
+        head = encode_request_head(method, path, self._pool.upstream.authority, fields, added)
         if body is None:
             self._transport.write(head)
         elif len(body) > 16_384:

@@ -224,7 +224,7 @@ class Http1Session(asyncio.Protocol):
             return
         assert isinstance(item, Request)
         self._begin(item)
-        while backlog and not isinstance(backlog[0], Request):
+        while backlog and not self._is_request_whole:
             part = backlog.popleft()
             if isinstance(part, WireError):
                 self._break_off(part)

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from meshd.proxy.pool import Pool
     from meshd.proxy.proxy import Proxy
 
+STREAMS_MAX = 100
+"""Calls on one connection before another is opened, where the upstream allows as many."""
 QUEUE_HIGH = 262_144
 QUEUE_LOW = 65_536
 """Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
@@ -68,6 +70,7 @@ class Http2Connection(asyncio.Protocol):
         "_proxy",
         "_session",
         "_streams",
+        "_streams_max",
         "_transport",
         "idle_since_s",
         "is_dirty",
@@ -86,6 +89,7 @@ class Http2Connection(asyncio.Protocol):
         self._is_closed = False
         self._is_going_away = False
         self._is_write_paused = False
+        self._streams_max = STREAMS_MAX
         self.is_dirty = False
         self.idle_since_s = proxy.clock()
 
@@ -156,8 +160,7 @@ class Http2Connection(asyncio.Protocol):
         """Say whether another request may begin here."""
         if self._is_closed or self._is_going_away or not self._session.can_send_request:
             return False
-        allowed = self._session.remote_settings.get(3, 100) if len(self._streams) >= 100 else 100
-        return len(self._streams) < min(allowed, 100)
+        return len(self._streams) < self._streams_max
 
     @property
     def is_usable(self) -> bool:
@@ -185,18 +188,21 @@ class Http2Connection(asyncio.Protocol):
         *,
         method: str,
         path: str,
-        headers: Headers,
+        added: Headers,
         has_body: bool,
         content_length: int | None,
         body: bytes | None,
         upgrade: bytes = b"",
     ) -> None:
         """Send a request's head, and its body where it is there; `attempt.stream` takes the rest."""
-        upstream = self._pool.upstream
+        upstream, request = self._pool.upstream, attempt.request
+        headers = request.fields.forward + added
+        if self._pool.key is None:
+            headers += request.fields.credentials
         if content_length is not None and has_body:
-            headers = [*headers, (b"content-length", b"%d" % content_length)]
-        if attempt.request.is_grpc:
-            headers = [*headers, (b"te", b"trailers")]
+            headers.append((b"content-length", b"%d" % content_length))
+        if request.is_grpc:
+            headers.append((b"te", b"trailers"))
         fields = encode_request(method, upstream.scheme, upstream.authority, path, headers)
         try:
             id = self._session.send_request(fields, end_stream=not has_body)
@@ -246,10 +252,13 @@ class Http2Connection(asyncio.Protocol):
         self._proxy.touch(self)
 
     def acknowledge(self, stream: Http2Stream, amount: int) -> None:
+        self._acknowledge(stream.id, amount)
+
+    def _acknowledge(self, id: int, amount: int) -> None:
         if self._is_closed:
             return
         try:
-            self._session.acknowledge_received_data(amount, stream.id)
+            self._session.acknowledge_received_data(amount, id)
         except (ngh2.NGH2Error, ValueError):
             return
         self._proxy.touch(self)
@@ -299,7 +308,7 @@ class Http2Connection(asyncio.Protocol):
                 self._end_reply(stream, [])
         elif data:
             # Nobody waits for it any more, but the connection's window is shared.
-            self._session.acknowledge_received_data(len(data), event.stream_id)
+            self._acknowledge(event.stream_id, len(data))
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
         stream = self._streams.get(event.stream_id)
@@ -333,6 +342,10 @@ class Http2Connection(asyncio.Protocol):
                 self._transport.close()
         self._pool.serve_pending()
 
+    def _on_settings(self, event: ngh2.SettingsReceived) -> None:
+        self._streams_max = min(STREAMS_MAX, event.settings.get(_MAX_CONCURRENT_STREAMS, self._streams_max))
+        self._pool.serve_pending()
+
     def _on_goaway(self, event: ngh2.GoAwayReceived) -> None:
         self._is_going_away = True
         for stream in tuple(self._streams.values()):
@@ -350,7 +363,9 @@ class Http2Connection(asyncio.Protocol):
                 attempt.reply_failed(fault, message)
 
 
+_MAX_CONCURRENT_STREAMS = int(ngh2.Setting.MAX_CONCURRENT_STREAMS)
 _HANDLERS: dict[type, Any] = {
+    ngh2.SettingsReceived: Http2Connection._on_settings,
     ngh2.ResponseReceived: Http2Connection._on_response,
     ngh2.InformationalResponseReceived: Http2Connection._on_informational,
     ngh2.DataReceived: Http2Connection._on_data,

@@ -34,6 +34,7 @@ class Http2Exchange:
         "is_paused",
         "is_replied",
         "is_reply_paused",
+        "is_request_whole",
         "peer",
         "unacked",
     )
@@ -47,6 +48,7 @@ class Http2Exchange:
         self.is_paused = False
         self.is_reply_paused = False
         self.is_replied = False
+        self.is_request_whole = False
         self.unacked = 0
 
     def send_informational(self, status: int, headers: Headers) -> None:
@@ -72,6 +74,8 @@ class Http2Exchange:
             self._session.send_end(self, trailers)
         self.is_replied = True
         self.exchange = None
+        if not self.is_request_whole:
+            self._session.end_early(self)
 
     def half_close(self) -> None:
         self._session.send_end(self, [])
@@ -94,6 +98,7 @@ class Http2Session(asyncio.Protocol):
     """A caller's connection."""
 
     __slots__ = (
+        "_early",
         "_idle_since_s",
         "_is_closed",
         "_is_draining",
@@ -125,6 +130,7 @@ class Http2Session(asyncio.Protocol):
         )
         self._streams: dict[int, Http2Exchange] = {}
         self._paused: set[Http2Exchange] = set()
+        self._early: set[Http2Exchange] = set()
         self._transport: Any = None
         self._is_closed = False
         self._is_draining = False
@@ -196,8 +202,23 @@ class Http2Session(asyncio.Protocol):
         if data:
             self._transport.write(data)
         self._take_events()
+        if self._early:
+            self._reset_early()
         if self._paused:
             self._resume_replies()
+
+    def end_early(self, stream: Http2Exchange) -> None:
+        """The reply is whole and the request is not: when the reply has left, the rest is told to stay away."""
+        self._early.add(stream)
+
+    def _reset_early(self) -> None:
+        # RFC 9113 section 8.1: NO_ERROR, so that the caller keeps the reply.
+        for stream in tuple(self._early):
+            if stream.id not in self._streams:
+                self._early.discard(stream)
+            elif not self._session.queued_body_size(stream.id):
+                self._early.discard(stream)
+                self.reset(stream.id, ErrorCode.NO_ERROR)
 
     def _resume_replies(self) -> None:
         for stream in tuple(self._paused):
@@ -267,6 +288,7 @@ class Http2Session(asyncio.Protocol):
     def _on_request(self, event: ngh2.RequestReceived) -> None:
         id = event.stream_id
         stream = self._streams[id] = Http2Exchange(self, id)
+        stream.is_request_whole = event.end_stream
         try:
             request = read_request(event.headers, event.end_stream)  # type: ignore[arg-type]
         except WireError as error:
@@ -288,14 +310,18 @@ class Http2Session(asyncio.Protocol):
             if stream is not None and stream.is_paused:
                 stream.unacked += len(data)
             else:
-                self._session.acknowledge_received_data(len(data), event.stream_id)
-        if event.end_stream and stream is not None and stream.exchange is not None:
-            stream.exchange.request_end([])
+                self.acknowledge(event.stream_id, len(data))
+        if event.end_stream and stream is not None:
+            stream.is_request_whole = True
+            if stream.exchange is not None:
+                stream.exchange.request_end([])
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
         stream = self._streams.get(event.stream_id)
-        if stream is not None and stream.exchange is not None:
-            stream.exchange.request_end(list(event.headers))
+        if stream is not None:
+            stream.is_request_whole = True
+            if stream.exchange is not None:
+                stream.exchange.request_end(list(event.headers))
 
     def _on_closed(self, event: ngh2.StreamClosed) -> None:
         stream = self._streams.pop(event.stream_id, None)

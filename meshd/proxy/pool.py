@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault
 from meshd.proxy.http1_client import Http1Connection
-from meshd.proxy.http2_client import Http2Connection
+from meshd.proxy.http2_client import STREAMS_MAX, Http2Connection
 
 if TYPE_CHECKING:
     from meshd.policy.compiled import Upstream
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshd.proxy")
 
 _ALPN_OFFERS = {"auto": ["h2", "http/1.1"], "h2": ["h2"], "http/1.1": ["http/1.1"], "tunnel": ["http/1.1"]}
-STREAMS_PER_CONNECTION = 100
-"""HTTP/2 calls on one connection before another is opened, where the upstream allows as many."""
 
 
 class Pools:
@@ -90,6 +88,25 @@ class Pools:
         for pool in self._pools.values():
             pool.close()
         self._pools.clear()
+
+
+class _Opening(asyncio.Protocol):
+    """Stands on a new connection until ALPN has said which wire it speaks, which is before its first byte."""
+
+    def __init__(self, proxy: Proxy, pool: Pool, wire: str) -> None:
+        self._proxy = proxy
+        self._pool = pool
+        self._wire = wire
+        self.connection: Any = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        is_h2 = self._wire == "h2"
+        if self._wire == "by ALPN":
+            is_h2 = transport.get_extra_info("ssl_object").selected_alpn_protocol() == "h2"
+        connection_type: Any = Http2Connection if is_h2 else Http1Connection
+        self.connection = connection_type(self._proxy, self._pool)
+        transport.set_protocol(self.connection)
+        self.connection.connection_made(transport)
 
 
 class Pool:
@@ -176,7 +193,7 @@ class Pool:
 
     def _connect_as_needed(self) -> None:
         if self._wire == "h2":
-            wanted = -(-len(self._pending) // STREAMS_PER_CONNECTION)
+            wanted = -(-len(self._pending) // STREAMS_MAX)
         elif self._wire == "auto" and not self._all:
             wanted = 1  # Until ALPN has said which wire it is, one connection may serve them all.
         else:
@@ -223,24 +240,19 @@ class Pool:
         context = None
         if upstream.scheme == "https" and not is_raw:
             context = self._pools.ssl_context(upstream.ca_file, self._wire)
-        use_h2 = self._wire == "h2" and context is None
-        transport, protocol = await loop.create_connection(
-            lambda: Http2Connection(self._proxy, self) if use_h2 else Http1Connection(self._proxy, self),
+        wire = self._wire if context is None else "by ALPN"
+        _, opening = await loop.create_connection(
+            lambda: _Opening(self._proxy, self, wire),
             upstream.host,
             upstream.port,
             ssl=context,
             server_hostname=upstream.host if context is not None and not _is_address(upstream.host) else None,
         )
-        if context is not None:
-            chosen = transport.get_extra_info("ssl_object").selected_alpn_protocol()
-            if chosen == "h2":
-                protocol = Http2Connection(self._proxy, self)
-                transport.set_protocol(protocol)
-                protocol.connection_made(transport)
-            elif self._wire == "h2":
-                transport.abort()
-                raise OSError("it does not speak HTTP/2 (ALPN)")
-        return protocol
+        connection = opening.connection
+        if self._wire == "h2" and not isinstance(connection, Http2Connection):
+            connection.close()
+            raise OSError("it does not speak HTTP/2 (ALPN)")
+        return connection
 
     def _tunnel_decided(self, attempt: Attempt, connection: Any, fault: Fault, message: str) -> None:
         if connection is None:
@@ -254,7 +266,7 @@ class Pool:
     def _opened(self, connection: Any) -> None:
         if not connection.is_usable:
             # It was closed before its turn came, and `lost` was told of a connection that it did not know.
-            self._failed(Fault.RESET, f"{self.upstream.name} took the connection and closed it")
+            self._failed(Fault.CONNECT, f"{self.upstream.name} took the connection and closed it")
             return
         if self._is_retired and not self._pending:
             connection.close()

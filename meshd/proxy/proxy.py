@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from meshd.policy.addressing import AddressBook, host_of
 from meshd.proxy.pool import Pools
+from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +147,8 @@ class Proxy:
         result: Any
         try:
             result = await pending.wait.coroutine
+        except asyncio.CancelledError:
+            result = Refused(Reason.DRAINING, "This sidecar is shutting down")
         except Exception as error:
             result = error
         self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at))
@@ -176,6 +179,10 @@ class Proxy:
         is_clean = not self.live
         for exchange in tuple(self.live):
             self._run(exchange.shut_down)
+        # Calls that wait for a filter end when their wait does, so that what it took is settled.
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         return is_clean
 
     def count_sessions(self, direction: Direction) -> int:

@@ -1,69 +1,135 @@
-"""What every wire makes of bytes: a request head, a reply head, or an error that names its status."""
+"""What every wire makes of bytes: a request, its fields sorted once, or an error that names its status."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import Place
+from meshd.wire.fields import Place, connection_names, place_of
 
 if TYPE_CHECKING:
     from meshd.call import Headers
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_ACCEPT_ENCODING = Place.ACCEPT_ENCODING
-_CONTENT_TYPE = Place.CONTENT_TYPE
-_CREDENTIAL = Place.CREDENTIAL
 _FORWARDED = Place.FORWARDED
 _GOVERNED = Place.GOVERNED
+_CREDENTIAL = Place.CREDENTIAL
+_ACCEPT_ENCODING = Place.ACCEPT_ENCODING
+_CONTENT_TYPE = Place.CONTENT_TYPE
 _ORIGIN = Place.ORIGIN
+_CONNECTION = Place.CONNECTION
+
+
+class Fields:
+    """The header fields of a request, sorted by what becomes of them.
+
+    Never changed once they are sorted: requests whose fields are the same bytes share one.
+    """
+
+    __slots__ = (
+        "_encoded",
+        "_encoded_bare",
+        "accept_encoding",
+        "authority",
+        "connection",
+        "content_type",
+        "credentials",
+        "forward",
+        "governed",
+        "headers",
+        "origin",
+        "unread",
+    )
+
+    def __init__(self, headers: Headers) -> None:
+        self.headers = headers
+        """All of them in wire order, names in lower case."""
+        self.forward: Headers = []
+        """Those that go on to the upstream as they are."""
+        self.governed: Headers = []
+        """Those under our prefix and the trace's: Context reads them, and writes what leaves in their place."""
+        self.credentials: Headers = []
+        """Those that carry the caller's key; they go on unless meshd attaches the upstream's own."""
+        self.accept_encoding: Headers = []
+        self.connection: frozenset[bytes] = frozenset()
+        """The names that `Connection` lists, where it lists more than keep-alive or close."""
+        self.authority = ""
+        """The Host field or :authority; empty where an HTTP/1.0 request named none."""
+        self.content_type = b""
+        self.origin = b""
+        """The page that a browser says the request came from; empty for everything that is no browser."""
+        self.unread: list[tuple[Place, bytes]] = []
+        """Those that the wire itself must read: what frames, upgrades or addresses the message."""
+        self._encoded = b""
+        self._encoded_bare = b""
+        self._sort()
+
+    def _sort(self) -> None:
+        forward = self.forward
+        for field in self.headers:
+            place = place_of(field[0])
+            if place is _FORWARDED:
+                forward.append(field)
+            elif place is _GOVERNED:
+                self.governed.append(field)
+            elif place is _CREDENTIAL:
+                self.credentials.append(field)
+            elif place is _ACCEPT_ENCODING:
+                self.accept_encoding.append(field)
+            elif place is _CONTENT_TYPE:
+                self.content_type = field[1]
+                forward.append(field)
+            elif place is _ORIGIN:
+                self.origin = field[1]
+                forward.append(field)
+            else:
+                self.unread.append((place, field[1]))
+                if place is _CONNECTION and field[1].lower() not in _USUAL_CONNECTION:
+                    self.connection = connection_names(self.headers)
+        if self.connection:
+            # RFC 9110 section 7.6.1: what the Connection field names goes no further than it does.
+            self.forward = [field for field in forward if field[0] not in self.connection]
+            self.credentials = [field for field in self.credentials if field[0] not in self.connection]
+
+    def encoded(self, *, with_credentials: bool) -> bytes:
+        """Return the forwarded fields as HTTP/1.1 lines."""
+        if not with_credentials:
+            self._encoded_bare = self._encoded_bare or encode_fields(self.forward)
+            return self._encoded_bare
+        self._encoded = self._encoded or encode_fields([*self.forward, *self.credentials])
+        return self._encoded
+
+
+_USUAL_CONNECTION = (b"keep-alive", b"close")
+
+
+def encode_fields(headers: Headers) -> bytes:
+    """Return fields as HTTP/1.1 lines."""
+    return b"".join([b"%b: %b\r\n" % field for field in headers])
 
 
 class Request:
     """The head of one request, whichever wire it came from."""
 
     __slots__ = (
-        "accept_encoding",
-        "authority",
-        "connection",
         "content_length",
-        "content_type",
-        "credentials",
         "expects_continue",
-        "forward",
-        "governed",
+        "fields",
         "has_body",
         "has_chunks",
-        "headers",
         "is_keep_alive",
         "method",
-        "origin",
         "target",
         "upgrade",
     )
 
-    def __init__(self, method: str, target: str, headers: Headers) -> None:
+    def __init__(self, method: str, target: str, fields: Fields) -> None:
         self.method = method
         self.target = target
         """As sent: origin, absolute, authority or asterisk form (RFC 9112 section 3.2)."""
-        self.headers = headers
-        """All fields in wire order, names in lower case. What follows is sorted from them, once."""
-        self.forward: Headers = []
-        """The fields that go on to the upstream as they are."""
-        self.governed: Headers = []
-        """The fields under our prefix and the trace's: Context reads them, and writes what leaves in their place."""
-        self.credentials: Headers = []
-        """The fields that carry the caller's key; they go on unless meshd attaches the upstream's own."""
-        self.accept_encoding: Headers = []
-        self.authority = ""
-        """The Host field or :authority; empty where an HTTP/1.0 request named none."""
-        self.connection: frozenset[bytes] = frozenset()
-        """The names that `Connection` lists, where it lists more than keep-alive or close."""
+        self.fields = fields
         self.content_length: int | None = None
         """None where the body is chunked, framed by the wire, or absent: see `has_body`."""
-        self.content_type = b""
-        self.origin = b""
-        """The page that a browser says the request came from; empty for everything that is no browser."""
         self.has_body = False
         self.has_chunks = True
         """The caller can take a reply whose length is not known: not so in HTTP/1.0."""
@@ -72,32 +138,10 @@ class Request:
         self.upgrade = b""
         """The protocol asked for by `Upgrade`, in lower case, where `Connection` names it too."""
 
-    def sort(self, place: Place, field: tuple[bytes, bytes]) -> None:
-        """Put away a field that needs no reading by the wire."""
-        if place is _FORWARDED:
-            self.forward.append(field)
-        elif place is _GOVERNED:
-            self.governed.append(field)
-        elif place is _CREDENTIAL:
-            self.credentials.append(field)
-        elif place is _ACCEPT_ENCODING:
-            self.accept_encoding.append(field)
-        elif place is _CONTENT_TYPE:
-            self.content_type = field[1]
-            self.forward.append(field)
-        elif place is _ORIGIN:
-            self.origin = field[1]
-            self.forward.append(field)
-
-    def unname(self, names: frozenset[bytes]) -> None:
-        """Take out of `forward` what the Connection field names (RFC 9110, 7.6.1)."""
-        self.forward = [field for field in self.forward if field[0] not in names]
-        self.credentials = [field for field in self.credentials if field[0] not in names]
-
     @property
     def is_grpc(self) -> bool:
         """The body is framed as gRPC, which needs HTTP/2 to its end."""
-        return self.content_type.startswith(b"application/grpc")
+        return self.fields.content_type.startswith(b"application/grpc")
 
 
 class WireError(Refused):
@@ -108,15 +152,7 @@ class WireError(Refused):
         super().__init__(reason, message, status=status)
 
 
-_TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz")
 _BAD_AUTHORITY = frozenset(b" \t\"#/<>?@\\^`{|},;'()")
-
-
-def is_token(name: bytes) -> bool:
-    """Say whether `name` is a token of RFC 9110 section 5.6.2."""
-    return bool(name) and _TOKEN.issuperset(name)
-
-
 _HOSTS: dict[bytes, str] = {}
 _HOSTS_MAX = 256
 
