@@ -64,15 +64,6 @@ class Pending(NamedTuple):
     resume_at: int
 
 
-class Explained(NamedTuple):
-    """What one filter did with a call."""
-
-    filter: str
-    verdict: str
-    """pass, refuse, answer, wait, shadow or skip."""
-    text: str
-
-
 class Chain:
     """The filters, built once and kept over reloads: they read a call's settings from its plan."""
 
@@ -111,50 +102,10 @@ class Chain:
             tickets.append(decision)
         return None
 
-    def explain(self, call: Call) -> list[Explained]:
-        """Walk the whole order for `call`, sending nothing, and say what each filter did. Tickets are not kept."""
-        said: list[Explained] = []
-        is_over = False
-        for place, one in zip(FILTERS, self._all(), strict=True):
-            name = getattr(one, "name", place.filter.__name__)
-            if is_over:
-                said.append(Explained(name, "skip", "not reached"))
-                continue
-            if not hasattr(one, "admit"):
-                said.append(Explained(name, "pass", one.explain(call)))
-                continue
-            try:
-                decision = one.admit(call)
-            except Refused as refused:
-                is_over = not refused.is_shadow
-                said.append(Explained(name, "shadow" if refused.is_shadow else "refuse", _refusal_text(refused)))
-                continue
-            if isinstance(decision, Wait):
-                decision.coroutine.close()
-                said.append(Explained(name, "wait", one.explain(call)))
-            elif isinstance(decision, Reply):
-                is_over = True
-                said.append(Explained(name, "answer", one.explain(call)))
-            else:
-                said.append(Explained(name, "pass", one.explain(call)))
-        return said
-
-    def _all(self) -> tuple[Any, ...]:
-        by_type: dict[type, Any] = {type(one): one for one in (*self.per_call, *self.per_attempt)}
-        by_type[Fallback] = self.fallback
-        return tuple(by_type[place.filter] for place in FILTERS)
-
 
 def _in_order(filters: dict[type, Any], scope: Scope) -> tuple[Filter, ...]:
     # Fallback is asked after an attempt, not before it, so it has no `admit` and stands in no list.
-    return tuple(
-        filters[place.filter] for place in FILTERS if place.scope is scope and place.filter is not Fallback
-    )
-
-
-def _refusal_text(refused: Refused) -> str:
-    rule = f" (rule {refused.rule})" if refused.rule else ""
-    return f"{refused.status} {refused.reason.value}{rule}: {refused.message}"
+    return tuple(filters[place.filter] for place in FILTERS if place.scope is scope and place.filter is not Fallback)
 
 
 def settle(tickets: list[Ticket], outcome: Outcome) -> None:

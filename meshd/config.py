@@ -72,7 +72,8 @@ class Config:
     log_format: str = "auto"
     log_level: str = "info"
     sample_ratio: float = 0.1
-    drain_s: float = 30.0
+    drain_s: float | None = None
+    """How long a drain may take; None for what the policy says (limits.drain)."""
 
     @property
     def key_file(self) -> Path:

@@ -9,21 +9,10 @@ import os
 import random
 import ssl
 import time
-from collections import OrderedDict
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 from meshd import running as registry
-from meshd.admin.view import (
-    AccountDump,
-    AccountsPage,
-    BreakerDump,
-    Check,
-    PolicyDump,
-    ReloadResult,
-    RuleDump,
-    StatusDump,
-)
+from meshd.admin.view import ReloadResult
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
@@ -45,11 +34,11 @@ from meshd.policy.reload import Reloader, Watch
 from meshd.policy.upstreams import parse_url
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
-from meshd.telemetry.sources import BreakerReading, BudgetReading
 from meshd.telemetry.telemetry import Telemetry
+from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     from meshd.admin.server import Servers
     from meshd.config import Config
@@ -79,10 +68,10 @@ def build_chain(
         Context: Context(keys, os.urandom, agent),
         HopLimit: HopLimit(),
         Routing: Routing(),
-        AllowList: AllowList(),
-        Approval: Approval(),
+        AllowList: AllowList(shadowed),
+        Approval: Approval(shadowed),
         Fallback: Fallback(random.random),
-        Budget: Budget(ledger),
+        Budget: Budget(ledger, shadowed),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }
     assert set(filters) == {place.filter for place in FILTERS}
@@ -111,16 +100,8 @@ def app_upstream(url: str) -> Upstream | None:
     )
 
 
-def meshd_version() -> str:
-    """Return this build's version."""
-    try:
-        return version("agent-meshd")
-    except PackageNotFoundError:
-        return "0"
-
-
 class Daemon:
-    """One sidecar. It is also what the admin ports see (`AdminView`)."""
+    """One sidecar."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -129,10 +110,9 @@ class Daemon:
         self.servers: Servers | None = None
         self._started_s = time.time()
         self._stop = asyncio.Event()
-        self._is_draining = False
+        self._reloading = asyncio.Lock()
         self._listeners: list[Listener] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._ledger_error = ""
 
     # ------------------------------------------------------------------ start
 
@@ -146,9 +126,7 @@ class Daemon:
         overrides = Overrides(upstreams=config.upstreams, agent=config.agent)
         self._watch = Watch(config.policy)
         policy = load(config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
-        self.reloader = Reloader(
-            policy, config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides
-        )
+        self.reloader = Reloader(policy, config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
         self.keys = MeshKeys(config.key_file)
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
@@ -170,14 +148,12 @@ class Daemon:
 
     async def _open_ledger(self) -> Ledger:
         if self.config.store not in ("", "sqlite:"):
-            raise StartError(
-                f"--store {self.config.store.partition('://')[0]}: this build keeps its books in the embedded store only"
-            )
+            engine = self.config.store.partition("://")[0]
+            raise StartError(f"--store {engine}: this build keeps its books in the embedded store only")
         try:
             return await Ledger.open(self.config.home)
         except StoreError as error:
             # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
-            self._ledger_error = str(error)
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
             return Ledger.failed(error)
 
@@ -194,25 +170,11 @@ class Daemon:
         except ValueError as error:
             raise StartError(f"the OTLP endpoint cannot be used: {error}") from None
         telemetry.policy_taken()
-        telemetry.sources.rule_hits = lambda: self.reloader.policy.hits()
-        telemetry.sources.breakers = lambda: (
-            BreakerReading(view.upstream, view.state.value.replace("-", "_")) for view in self._breaker.snapshot()
-        )
-        telemetry.sources.budget = lambda: BudgetReading(
-            reserved=self.ledger.reserved_tokens,
-            spent=self.ledger.spent_tokens,
-            refused=self.ledger.refused,
-            bound_violations=self.ledger.bound_violations,
-        )
-        telemetry.sources.store = lambda: self.ledger.state == "ok"
         return telemetry
-
-    @property
-    def _breaker(self) -> Breaker:
-        return next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
 
     async def _listen(self, policy: Policy) -> None:
         from meshd.admin import server as admin
+        from meshd.admin.token import TokenError
 
         config = self.config
         app = app_upstream(config.app)
@@ -227,17 +189,35 @@ class Daemon:
         self.listen = await self._open_port(Direction.OUTBOUND, config.listen)
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
+        breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
+        attach_sources(self.telemetry, self.reloader, self.ledger, breaker)
+        view = View(
+            agent=config.agent,
+            reloader=self.reloader,
+            ledger=self.ledger,
+            breaker=breaker,
+            telemetry=self.telemetry,
+            proxy=self.proxy,
+            started_s=self._started_s,
+            reload=self.reload,
+            stop=self.stop,
+        )
         try:
             self.servers = await admin.start(
-                self,
+                view,
                 self.telemetry,
                 state_dir=config.home,
                 metrics=(config.metrics.host, config.metrics.port),
                 admin=(config.admin.host, config.admin.port),
                 hosts=policy.hosts_allowed,
             )
-        except Exception as error:
+        except (admin.AdminError, TokenError) as error:
             raise StartError(str(error)) from None
+        self._register(self.servers)
+
+    def _register(self, servers: Servers) -> None:
+        """Say in the state directory where we are, for `meshd exec`."""
+        config, policy = self.config, self.reloader.policy
         doors = tuple(
             registry.Door(
                 name=one.name,
@@ -248,18 +228,19 @@ class Daemon:
             )
             for one in policy.upstreams.values()
         )
-        registry.write(
-            config.home,
-            registry.Running(
-                pid=os.getpid(),
-                listen=str(self.listen),
-                started_s=self._started_s,
-                admin=f"{config.admin.host}:{self.servers.admin_port}",
-                metrics=f"{config.metrics.host}:{self.servers.metrics_port}",
-                agent=config.agent or policy.agent,
-                doors=doors,
-            ),
+        running = registry.Running(
+            pid=os.getpid(),
+            listen=str(self.listen),
+            started_s=self._started_s,
+            admin=str(Address(config.admin.host, servers.admin_port)),
+            metrics=str(Address(config.metrics.host, servers.metrics_port)),
+            agent=config.agent or policy.agent,
+            doors=doors,
         )
+        try:
+            registry.write(config.home, running)
+        except OSError as error:
+            log.warning("meshd exec will not find this daemon: %s: %s", config.home, error.strerror)
 
     async def _open_port(self, direction: Direction, address: Address) -> Address:
         listener = Listener(self.proxy, direction)
@@ -316,34 +297,38 @@ class Daemon:
 
     async def reload(self) -> ReloadResult:
         """Read the policy anew; keep the old document where that fails."""
-        # In a thread: a large document takes tens of milliseconds, in which calls would wait.
-        policy = await asyncio.to_thread(self.reloader.reload)
+        # One after the other, and in a thread: a large document takes tens of milliseconds, in which calls would wait.
+        async with self._reloading:
+            policy = await asyncio.to_thread(self.reloader.reload)
+            return self._take(policy)
+
+    def _take(self, policy: Policy | None) -> ReloadResult:
         digest = self.reloader.policy.digest
         if policy is None:
             self.telemetry.policy_refused()
             log.error("the new policy was not taken, the one before stays in force: %s", self.reloader.error)
             return ReloadResult(is_taken=False, digest=digest, problems=self.reloader.error.splitlines())
         self.proxy.swap(policy)
+        if self.servers is not None:
+            self._register(self.servers)
         self.telemetry.policy_taken()
-        log.info("policy taken from %s (%s)", policy.source, digest[:12])
+        log.info("policy taken from %s (%s)", policy.source, digest[:DIGEST_DIGITS])
         return ReloadResult(is_taken=True, digest=digest)
 
     def stop(self) -> None:
         """Ask for the end: `serve` then drains."""
         self._stop.set()
 
-    def drain(self) -> None:
-        """Begin to drain. A second call changes nothing."""
-        self.stop()
-
     async def serve(self) -> None:
         """Run until asked to stop, then drain and close."""
         await self._stop.wait()
-        self._is_draining = True
         for listener in self._listeners:
             listener.stop()
-        if not await self.proxy.drain(self.config.drain_s):
-            log.warning("the drain's deadline of %g s passed with calls under way", self.config.drain_s)
+        drain_s = self.config.drain_s
+        if drain_s is None:
+            drain_s = self.reloader.policy.limits.drain_s
+        if not await self.proxy.drain(drain_s):
+            log.warning("the drain's deadline of %g s passed with calls under way", drain_s)
         await self.close()
 
     async def close(self) -> None:
@@ -359,63 +344,6 @@ class Daemon:
         if hasattr(self, "telemetry"):
             await asyncio.to_thread(self.telemetry.close)
         registry.remove(self.config.home, os.getpid())
-
-    # ------------------------------------------------------------------ what the admin ports see
-
-    def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
-        """Return all checks; ready means that every one is ok."""
-        state = self.ledger.state
-        checks = [
-            Check("policy", True, self.reloader.policy.source),
-            Check("store", state == "ok", "" if state == "ok" else state),
-        ]
-        if not outbound_only:
-            checks.append(Check("drain", not self._is_draining, "draining" if self._is_draining else ""))
-        return checks
-
-    def policy(self) -> PolicyDump | None:
-        """Return the document in force."""
-        policy = self.reloader.policy
-        return PolicyDump(
-            source=policy.source,
-            digest=policy.digest,
-            agent=self.config.agent or policy.agent,
-            rules=[
-                RuleDump(rule.name, rule.hits.count, is_shadow=getattr(rule, "is_shadow", False))
-                for rule in policy.rules
-            ],
-            never_matched=policy.never_matched(),
-            warnings=policy.warnings,
-            reload_error=self.reloader.error,
-            taken_at_s=self.telemetry.tally.policy_taken_s,
-        )
-
-    def accounts(self, *, after: str, limit: int) -> AccountsPage:
-        """Return accounts in the order of their ids."""
-        accounts = OrderedDict((view.id, view) for view in sorted(self.ledger.snapshot()))
-        found = [view for id, view in accounts.items() if id > after][: limit + 1]
-        dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
-        return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
-
-    def breakers(self) -> Sequence[BreakerDump]:
-        """Return every breaker that is kept."""
-        return [
-            BreakerDump(view.upstream, view.model, "", view.state.value.replace("-", "_"))
-            for view in self._breaker.snapshot()
-        ]
-
-    def status(self) -> StatusDump:
-        """Return what the process is doing."""
-        tally = self.telemetry.tally
-        return StatusDump(
-            version=meshd_version(),
-            agent=self.config.agent or self.reloader.policy.agent,
-            uptime_s=time.time() - self._started_s,
-            connections_outbound=tally.connections_outbound,
-            connections_inbound=tally.connections_inbound,
-            calls_open=len(self.proxy.live),
-            is_draining=self._is_draining,
-        )
 
 
 __all__ = ["ConfigError", "Daemon", "LoadError", "MeshKeyError", "StartError", "build_chain"]

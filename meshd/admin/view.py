@@ -88,6 +88,8 @@ class StatusDump:
     connections_inbound: int
     calls_open: int
     is_draining: bool
+    store: str = "ok"
+    """ "ok", or what is wrong with the books, in words for the operator."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,8 @@ class BreakerView(NamedTuple):
     state: State
     since_s: float
     """Monotonic seconds at which it came into this state."""
+    credential: str = ""
+    """First hex digits of the keyed hash; empty where there is none. Of no use in another process."""
 
 
 class Permit:
@@ -146,7 +148,7 @@ class Breaker:
     def snapshot(self) -> list[BreakerView]:
         """Return every breaker that is kept; those that were never needed or long idle are not."""
         return [
-            BreakerView(key.upstream, key.model, circuit.state, circuit.since_s)
+            BreakerView(key.upstream, key.model, circuit.state, circuit.since_s, key.credential.hex()[:8])
             for key, circuit in self._circuits.items()
         ]
 

@@ -119,6 +119,8 @@ class Context:
         else:
             context, evidence = self._without_evidence(call.wall_s, agent), _BY_NOTHING
         call.context = _attenuated(context, found, call.wall_s) if found else context
+        if context.parent and call.span is not None:
+            call.span.adopt(context.parent)
         call.agent = context.agent
         call.evidence = evidence
 
@@ -231,7 +233,7 @@ class Context:
         day = int(wall_s // 86_400)
         known_day, context = self._unattributed
         if day != known_day or context.agent != agent:
-            context = codec.Context("", agent, account=f"unattributed/{agent}/{_utc_date(day)}")
+            context = codec.Context("", agent, account=f"unattributed/{agent}/{date.fromordinal(_EPOCH + day)}")
             self._unattributed = (day, context)
         return context
 
@@ -240,17 +242,19 @@ class Context:
         minted = self._minted.get(key)
         # The entry holds the context, so its id cannot have passed to another one; `is` makes sure.
         is_current = minted is not None and minted[0] is context and self._generation == self._keys.generation
-        if minted is not None and is_current and call.span is None and 0 <= call.now_s - minted[1] < MINTED_AGAIN_S:
+        parent = call.span.traceparent if call.span is not None else None
+        # With a span of this call's own in it, a token is of no use to another call.
+        is_shared = not parent or parent == context.parent
+        if minted is not None and is_current and is_shared and 0 <= call.now_s - minted[1] < MINTED_AGAIN_S:
             return minted[2]
-        parent = None if call.span is None else call.span.traceparent
-        if audience is _PEER:
-            sent = _moved(context, context.agent, context.hops, (*context.path, context.agent), parent)
-        elif callee:
-            sent = _moved(context, callee, context.hops + 1, (*context.path, context.agent), parent)
-        else:
-            sent = _moved(context, context.agent, context.hops, context.path, parent)
+        agent, hops, path = context.agent, context.hops, context.path
+        if callee:
+            agent, hops = callee, hops + 1
+        if callee or audience is _PEER:
+            path = (*path, context.agent)
+        sent = _moved(context, agent, hops, path, parent or None)
         token = self._mint(sent, audience, call.wall_s)
-        if call.span is None:
+        if is_shared:
             if len(self._minted) >= MINTED_MAX:
                 del self._minted[next(iter(self._minted))]
             self._minted[key] = (context, call.now_s, token)
@@ -385,10 +389,6 @@ def _add_trace(headers: Headers, call: Call, context: codec.Context) -> None:
     entries = trace_context.parse_baggage(",".join(baggage)) if baggage else None
     if entries:
         headers.append((BAGGAGE, trace_context.format_baggage(entries).encode("ascii")))
-
-
-def _utc_date(day: int) -> str:
-    return date.fromordinal(_EPOCH + day).isoformat()
 
 
 def _refused(message: str) -> Refused:

@@ -54,9 +54,12 @@ class AddressBook:
         self._upstreams = policy.upstreams
         self._known: set[str] = set()
         """Host fields that were found to be ours; a caller sends the same one all the time."""
-        self._by_origin: dict[tuple[str, str, int], Upstream] = {
-            (upstream.scheme, upstream.host, upstream.port): upstream for upstream in policy.upstreams.values()
-        }
+        self._by_origin: dict[tuple[str, str, int], list[Upstream]] = {}
+        """Several names may stand for one origin. What is metered stands first, so that no second name of an LLM is a
+        way around its meter; else the order is the document's."""
+        for upstream in sorted(policy.upstreams.values(), key=lambda one: one.kind is not _LLM or one.is_unmetered):
+            origin = (upstream.scheme, upstream.host, upstream.port)
+            self._by_origin.setdefault(origin, []).append(upstream)
         self._hosts = frozenset(host.lower() for host in (*policy.hosts_allowed, *listen_hosts, "localhost"))
 
     def locate(self, request: Request, direction: Direction) -> Located:
@@ -114,21 +117,21 @@ class AddressBook:
             return self._found(name, self._upstreams.get(name), f"/{path}")
         if self._is_ours(host) and (scheme.lower(), host, port_of(authority, scheme)) not in self._by_origin:
             return self._locate_path(f"/{path}")
-        upstream = self._by_origin.get((scheme.lower(), host, port_of(authority, scheme)))
-        if upstream is not None and upstream.base_path:
+        for upstream in self._by_origin.get((scheme.lower(), host, port_of(authority, scheme)), ()):
             # An absolute address already holds the base path; only what lies below it is the upstream's.
             base = upstream.base_path.removeprefix("/")
-            if path != base and not path.startswith((f"{base}/", f"{base}?")):
-                return Located(authority, None, f"/{path}")
-            path = path[len(base) :].removeprefix("/")
-        return self._found(upstream.name if upstream else authority, upstream, f"/{path}")
+            if not base:
+                return self._found(upstream.name, upstream, f"/{path}")
+            if path == base or path.startswith((f"{base}/", f"{base}?")):
+                return self._found(upstream.name, upstream, "/" + path[len(base) :].removeprefix("/"))
+        return Located(authority, None, f"/{path}")
 
     def locate_tunnel(self, authority: str) -> Located:
         """Say which upstream a CONNECT for HOST:PORT is for."""
         host, port = host_of(authority), port_of(authority, "")
         for scheme in ("https", "http"):
-            if upstream := self._by_origin.get((scheme, host, port)):
-                return Located(upstream.name, upstream, authority)
+            if found := self._by_origin.get((scheme, host, port)):
+                return Located(found[0].name, found[0], authority)
         return Located(authority, None, authority)
 
     def _found(self, name: str, upstream: Upstream | None, path: str, run_token: str = "") -> Located:

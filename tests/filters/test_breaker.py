@@ -425,6 +425,17 @@ def test_no_secret_is_kept() -> None:
     assert first.credential != second.credential  # keyed: the hash cannot be looked up
 
 
+def test_two_breakers_of_one_upstream_can_be_told_apart() -> None:
+    one = Breaker(lambda: 0.5, b"k" * 16)
+    for key in (b"Bearer one", b"Bearer two"):
+        one.admit(made(headers=[(b"authorization", key)]))
+    one.admit(made())
+    shown = [view.credential for view in one.snapshot()]
+    assert len(set(shown)) == 3
+    assert shown[2] == ""
+    assert all(len(digits) == 8 and int(digits, 16) >= 0 for digits in shown[:2])
+
+
 def test_a_permit_is_settled_once(one: Breaker) -> None:
     permit = one.admit(made())
     assert permit is not None

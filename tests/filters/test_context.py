@@ -15,6 +15,7 @@ from meshd.filters.context import TOKEN_LIFE_S, Context, is_stripped, mint_run
 from meshd.filters.hop_limit import HopLimit
 from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
+from meshd.telemetry.telemetry import Telemetry
 from meshd_sdk import context as codec
 from meshd_sdk.context import Audience
 from tests.filters.calls import UPSTREAMS, WALL_S, Bytes, Keys, call, policy
@@ -345,6 +346,39 @@ def test_a_new_key_signs_at_once_though_no_token_was_verified_since(here: Contex
     assert minted() == minted()
     keys.turn(b"\x02" * 32)
     assert codec.verify(minted(), keys.ring, now_s=WALL_S).context.workflow == "nightly"
+
+
+def test_a_trace_that_only_the_token_names_is_the_calls_trace(here: Context, keys: Keys) -> None:
+    telemetry = Telemetry()
+    minted = []
+    for now_s in (0.0, 0.5):
+        made = call("writer", headers=shown(token(keys, parent=TRACE.decode())), now_s=now_s)
+        telemetry.started(made)
+        here.admit(made)
+        assert made.span.parent == TRACE.decode()
+        headers = sent(here, made)
+        assert headers[b"traceparent"] == TRACE
+        assert read(keys, headers).context.parent == TRACE.decode()
+        minted.append(headers[codec.HEADER_CONTEXT])
+    assert minted[0] == minted[1], "without a span of its own, a call's token serves the next one too"
+
+
+def test_a_trace_of_the_calls_own_wins_over_the_tokens(here: Context, keys: Keys) -> None:
+    own = TRACE.replace(b"a1", b"c3")
+    made = call("writer", headers=[*shown(token(keys, parent=TRACE.decode())), (b"traceparent", own)])
+    Telemetry().started(made)
+    here.admit(made)
+    assert (made.span.parent, sent(here, made)[b"traceparent"]) == (own.decode(), own)
+
+
+def test_a_token_without_a_trace_serves_a_second_though_there_is_a_handle(here: Context, keys: Keys) -> None:
+    telemetry, minted = Telemetry(), []
+    for now_s in (0.0, 0.5, 1.6):
+        made = call("writer", headers=shown(token(keys)), now_s=now_s)
+        telemetry.started(made)
+        here.admit(made)
+        minted.append(sent(here, made)[codec.HEADER_CONTEXT])
+    assert minted[0] == minted[1] != minted[2]
 
 
 def test_a_context_that_fits_no_token_is_refused(here: Context, keys: Keys) -> None:

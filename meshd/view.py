@@ -1,0 +1,154 @@
+"""What the admin ports see of the daemon: readings of its parts, and the two things that they may ask of it."""
+
+from __future__ import annotations
+
+import time
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from meshd.admin.view import (
+    AccountDump,
+    AccountsPage,
+    BreakerDump,
+    Check,
+    PolicyDump,
+    ReloadResult,
+    RuleDump,
+    StatusDump,
+)
+from meshd.telemetry.sources import BreakerReading, BudgetReading
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from meshd.filters.breaker import Breaker
+    from meshd.filters.circuit import State
+    from meshd.ledger import Ledger
+    from meshd.policy.reload import Reloader
+    from meshd.proxy.proxy import Proxy
+    from meshd.telemetry.telemetry import Telemetry
+
+DIGEST_DIGITS = 12
+"""Of a policy's digest: enough to tell two documents apart."""
+
+
+def meshd_version() -> str:
+    """Return this build's version."""
+    try:
+        return version("agent-meshd")
+    except PackageNotFoundError:
+        return "0"
+
+
+def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker) -> None:
+    """Let a scrape read what is counted elsewhere."""
+
+    def breakers() -> Iterator[BreakerReading]:
+        return (BreakerReading(view.upstream, _state(view.state)) for view in breaker.snapshot())
+
+    sources = telemetry.sources
+    sources.rule_hits = lambda: reloader.policy.hits()
+    sources.breakers = breakers
+    sources.store = lambda: ledger.state == "ok"
+    sources.budget = lambda: BudgetReading(
+        reserved=ledger.reserved_tokens,
+        spent=ledger.spent_tokens,
+        refused=ledger.refused,
+        bound_violations=ledger.bound_violations,
+    )
+
+
+class View:
+    """The daemon as the admin ports know it (`AdminView`)."""
+
+    def __init__(
+        self,
+        *,
+        agent: str,
+        reloader: Reloader,
+        ledger: Ledger,
+        breaker: Breaker,
+        telemetry: Telemetry,
+        proxy: Proxy,
+        started_s: float,
+        reload: Callable[[], Awaitable[ReloadResult]],
+        stop: Callable[[], None],
+    ) -> None:
+        """`agent` is the name from the command line, empty for the policy's; `started_s` unix seconds."""
+        self._agent = agent
+        self._reloader = reloader
+        self._ledger = ledger
+        self._breaker = breaker
+        self._telemetry = telemetry
+        self._proxy = proxy
+        self._started_s = started_s
+        self._reload = reload
+        self._stop = stop
+
+    def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
+        """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""
+        state = self._ledger.state
+        checks = [
+            Check("policy", True, self._reloader.policy.digest[:DIGEST_DIGITS]),
+            Check("store", state == "ok", "" if state == "ok" else "budgets refuse: see the log or the admin port"),
+        ]
+        if not outbound_only:
+            is_draining = self._proxy.is_draining
+            checks.append(Check("drain", not is_draining, "draining" if is_draining else ""))
+        return checks
+
+    def policy(self) -> PolicyDump:
+        """Return the document in force."""
+        policy = self._reloader.policy
+        return PolicyDump(
+            source=policy.source,
+            digest=policy.digest,
+            agent=self._agent or policy.agent,
+            rules=[
+                RuleDump(rule.name, rule.hits.count, is_shadow=getattr(rule, "is_shadow", False))
+                for rule in policy.rules
+            ],
+            never_matched=policy.never_matched(),
+            warnings=policy.warnings,
+            reload_error=self._reloader.error,
+            taken_at_s=self._telemetry.tally.policy_taken_s,
+        )
+
+    def accounts(self, *, after: str, limit: int) -> AccountsPage:
+        """Return accounts in the order of their ids."""
+        found = [view for view in sorted(self._ledger.snapshot()) if view.id > after][: limit + 1]
+        dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
+        return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
+
+    def breakers(self) -> Sequence[BreakerDump]:
+        """Return every breaker that is kept."""
+        return [
+            BreakerDump(view.upstream, view.model, view.credential, _state(view.state))
+            for view in self._breaker.snapshot()
+        ]
+
+    def status(self) -> StatusDump:
+        """Return what the process is doing."""
+        tally = self._telemetry.tally
+        return StatusDump(
+            version=meshd_version(),
+            agent=self._agent or self._reloader.policy.agent,
+            uptime_s=time.time() - self._started_s,
+            connections_outbound=tally.connections_outbound,
+            connections_inbound=tally.connections_inbound,
+            calls_open=len(self._proxy.live),
+            is_draining=self._proxy.is_draining,
+            store=self._ledger.state,
+        )
+
+    async def reload(self) -> ReloadResult:
+        """Read the policy anew; keep the old document where that fails."""
+        return await self._reload()
+
+    def drain(self) -> None:
+        """Begin to drain. A second call changes nothing."""
+        self._stop()
+
+
+def _state(state: State) -> str:
+    return state.value.replace("-", "_")
