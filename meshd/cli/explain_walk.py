@@ -78,11 +78,11 @@ def _call(policy: Policy, request: Request, direction: Direction) -> Call:
         direction=direction,
         method=request.method,
         path=request.target,
-        authority=request.authority,
-        headers=request.headers,
+        authority=request.fields.authority,
+        headers=request.fields.headers,
         now_s=time.monotonic(),
         wall_s=time.time(),
-        governed=request.governed,
+        governed=request.fields.governed,
     )
     call.policy = policy
     return call
