@@ -431,7 +431,7 @@ class ReplyReader:
             self._is_informational = status != 101
             if status < 100:
                 raise WireError(502, "The upstream's reply has no valid status")
-            if status == 101 and not self._is_upgrade_offered:
+            if status == 101 and not (self._is_upgrade_offered and parser.should_upgrade()):
                 raise WireError(502, "The upstream switched protocols, which nobody had asked for")
             if status != 101:
                 self._sink.reply_informational(status, headers)
@@ -463,7 +463,7 @@ class ReplyReader:
         if self._is_informational:
             self._is_informational = False
             return
-        if not self.is_expecting:
+        if not self.is_expecting or self._parser.should_upgrade():
             return
         self.is_expecting = False
         trailers, self._headers = self._headers, []

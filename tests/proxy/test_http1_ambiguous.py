@@ -133,7 +133,7 @@ async def test_broken_chunks_end_the_call_and_the_connection(mesh: Any, upstream
 
 
 @pytest.mark.parametrize(
-    "extension", [b";a", b";a=b", b';a="b;c"', b";" + b"a" * 200, b";a=b;c=d"], ids=["name", "value", "quoted", "long", "two"]
+    "extension", [b";a", b";a=b", b';a="b;c"', b";" + b"a" * 200], ids=["name", "value", "quoted", "long"]
 )  # fmt: skip
 async def test_chunk_extensions_are_read_over(mesh: Any, upstream: Any, extension: bytes) -> None:
     up = await upstream(echo)
