@@ -403,5 +403,5 @@ class Exchange:
         proxy.live.discard(self)
         status = refused.status if refused is not None else outcome.status
         proxy.telemetry.ended(call, status, outcome, refused, meter=attempt.meter if attempt is not None else None)
-        self._backlog = []
-        self._held = None
+        # Exchange and Attempt hold each other; without this every call would wait for the garbage collector.
+        self.attempt = None
