@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault
-from meshd.wire.http1 import ReplyReader, encode_chunk, encode_last_chunk, encode_request_head
+from meshd.wire.http1 import NOBODY, ReplyReader, encode_chunk, encode_last_chunk, encode_request_head
 from meshd.wire.message import WireError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ class Http1Connection(asyncio.Protocol):
         "_is_chunked",
         "_is_closed",
         "_is_eof",
-        "_is_finished",
         "_is_half_closed",
         "_is_raw",
         "_is_retired",
@@ -43,7 +42,7 @@ class Http1Connection(asyncio.Protocol):
         self._transport: Any = None
         limits = proxy.policy.limits
         self._reader = ReplyReader(
-            self, header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max
+            header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max
         )
         self._attempt: Attempt | None = None
         self._is_chunked = False
@@ -52,7 +51,6 @@ class Http1Connection(asyncio.Protocol):
         self._is_closed = False
         self._is_eof = False
         self._is_half_closed = False
-        self._is_finished = False
         self._is_retired = False
         self._had_bytes = False
         self.idle_since_s = 0.0
@@ -80,9 +78,9 @@ class Http1Connection(asyncio.Protocol):
                 self._is_raw = True
                 if self._reader.upgraded and self._attempt is not None:
                     self._attempt.reply_data(self._reader.upgraded)
-            elif self._is_finished:
+            elif not self._reader.is_expecting and self._attempt is not None:
                 # Only now, when nothing stands behind the reply, may another request use the connection.
-                self._is_finished = False
+                self._attempt = None
                 self._release()
         finally:
             proxy.leave()
@@ -166,7 +164,7 @@ class Http1Connection(asyncio.Protocol):
             return
         self._is_chunked = has_body and content_length is None
         self._is_sent = body is not None or not has_body
-        self._reader.expect(is_head_request=method == "HEAD", is_upgrade=bool(upgrade))
+        self._reader.expect(attempt, method == "HEAD", bool(upgrade))
         if upgrade:
             added = [*added, (b"connection", b"upgrade"), (b"upgrade", upgrade)]
         elif self._is_chunked:
@@ -202,6 +200,7 @@ class Http1Connection(asyncio.Protocol):
 
     def cancel(self) -> None:
         self._attempt = None
+        self._reader.sink = NOBODY
         self._transport.abort()
 
     def pause_reply(self) -> None:
@@ -211,26 +210,6 @@ class Http1Connection(asyncio.Protocol):
     def resume_reply(self) -> None:
         if self.is_usable and not self._transport.is_reading():
             self._transport.resume_reading()
-
-    # ------------------------------------------------------------------ from the reader
-
-    def reply_informational(self, status: int, headers: Headers) -> None:
-        if self._attempt is not None:
-            self._attempt.reply_informational(status, headers)
-
-    def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        if self._attempt is not None:
-            self._attempt.reply_head(status, headers, content_length)
-
-    def reply_data(self, data: bytes) -> None:
-        if self._attempt is not None:
-            self._attempt.reply_data(data)
-
-    def reply_end(self, trailers: Headers) -> None:
-        attempt, self._attempt = self._attempt, None
-        if attempt is not None:
-            self._is_finished = True
-            attempt.reply_end(trailers)
 
     def _release(self) -> None:
         if not self._reader.is_keep_alive or not self._is_sent or self._is_retired:
@@ -242,6 +221,7 @@ class Http1Connection(asyncio.Protocol):
 
     def _fail(self, fault: Fault, message: str) -> None:
         attempt, self._attempt = self._attempt, None
+        self._reader.sink = NOBODY
         self._transport.abort()
         if attempt is not None:
             attempt.reply_failed(fault, message)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ DISCARD_BYTES_MAX = 64 * 1024 * 1024
 """Of a request that was refused before it was whole: read on for so much, so that the refusal is not lost to a reset."""
 DISCARD_S_MAX = 5.0
 
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 _RAW, _LENGTH, _CHUNKED, _NONE, _UNTIL_CLOSE = range(5)
 
 
@@ -39,6 +42,7 @@ class Http1Session(asyncio.Protocol):
         "_is_close_wanted",
         "_is_closed",
         "_is_lingering",
+        "_is_reading",
         "_is_reading_paused",
         "_is_replied",
         "_is_request_whole",
@@ -81,6 +85,7 @@ class Http1Session(asyncio.Protocol):
         self._is_close_wanted = False
         self._is_closed = False
         self._is_lingering = False
+        self._is_reading = True
         self._is_reading_paused = False
         self._is_tunnel = False
         self._is_write_paused = False
@@ -337,8 +342,14 @@ class Http1Session(asyncio.Protocol):
         # What was passed on leaves first: the end that is missing is what tells the caller.
         self.flush()
         self._exchange = None
-        if not self._is_closed:
-            self._transport.close() if self._framing == _CHUNKED else self._transport.abort()
+        if self._is_closed:
+            return
+        if self._framing == _UNTIL_CLOSE:
+            # Here a plain close would make the reply look whole; only a reset says that it is not.
+            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+            self._transport.abort()
+        else:
+            self._transport.close()
 
     def pause_request(self) -> None:
         self._is_reading_paused = True
@@ -349,11 +360,11 @@ class Http1Session(asyncio.Protocol):
         self._pace()
 
     def _pace(self) -> None:
-        if self._is_closed or self._transport.is_closing():
-            return
         should_read = not (self._is_reading_paused or self._backlog)
-        if should_read is not self._transport.is_reading():
-            (self._transport.resume_reading if should_read else self._transport.pause_reading)()
+        if should_read is self._is_reading or self._is_closed or self._transport.is_closing():
+            return
+        self._is_reading = should_read
+        (self._transport.resume_reading if should_read else self._transport.pause_reading)()
 
     def _put(self, data: bytes) -> None:
         self._out.append(data)

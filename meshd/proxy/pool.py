@@ -35,10 +35,16 @@ class Pools:
     def __init__(self, proxy: Proxy) -> None:
         self._proxy = proxy
         self._pools: dict[tuple[Upstream, str], Pool] = {}
+        self._usual: dict[str, tuple[Upstream, Pool]] = {}
         self._contexts: dict[tuple[str | None, str], ssl.SSLContext] = {}
 
     def pool_for(self, upstream: Upstream, *, is_grpc: bool, is_tunnel: bool) -> Pool:
         """Return the pool for a call to `upstream`."""
+        if not is_grpc and not is_tunnel:
+            # The hash of an Upstream goes through all of its fields; nearly every call can do without.
+            usual = self._usual.get(upstream.name)
+            if usual is not None and usual[0] is upstream:
+                return usual[1]
         wire: str = upstream.protocol
         if is_tunnel:
             wire = "tunnel"
@@ -50,6 +56,8 @@ class Pools:
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = Pool(self._proxy, self, upstream, wire)
+        if not is_grpc and not is_tunnel:
+            self._usual[upstream.name] = (upstream, pool)
         return pool
 
     def ssl_context(self, ca_file: str | None, wire: str) -> ssl.SSLContext:
@@ -66,6 +74,7 @@ class Pools:
     def keep_only(self, upstreams: tuple[Upstream, ...]) -> None:
         """After a reload: let the pools of upstreams that are gone or changed run dry."""
         kept = set(upstreams)
+        self._usual.clear()
         for key in [key for key in self._pools if key[0] not in kept]:
             self._pools.pop(key).retire()
         for pool in self._pools.values():

@@ -49,12 +49,7 @@ def connection_names(headers: Headers) -> frozenset[bytes]:
     return frozenset(names)
 
 
-_USUAL_CONNECTION = frozenset({b"", b"keep-alive", b"close", b"upgrade"})
-
-
-def _dropped(headers: Headers, usual: frozenset[bytes]) -> frozenset[bytes]:
-    named = connection_names(headers)
-    return usual if named <= _USUAL_CONNECTION else usual | named
+_USUAL_CONNECTION = frozenset({b"keep-alive", b"close"})
 
 
 class Place(IntEnum):
@@ -109,12 +104,25 @@ def place_of(name: bytes) -> Place:
     return place
 
 
+_REPLY_KEPT: dict[bytes, bool] = dict.fromkeys(_REPLY_REWRITTEN, False)
+"""Whether a reply field goes on to the caller, by its name; those met on the way are remembered."""
+
+
 def forwardable_reply(headers: Headers, without: Iterable[bytes] = ()) -> Headers:
     """Return the fields of a reply that may go on to the caller, less those in `without`."""
-    dropped = _dropped(headers, _REPLY_REWRITTEN)
-    if without:
-        dropped = dropped.union(without)
-    return [field for field in headers if field[0] not in dropped and not field[0].startswith(OURS)]
+    kept: Headers = []
+    for field in headers:
+        name = field[0]
+        is_kept = _REPLY_KEPT.get(name)
+        if is_kept is None:
+            is_kept = not name.startswith(OURS)
+            if len(_REPLY_KEPT) < _PLACES_MAX:
+                _REPLY_KEPT[name] = is_kept
+        if is_kept:
+            kept.append(field)
+        elif name == b"connection" and field[1].lower() not in _USUAL_CONNECTION:
+            without = connection_names(headers).union(without)
+    return [field for field in kept if field[0] not in without] if without else kept
 
 
 def forwardable_trailers(headers: Headers) -> Headers:

@@ -344,6 +344,25 @@ class ReplySink(Protocol):
     def reply_end(self, trailers: Headers) -> None: ...
 
 
+class Nobody:
+    """A sink for what nobody waits for any more."""
+
+    def reply_informational(self, status: int, headers: Headers) -> None:
+        return
+
+    def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
+        return
+
+    def reply_data(self, data: bytes) -> None:
+        return
+
+    def reply_end(self, trailers: Headers) -> None:
+        return
+
+
+NOBODY = Nobody()
+
+
 class ReplyReader:
     """Reads the replies of one upstream connection, one for each `expect`. `feed` raises WireError on garbage."""
 
@@ -357,15 +376,16 @@ class ReplyReader:
         "_is_informational",
         "_is_upgrade_offered",
         "_parser",
-        "_sink",
         "is_expecting",
         "is_keep_alive",
         "is_until_close",
+        "sink",
         "upgraded",
     )
 
-    def __init__(self, sink: ReplySink, *, header_count_max: int, header_bytes_max: int) -> None:
-        self._sink = sink
+    def __init__(self, *, header_count_max: int, header_bytes_max: int) -> None:
+        self.sink: ReplySink = NOBODY
+        """Who gets the reply that is being read; `NOBODY` where it has gone away."""
         self._count_max = header_count_max
         self._head_bytes_max = header_bytes_max
         self._parser = httptools.HttpResponseParser(self)
@@ -382,8 +402,9 @@ class ReplyReader:
         """The reply's body ends where the connection does."""
         self.upgraded: bytes | None = None
 
-    def expect(self, *, is_head_request: bool, is_upgrade: bool = False) -> None:
+    def expect(self, sink: ReplySink, is_head_request: bool = False, is_upgrade: bool = False) -> None:
         """Make ready for the reply to a request that is being sent."""
+        self.sink = sink
         self._is_head_request = is_head_request
         self._is_upgrade_offered = is_upgrade
         self._in_body = False
@@ -426,6 +447,9 @@ class ReplyReader:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
+        version = parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            raise WireError(502, "The upstream's reply is of an HTTP version that was not asked for")
         headers, self._headers = self._headers, []
         if status < 200:
             self._is_informational = status != 101
@@ -434,7 +458,7 @@ class ReplyReader:
             if status == 101 and not (self._is_upgrade_offered and parser.should_upgrade()):
                 raise WireError(502, "The upstream switched protocols, which nobody had asked for")
             if status != 101:
-                self._sink.reply_informational(status, headers)
+                self.sink.reply_informational(status, headers)
                 return
         length: int | None = None
         is_chunked = False
@@ -442,22 +466,22 @@ class ReplyReader:
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
-                if value.lower() != b"chunked":
-                    raise WireError(502, "The upstream's Transfer-Encoding is not chunked")
+                if value.lower() != b"chunked" or version == "1.0":
+                    raise WireError(502, "The upstream's Transfer-Encoding is not chunked, or stands in HTTP/1.0")
                 is_chunked = True
         self.is_keep_alive = parser.should_keep_alive()
         has_none = self._is_head_request or status in (204, 304) or status == 101
         self.is_until_close = length is None and not is_chunked and not has_none
         self._in_body = True
-        self._sink.reply_head(status, headers, length)
+        self.sink.reply_head(status, headers, length)
         if self._is_head_request:
             self.is_expecting = False
-            self._sink.reply_end([])
+            self.sink.reply_end([])
 
     def on_body(self, data: bytes) -> None:
         if self._is_head_request:
             raise WireError(502, "The upstream sent a body in reply to HEAD")
-        self._sink.reply_data(data)
+        self.sink.reply_data(data)
 
     def on_message_complete(self) -> None:
         if self._is_informational:
@@ -467,7 +491,7 @@ class ReplyReader:
             return
         self.is_expecting = False
         trailers, self._headers = self._headers, []
-        self._sink.reply_end(trailers)
+        self.sink.reply_end(trailers)
 
 
 _PHRASES = {
