@@ -1,0 +1,28 @@
+"""meshd: the sidecar of an AI agent.
+
+Every call that an agent makes or takes passes through here, and a policy document says what becomes of it. The way of
+a call is a straight line; this is the map of it.
+
+    bytes -> proxy/listener -> wire/* -> dialects/* -> chain -> filters in order -> proxy/attempt -> the upstream
+    bytes <- proxy/http*_server <- proxy/answer (meter, watchers) <- tickets settled in reverse <- proxy/attempt
+
+The words, in the order in which to read them:
+
+    call        what is intercepted, and how one attempt of it ended       Call, Ask, Outcome, Reply
+    refusal     why meshd says no, and how that looks on the wire          Reason, Refused, TABLE
+    filters/    one rule a file; filters/contract says what they owe       Filter, Ticket, Settings
+    chain       the order of the filters, with the reason for each line    FILTERS, Chain, settle
+    wire/       bytes to messages and back, without I/O                    RequestReader, ReplyReader, Splitter
+    dialects/   what a body means: read, rewrite, meter, refuse            Dialect, Meter
+    proxy/      the hot path's only I/O                                    Exchange, Attempt, Pool, Listener
+    policy/     a document becomes one frozen object, or every problem     load, Policy, Plan
+    ledger/     accounts, leases, reservations: nothing is overspent       Ledger, Owner, Holder
+    engines/    where state is kept, behind a port that fits on one screen Store
+    telemetry/  metrics, spans, logs; every name in one table              Telemetry
+    admin/      health, metrics and the admin API                          AdminView
+    daemon      builds all of this once, swaps the policy, drains          Daemon
+    cli/        run, exec, check, explain, schema
+
+Imports go one way, as the layers in pyproject.toml have it, and a test keeps it so. There is no task and no await on
+the way of a call, unless a filter returns Wait.
+"""
