@@ -290,7 +290,7 @@ class Http2Session(asyncio.Protocol):
         stream = self._streams[id] = Http2Exchange(self, id)
         stream.is_request_whole = event.end_stream
         try:
-            request = read_request(event.headers, event.end_stream)  # type: ignore[arg-type]
+            request = read_request(event.headers, event.end_stream)
         except WireError as error:
             reply = wire_refusal(error, self._proxy.next_id())
             self._proxy.telemetry.malformed(self.direction, error)

@@ -81,8 +81,23 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
     return connection
 
 
-def read_request(block: Headers, end_stream: bool) -> Request:
+_known: dict[tuple[tuple[bytes, bytes], ...], tuple[str, str, Fields]] = {}
+"""Header blocks that were read and judged: a client sends the same one for every call of a method."""
+KNOWN_MAX = 256
+KNOWN_BYTES_MAX = 4_096
+
+
+def read_request(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Request:
     """Make a request of a received header block. Raises WireError for what nghttp2 lets pass and we do not."""
+    known = _known.get(block)
+    if known is None:
+        return _read_block(block, end_stream)
+    request = Request(*known)
+    request.has_body = not end_stream
+    return request
+
+
+def _read_block(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Request:
     headers: Headers = []
     method = path = authority = b""
     cookies: list[bytes] = []
@@ -104,14 +119,18 @@ def read_request(block: Headers, end_stream: bool) -> Request:
     if cookies:
         # RFC 9113 section 8.2.3: crumbs are joined before they leave HTTP/2.
         headers.append((b"cookie", b"; ".join(cookies)))
-    known = METHODS.get(method)
-    if known is None:
+    name_known = METHODS.get(method)
+    if name_known is None:
         raise WireError(501, "This method is not implemented")
     if not path.isascii() or not (target := path.decode("ascii")).isprintable() or " " in target:
         raise WireError(400, "The :path holds characters that a path may not")
-    request = Request(known, target or authority.decode("latin-1"), Fields(headers))
+    request = Request(name_known, target or authority.decode("latin-1"), Fields(headers))
     request.has_body = not end_stream
     _read_unread(request, authority)
+    if not request.fields.unread and sum([len(name) + len(value) for name, value in block]) <= KNOWN_BYTES_MAX:
+        if len(_known) >= KNOWN_MAX:
+            del _known[next(iter(_known))]
+        _known[block] = (request.method, request.target, request.fields)
     return request
 
 
