@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import socket
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,12 @@ class Peer:
     def abort(self) -> None:
         self.writer.transport.abort()
 
+    def reset(self) -> None:
+        """Close so that the other side sees a reset and no end."""
+        linger = struct.pack("ii", 1, 0)
+        self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.writer.transport.abort()
+
     async def closed(self) -> bytes:
         """Wait until the other side closes; return what came before."""
         data = b""
@@ -288,9 +295,10 @@ class Upstream:
         """All bytes that ever came, over all connections."""
         return b"".join(bytes(peer.log) for peer in self.peers)
 
-    async def start(self) -> Upstream:
+    async def start(self, sock: socket.socket | None = None) -> Upstream:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, "127.0.0.1", self.port, ssl=self._tls)
+        where: dict[str, Any] = {"sock": sock} if sock is not None else {"host": "127.0.0.1", "port": self.port}
+        self._server = await loop.create_server(self._protocol, ssl=self._tls, **where)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

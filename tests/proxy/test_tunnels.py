@@ -11,7 +11,9 @@ from tests.proxy.harness import echo, get, llm_policy, plain_policy, turns, unti
 pytestmark = pytest.mark.both_loops
 
 UPGRADE = ("Connection: keep-alive, Upgrade", "Upgrade: websocket", "Sec-WebSocket-Key: x", "Sec-WebSocket-Version: 13")
-SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n"
+SWITCHED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: y\r\n\r\n"
+)
 
 
 async def test_a_websocket_passes_both_ways(mesh: Any, upstream: Any) -> None:
