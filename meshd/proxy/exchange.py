@@ -70,17 +70,17 @@ class Exchange:
         self.request = request
         fields = request.fields
         self.call = Call(
-            id=proxy.next_id(),
-            direction=direction,
-            method=request.method,
-            path=request.target,
-            authority=fields.authority,
-            headers=fields.headers,
-            now_s=proxy.clock(),
-            wall_s=proxy.wall_clock(),
-            peer=caller.peer,
-            governed=fields.governed,
-            credentials=fields.credentials,
+            proxy.next_id(),
+            direction,
+            request.method,
+            request.target,
+            fields.authority,
+            fields.headers,
+            proxy.clock(),
+            proxy.wall_clock(),
+            caller.peer,
+            fields.governed,
+            fields.credentials,
         )
         self.attempt: Attempt | None = None
         self.tickets: list[Ticket] = []
