@@ -10,7 +10,7 @@ import ipaddress
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshd.call import Direction, Kind
+from meshd.call import Direction, Kind, Target
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ APP = "app"
 """Name of the upstream to which inbound calls go: the agent beside this sidecar."""
 
 KNOWN_MAX = 256
+PATH_LENGTH_MAX = 1024
+_NOBODY = Target(Kind.HOST, "")
 # A dot segment, plain or escaped: it could leave the upstream's base path, or the path that a rule is for.
 _DOTS = re.compile(r"/(?:\.|%2e){1,2}(?:/|$)", re.IGNORECASE)
 # A backslash or an escaped separator: a path that an LLM upstream might read otherwise than we judged it.
@@ -42,18 +44,21 @@ class Located(NamedTuple):
     path: str
     """Path and query for the upstream, its base path included."""
     run_token: str = ""
+    target: Target = _NOBODY
 
 
 class AddressBook:
     """The addresses of one policy. Made once for each document."""
 
-    __slots__ = ("_app", "_by_origin", "_hosts", "_known", "_upstreams")
+    __slots__ = ("_app", "_by_origin", "_hosts", "_known", "_paths", "_upstreams")
 
     def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
         self._upstreams = policy.upstreams
         self._known: set[str] = set()
         """Host fields that were found to be ours; a caller sends the same one all the time."""
+        self._paths: dict[str, Located] = {}
+        """What the paths that were seen are for, likewise."""
         self._by_origin: dict[tuple[str, str, int], list[Upstream]] = {}
         """Several names may stand for one origin. What is metered stands first, so that no second name of an LLM is a
         way around its meter; else the order is the document's."""
@@ -76,7 +81,7 @@ class AddressBook:
         if target[:1] != "/":
             return self._locate_absolute(target)
         if request.fields.authority in self._known:
-            return self._locate_path(target)
+            return self._paths.get(target) or self._locate_path(target)
         host = host_of(request.fields.authority)
         if host.endswith(MESH_SUFFIX):
             name = host[: -len(MESH_SUFFIX)]
@@ -101,7 +106,12 @@ class AddressBook:
         if not slash:
             name, mark, query = name.partition("?")
             rest = mark + query
-        return self._found(name, self._upstreams.get(name), f"/{rest}", run_token)
+        located = self._found(name, self._upstreams.get(name), f"/{rest}", run_token)
+        if located.upstream is not None and len(target) <= PATH_LENGTH_MAX:
+            if len(self._paths) >= KNOWN_MAX:
+                del self._paths[next(iter(self._paths))]
+            self._paths[target] = located
+        return located
 
     def _locate_absolute(self, target: str) -> Located:
         scheme, separator, rest = target.partition("://")
@@ -124,19 +134,19 @@ class AddressBook:
                 return self._found(upstream.name, upstream, f"/{path}")
             if path == base or path.startswith((f"{base}/", f"{base}?")):
                 return self._found(upstream.name, upstream, "/" + path[len(base) :].removeprefix("/"))
-        return Located(authority, None, f"/{path}")
+        return Located(authority, None, f"/{path}", target=Target(Kind.HOST, authority))
 
     def locate_tunnel(self, authority: str) -> Located:
         """Say which upstream a CONNECT for HOST:PORT is for."""
         host, port = host_of(authority), port_of(authority, "")
         for scheme in ("https", "http"):
             if found := self._by_origin.get((scheme, host, port)):
-                return Located(found[0].name, found[0], authority)
-        return Located(authority, None, authority)
+                return Located(found[0].name, found[0], authority, target=Target(found[0].kind, found[0].name))
+        return Located(authority, None, authority, target=Target(Kind.HOST, authority))
 
     def _found(self, name: str, upstream: Upstream | None, path: str, run_token: str = "") -> Located:
         if upstream is None:
-            return Located(name, None, path, run_token)
+            return Located(name, None, path, run_token, Target(Kind.HOST, name))
         if "#" in path:
             raise Refused(Reason.MALFORMED, "The request's address has a fragment, which is never sent (RFC 9112, 3.2)")
         bare = path.partition("?")[0]
@@ -144,7 +154,7 @@ class AddressBook:
             raise Refused(Reason.MALFORMED, "The path holds dot segments, which the upstream may resolve")
         if upstream.kind is _LLM and _AMBIGUOUS.search(bare):
             raise Refused(Reason.MALFORMED, "The path holds escaped separators, which an LLM upstream may resolve")
-        return Located(name, upstream, upstream.base_path + path, run_token)
+        return Located(name, upstream, upstream.base_path + path, run_token, Target(upstream.kind, name))
 
     def _is_ours(self, host: str) -> bool:
         if host in self._hosts:

@@ -105,7 +105,7 @@ class Attempt:
         pool = self.pool = proxy.pools.pool_for(
             call.upstream, is_grpc=self.request.is_grpc, is_tunnel=exchange.is_tunnel
         )
-        self._heard_s = proxy.clock()
+        self._heard_s = proxy.now_s
         self._fields_added = self._added()
         connection = pool.acquire(self)
         if connection is not None:
@@ -125,7 +125,7 @@ class Attempt:
     def connected(self, connection: Any) -> None:
         """The pool has a connection: write the request, and whatever body there is."""
         exchange, call, request = self._exchange, self.call, self.request
-        self._sent_s = self._heard_s = exchange.proxy.clock()
+        self._sent_s = self._heard_s = exchange.proxy.now_s
         body: bytes | None = None
         has_body, length = request.has_body, request.content_length
         if call.ask is not None:
@@ -147,7 +147,7 @@ class Attempt:
 
     def send_data(self, data: bytes) -> None:
         """Pass a piece of the request's body on."""
-        self._heard_s = self._exchange.proxy.clock()
+        self._heard_s = self._exchange.proxy.now_s
         assert self.stream is not None
         self.stream.send_data(data)
 
@@ -165,20 +165,20 @@ class Attempt:
     def resume_request(self) -> None:
         """The upstream can take more again."""
         self._is_request_paused = False
-        self._heard_s = self._exchange.proxy.clock()
+        self._heard_s = self._exchange.proxy.now_s
         self._exchange.resume_request()
 
     # ------------------------------------------------------------------ the reply comes back
 
     def reply_informational(self, status: int, headers: Headers) -> None:
         """A 1xx before the reply: passed on, but for 100, which the caller has had from us."""
-        self._heard_s = self._exchange.proxy.clock()
+        self._heard_s = self._exchange.proxy.now_s
         if status != 100 and not self._exchange.is_caller_gone:
             self._exchange.caller.send_informational(status, forwardable_reply(headers))
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The upstream's status and fields."""
-        self._heard_s = now_s = self._exchange.proxy.clock()
+        self._heard_s = now_s = self._exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self._status = status
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, _retry_after_s(headers)):
@@ -245,7 +245,7 @@ class Attempt:
     def reply_data(self, data: bytes) -> None:
         """A piece of the reply's body."""
         exchange = self._exchange
-        self._heard_s = exchange.proxy.clock()
+        self._heard_s = exchange.proxy.now_s
         answer = self._answer
         if answer is not None:
             try:
@@ -322,7 +322,7 @@ class Attempt:
         """The caller can take more again."""
         if self._is_paused:
             self._is_paused = False
-            self._heard_s = self._exchange.proxy.clock()
+            self._heard_s = self._exchange.proxy.now_s
             if self.stream is not None:
                 self.stream.resume_reply()
 
@@ -412,7 +412,7 @@ class Attempt:
     def outcome(self, fault: Fault, refused: Refused | None = None) -> Outcome:
         """Say how the attempt ended."""
         exchange, answer, sent_s = self._exchange, self._answer, self._sent_s
-        now_s = exchange.proxy.clock()
+        now_s = exchange.proxy.now_s
         meter = answer.meter if answer is not None else None
         is_terminal = meter is None or meter.is_terminal
         if not sent_s and refused is not None and fault is _FAULT_NONE:

@@ -76,7 +76,7 @@ class Exchange:
             request.target,
             fields.authority,
             fields.headers,
-            proxy.clock(),
+            proxy.now_s,
             proxy.wall_clock(),
             caller.peer,
             fields.governed,
@@ -278,7 +278,7 @@ class Exchange:
 
     def _settle_late(self, result: Any) -> None:
         if hasattr(result, "settle"):
-            now_s = self.proxy.clock()
+            now_s = self.proxy.now_s
             settle([result], Outcome(_NEUTRAL, now_s, fault=_CALLER_GONE, duration_s=now_s - self.call.now_s))
 
     def again(self, delay_s: float) -> None:
@@ -393,7 +393,7 @@ class Exchange:
             outcome = attempt.outcome(fault, refused)
             attempt.settle(outcome)
         else:
-            now_s = proxy.clock()
+            now_s = proxy.now_s
             reason = refused.reason if refused is not None else None
             outcome = Outcome(
                 _NEUTRAL, now_s, fault=fault, is_answered=True, duration_s=now_s - call.now_s, reason=reason

@@ -111,7 +111,7 @@ class Http1Session(asyncio.Protocol):
                 self._discard(len(data))
                 return
             if self._reader.is_between:
-                self._head_since_s = proxy.clock()
+                self._head_since_s = proxy.now_s
             self._reader.feed(data)
             if self._reader.upgraded is not None:
                 self._is_tunnel = True
@@ -213,7 +213,7 @@ class Http1Session(asyncio.Protocol):
             if self._is_close_wanted or self._proxy.is_draining:
                 self._close()
                 break
-            self._head_since_s = self._proxy.clock()
+            self._head_since_s = self._proxy.now_s
             if self._is_write_paused or not self._backlog:
                 break
             self._take()
@@ -386,7 +386,7 @@ class Http1Session(asyncio.Protocol):
         self._backlog.clear()
         self._is_broken = self._is_lingering = True
         self._is_reading_paused = False
-        self._head_since_s = self._proxy.clock()
+        self._head_since_s = self._proxy.now_s
         if not self._is_closed and self._transport.can_write_eof():
             self._transport.write_eof()
         self._pace()

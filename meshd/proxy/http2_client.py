@@ -337,7 +337,7 @@ class Http2Connection(asyncio.Protocol):
             fault = Fault.REFUSED_STREAM if is_refused else Fault.RESET
             attempt.reply_failed(fault, f"{self._pool.upstream.name} reset the stream (code {event.error_code})")
         if not self._streams:
-            self.idle_since_s = self._proxy.clock()
+            self.idle_since_s = self._proxy.now_s
             if self._is_going_away:
                 self._transport.close()
         self._pool.serve_pending()

@@ -334,7 +334,7 @@ class Http2Session(asyncio.Protocol):
         if exchange is not None:
             exchange.caller_gone()
         if not self._streams:
-            self._idle_since_s = self._proxy.clock()
+            self._idle_since_s = self._proxy.now_s
             if self._is_draining:
                 self._proxy.later(0, self._transport.close)
 

@@ -11,7 +11,6 @@ from meshd.proxy.http2_server import Http2Session
 from meshd.wire.http2 import PREFACE
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
     from meshd.call import Direction
     from meshd.config import Address

@@ -310,7 +310,7 @@ class Pool:
         elif self._is_retired or self._wire == "tunnel":
             connection.close()
         else:
-            connection.idle_since_s = self._proxy.clock()
+            connection.idle_since_s = self._proxy.now_s
             self._idle.append(connection)
 
     def lost(self, connection: Any) -> None:

@@ -64,6 +64,8 @@ class Proxy:
     ) -> None:
         self.loop = loop
         self.clock = loop.time
+        self.now_s = loop.time()
+        """Monotonic seconds at which the current callback began: near enough for all that happens in it."""
         self.wall_clock = time.time
         self.chain = chain
         self.telemetry = telemetry
@@ -103,6 +105,7 @@ class Proxy:
     def enter(self) -> None:
         """A callback of the loop begins."""
         self._is_entered = True
+        self.now_s = self.clock()
 
     def leave(self) -> None:
         """A callback of the loop ends: write what it left."""
