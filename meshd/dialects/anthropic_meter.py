@@ -254,6 +254,7 @@ class AnthropicMeter:
             estimate = self._content_bytes // BYTES_PER_TOKEN
             if estimate > self.output_estimate:
                 self.output_estimate = estimate
+            event.output_estimate = self.output_estimate
 
     def _read_usage(self, reported: _Usage, *, is_final: bool) -> None:
         """Keep the largest of each field: reports are cumulative, and some gateways send zeros first."""

@@ -225,6 +225,7 @@ class OpenAIMeter:
             estimate = self._content_bytes // BYTES_PER_TOKEN
             if estimate > self.output_estimate:
                 self.output_estimate = estimate
+            event.output_estimate = self.output_estimate
 
     def _read_usage(self, reported: _Usage) -> None:
         """Keep a sane report. Running reports only grow, so a smaller one does not replace a larger."""

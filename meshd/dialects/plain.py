@@ -43,7 +43,11 @@ class Plain:
 
     def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
         """See `Dialect.refusal_body`."""
-        problem = _problem(refused) | {"instance": f"urn:meshd:call:{call_id}"}
+        problem = _problem(refused) | {
+            "instance": f"urn:meshd:call:{call_id}",
+            # An extension of ours (section 3.2): an LLM's SDK that has missed its upstream shows this and nothing else.
+            "error": {"type": refused.row.openai_type, "code": refused.row.code, "message": refused.message},
+        }
         return b"application/problem+json", msgspec.json.encode(problem)
 
 
