@@ -119,8 +119,8 @@ def test_hops_that_are_none_are_refused_and_never_zero(through: Sidecar, hops: s
     seen = len(provider.seen)
     status, head, _ = raw(
         through,
-        b"POST /openai/v1/chat/completions HTTP/1.1\r\nhost: localhost\r\nx-meshd-hops: %s\r\ncontent-length: 2\r\n\r\n{}"
-        % hops.encode(),
+        b"POST /openai/v1/chat/completions HTTP/1.1\r\nhost: localhost\r\n"
+        b"x-meshd-hops: %s\r\ncontent-length: 2\r\n\r\n{}" % hops.encode(),
     )
     assert status == 400, head
     assert len(provider.seen) == seen
@@ -160,14 +160,14 @@ def test_a_tool_call_in_a_plain_answer(through: Sidecar, sdk: tuple[Any, Any]) -
 def test_a_tool_call_in_a_stream(through: Sidecar, sdk: tuple[Any, Any]) -> None:
     library, create = sdk
     events = []
-    with pytest.raises(library.APIError) as caught:  # noqa: PT012
-        with create(
-            **ASK | {"model": "toolish", "max_tokens": 8},
-            tools=tool_named(library, "look"),
-            stream=True,
-            extra_headers={"x-act": json.dumps({"tool": "rm"})},
-        ) as stream:
-            events += [event.model_dump_json() for event in stream]
+    stream = create(
+        **ASK | {"model": "toolish", "max_tokens": 8},
+        tools=tool_named(library, "look"),
+        stream=True,
+        extra_headers={"x-act": json.dumps({"tool": "rm"})},
+    )
+    with stream, pytest.raises(library.APIError) as caught:
+        events += [event.model_dump_json() for event in stream]
     assert "called the tool 'rm'" in str(caught.value)
     assert not any('"rm"' in event for event in events)
 
@@ -291,7 +291,7 @@ def test_a_web_page_may_not_call(through: Sidecar, provider: Provider) -> None:
 
 def test_what_cannot_be_bounded_is_refused_where_a_budget_applies(through: Sidecar, provider: Provider) -> None:
     seen = len(provider.seen)
-    with openai.OpenAI(base_url=f"{through.url}/openai/v1", api_key=KEY) as client:
-        with pytest.raises(openai.PermissionDeniedError, match="cannot bound"):
-            client.images.generate(prompt="a cat")
+    client = openai.OpenAI(base_url=f"{through.url}/openai/v1", api_key=KEY)
+    with client, pytest.raises(openai.PermissionDeniedError, match="cannot bound"):
+        client.images.generate(prompt="a cat")
     assert len(provider.seen) == seen
