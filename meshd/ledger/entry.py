@@ -46,22 +46,24 @@ class AccountView(NamedTuple):
 class Reservation:
     """Tokens held for one attempt. Settle it exactly once."""
 
-    __slots__ = ("_entry", "_ledger", "bound", "serial", "slot")
+    __slots__ = ("_entry", "_ledger", "bound")
 
-    def __init__(self, ledger: Ledger, entry: Entry, slot: int, serial: int, bound: int) -> None:
+    def __init__(self, ledger: Ledger, entry: Entry, bound: int) -> None:
         self._ledger = ledger
-        self._entry = entry
-        self.slot = slot
-        self.serial = serial
+        self._entry: Entry | None = entry
         self.bound = bound
 
     def settle(self, tokens: int) -> None:
         """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
-        self._ledger.settle(self, self._entry, tokens)
+        entry, self._entry = self._entry, None
+        if entry is not None:
+            self._ledger.pay(entry, self.bound, tokens)
 
     def shrink(self, bound: int) -> None:
         """Hold fewer tokens than before."""
-        self._ledger.shrink(self, self._entry, bound)
+        if self._entry is not None and bound < self.bound:
+            self._ledger.loosen(self._entry, self.bound - bound)
+            self.bound = bound
 
 
 class Waiter:
@@ -70,13 +72,13 @@ class Waiter:
     __slots__ = ("asks", "bound", "future", "is_extended", "is_volatile", "least", "limit", "timer")
 
     def __init__(
-        self, limit: int, bound: int, least: int, future: asyncio.Future[int | Shortfall], *, is_volatile: bool
+        self, limit: int, bound: int, least: int, future: asyncio.Future[Reservation | Shortfall], *, is_volatile: bool
     ) -> None:
         self.limit = limit
         self.bound = bound
         self.least = least
         self.future = future
-        """Ends in the serial of a reservation or a Shortfall; or in a StoreError."""
+        """Ends in a reservation or a Shortfall; or in a StoreError."""
         self.is_volatile = is_volatile
         self.asks = 0
         """How often the owner was asked for what this call needs."""

@@ -1,19 +1,19 @@
 """The holder's log: every reservation is in it before its call goes out.
 
-A journal is a row of segment files of one epoch. A segment is a header and records of 32 bytes, each with a checksum
-that is seeded with its header, so that leftovers of another file never pass. Two kinds of record:
+A journal is a row of segment files of one epoch. A segment is made whole before it is used: its blocks are reserved
+(so a full disk shows then, and never as a fault of memory) and it is mapped into memory. What is stored there
+belongs to the operating system at once: a process that is killed loses nothing. A host that crashes may.
 
-    reserve   slot, serial, bound            open until a settle record of the same serial
-    settle    slot, serial, spent            `spent` is the lease's total so far, not a difference
-
-Totals only grow, so reading a record twice, or a segment that a checkpoint has made superfluous, changes nothing.
-Settle records wait in memory for the next reservation or flush: one that is lost leaves a reservation open, and an
-open one counts as spent at its bound.
+A segment is a header and records of 16 bytes. A record says what one lease owes from now on: all that was spent under
+it, and all that is reserved. So the last record of a lease says everything, whatever became of those before it. Each
+has a checksum seeded with its header and its place, so that leftovers of another file or another place never pass.
+Bytes that are all zero end the log.
 """
 
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import struct
 import zlib
@@ -23,23 +23,26 @@ from typing import TYPE_CHECKING, NamedTuple
 from meshd.engines.port import StoreError, StoreFull, StoreNewer, StoreReadOnly
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
 
-FORMAT = 1
+FORMAT = 2
+SEGMENT_BYTES = 2**20
+"""Of one segment: some 32,000 calls, read again in some 50 ms at a start."""
 
-RESERVE = 1
-SETTLE = 2
-
-_HEADER = struct.Struct("<8sIIQQ36sI")
+_HEADER = struct.Struct("<8sIIQQ44sI")
 _MAGIC = b"meshd-jl"
-_BODY = struct.Struct("<BxxxIQQ")
-_TAIL = struct.Struct("<I4s")
-# Never zero at its end, so that a record that was cut short can be told from one that was changed.
-_END = b"\r\n\xa5\n"
-RECORD_BYTES = _BODY.size + _TAIL.size
+_BODY = struct.Struct("<IQ")
+_RECORD = struct.Struct("<IQI")
+RECORD_BYTES = _RECORD.size
+_WHOLE = 0x8000_0000
+"""Set in every checksum: a whole record never ends in zero, so one cut short can be told from one that was changed."""
+_SEALED = 0
+"""In place of a slot, which begin at 1: nothing follows in this segment."""
+_NEW = "journal.new"
+
 _body = _BODY.pack
-_tail = _TAIL.pack
+_put = struct.Struct("<12sI").pack_into
 _crc32 = zlib.crc32
 
 
@@ -49,138 +52,131 @@ class Head(NamedTuple):
     epoch: int
     segment: int
     boot_id: str
+    size: int
+    """Bytes of the file."""
 
     def encode(self) -> bytes:
         """Return the segment's first bytes."""
-        boot_id = self.boot_id.encode()[:36]
-        bare = _HEADER.pack(_MAGIC, FORMAT, 0, self.epoch, self.segment, boot_id, 0)
+        boot_id = self.boot_id.encode()[:44]
+        bare = _HEADER.pack(_MAGIC, FORMAT, self.size, self.epoch, self.segment, boot_id, 0)
         return bare[:-4] + struct.pack("<I", zlib.crc32(bare[:-4]))
+
+
+def _nothing() -> Iterable[tuple[int, int]]:
+    return ()
 
 
 class Journal:
     """The open journal of one epoch. Not safe against other threads; `fileno` may be synced by one.
 
-    Every method that writes raises StoreError when it cannot, and leaves the file as it was before.
+    Raises StoreError where a segment cannot be made: what was written before stays as it is.
     """
 
-    __slots__ = ("_boot_id", "_broken_at", "_directory", "_epoch", "_fd", "_pending", "_seed", "paths", "size")
+    __slots__ = (
+        "_at", "_boot_id", "_directory", "_end", "_epoch", "_map", "_seed", "_segment_bytes", "carried", "fileno",
+        "paths", "retire",
+    )  # fmt: skip
 
-    def __init__(self, directory: Path, epoch: int, boot_id: str) -> None:
+    def __init__(self, directory: Path, epoch: int, boot_id: str, *, segment_bytes: int = SEGMENT_BYTES) -> None:
         self._directory = directory
         self._epoch = epoch
         self._boot_id = boot_id
-        self._pending = bytearray()
-        self._broken_at: int | None = None
+        self._segment_bytes = segment_bytes
+        self.carried: Callable[[], Iterable[tuple[int, int]]] = _nothing
+        """Returns slot and tokens owed of every lease with an open reservation: with these a new segment begins."""
+        self.retire: Callable[[int], None] = os.close
+        """Told whenever a new segment was begun; the old one's descriptor is its to close."""
         self.paths: list[Path] = []
         """Segments that are still needed, oldest first; the last is written to."""
-        self._fd, self._seed, self.size = self._segment(0, b"")
-
-    @property
-    def fileno(self) -> int:
-        """The file descriptor that is written to."""
-        return self._fd
+        self.fileno = -1
+        """The file descriptor of the segment that is written to."""
+        self._at = self._end = self._seed = 0
+        self._map = self._begin(0)
 
     @property
     def segment(self) -> int:
         """Number of the segment that is written to."""
-        return int(self.paths[-1].stem.rsplit("-", 1)[1])
+        return _number(self.paths[-1])
 
-    @property
-    def is_pending(self) -> bool:
-        """Settle records wait for a flush."""
-        return bool(self._pending)
+    def note(self, slot: int, owed: int) -> None:
+        """Log what the lease in `slot` owes from now on, in tokens: on return a killed process loses it no more.
 
-    def reserve(self, slot: int, serial: int, bound: int) -> None:
-        """Log a reservation: on return the operating system has it, so a killed process loses nothing."""
-        body = _body(RESERVE, slot, serial, bound)
-        pending = self._pending
-        pending += body + _tail(_crc32(body, self._seed), _END)
-        try:
-            self.flush()
-        except StoreError:
-            del pending[-RECORD_BYTES:]
-            raise
-
-    def settle(self, slot: int, serial: int, spent: int) -> None:
-        """Note that a reservation ended and what its lease has spent so far; written with the next flush."""
-        body = _body(SETTLE, slot, serial, spent)
-        self._pending += body + _tail(_crc32(body, self._seed), _END)
-
-    def shrink(self, slot: int, serial: int, bound: int) -> None:
-        """Note a smaller bound of an open reservation; written with the next flush."""
-        body = _body(RESERVE, slot, serial, bound)
-        self._pending += body + _tail(_crc32(body, self._seed), _END)
-
-    def flush(self) -> None:
-        """Write what waits."""
-        pending = self._pending
-        if self._broken_at is not None:
-            self._mend()
-        try:
-            written = os.write(self._fd, pending)
-        except OSError as error:
-            raise told(error, self.paths[-1]) from error
-        if written != len(pending):
-            self._broken_at = self.size
-            self._mend()
-            raise StoreFull(f"{self.paths[-1]} cannot grow: the disk is full")
-        self.size += written
-        pending.clear()
-
-    def rotate(self, carried: Iterable[tuple[int, int, int]]) -> int:
-        """Start a new segment with the open reservations (slot, serial, bound); return the old descriptor.
-
-        Until `forget` is called both segments count: the union of the two is always complete.
+        Raises StoreError, and nothing is logged, where a new segment is needed and cannot be made.
         """
-        segment = self.segment + 1
-        if self._pending:
-            self.flush()
-        seed = _seed_of(Head(self._epoch, segment, self._boot_id).encode())
-        bodies = (_body(RESERVE, *one) for one in carried)
-        first = b"".join(body + _tail(_crc32(body, seed), _END) for body in bodies)
-        old = self._fd
-        self._fd, self._seed, self.size = self._segment(segment, first)
-        self._broken_at = None
-        return old
+        at = self._at
+        if at >= self._end:
+            self.rotate()
+            at = self._at
+        body = _body(slot, owed)
+        _put(self._map, at, body, _crc32(body, self._seed ^ at) | _WHOLE)
+        self._at = at + RECORD_BYTES
 
-    def forget(self) -> None:
-        """Delete all segments but the last: a checkpoint has what they said."""
-        while len(self.paths) > 1:
+    def seal(self) -> None:
+        """End this segment early: the next record begins a new one."""
+        if self._at < self._end:
+            self.note(_SEALED, 0)
+        self._end = 0
+
+    def rotate(self) -> None:
+        """Begin a new segment with what is carried over. Until `forget` is called all segments count."""
+        old, was_mapped = self.fileno, self._map
+        self._map = self._begin(self.segment + 1)
+        was_mapped.close()
+        self.retire(old)
+
+    def forget(self, before: int) -> None:
+        """Delete the segments with a number below `before`: a checkpoint has what they said."""
+        while _number(self.paths[0]) < before:
             self.paths[0].unlink(missing_ok=True)
             del self.paths[0]
 
     def close(self) -> None:
-        """Close the file. What waits is not written: flush first."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Close the file; nothing is left to write."""
+        if self.fileno >= 0:
+            self._map.close()
+            os.close(self.fileno)
+            self.fileno = -1
 
-    def _segment(self, number: int, first: bytes) -> tuple[int, int, int]:
-        head = Head(self._epoch, number, self._boot_id).encode()
+    def _begin(self, number: int) -> mmap.mmap:
+        carried = list(self.carried())
+        size = max(self._segment_bytes, _HEADER.size + 2 * RECORD_BYTES * (len(carried) + 1))
         path = self._directory / f"journal-{self._epoch:010d}-{number:08d}.log"
-        content = head + first
+        head = Head(self._epoch, number, self._boot_id, size).encode()
+        seed = _seed_of(head)
+        new = self._directory / _NEW
         fd = -1
         try:
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            if os.write(fd, content) != len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            _allocate(fd, size)
+            mapped = mmap.mmap(fd, size)
+            mapped[: len(head)] = head
+            at = len(head)
+            for slot, owed in carried:
+                body = _body(slot, owed)
+                _put(mapped, at, body, _crc32(body, seed ^ at) | _WHOLE)
+                at += RECORD_BYTES
+            # Only now does it have the name of a segment: a start never meets half of one.
+            new.rename(path)
         except OSError as error:
             if fd >= 0:
                 os.close(fd)
-                path.unlink(missing_ok=True)
+                new.unlink(missing_ok=True)
             raise told(error, path) from error
         self.paths.append(path)
-        return fd, _seed_of(head), len(content)
+        self.fileno, self._seed, self._at = fd, seed, at
+        self._end = size - RECORD_BYTES + 1
+        return mapped
 
-    def _mend(self) -> None:
-        """Take back a record that was written in part: what is appended after one could not be read."""
-        if self._broken_at is None:
-            return
-        try:
-            os.ftruncate(self._fd, self._broken_at)
-        except OSError as error:
-            raise told(error, self.paths[-1]) from error
-        self._broken_at = None
+
+def _allocate(fd: int, size: int) -> None:
+    """Have the blocks of a file reserved: storing into a hole of a full disk would kill the process."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+            raise
+        if os.pwrite(fd, bytes(size), 0) != size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
 
 
 @dataclass(slots=True)
@@ -190,19 +186,14 @@ class Replay:
     epoch: int = 0
     boot_id: str = ""
     segments: list[int] = field(default_factory=list)
-    spent: dict[int, int] = field(default_factory=dict)
-    """By slot: tokens spent in all, open reservations aside."""
-    open: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """By serial: slot and bound of reservations that were never settled."""
+    owed: dict[int, int] = field(default_factory=dict)
+    """By slot: tokens that must count as spent: all that were settled, and open reservations at their bound."""
     torn: set[int] = field(default_factory=set)
     """Slots whose last record was cut short."""
-    is_tail_blank: bool = False
-    """It ends in zeros: what a file system leaves of unsynced writes when the host crashes, and nothing else does."""
+    has_gap: bool = False
+    """Records are missing before the end: what a crash of the host leaves of unsynced pages, and nothing else does."""
     damage: str = ""
     """Why the journal as a whole cannot be trusted; empty where it can."""
-
-    spent_with_open: dict[int, int] = field(default_factory=dict)
-    """By slot: what must count as spent: all that was settled, and the open reservations at their bound."""
 
 
 def segments_in(directory: Path) -> list[Path]:
@@ -217,7 +208,6 @@ def replay(paths: list[Path]) -> Replay:
     StoreNewer for a journal of a newer meshd, StoreError where a file cannot be read.
     """
     result = Replay()
-    settled: set[int] = set()
     heads: list[tuple[Head, bytes, Path]] = []
     for path in paths:
         try:
@@ -232,56 +222,55 @@ def replay(paths: list[Path]) -> Replay:
     if not heads:
         return result
     heads.sort(key=lambda one: (one[0].epoch, one[0].segment))
-    result.epoch, _, result.boot_id = heads[-1][0]
-    current = [one for one in heads if one[0].epoch == result.epoch]
-    for head, content, path in current:
+    last = heads[-1][0]
+    result.epoch, result.boot_id = last.epoch, last.boot_id
+    for head, content, path in heads:
+        if head.epoch != result.epoch:
+            continue
         if result.segments and head.segment != result.segments[-1] + 1:
             result.damage = f"a segment before {path.name} is missing"
         result.segments.append(head.segment)
-        rest = _records(content, _seed_of(content[: _HEADER.size]), result, settled)
-        if rest:
-            _judge(rest, path, result, is_last=path == current[-1][2])
-    result.spent_with_open = dict(result.spent)
-    for slot, bound in result.open.values():
-        result.spent_with_open[slot] = result.spent_with_open.get(slot, 0) + bound
+        if len(content) != head.size:
+            result.damage = f"{path.name} has {len(content)} bytes in place of {head.size}"
+        _take_in(content[: head.size], path, result, is_last=head is last)
     return result
 
 
-def _records(content: bytes, seed: int, result: Replay, settled: set[int]) -> bytes:
-    """Take in all whole records; return what follows the last of them."""
-    spent, opened = result.spent, result.open
-    at, end = _HEADER.size, len(content)
-    while at + RECORD_BYTES <= end:
-        body = content[at : at + _BODY.size]
-        if content[at + _BODY.size : at + RECORD_BYTES] != _tail(_crc32(body, seed), _END):
-            break
-        kind, slot, serial, amount = _BODY.unpack(body)
-        if kind == SETTLE:
-            opened.pop(serial, None)
-            settled.add(serial)
-            if amount > spent.get(slot, 0):
-                spent[slot] = amount
-        elif kind != RESERVE:
-            break
-        elif serial not in settled:
-            opened[serial] = (slot, amount)
+def _take_in(content: bytes, path: Path, result: Replay, *, is_last: bool) -> None:
+    """Take in all whole records of one segment, and tell what else it holds."""
+    seed, at, owed_by = _seed_of(content[: _HEADER.size]), _HEADER.size, result.owed
+    written = len(content.rstrip(b"\0"))
+    is_sealed = False
+    bad: list[int] = []
+    while at < written and at + RECORD_BYTES <= len(content):
+        slot, owed, check = _RECORD.unpack_from(content, at)
+        if check == _crc32(content[at : at + _BODY.size], seed ^ at) | _WHOLE:
+            if slot == _SEALED:
+                is_sealed = True
+            else:
+                owed_by[slot] = owed
+        elif slot or owed or check:
+            bad.append(at)
+        else:
+            result.has_gap = True
         at += RECORD_BYTES
-    return content[at:]
+    if not is_last and not is_sealed and at + RECORD_BYTES <= len(content):
+        result.has_gap = True
+    if bad or at < written:
+        _judge(content, bad, at, path, result, is_last=is_last)
 
 
-def _judge(rest: bytes, path: Path, result: Replay, *, is_last: bool) -> None:
+def _judge(content: bytes, bad: list[int], end: int, path: Path, result: Replay, *, is_last: bool) -> None:
     """Tell a last record that was cut short, which any crash may leave, from damage.
 
     A record that is not whole belongs to a call that was never forwarded. Its lease is counted as spent all the same:
     nothing proves that a crash cut it, and not another hand.
     """
-    written = rest.rstrip(b"\0")
-    if not is_last or len(written) >= RECORD_BYTES:
+    slot = int.from_bytes(content[end - RECORD_BYTES : end - RECORD_BYTES + 4], "little")
+    if not is_last or bad != [end - RECORD_BYTES] or content[end - 1] or any(content[end:]):
         result.damage = f"{path.name} holds something else than records before its end"
-    elif not written:
-        result.is_tail_blank = True
-    elif len(rest) >= 8:
-        result.torn.add(int.from_bytes(rest[4:8], "little"))
+    elif slot:
+        result.torn.add(slot)
     else:
         result.damage = f"{path.name} ends in a piece of a record that is too short to name its account"
 
@@ -290,7 +279,7 @@ def _head(content: bytes, path: Path) -> Head | None:
     if len(content) < _HEADER.size:
         return None
     raw = content[: _HEADER.size]
-    magic, written, _, epoch, segment, boot_id, crc = _HEADER.unpack(raw)
+    magic, written, size, epoch, segment, boot_id, crc = _HEADER.unpack(raw)
     if magic != _MAGIC:
         return None
     if written > FORMAT:
@@ -298,14 +287,18 @@ def _head(content: bytes, path: Path) -> Head | None:
             f"{path} was written by a newer meshd (format {written}, this one knows {FORMAT}); "
             "run that version, or start with another state directory"
         )
-    if crc != zlib.crc32(raw[:-4]):
+    if written != FORMAT or crc != zlib.crc32(raw[:-4]):
         return None
-    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"))
+    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"), size)
 
 
 def _seed_of(head: bytes) -> int:
     # Not over the whole: the CRC of anything followed by its own CRC is the same for all.
     return zlib.crc32(head[:-4])
+
+
+def _number(path: Path) -> int:
+    return int(path.stem.rsplit("-", 1)[1])
 
 
 def told(error: OSError, path: Path) -> StoreError:

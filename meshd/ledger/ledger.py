@@ -1,6 +1,6 @@
 """The ledger of one sidecar: the holder of leases on many accounts, beside the desk of their owner.
 
-A reservation that its lease covers is a few integer comparisons and one append to the journal. Everything else (the
+A reservation that its lease covers is a few integer comparisons and one record in the journal. Everything else (the
 first use of an account, a lease that runs out, calls in flight in the way, a sync) is `wait`.
 """
 
@@ -15,10 +15,10 @@ from meshd.ledger.account import LEASE_TOKENS_MAX
 from meshd.ledger.desk import Desk, HolderRecord
 from meshd.ledger.directory import Directory, boot_id
 from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Shortfall, Waiter, fit
-from meshd.ledger.journal import Journal, segments_in, told
+from meshd.ledger.journal import SEGMENT_BYTES, Journal, segments_in, told
 from meshd.ledger.leases import Leases
 from meshd.ledger.recovery import Start, start
-from meshd.ledger.upkeep import SEGMENT_BYTES_MAX, Upkeep
+from meshd.ledger.upkeep import Upkeep
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,7 @@ class Ledger:
         self._later = later
         self._leases = Leases(desk, holder, epoch, open_max, served=self._served, failed=self._failed)
         self._entries = self._leases.entries
-        self._reservations: dict[int, Reservation] = {}
-        self._serial = 0
+        self._used_last: Entry | None = None
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
@@ -81,7 +80,7 @@ class Ledger:
         holder: str = HOLDER,
         open_max: int = OPEN_MAX,
         lease_tokens_max: int = LEASE_TOKENS_MAX,
-        segment_bytes_max: int = SEGMENT_BYTES_MAX,
+        segment_bytes: int = SEGMENT_BYTES,
         boot: Callable[[], str] = boot_id,
         later: Callable[[float, Callable[..., None], Entry, Waiter], Any] | None = None,
     ) -> Ledger:
@@ -103,7 +102,7 @@ class Ledger:
                 ledger = cls(desk, started.epoch, holder=holder, open_max=open_max, later=later)
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
-                ledger._keep_journal(directory, holder, record, before, segment_bytes_max)
+                ledger._keep_journal(directory, holder, record, before, segment_bytes)
             except BaseException:
                 await store.close()
                 raise
@@ -113,9 +112,9 @@ class Ledger:
         return ledger
 
     def _keep_journal(
-        self, directory: Directory, holder: str, record: HolderRecord, before: list[Path], bytes_max: int
+        self, directory: Directory, holder: str, record: HolderRecord, before: list[Path], segment_bytes: int
     ) -> None:
-        journal = Journal(directory.path, record.epoch, record.boot_id)
+        journal = Journal(directory.path, record.epoch, record.boot_id, segment_bytes=segment_bytes)
         try:
             directory.sync()
             for path in before:
@@ -125,7 +124,8 @@ class Ledger:
             raise told(error, directory.path) from error
         self._directory = directory
         self._journal = journal
-        self._upkeep = Upkeep(journal, directory, self._desk, holder, record, self._say, segment_bytes_max=bytes_max)
+        journal.carried = self._carried
+        self._upkeep = Upkeep(journal, directory, self._desk, holder, record, report=self._leases.report, say=self._say)
 
     @classmethod
     def in_memory(cls, *, store: Store | None = None, open_max: int = OPEN_MAX) -> Ledger:
@@ -151,7 +151,7 @@ class Ledger:
     @property
     def reserved_tokens(self) -> int:
         """Tokens held by attempts in flight, over all accounts."""
-        return sum(one.bound for one in self._reservations.values())
+        return sum(entry.holder.reserved for entry in self._entries.values() if entry.holder is not None)
 
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
@@ -163,6 +163,24 @@ class Ledger:
         return views
 
     # The hot path.
+
+    def hold(self, account: str, limit: int, bound: int) -> Entry | None:
+        """Reserve all of `bound` at once; None where that takes more than a comparison: call `reserve`.
+
+        Whoever is given an entry calls `pay` with it, exactly once. Raises StoreError where it cannot be logged.
+        """
+        entry = self._entries.get(account)
+        if entry is None or entry.waiting or self._closed is not None:
+            return None
+        holder = entry.holder
+        if holder is None or not holder.is_volatile:
+            return None
+        owed = holder.spent + holder.reserved + bound
+        if owed > holder.granted - holder.returned or owed + holder.elsewhere > limit:
+            return None
+        entry.limit = limit
+        self._take(entry, holder, bound)
+        return entry
 
     def reserve(self, account: str, limit: int, bound: int, least: int) -> Reservation | Shortfall | None:
         """Reserve `bound` tokens, or what is left of `limit` if that is `least` or more; None: call `wait`.
@@ -177,70 +195,64 @@ class Ledger:
         holder = entry.holder
         if holder is None or not holder.is_volatile:
             return None
-        left_idle = limit - holder.elsewhere - holder.spent
-        amount = bound if bound <= left_idle - holder.reserved else fit(holder, limit, bound, least)
-        if amount > holder.granted - holder.returned - holder.spent - holder.reserved or amount == WAIT:
+        amount = fit(holder, limit, bound, least)
+        if amount > holder.room or amount == WAIT:
             return None
         entry.limit = limit
         if amount == NEVER:
             self.refused += 1
-            return Shortfall(account, limit, limit - left_idle, holder.reserved, bound, least, is_busy=False)
-        return self._take(entry, holder, amount)
+            used = holder.elsewhere + holder.spent
+            return Shortfall(account, limit, used, holder.reserved, bound, least, is_busy=False)
+        self._take(entry, holder, amount)
+        return Reservation(self, entry, amount)
 
-    def _take(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
-        serial = self._serial + 1
+    def _take(self, entry: Entry, holder: Holder, amount: int) -> None:
+        owed = holder.spent + holder.reserved + amount
         if self._journal is not None:
             try:
-                self._journal.reserve(holder.slot, serial, amount)
+                self._journal.note(holder.slot, owed)
             except StoreError as error:
                 self._say(error)
                 raise
             if self._faults:
                 self._say(None)
-        self._serial = serial
         holder.reserved += amount
-        reservation = self._reservations[serial] = Reservation(self, entry, holder.slot, serial, amount)
-        self._entries.move_to_end(entry.id)
+        if entry is not self._used_last:
+            self._used_last = entry
+            self._entries.move_to_end(entry.id)
         if amount > entry.largest:
             entry.largest = amount
-        if holder.granted - holder.returned - holder.spent - holder.reserved < entry.refill_below:
+        if holder.granted - holder.returned - owed < entry.refill_below:
             self._leases.ask(entry, holder.total, 0, is_volatile=False)
-        if self._upkeep is not None and self._journal is not None and self._journal.size >= self._upkeep.rotate_at:
-            self._upkeep.rotate(self._carried(), self._leases.report)
-        return reservation
 
-    def settle(self, reservation: Reservation, entry: Entry, tokens: int) -> None:
-        """See `Reservation.settle`."""
-        if self._reservations.pop(reservation.serial, None) is None:
-            return
+    def pay(self, entry: Entry, bound: int, tokens: int) -> None:
+        """End what was held: charge `tokens`, all of them, and give the rest of `bound` back. Never raises."""
         holder = entry.holder
         assert holder is not None
-        holder.settle(reservation.bound, tokens)
+        holder.reserved -= bound
+        holder.spent += tokens
         self.spent_tokens += tokens
-        if tokens > reservation.bound:
+        if tokens > bound:
             self.bound_violations += 1
-        journal, upkeep = self._journal, self._upkeep
-        if journal is not None and upkeep is not None:
-            journal.settle(holder.slot, reservation.serial, holder.spent)
-            upkeep.flush_soon()
-            if tokens > reservation.bound:
-                # Lost, this record would leave less than was spent; any other would leave more.
-                try:
-                    journal.flush()
-                except StoreError as error:
-                    self._say(error)
+        if self._journal is not None:
+            self._note(self._journal, holder)
         if entry.waiting:
             self._pump(entry)
 
-    def shrink(self, reservation: Reservation, entry: Entry, bound: int) -> None:
-        """See `Reservation.shrink`."""
-        less = reservation.bound - bound
-        if less <= 0 or reservation.serial not in self._reservations or entry.holder is None:
-            return
-        entry.holder.reserved -= less
-        reservation.bound = bound
+    def _note(self, journal: Journal, holder: Holder) -> None:
+        """Log what a lease owes now. Where that fails, the log says more than is true until the next record."""
+        try:
+            journal.note(holder.slot, holder.spent + holder.reserved)
+        except StoreError as error:
+            self._say(error)
+
+    def loosen(self, entry: Entry, tokens: int) -> None:
+        """Hold so many tokens fewer; the bound that is paid is then smaller by these."""
+        holder = entry.holder
+        assert holder is not None
+        holder.reserved -= tokens
         if self._journal is not None:
-            self._journal.shrink(entry.holder.slot, reservation.serial, bound)
+            self._note(self._journal, holder)
         if entry.waiting:
             self._pump(entry)
 
@@ -275,14 +287,13 @@ class Ledger:
         if isinstance(taken, Shortfall):
             self.refused += 1
             return taken
-        reservation = self._reservations[taken]
         if is_durable and self._upkeep is not None:
             try:
                 await self._upkeep.synced()
             except BaseException:
-                reservation.settle(0)
+                taken.settle(0)
                 raise
-        return reservation
+        return taken
 
     def _pump(self, entry: Entry) -> None:
         """Serve those who wait on an account, in order, as far as it goes."""
@@ -312,9 +323,11 @@ class Ledger:
                 waiter.future.set_result(entry.shortfall(waiter, is_busy=False))
                 continue
             try:
-                waiter.future.set_result(self._take(entry, holder, amount).serial)
+                self._take(entry, holder, amount)
             except StoreError as error:
                 waiter.future.set_exception(error)
+            else:
+                waiter.future.set_result(Reservation(self, entry, amount))
 
     def _expire(self, entry: Entry, waiter: Waiter) -> None:
         if waiter.future.done():
@@ -343,12 +356,14 @@ class Ledger:
         future = waiter.future
         if not future.done():
             future.cancel()
-        elif not future.cancelled() and future.exception() is None and isinstance(serial := future.result(), int):
-            self._reservations[serial].settle(0)
+        elif not future.cancelled() and future.exception() is None and isinstance(got := future.result(), Reservation):
+            got.settle(0)
         self._pump(entry)
 
-    def _carried(self) -> list[tuple[int, int, int]]:
-        return [(one.slot, one.serial, one.bound) for one in self._reservations.values()]
+    def _carried(self) -> list[tuple[int, int]]:
+        """Return slot and tokens owed of every lease with an open reservation."""
+        holders = (entry.holder for entry in self._entries.values())
+        return [(one.slot, one.spent + one.reserved) for one in holders if one is not None and one.reserved]
 
     def _say(self, fault: StoreError | None, source: str = "journal") -> None:
         if fault is None:

@@ -87,7 +87,7 @@ def _closed(
         return None
     proven = stake.spent
     if stake.epoch == log.epoch:
-        proven = max(proven, log.spent_with_open.get(stake.slot, 0))
+        proven = max(proven, log.owed.get(stake.slot, 0))
     is_forgotten = stake.is_volatile and not is_same_boot
     lease = stake.granted - stake.returned
     stranded = 0
@@ -107,8 +107,8 @@ def _distrust(log: Replay, before: HolderRecord, *, is_same_boot: bool) -> str:
         return "the journal was written by another run of the host than the last"
     if not log.segments or log.segments[0] > before.segment:
         return "the journal's first segment is missing"
-    if log.is_tail_blank and is_same_boot:
-        return "the journal ends in zeros that no crash of this host explains"
+    if log.has_gap and is_same_boot:
+        return "the journal has gaps that no crash of this host explains"
     return ""
 
 

@@ -21,7 +21,7 @@ async def main(path: str, mode: str, total: int, seed: int) -> None:
     """Spend from each account until its budget refuses the smallest call."""
     chance = random.Random(seed)
     # Small segments, so that a kill also falls between a rotation and its checkpoint.
-    ledger = await Ledger.open(Path(path), segment_bytes_max=4096)
+    ledger = await Ledger.open(Path(path), segment_bytes=1024)
     os.write(1, b"ready\n")
     left = set(ACCOUNTS)
 

@@ -394,13 +394,13 @@ async def test_a_sync_that_fails_refuses_and_is_followed_by_a_new_segment(
     def broken(self: object, fd: int, with_directory: bool) -> None:
         raise OSError(5, "Input/output error")
 
+    before = ledger._journal.segment
     with monkeypatch.context() as patch:
         patch.setattr(type(ledger._upkeep), "_sync_now", broken)
         with pytest.raises(StoreError, match="Input/output"):
             await ledger.wait("a", 1000, 10, 10, queue_s=5, is_durable=True)
     assert ledger.reserved_tokens == 0
     assert ledger.state != "ok"
-    before = ledger._journal.segment
     got = await ledger.wait("a", 1000, 10, 10, queue_s=5, is_durable=True)
     assert isinstance(got, Reservation)
     assert ledger._journal.segment == before + 1
@@ -414,7 +414,7 @@ async def test_a_name_that_is_no_text_is_the_callers_mistake(ledger: Ledger) -> 
 
 
 async def test_a_long_journal_is_checkpointed(tmp_path: Path) -> None:
-    ledger = await Ledger.open(tmp_path, segment_bytes_max=2048)
+    ledger = await Ledger.open(tmp_path, segment_bytes=1024)
     held = await take(ledger, 77, limit=10**6)
     assert ledger._journal is not None
     assert ledger._upkeep is not None

@@ -15,10 +15,12 @@ from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer
 from meshd.ledger import Ledger, Reservation, Shortfall
 from meshd.ledger.directory import boot_id
+from meshd.ledger.journal import FORMAT, RECORD_BYTES
 
 # The first lease of an account of 1,000 tokens is half of it.
 TOTAL, LEASE = 1000, 500
 SPENT, OPEN = 30, 100
+HEAD_BYTES = 80
 
 
 async def died(directory: Path, **options: object) -> None:
@@ -30,8 +32,6 @@ async def died(directory: Path, **options: object) -> None:
         one.settle(SPENT)
         two = await ledger.wait(account, TOTAL, OPEN, OPEN, queue_s=5, is_durable=is_durable)
         assert isinstance(two, Reservation)
-    assert ledger._journal is not None
-    ledger._journal.flush()
     await _drop(ledger)
 
 
@@ -40,8 +40,6 @@ async def _drop(ledger: Ledger) -> None:
     assert ledger._journal is not None
     assert ledger._directory is not None
     await ledger._leases.finish()
-    if ledger._upkeep is not None and ledger._upkeep._flush is not None:
-        ledger._upkeep._flush.cancel()
     ledger._journal.close()
     ledger._directory.close()
     await ledger._desk.store.close()
@@ -100,20 +98,28 @@ def _garbage(path: Path) -> None:
 
 def _flip_first_record(path: Path) -> None:
     content = bytearray(path.read_bytes())
-    content[80] ^= 1
+    content[HEAD_BYTES] ^= 1
     path.write_bytes(content)
 
 
-def _cut_in_last_record(path: Path) -> None:
+def _cut_the_file(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-3])
 
 
-def _zeros_at_the_end(path: Path) -> None:
-    with path.open("ab") as file:
-        file.write(b"\0" * 100)
+def _cut_in_last_record(path: Path) -> None:
+    """As a process leaves it that is killed while it stores a record."""
+    content = path.read_bytes()
+    path.write_bytes(content.rstrip(b"\0")[:-3].ljust(len(content), b"\0"))
 
 
-@pytest.mark.parametrize("harm", [_remove, _empty, _garbage, _flip_first_record, _zeros_at_the_end])
+def _zeros_in_the_middle(path: Path) -> None:
+    """As a host leaves it that crashes before it has written this page, and after it has written the next."""
+    content = bytearray(path.read_bytes())
+    content[HEAD_BYTES : HEAD_BYTES + RECORD_BYTES] = bytes(RECORD_BYTES)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("harm", [_remove, _empty, _garbage, _flip_first_record, _cut_the_file, _zeros_in_the_middle])
 async def test_a_journal_that_cannot_be_trusted_writes_the_leases_off(
     harm: Callable[[Path], None], tmp_path: Path
 ) -> None:
@@ -133,7 +139,7 @@ async def test_a_torn_end_writes_off_the_lease_that_it_names(tmp_path: Path) -> 
 
 async def test_zeros_that_a_crash_of_the_host_explains(tmp_path: Path) -> None:
     await died(tmp_path)
-    _zeros_at_the_end(journal_of(tmp_path))
+    _zeros_in_the_middle(journal_of(tmp_path))
     assert (await used(tmp_path, boot=lambda: "another run"))[:2] == (LEASE, SPENT + OPEN)
 
 
@@ -174,7 +180,7 @@ async def test_a_store_that_was_deleted_is_refused_while_its_journal_is_there(tm
 
 async def test_a_newer_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("meshd.ledger.journal.FORMAT", 2)
+        patch.setattr("meshd.ledger.journal.FORMAT", FORMAT + 1)
         await died(tmp_path)
     with pytest.raises(StoreNewer):
         await Ledger.open(tmp_path)
@@ -235,11 +241,11 @@ from meshd.engines.port import StoreError
 from meshd.ledger import Ledger, Reservation
 
 async def main():
-    ledger = await Ledger.open(Path(sys.argv[1]))
+    ledger = await Ledger.open(Path(sys.argv[1]), segment_bytes=4096)
     one = await ledger.wait("a", 10**9, 10, 10, queue_s=5)
     one.settle(10)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000, hard))
     spent = 10
     try:
         for number in range(10_000):
@@ -261,7 +267,6 @@ async def main():
     one.settle(10)
     print(ledger.state, ledger.snapshot()[0].spent == spent + 10)
     import os
-    ledger._journal.flush()
     print(spent + 10, flush=True)
     os.kill(os.getpid(), 9)
 
