@@ -22,8 +22,7 @@ class Event:
         self.has_content = False
         """The piece carries output that was generated (not a ping, role or usage alone)."""
         self.output_estimate = 0
-        """`Meter.output_estimate` as of the last piece with content, for those who see events and not the meter. A
-        report of usage that ends an answer does not move it: what is complete need not be cut."""
+        """`Meter.output_estimate` with this piece counted in, for those who see events and not the meter."""
 
 
 class Meter(Protocol):
