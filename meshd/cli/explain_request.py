@@ -7,7 +7,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from meshd.policy.model import NAME_PATTERN
-from meshd.wire.http1 import RequestReader
+from meshd.wire.http1_request import RequestReader
 
 if TYPE_CHECKING:
     from meshd.call import Headers

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault
-from meshd.wire.http1 import NOBODY, ReplyReader, encode_chunk, encode_last_chunk, encode_request_head
+from meshd.wire.http1 import encode_chunk, encode_last_chunk, encode_request_head
+from meshd.wire.http1_reply import NOBODY, ReplyReader
 from meshd.wire.message import WireError
 
 if TYPE_CHECKING:

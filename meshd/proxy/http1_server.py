@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from meshd.call import Headers
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.refusing import wire_refusal
-from meshd.wire.http1 import LAST_CHUNK, RequestReader, encode_chunk, encode_last_chunk, encode_reply_head
+from meshd.wire.http1 import LAST_CHUNK, encode_chunk, encode_last_chunk, encode_reply_head
+from meshd.wire.http1_request import RequestReader
 from meshd.wire.message import Request, WireError
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import ngh2
 from ngh2 import Connection, ErrorCode, Role, Setting
 
 from meshd.wire.fields import Place
-from meshd.wire.http1 import METHODS
+from meshd.wire.http1_request import METHODS
 from meshd.wire.message import Fields, Request, WireError, read_host
 
 if TYPE_CHECKING:
