@@ -23,10 +23,7 @@ def arrive(proxy: Proxy, call: Call, request: Request) -> bool:
     """Set the call's upstream, target, path and dialect; return whether it asks for a tunnel. Raises Refused."""
     call.dialect = _PLAIN
     is_connect = request.method == "CONNECT"
-    if is_connect:
-        located = proxy.book.locate_tunnel(request.target)
-    else:
-        located = proxy.book.locate(request, call.direction)
+    located = proxy.book.locate_tunnel(request.target) if is_connect else proxy.book.locate(request, call.direction)
     _, upstream, call.path, call.run_token, call.target = located
     call.upstream = upstream
     if upstream is not None:

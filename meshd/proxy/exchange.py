@@ -400,7 +400,7 @@ class Exchange:
             )
         if self.tickets:
             settle(self.tickets, outcome)
-        proxy.live.discard(self)
+        proxy.left(self)
         status = refused.status if refused is not None else outcome.status
         proxy.telemetry.ended(call, status, outcome, refused, meter=attempt.meter if attempt is not None else None)
         # Exchange and Attempt hold each other; without this every call would wait for the garbage collector.

@@ -42,9 +42,7 @@ class Http1Connection(asyncio.Protocol):
         self._pool = pool
         self._transport: Any = None
         limits = proxy.policy.limits
-        self._reader = ReplyReader(
-            header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max
-        )
+        self._reader = ReplyReader(header_count_max=limits.header_count_max, header_bytes_max=limits.header_bytes_max)
         self._attempt: Attempt | None = None
         self._is_chunked = False
         self._is_raw = False

@@ -8,7 +8,6 @@ import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
-from meshd.call import Headers
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.refusing import wire_refusal
 from meshd.wire.http1 import LAST_CHUNK, encode_chunk, encode_last_chunk, encode_reply_head
@@ -18,11 +17,11 @@ from meshd.wire.message import Request, WireError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Direction
+    from meshd.call import Direction, Headers
     from meshd.proxy.proxy import Proxy
 
 DISCARD_BYTES_MAX = 64 * 1024 * 1024
-"""Of a request that was refused before it was whole: read on for so much, so that the refusal is not lost to a reset."""
+"""Of a request that was refused before it was whole: read on for so much, lest the refusal be lost to a reset."""
 DISCARD_S_MAX = 5.0
 
 _RESET_AT_CLOSE = struct.pack("ii", 1, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import ssl
 from typing import TYPE_CHECKING, Any
 
 from meshd.proxy.http1_server import Http1Session
@@ -11,6 +10,7 @@ from meshd.proxy.http2_server import Http2Session
 from meshd.wire.http2 import PREFACE
 
 if TYPE_CHECKING:
+    import ssl
 
     from meshd.call import Direction
     from meshd.config import Address

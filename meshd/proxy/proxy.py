@@ -73,6 +73,7 @@ class Proxy:
         self.live: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.is_draining = False
+        self._call_ended = asyncio.Event()
         self._app = app
         self._listen_hosts = listen_hosts
         self._id_prefix = os.urandom(6).hex()
@@ -152,7 +153,7 @@ class Proxy:
             result = await pending.wait.coroutine
         except asyncio.CancelledError:
             result = Refused(Reason.DRAINING, "This sidecar is shutting down")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever a rule ends in, its call must end too
             result = error
         self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at))
 
@@ -176,9 +177,13 @@ class Proxy:
         self.is_draining = True
         for session in tuple(self.sessions):
             self._run(session.drain)
-        ends_s = self.clock() + deadline_s
-        while (self.live or self._tasks) and self.clock() < ends_s:
-            await asyncio.sleep(0.02)
+        try:
+            async with asyncio.timeout(deadline_s):
+                while self.live:
+                    self._call_ended.clear()
+                    await self._call_ended.wait()
+        except TimeoutError:
+            pass
         is_clean = not self.live
         for exchange in tuple(self.live):
             self._run(exchange.shut_down)
@@ -187,6 +192,12 @@ class Proxy:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         return is_clean
+
+    def left(self, exchange: Exchange) -> None:
+        """A call has ended."""
+        self.live.discard(exchange)
+        if self.is_draining:
+            self._call_ended.set()
 
     def count_sessions(self, direction: Direction) -> int:
         """Return how many callers are connected."""

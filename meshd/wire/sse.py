@@ -16,6 +16,8 @@ EVENT_BYTES_MAX = 1024 * 1024
 # opens the next event, as a blank line that says nothing. Only content decides, so any split gives the same events.
 _BORDER = re.compile(rb"\n\n|\n\r\n|\n\r(?=[^\n])|\r\r")
 _BORDER_BYTES_MAX = 3
+_LF = 0x0A
+_CR = 0x0D
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
@@ -29,8 +31,10 @@ class EventTooLarge(Exception):
 
 def _is_one_event(data: bytes, size: int) -> bool:
     """Say whether data is cheaply seen to be one event: with LF alone, or with CRLF alone, as most servers write."""
-    if b"\r" not in data:
-        return data.find(b"\n\n") == size - 2
+    # By number: a byte is found three times as fast as a string of one or two.
+    if _CR not in data:
+        at = data.find(_LF)
+        return (at if at == size - 2 else data.find(b"\n\n", at)) == size - 2 and data[-1] == _LF
     if data.find(b"\r\n\r\n") != size - 4 or size < 4:
         return False
     return data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
@@ -60,12 +64,12 @@ class Splitter:
             size = len(data)
             if 1 < size <= self._event_bytes_max and _is_one_event(data, size):
                 return [data]
-            self._has_cr = b"\r" in data
+            self._has_cr = _CR in data
             events, begin = self._split(data, 0)
             self._pending += data[begin:]
         else:
             self._pending += data
-            self._has_cr = self._has_cr or b"\r" in data
+            self._has_cr = self._has_cr or _CR in data
             events, begin = self._split(self._pending, self._searched)
             del self._pending[:begin]
         if len(self._pending) > self._event_bytes_max:
@@ -103,7 +107,7 @@ class Splitter:
 
 def data_of(raw: bytes) -> bytes:
     """Return an event's `data` fields joined by LF; empty for comments, or where it has none."""
-    if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 2 and b"\r" not in raw:
+    if raw[:6] == b"data: " and raw.find(_LF) == len(raw) - 2 and _CR not in raw:
         return raw[6:-2]
     if raw[:6] == b"data: " and raw.find(b"\n") == len(raw) - 3 and raw.find(b"\r") == len(raw) - 4 >= 6:
         return raw[6:-4]
