@@ -59,6 +59,7 @@ class RequestReader:
         "_head_bytes",
         "_headers",
         "_in_body",
+        "_is_last",
         "_is_resuming",
         "_limits",
         "_parser",
@@ -81,6 +82,8 @@ class RequestReader:
         self._framing_bytes = 0
         self._in_body = False
         self._had_body = False
+        self._is_last = False
+        """The caller has said that no request follows this one."""
         self._is_resuming = False
         self.is_between = True
         """No request is being read: the connection is idle as far as this side knows."""
@@ -89,7 +92,7 @@ class RequestReader:
 
     def feed(self, data: bytes) -> None:
         """Read `data`, calling the sink for whatever became whole."""
-        while data and (self.is_between or self._remaining):
+        while data and ((self.is_between and not self._is_last) or self._remaining):
             rest = self._feed_known(data)
             if rest is None:
                 break
@@ -223,6 +226,7 @@ class RequestReader:
         request = Request(method, self._url.decode("latin-1"), fields)
         is_usual = read_framing(request, parser.get_http_version(), self._limits[1])
         request.is_keep_alive = parser.should_keep_alive()
+        self._is_last = not request.is_keep_alive
         is_upgrade = parser.should_upgrade()
         if is_upgrade:
             self._judge_upgrade(request)
@@ -263,6 +267,8 @@ def _remember(block: bytes, fields: Fields) -> None:
     if block and len(block) <= KNOWN_BYTES_MAX:
         if len(_known) >= KNOWN_MAX:
             del _known[next(iter(_known))]
+        # The next request with these bytes has a length of its own.
+        fields.headers = [field for field in fields.headers if field[0] != b"content-length"]
         _known[block] = fields
 
 
