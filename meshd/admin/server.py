@@ -8,9 +8,8 @@ import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from aiohttp import web
-
 from meshd.admin import token as admin_token
+from meshd.admin.aiohttp_web import web  # before the others, which import aiohttp as it is
 from meshd.admin.api import Api
 from meshd.admin.doors import BODY_BYTES_MAX, HostRule, doors, seal
 from meshd.admin.health import Health
