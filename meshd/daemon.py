@@ -143,10 +143,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
         # What is alive now stays so: the collector need not look at it again.
-        gc.collect()
         gc.freeze()
         # A call makes some fifty objects that die with it and no cycles; the default would look after every dozen calls.
         gc.set_threshold(20_000, 20, 20)
+        gc.enable()
 
     async def _open_ledger(self) -> Ledger:
         if self.config.store not in ("", "sqlite:"):
