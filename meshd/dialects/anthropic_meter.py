@@ -8,7 +8,7 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
-from meshd.dialects.counting import BYTES_PER_TOKEN, count, respelled, size_of
+from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -60,16 +60,13 @@ class _StreamEvent(msgspec.Struct, gc=False):
 _stream_event = msgspec.json.Decoder(_StreamEvent)
 _message = msgspec.json.Decoder(_Message)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_LF = 0x0A
 _NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
-def _decode(data: bytes, decoder: msgspec.json.Decoder[Any], kind: Any) -> Any:
-    """Return what can be understood of an object, an empty one where nothing can."""
-    try:
-        return decoder.decode(data)
-    except msgspec.ValidationError:
-        pass
-    except _NONSENSE:
+def _decode_again(data: bytes, kind: Any, error: Exception) -> Any:
+    """Return what can be understood of an object that did not decode, an empty one where nothing can."""
+    if not isinstance(error, msgspec.ValidationError):
         data = respelled(data)
     # One member of an unexpected type must not hide the others, above all not the usage.
     found = kind()
@@ -81,17 +78,14 @@ def _decode(data: bytes, decoder: msgspec.json.Decoder[Any], kind: Any) -> Any:
         if field.name in members:
             try:
                 value = msgspec.json.decode(members[field.name], type=field.type)
-            except msgspec.ValidationError:
-                value = _decode_inner(members[field.name], field.type)
+            except msgspec.ValidationError as inner:
+                # A message inside an event is taken apart once more, so that its usage survives nonsense beside it.
+                is_message = field.type == (_Message | None)
+                value = _decode_again(bytes(members[field.name]), _Message, inner) if is_message else None
             except _NONSENSE:
                 continue
             setattr(found, field.name, value)
     return found
-
-
-def _decode_inner(raw: msgspec.Raw, kind: Any) -> Any:
-    """A message inside an event is taken apart once more, so that its usage survives nonsense beside it."""
-    return _decode(bytes(raw), _message, _Message) if kind == (_Message | None) else None
 
 
 class AnthropicMeter:
@@ -144,16 +138,20 @@ class AnthropicMeter:
         event = self._event
         event.raw = body
         self.is_terminal = True
-        message: _Message = _decode(body, _message, _Message)
+        try:
+            message = _message.decode(body)
+        except _NONSENSE as error:
+            message = _decode_again(body, _Message, error)
         if message.type == "error":
             return event
         self._read_identity(message)
         names: list[str] = []
         for block in message.content or ():
             self._read_block(block, names, event)
-        event.tool_names = tuple(names)
+        if names:
+            event.tool_names = tuple(names)
         if message.usage is not None:
-            self._read_usage(message.usage, is_final=True)
+            self._read_usage(message.usage, event, is_final=True)
         return event
 
     def read_event(self, raw: bytes) -> Event | None:
@@ -166,14 +164,17 @@ class AnthropicMeter:
         if self._next[0]:
             self._take_effect()
         # An `event` line and a `data` line, as the API writes them; anything else goes the longer way.
-        at = raw.find(b"\n")
-        if raw[:6] == b"event:" and raw[at + 1 : at + 8] == b"data: {" and raw.find(b"\n", at + 1) == len(raw) - 2:
+        at = raw.find(_LF)
+        if raw[:6] == b"event:" and raw[at + 1 : at + 8] == b"data: {" and raw.find(_LF, at + 1) == len(raw) - 2:
             data = raw[at + 7 :]
         else:
             data = data_of(raw).strip()
             if data[:1] != b"{":
                 return event
-        said: _StreamEvent = _decode(data, _stream_event, _StreamEvent)
+        try:
+            said = _stream_event.decode(data)
+        except _NONSENSE as error:
+            said = _decode_again(data, _StreamEvent, error)
         kind = said.type
         if kind == "content_block_delta":
             if said.delta is not None:
@@ -197,13 +198,13 @@ class AnthropicMeter:
             if said.message is not None:
                 self._read_identity(said.message)
                 if said.message.usage is not None:
-                    self._read_usage(said.message.usage, is_final=False)
+                    self._read_usage(said.message.usage, event, is_final=False)
         elif kind == "message_delta":
             self._next = (kind, 0)
             if said.delta is not None and isinstance(said.delta.stop_reason, str):
                 self.finish_reasons = (said.delta.stop_reason,)
             if said.usage is not None:
-                self._read_usage(said.usage, is_final=True)
+                self._read_usage(said.usage, event, is_final=True)
         elif kind == "message_stop":
             self._next = (kind, 0)
             self.is_terminal = not self._is_failed
@@ -226,19 +227,21 @@ class AnthropicMeter:
             self._is_stopped = True
 
     def _read_identity(self, message: _Message) -> None:
-        if isinstance(message.id, str):
+        if type(message.id) is str:
             self.response_id = message.id
-        if isinstance(message.model, str):
+        if type(message.model) is str:
             self.response_model = message.model
-        if isinstance(message.stop_reason, str):
+        if type(message.stop_reason) is str:
             self.finish_reasons = (message.stop_reason,)
 
     def _read_block(self, block: _Block, names: list[str], event: Event) -> None:
         # tool_use, server_tool_use, mcp_tool_use: whoever runs it, the answer calls it by its name.
-        if isinstance(block.name, str) and isinstance(block.type, str) and block.type.endswith("tool_use"):
+        if type(block.name) is str and type(block.type) is str and block.type.endswith("tool_use"):
             names.append(block.name)
             event.has_content = True
-        self._count(size_of(block.text) + size_of(block.thinking), event)
+        text, thinking = block.text, block.thinking
+        size = size_of(text) if text is not None else 0
+        self._count(size + size_of(thinking) if thinking is not None else size, event)
 
     def _add(self, delta: _Delta, event: Event) -> None:
         text = delta.text
@@ -253,31 +256,31 @@ class AnthropicMeter:
             self._content_bytes += size
             estimate = self._content_bytes // BYTES_PER_TOKEN
             if estimate > self.output_estimate:
-                self.output_estimate = estimate
+                self.output_estimate = event.output_estimate = estimate
             event.output_estimate = self.output_estimate
 
-    def _read_usage(self, reported: _Usage, *, is_final: bool) -> None:
+    def _read_usage(self, reported: _Usage, event: Event, *, is_final: bool) -> None:
         """Keep the largest of each field: reports are cumulative, and some gateways send zeros first."""
-        fields = (
-            reported.input_tokens,
-            reported.cache_creation_input_tokens,
-            reported.cache_read_input_tokens,
-            reported.output_tokens,
-        )
         counts = self._counts
-        for at, value in enumerate(fields):
-            number = count(value)
-            if number is not None and number > counts[at]:
-                counts[at] = number
-        if not is_final or count(reported.output_tokens) is None:
+        made: Any = reported.output_tokens
+        if type(reported.input_tokens) is int:
+            counts[0] = _larger(counts[0], reported.input_tokens)
+        if type(reported.cache_creation_input_tokens) is int:
+            counts[1] = _larger(counts[1], reported.cache_creation_input_tokens)
+        if type(reported.cache_read_input_tokens) is int:
+            counts[2] = _larger(counts[2], reported.cache_read_input_tokens)
+        if type(made) is int:
+            counts[3] = _larger(counts[3], made)
+        if not is_final or type(made) is not int or not 0 <= made <= COUNT_MAX:
             return
-        given, made = sum(counts[:3]), counts[3]
+        given, made = counts[0] + counts[1] + counts[2], counts[3]
         if given == 0 or (made == 0 and self._content_bytes):
             return
         details = reported.output_tokens_details
-        thinking = count(details.get("thinking_tokens")) if isinstance(details, dict) else None
-        self.usage = Usage(given, made, counts[2], min(thinking or 0, made))
-        self.output_estimate = max(self.output_estimate, made)
+        thinking = (count(details.get("thinking_tokens")) or 0) if type(details) is dict else 0
+        self.usage = Usage(given, made, counts[2], min(thinking, made))
+        if made > self.output_estimate:
+            self.output_estimate = event.output_estimate = made
 
     def cut(self, *, is_event_forwarded: bool = False) -> bytes:
         """See `Meter.cut`: closes what is open, then says `max_tokens` and stops."""
@@ -313,6 +316,11 @@ class AnthropicMeter:
         row = refused.row
         error = {"type": row.anthropic_type, "message": refused.message, "details": {"error_code": row.code}}
         return _event("error", {"error": error})
+
+
+def _larger(known: int, reported: int) -> int:
+    """Return the larger of two counts; an absurd report is none."""
+    return reported if known < reported <= COUNT_MAX else known
 
 
 def _event(name: str, members: dict[str, Any]) -> bytes:

@@ -33,8 +33,12 @@ def _is_one_event(data: bytes, size: int) -> bool:
     """Say whether data is cheaply seen to be one event: with LF alone, or with CRLF alone, as most servers write."""
     # By number: a byte is found three times as fast as a string of one or two.
     if _CR not in data:
-        at = data.find(_LF)
-        return (at if at == size - 2 else data.find(b"\n\n", at)) == size - 2 and data[-1] == _LF
+        if data[-1] != _LF:
+            return False
+        first = data.find(_LF)
+        if first == size - 2 or (first < size - 3 and data.find(_LF, first + 1) == size - 2):
+            return True
+        return data.find(b"\n\n", first) == size - 2
     if data.find(b"\r\n\r\n") != size - 4 or size < 4:
         return False
     return data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")

@@ -115,6 +115,7 @@ def test_stream(case: Case, piece_bytes: int) -> None:
             if event is not None:
                 forwarded.append(event.raw)
                 tool_calls += event.tool_names
+                assert event.output_estimate == meter.output_estimate
     assert splitter.rest() == b""
     assert b"".join(forwarded) == (case.bytes_of("forwarded.sse") or stream)
     _check(meter, tool_calls, case, ask)
