@@ -8,7 +8,8 @@ Read in this order:
     desk        the owner's books in a store, by compare-and-set
     entry       an account in memory: does this call fit, and who waits
     leases      the accounts in memory, and the conversation with their owner
-    upkeep      group sync, flushes and checkpoints of the journal
+    upkeep      group sync and checkpoints of the journal
+    faults      what keeps the books from being kept, said once
     directory   one daemon at a time, and which run of the host this is
     ledger      the facade: reserve, wait, settle
     cost        what an attempt can cost at most, and what it did cost

@@ -113,6 +113,14 @@ class Entry:
         holder = self.holder
         return holder is not None and not holder.reserved and not self.waiting and not self.is_asking
 
+    @property
+    def is_store_awaited(self) -> bool:
+        """It is the store that the first in the queue waits for, not calls in flight."""
+        if not self.is_asking or not self.waiting:
+            return False
+        first, holder = self.waiting[0], self.holder
+        return holder is None or fit(holder, first.limit, first.bound, first.least) != WAIT
+
     def shortfall(self, waiter: Waiter, *, is_busy: bool) -> Shortfall:
         """Say why `waiter` goes without."""
         holder = self.holder

@@ -15,6 +15,7 @@ from meshd.ledger.account import LEASE_TOKENS_MAX
 from meshd.ledger.desk import Desk, HolderRecord
 from meshd.ledger.directory import Directory, boot_id
 from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Shortfall, Waiter, fit
+from meshd.ledger.faults import Faults
 from meshd.ledger.journal import SEGMENT_BYTES, Journal, segments_in, told
 from meshd.ledger.leases import Leases
 from meshd.ledger.recovery import Start, start
@@ -59,7 +60,8 @@ class Ledger:
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
-        self._faults: dict[str, StoreError] = {}
+        self._faults = Faults()
+        self._say = self._faults.say
         self._closed: StoreError | None = None
         self.started = Start(epoch, 0, 0)
         self.refused = 0
@@ -146,7 +148,7 @@ class Ledger:
         """ "ok", or what is wrong."""
         if self._closed is not None:
             return str(self._closed)
-        return "; ".join(map(str, self._faults.values())) or "ok"
+        return str(self._faults) or "ok"
 
     @property
     def reserved_tokens(self) -> int:
@@ -214,7 +216,7 @@ class Ledger:
             except StoreError as error:
                 self._say(error)
                 raise
-            if self._faults:
+            if self._faults.of_now:
                 self._say(None)
         holder.reserved += amount
         if entry is not self._used_last:
@@ -332,7 +334,7 @@ class Ledger:
     def _expire(self, entry: Entry, waiter: Waiter) -> None:
         if waiter.future.done():
             return
-        if not self._is_store_awaited(entry):
+        if not entry.is_store_awaited:
             waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
         elif not waiter.is_extended:
             waiter.is_extended = True
@@ -343,13 +345,6 @@ class Ledger:
             self._say(error, "store")
             waiter.future.set_exception(error)
         self._pump(entry)
-
-    def _is_store_awaited(self, entry: Entry) -> bool:
-        """It is the store that the first in the queue waits for, not calls in flight."""
-        if not entry.is_asking or not entry.waiting:
-            return False
-        first, holder = entry.waiting[0], entry.holder
-        return holder is None or fit(holder, first.limit, first.bound, first.least) != WAIT
 
     def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
         """A caller gave up; what it was given in the same moment goes back."""
@@ -364,15 +359,6 @@ class Ledger:
         """Return slot and tokens owed of every lease with an open reservation."""
         holders = (entry.holder for entry in self._entries.values())
         return [(one.slot, one.spent + one.reserved) for one in holders if one is not None and one.reserved]
-
-    def _say(self, fault: StoreError | None, source: str = "journal") -> None:
-        if fault is None:
-            if self._faults.pop(source, None) is not None:
-                _log.warning("the %s can be written again", source)
-        else:
-            if str(self._faults.get(source)) != str(fault):
-                _log.error("budgets cannot be kept: %s", fault)
-            self._faults[source] = fault
 
     def _served(self, entry: Entry) -> None:
         self._say(None, "store")

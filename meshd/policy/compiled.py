@@ -7,7 +7,7 @@ for two things that no decision depends on: the bounded memo of plans and the hi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -100,7 +100,7 @@ class Limits:
 class Plan:
     """The settings of every filter for one sort of call, as the rules matched. Shared by all calls of that sort."""
 
-    __slots__ = ("allow", "approval", "breaker", "budgets", "hits", "retry", "route", "rules", "trials")
+    __slots__ = ("allow", "approval", "breaker", "budgets", "hits", "retry", "route", "rules", "terms", "trials")
 
     def __init__(
         self,
@@ -127,6 +127,8 @@ class Plan:
         self.rules = rules
         """Names of the rules that set something here, in their order."""
         self.hits = hits
+        self.terms: Any = None
+        """What Budget has worked out of `budgets`: kept here, since a plan is shared by many calls."""
 
     def hit(self) -> None:
         """Count a call that used this plan, for each rule that set something in it."""

@@ -32,10 +32,7 @@ S = TypeVar("S", bound="Settings")
 
 def named(settings: S, rule: str, *, is_shadow: bool = False) -> S:
     """Return the same settings, marked with the rule that set them."""
-    marked = settings.model_copy()
-    marked._rule = rule
-    marked._is_shadow = is_shadow
-    return marked
+    return settings.named(rule, is_shadow=is_shadow)
 
 
 def planner() -> Callable[[list[Rule], Target], Plan]:

@@ -13,8 +13,9 @@ from meshd.dialects.contract import Event
 from meshd.dialects.openai import OpenAI
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError
-from meshd.filters.budget import Budget, BudgetSettings, Held, HeldStream
+from meshd.filters.budget import Budget, BudgetSettings
 from meshd.filters.contract import Cut
+from meshd.filters.held import Held, HeldStream
 from meshd.ledger import Ledger
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import Context
@@ -224,6 +225,54 @@ async def test_a_ceiling_holds_beside_the_budget(ledger: Ledger, budget: Budget)
     assert "150 of its 300" in error.message
     assert "caller that delegated" in error.message
     await held(budget, asked(ask=small(200, 50)))
+
+
+NARROW = Context(workflow="w1", agent="researcher", account="workflow/w1", ceiling=300)
+PER_AGENT = "rules: [{name: each, match: {kind: llm}, budget: {tokens: 1000, per: agent}}]"
+NAMED = "rules: [{name: own, match: {kind: llm}, budget: {tokens: 1000, account: own}}]"
+ON_TRIAL = "rules: [{name: trial, match: {kind: llm}, budget: {tokens: 9, output_default: 7}, shadow: true}]"
+
+
+@pytest.mark.parametrize("text", ["", PER_AGENT, NAMED, ON_TRIAL])
+async def test_a_ceiling_is_a_limit_without_a_budget_on_the_same_tokens(
+    text: str, ledger: Ledger, budget: Budget
+) -> None:
+    """As `meshd exec --budget` sets it, whatever the policy says."""
+    budget = Budget(ledger, lambda _, __: None)
+    await settle(await held(budget, asked(text, small(100, 50), context=NARROW)), usage(100, 50))
+    assert spent(ledger) == 150
+    error = await refused(budget, asked(text, small(200, 50), context=NARROW))
+    assert (error.reason, error.rule, error.is_shadow) == (Reason.BUDGET_EXHAUSTED, "", False)
+    assert "150 of its 300" in error.message
+    assert "`meshd exec --budget`" in error.message
+    ask = small(100, None)
+    await held(budget, asked(text, ask, context=NARROW))
+    assert ask.output_cap_granted == 50, "clamped to what the ceiling leaves"
+    other = budget.admit(asked("", small(10_000), context=CONTEXT))
+    assert other is None, "without a ceiling and a rule nothing is owed"
+
+
+async def test_a_ceiling_binds_only_what_costs_tokens(budget: Budget) -> None:
+    assert budget.admit(asked("", target="billing", context=NARROW)) is None
+    assert budget.admit(asked("", method="GET", path="/v1/models", context=NARROW)) is None
+    error = await refused(budget, asked("", path="/v1/unknown", context=NARROW))
+    assert error.reason is Reason.NOT_ALLOWED
+    assert "its workflow has a token limit" in error.message
+
+
+async def test_a_ceiling_of_a_call_without_a_workflow(ledger: Ledger, budget: Budget) -> None:
+    nobody = Context(workflow="", agent="researcher", account="unattributed/researcher/2026-09-01", ceiling=120)
+    error = await refused(budget, asked("", small(200), context=nobody))
+    assert "of its 120" in error.message
+
+
+async def test_the_ceiling_is_explained(budget: Budget) -> None:
+    assert "workflow/w1 (limit 300)" in budget.explain(asked("", small(), context=NARROW))
+
+
+async def test_a_ceiling_does_not_wait_once_its_account_is_known(ledger: Ledger, budget: Budget) -> None:
+    await settle(await held(budget, asked("", small(10, 5), context=NARROW)), usage(1, 1))
+    assert isinstance(budget.admit(asked("", small(10, 5), context=NARROW)), Held)
 
 
 async def test_calls_without_a_workflow_share_their_small_account(ledger: Ledger, budget: Budget) -> None:

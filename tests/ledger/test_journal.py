@@ -66,7 +66,7 @@ def test_each_record_can_be_read_at_once(tmp_path: Path) -> None:
 
 def test_a_segment_is_whole_before_it_is_used(tmp_path: Path) -> None:
     journal = Journal(tmp_path, 1, "boot")
-    status = os.stat(journal.paths[0])
+    status = journal.paths[0].stat()
     assert status.st_size == module.SEGMENT_BYTES
     assert status.st_blocks * 512 >= status.st_size, "its blocks must be reserved"
     assert [path.name for path in tmp_path.iterdir()] == [journal.paths[0].name]
@@ -295,7 +295,7 @@ def test_where_blocks_cannot_be_reserved_they_are_written(
     monkeypatch.setattr(os, "posix_fallocate", missing)
     journal = Journal(tmp_path, 1, "boot")
     journal.note(1, 5)
-    status = os.stat(journal.paths[0])
+    status = journal.paths[0].stat()
     assert status.st_blocks * 512 >= status.st_size == module.SEGMENT_BYTES
     assert _read(tmp_path).owed == {1: 5}
     journal.close()

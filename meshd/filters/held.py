@@ -1,0 +1,87 @@
+"""What Budget holds for an attempt: the ticket that charges what it cost and gives the rest back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshd.filters.contract import Cut
+from meshd.ledger.cost import charge_of
+
+if TYPE_CHECKING:
+    from meshd.call import Outcome
+    from meshd.dialects.contract import Event
+    from meshd.ledger import Ledger, Reservation
+    from meshd.ledger.entry import Entry
+
+STREAM_MARGIN = 1.5
+STREAM_MARGIN_TOKENS = 256
+"""A stream is cut where a low guess of its output passes its cap times the one plus the other. The cap that the
+upstream was given is the guarantee; this catches one that ignores it, and must never cut an honest answer."""
+
+
+class Held:
+    """Tokens held for one attempt: in `entry` where one account gave them at once, else in `reservations`."""
+
+    __slots__ = ("_bound", "_entry", "_input_bound", "_ledger", "_ran_tokens", "_reservations")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        entry: Entry | None,
+        input_bound: int,
+        bound: int,
+        reservations: tuple[Reservation, ...] = (),
+    ) -> None:
+        self._ledger = ledger
+        self._entry = entry
+        self._input_bound = input_bound
+        self._bound = bound
+        self._reservations = reservations
+        self._ran_tokens = 0
+
+    def settle(self, outcome: Outcome) -> None:
+        """Charge what the attempt cost to each account, and give the rest back."""
+        output_bound = self._bound - self._input_bound
+        if self._ran_tokens > output_bound:
+            output_bound = self._ran_tokens
+        tokens, is_estimated = charge_of(outcome, self._input_bound, output_bound)
+        if is_estimated:
+            self._ledger.estimated += 1
+        entry = self._entry
+        if entry is not None:
+            self._entry = None
+            self._ledger.pay(entry, self._bound, tokens)
+        for reservation in self._reservations:
+            reservation.settle(tokens)
+
+
+class HeldStream(Held):
+    """The same for a streamed answer, which is cut where it runs past what was granted."""
+
+    __slots__ = ("_cut_at", "_is_error", "judges_whole")
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        entry: Entry | None,
+        input_bound: int,
+        bound: int,
+        reservations: tuple[Reservation, ...] = (),
+        *,
+        is_error: bool,
+    ) -> None:
+        super().__init__(ledger, entry, input_bound, bound, reservations)
+        self._cut_at = int((bound - input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
+        self._is_error = is_error
+        self.judges_whole = False
+
+    def on_event(self, event: Event) -> Event | Cut:
+        """Let the piece pass, or cut the stream here."""
+        if event.output_estimate <= self._cut_at:
+            return event
+        self._ran_tokens = event.output_estimate
+        granted = self._bound - self._input_bound
+        return Cut(
+            f"the answer ran past its cap: about {event.output_estimate} tokens for {granted} granted",
+            is_error=self._is_error,
+        )
