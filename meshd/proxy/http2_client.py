@@ -355,6 +355,12 @@ class Http2Connection(asyncio.Protocol):
         if not self._streams:
             self._transport.close()
 
+    def _on_connection_closed(self, event: ngh2.ConnectionClosed) -> None:
+        # nghttp2 has said its GOAWAY to something that broke the rules, and will read no more.
+        self._is_going_away = True
+        self._fail_all(Fault.GARBAGE, f"{self._pool.upstream.name} broke HTTP/2 (code {event.error_code})")
+        self._transport.close()
+
     def _fail_all(self, fault: Fault, message: str) -> None:
         streams, self._streams = self._streams, {}
         for stream in streams.values():
@@ -372,4 +378,5 @@ _HANDLERS: dict[type, Any] = {
     ngh2.TrailersReceived: Http2Connection._on_trailers,
     ngh2.StreamClosed: Http2Connection._on_closed,
     ngh2.GoAwayReceived: Http2Connection._on_goaway,
+    ngh2.ConnectionClosed: Http2Connection._on_connection_closed,
 }

@@ -149,7 +149,8 @@ class ReplyReader:
                 if value.lower() != b"chunked" or version == "1.0":
                     raise WireError(502, "The upstream's Transfer-Encoding is not chunked, or stands in HTTP/1.0")
                 is_chunked = True
-        self.is_keep_alive = parser.should_keep_alive()
+        # What a wrong body in reply to HEAD is framed by could go unseen, so nothing may follow it.
+        self.is_keep_alive = parser.should_keep_alive() and not (is_chunked and self._is_head_request)
         has_none = self._is_head_request or status in (204, 304) or status == 101
         self.is_until_close = length is None and not is_chunked and not has_none
         self._in_body = True

@@ -151,10 +151,11 @@ class RequestReader:
 
     def _feed_parser(self, data: bytes) -> None:
         self._had_body = False
+        behind: bytes | None = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._upgrade(data[upgrade.args[0] :])
+            behind = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
             raise error.__context__ if isinstance(error.__context__, WireError) else error from None
         except httptools.HttpParserInvalidMethodError:
@@ -162,6 +163,9 @@ class RequestReader:
         except httptools.HttpParserError as error:
             status = 505 if str(error) == "Invalid HTTP version" else 400
             raise WireError(status, f"Malformed HTTP/1.1: {error}") from None
+        if behind is not None:
+            # Not from within the handler, whose exception would stand as the context of what is raised there.
+            self._upgrade(behind)
         if self._in_body:
             self._framing_bytes = 0 if self._had_body else self._framing_bytes + len(data)
             if self._framing_bytes > FRAMING_BYTES_MAX:

@@ -115,6 +115,9 @@ def test_what_was_read_before_changes_nothing(raw: bytes, before: list[bytes], p
 def test_any_bytes_are_a_reply_or_a_refusal(raw: bytes, places: list[int], is_head: bool, is_upgrade: bool) -> None:
     expected = Replies(is_head_request=is_head, is_upgrade=is_upgrade).feed([raw])
     said = Replies(is_head_request=is_head, is_upgrade=is_upgrade).feed(cut(raw, places))
+    if is_head and ("end", ()) in expected:
+        # Where a body follows all the same, its framing may be read over: then the connection is not used again.
+        expected, said = ([one for one in each if one != "refused"] for each in (expected, said))
     assert said == expected
 
 
@@ -158,3 +161,8 @@ def test_requests_with_one_head_keep_their_own_lengths() -> None:
             for name, value in request.fields.headers
             if name == b"content-length"
         )
+
+
+def test_nonsense_behind_an_offer_of_h2c_is_a_refusal() -> None:
+    offer = b"POST /a HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 4\r\n\r\nbody"
+    assert Requests().feed([offer + b"GET /b HTTP/1.1\r\nost: a\r\n\r\n"])[-1] == ("refused", 400)
