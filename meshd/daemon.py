@@ -48,6 +48,8 @@ log = logging.getLogger("meshd")
 
 POLL_S = 1.0
 """How often the policy and the key file are looked at for changes."""
+SETTLE_S = 0.1
+SETTLE_LOOKS_MAX = 50
 TICK_S = 10.0
 
 
@@ -144,7 +146,7 @@ class Daemon:
         self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
         # What is alive now stays so: the collector need not look at it again.
         gc.freeze()
-        # A call makes some fifty objects that die with it and no cycles; the default would look after every dozen calls.
+        # A call makes some fifty objects that die with it and no cycles; by default it would look every dozen calls.
         gc.set_threshold(20_000, 20, 20)
         gc.enable()
 
@@ -274,6 +276,11 @@ class Daemon:
         while True:
             await asyncio.sleep(POLL_S)
             if self._watch.changed():
+                # A file that is written in place is read once it has stayed as it is for a moment.
+                for _ in range(SETTLE_LOOKS_MAX):
+                    await asyncio.sleep(SETTLE_S)
+                    if not self._watch.changed():
+                        break
                 await self.reload()
             if self.keys.is_changed():
                 self._reload_keys()

@@ -54,10 +54,21 @@ def _signature(path: Path) -> tuple[object, ...]:
     return (str(path), real, stat.st_dev, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size)
 
 
+_EMPTIED = "the document is empty now, as a file is that is just being written; write {} to lift every rule"
+
+
+def _is_blank(path: Path) -> bool:
+    try:
+        lines = path.read_bytes().splitlines()
+    except (OSError, ValueError):
+        return False
+    return all(not line.strip() or line.lstrip().startswith(b"#") for line in lines)
+
+
 class Reloader:
     """Holds the document in force. A new one takes its place only if it loads without a problem."""
 
-    __slots__ = ("_accept_unenforced", "_overrides", "_paths", "error", "failures", "policy", "reloads")
+    __slots__ = ("_accept_unenforced", "_blank", "_overrides", "_paths", "error", "failures", "policy", "reloads")
 
     def __init__(
         self,
@@ -78,12 +89,17 @@ class Reloader:
         self._paths = tuple(paths)
         self._accept_unenforced = accept_unenforced
         self._overrides = overrides or Overrides()
+        self._blank = self._look_for_blank()
 
     def reload(self) -> Policy | None:
         """Load again. Returns the new policy, or None where there was a problem and the old one stays. Never raises.
 
         Hit counters of rules that keep their name go on from where they were.
         """
+        blank = self._look_for_blank()
+        if emptied := blank - self._blank:
+            self._failed("".join(f"{path}:1:1: {_EMPTIED}\n" for path in sorted(emptied)).rstrip())
+            return None
         try:
             policy = load(self._paths, accept_unenforced=self._accept_unenforced, overrides=self._overrides)
         except LoadError as error:
@@ -96,9 +112,15 @@ class Reloader:
         for rule in policy.rules:
             rule.hits.count = counts.get(rule.name, 0)
         self.policy = policy
+        self._blank = blank
         self.error = ""
         self.reloads += 1
         return policy
+
+    def _look_for_blank(self) -> frozenset[str]:
+        """Return the documents that say nothing at all."""
+        found = policy_files([Path(path) for path in self._paths] or [packaged()], [])
+        return frozenset(str(path) for path in found if _is_blank(path))
 
     def _failed(self, error: str) -> None:
         self.error = error

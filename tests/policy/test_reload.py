@@ -150,3 +150,31 @@ def test_counters_go_on_and_a_call_keeps_the_plan_it_began_with(tmp_path: Path) 
     assert new.hits() == {"a": 1, "rule-2": 0}
     assert plan.retry is not None
     assert plan.retry.attempts == 0
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "# agent: a\n", "  # x\n\n"])
+def test_a_document_that_became_empty_takes_nothing_away(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(GOOD)
+    reloader = Reloader(load([path]), [path])
+    path.write_text(text)
+    assert reloader.reload() is None
+    assert "empty now" in reloader.error
+    assert str(path) in reloader.error
+    assert reloader.policy.limits.hops == 3
+    path.write_text("{}\n")
+    assert reloader.reload() is not None, "this says that it is meant"
+    path.write_text(BETTER)
+    assert reloader.reload() is not None
+    assert reloader.policy.limits.hops == 4
+
+
+def test_a_document_that_was_empty_all_along_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("# nothing yet\n")
+    (tmp_path / "b.yaml").write_text(GOOD)
+    reloader = Reloader(load([tmp_path]), [tmp_path])
+    (tmp_path / "b.yaml").write_text(BETTER)
+    assert reloader.reload() is not None
+    (tmp_path / "b.yaml").write_text("")
+    assert reloader.reload() is None
+    assert reloader.policy.limits.hops == 4
