@@ -43,7 +43,7 @@ _TEXT_BLOCKS = frozenset(
 _NESTED_BLOCKS = frozenset({"tool_result", "mcp_tool_result", "search_result"})
 """Blocks whose `content` is text or blocks again."""
 _CLIENT_RUN = ("bash_", "text_editor_", "computer_", "memory_")
-_HIDING = ("container", "mcp_servers", "context_management")
+_HIDING = frozenset({"container", "mcp_servers", "context_management"})
 """Members that bring input, or model turns, that the body does not show."""
 
 
@@ -99,25 +99,17 @@ class Anthropic:
             turns = _HOSTED_TURNS if is_hosted else 1
         if "output_config" in pairs or "output_format" in pairs:
             bound += _TOOLS_TOKENS
-        for name in _HIDING:
-            if pairs_of.member(pairs, name) is not None:
-                turns = _HOSTED_TURNS
+        if not _HIDING.isdisjoint(pairs) and any(pairs_of.member(pairs, name) is not None for name in _HIDING):
+            turns = _HOSTED_TURNS
         if "mcp_servers" in pairs:
             _read_servers(pairs, names)
         if turns > 1 or _is_input_hidden(pairs):
             bound = window(model) * turns
         if "thinking" in pairs:
             _read_thinking(request)
-        return Ask(
-            "chat",
-            model,
-            is_stream=pairs_of.flag(pairs, "stream") is True,
-            input_bound=bound,
-            output_cap=pairs_of.integer(pairs, "max_tokens", least=0),
-            tools=tuple(names),
-            is_usage_asked=True,
-            fields=request,
-        )
+        is_stream = "stream" in pairs and pairs_of.flag(pairs, "stream") is True
+        cap = pairs_of.integer(pairs, "max_tokens", least=0)
+        return Ask("chat", model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it; a thinking budget, which must
@@ -184,10 +176,10 @@ def _read_thinking(request: Request) -> None:
 def _is_input_hidden(pairs: Pairs) -> bool:
     """Say whether a block brings input whose tokens its bytes do not bound: images, documents, files."""
     is_hidden = False
-    raw = pairs_of.member(pairs, "system")
+    raw = pairs_of.member(pairs, "system") if "system" in pairs else None
     if raw is not None and memoryview(raw)[0] != _QUOTE:
         is_hidden = _hides(raw, "'system'", -1)
-    raw = pairs_of.member(pairs, "messages")
+    raw = pairs.get("messages")
     if raw is None or pairs_of.is_flat(raw):
         return is_hidden
     for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):

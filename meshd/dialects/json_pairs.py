@@ -38,6 +38,7 @@ Pairs = dict[str, msgspec.Raw]
 
 _object = msgspec.json.Decoder(dict[Key, msgspec.Raw], dec_hook=_to_key)
 _objects = msgspec.json.Decoder(list[dict[Key, msgspec.Raw]], dec_hook=_to_key)
+_map = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _maps = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
 _items = msgspec.json.Decoder(list[msgspec.Raw])
 _text = msgspec.json.Decoder(str)
@@ -48,6 +49,8 @@ NULL = b"null"
 _TRUE, _FALSE = b"true", b"false"
 # Bytes in which JSON that is written with blanks shows one.
 _LOOK_BYTES = 48
+# Above this, to add up the values' lengths costs more than to give each key an object of its own.
+_COMPACT_BYTES_MAX = 16 * 1024
 # A cap above this is a mistake or an attack on the arithmetic of budgets, never a model's limit.
 INTEGER_MAX = 1_000_000_000
 
@@ -68,6 +71,14 @@ def read_body(body: bytes) -> Pairs:
             body.decode()
         except UnicodeDecodeError as error:
             malformed(f"the request body is not UTF-8: {error.reason} (byte {error.start})")
+    if len(body) <= _COMPACT_BYTES_MAX and body.find(b'": ', 0, _LOOK_BYTES) == -1:
+        try:
+            pairs = _map.decode(body)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            _explain(error, body, "the request body")
+        # As in `_compact_bytes`: an object of just this length has lost no member.
+        if len("".join(pairs)) + len(b"".join(pairs.values())) + 4 * len(pairs) + 1 == len(body):
+            return pairs
     return read_object(body, "the request body")
 
 
@@ -216,6 +227,7 @@ def shown(raw: msgspec.Raw) -> str:
 
 
 _WHITESPACE = b" \t\r\n"
+_BRACKET, _BRACE, _COMMA = b"[{,"
 # More braces than this, and the second look that they would save costs less than they do.
 _BRACES_MAX = 24
 
@@ -227,18 +239,18 @@ def is_flat(array: msgspec.Raw) -> bool:
     comma; braces inside strings can only make the answer False.
     """
     raw = bytes(array)
-    if raw.find(b"[", 1) != -1:
+    if raw.find(_BRACKET, 1) != -1:
         return False
-    at = raw.find(b"{")
+    at = raw.find(_BRACE)
     for _ in range(_BRACES_MAX):
         if at == -1:
             return True
         before = at - 1
         while before > 0 and raw[before] in _WHITESPACE:
             before -= 1
-        if raw[before] != 0x2C and before != 0:
+        if before != 0 and raw[before] != _COMMA:
             return False
-        at = raw.find(b"{", at + 1)
+        at = raw.find(_BRACE, at + 1)
     return False
 
 

@@ -32,7 +32,14 @@ _TOOLS_TOKENS = 256
 # Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
 _HOSTED_TURNS = 10
 
+_QUOTE = 0x22
 _TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
+_RARE = frozenset(
+    {
+        "max_completion_tokens", "n", "stream_options", "tools", "functions", "web_search_options", "response_format",
+    }
+)  # fmt: skip
+"""Members that decide, besides those that most requests have: `model`, `messages`, `stream` and `max_tokens`."""
 _USAGE_ASKED = b'{"include_usage":true}'
 
 
@@ -86,10 +93,24 @@ class OpenAI:
 
     def _read_chat(self, pairs: Pairs, model: str, bound: int) -> Ask:
         request = Request(pairs)
-        is_stream = pairs_of.flag(pairs, "stream") is True
-        for name in ("max_completion_tokens", "max_tokens"):
-            if name in pairs and (cap := pairs_of.integer(pairs, name, least=1)) is not None:
-                request.caps.append((name, cap))
+        is_stream = "stream" in pairs and pairs_of.flag(pairs, "stream") is True
+        cap: int | None = None
+        if "max_tokens" in pairs and (cap := pairs_of.integer(pairs, "max_tokens", least=1)) is not None:
+            request.caps.append(("max_tokens", cap))
+        if not _RARE.isdisjoint(pairs):
+            return self._read_rare(request, model, bound, is_stream, cap)
+        request.adds_usage = is_stream
+        if _is_input_hidden(pairs):
+            bound = window(model)
+        return Ask("chat", model, is_stream, bound, cap, fields=request)
+
+    def _read_rare(self, request: Request, model: str, bound: int, is_stream: bool, cap: int | None) -> Ask:
+        pairs = request.pairs
+        other = pairs_of.integer(pairs, "max_completion_tokens", least=1)
+        if other is not None:
+            request.caps.append(("max_completion_tokens", other))
+            # Which of the two a server heeds is not known: the larger one bounds the output.
+            cap = max(cap or 0, other)
         is_usage_asked = _read_stream_options(request, pairs, is_stream)
         tools: tuple[str, ...] = ()
         turns = 1
@@ -103,17 +124,9 @@ class OpenAI:
             bound += _TOOLS_TOKENS
         if is_hidden or _is_input_hidden(pairs):
             bound = window(model) * turns
+        choices = pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1
         return Ask(
-            "chat",
-            model,
-            is_stream=is_stream,
-            input_bound=bound,
-            # Which of the two a server heeds is not known: the larger one bounds the output.
-            output_cap=max(cap for _, cap in request.caps) if request.caps else None,
-            choices=pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1,
-            tools=tools,
-            is_usage_asked=is_usage_asked,
-            fields=request,
+            "chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request
         )
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
@@ -209,17 +222,19 @@ def _name(pairs: Pairs, where: str, at: int) -> str:
 
 def _is_input_hidden(pairs: Pairs) -> bool:
     """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
-    raw = pairs_of.member(pairs, "messages")
+    raw = pairs.get("messages")
     if raw is None or pairs_of.is_flat(raw):
         return False
     is_hidden = False
     for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):
-        if pairs_of.member(message, "audio") is not None:
+        if "audio" in message and pairs_of.member(message, "audio") is not None:
             is_hidden = True
         content = message.get("content")
         if content is None:
             continue
         first = memoryview(content)[0]
+        if first == _QUOTE:
+            continue
         if first == 0x5B:
             for part in pairs_of.read_objects(content, "'messages'", index):
                 kind = pairs_of.text(part, "type", "'messages'", index)
