@@ -12,12 +12,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING
 
-from meshd.call import Verdict
+from meshd.call import Direction, Verdict
 from meshd.telemetry import names
 
 if TYPE_CHECKING:
     from meshd.call import Call, Fault
     from meshd.refusal import Reason
+
+_INBOUND = Direction.INBOUND
 
 TARGETS_MAX = 512
 MODELS_MAX = 200
@@ -79,6 +81,8 @@ class TargetSeries:
         "results",
         "retries",
         "target",
+        "used_input",
+        "used_output",
         "verdicts",
     )
 
@@ -92,6 +96,9 @@ class TargetSeries:
         self.faults: dict[Fault, int] = {}
         self.refusals: dict[Reason, int] = {}
         self.retries = 0
+        self.used_input = 0
+        """Tokens, reported or estimated."""
+        self.used_output = 0
         self.estimated_input = 0
         self.estimated_output = 0
         self.duration = Histogram(names.SECONDS_BUCKETS)
@@ -111,6 +118,17 @@ class ModelSeries:
         self.first_chunk = Histogram(names.GEN_AI_SECONDS_BUCKETS)
         self.input_tokens = Histogram(names.TOKEN_BUCKETS)
         self.output_tokens = Histogram(names.TOKEN_BUCKETS)
+
+    def observe_tokens(self, given: int, made: int) -> None:
+        """Count what one attempt used; an answer of no output is no observation of it."""
+        # `Histogram.observe` written out: every metered call comes here, and a call is a third of its cost.
+        histogram = self.input_tokens
+        histogram.counts[bisect_left(histogram.bounds, given)] += 1
+        histogram.total += given
+        if made:
+            histogram = self.output_tokens
+            histogram.counts[bisect_left(histogram.bounds, made)] += 1
+            histogram.total += made
 
 
 class Series:
@@ -138,9 +156,9 @@ class Series:
                 found[id(series)] = series
         return list(found.values())
 
-    def of_call(self, call: Call, *, is_inbound: bool) -> TargetSeries:
+    def of_call(self, call: Call) -> TargetSeries:
         """Return the series of a call's target; that of `unknown` where Routing found no upstream."""
-        upstream = call.upstream
+        is_inbound, upstream = call.direction is _INBOUND, call.upstream
         if upstream is None:
             return self.unknown["inbound" if is_inbound else "outbound"]
         found = (self.inbound if is_inbound else self.outbound).get(upstream.name)

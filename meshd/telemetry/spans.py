@@ -168,14 +168,16 @@ class Tracer:
 
     def begin(self, call: Call) -> Span:
         """Return the handle for a call, its parent read from the call's own header."""
-        header = call.header(b"traceparent")
-        made = Span if self._sink is not None else PassedThrough
-        if header is not None:
-            parent = header.decode("latin-1")
-            parsed = parse_traceparent(parent)
-            if parsed is not None:
-                return made(self._sink is not None and bool(parsed[2] & SAMPLED), parent, parsed[0], parsed[1])
-        return made(self._sink is not None and self._random() < self.ratio)
+        is_kept = self._sink is not None
+        made = Span if is_kept else PassedThrough
+        for name, value in call.governed:
+            if name == b"traceparent":
+                parent = value.decode("latin-1")
+                parsed = parse_traceparent(parent)
+                if parsed is not None:
+                    return made(is_kept and bool(parsed[2] & SAMPLED), parent, parsed[0], parsed[1])
+                break
+        return made(is_kept and self._random() < self.ratio)
 
     def end(
         self,

@@ -22,7 +22,7 @@ from meshd.telemetry.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, Outcome, Usage
+    from meshd.call import Ask, Call, Outcome, Usage
     from meshd.dialects.contract import Meter
     from meshd.refusal import Refused
     from meshd.telemetry.exposition import Exposition
@@ -96,7 +96,6 @@ class Telemetry:
         self._wall_clock = wall_clock
         self._started_s = wall_clock()
         self._gate = FloodGate()
-        self._tokens: dict[str, list[int]] = {}
         self._exposition: Exposition | None = None
         self._is_debug = _log.isEnabledFor(logging.DEBUG)
         self.tracer = spans.Tracer(self._sink(otlp_endpoint, agent), ratio)
@@ -121,52 +120,33 @@ class Telemetry:
 
     def attempted(self, call: Call, outcome: Outcome) -> None:
         """An attempt ended, the last one of the call too."""
-        series = self.series.of_call(call, is_inbound=call.direction is _INBOUND)
-        verdict = outcome.verdict
-        if verdict is _SUCCESS:
-            series.verdicts[0] += 1
-        elif verdict is _FAILURE:
-            series.verdicts[1] += 1
-        elif verdict is _BACKPRESSURE:
-            series.verdicts[2] += 1
-        else:
-            series.verdicts[3] += 1
+        series = self.series.of_call(call)
+        verdict, first_byte_s = outcome.verdict, outcome.first_byte_s
         if call.attempt > 1:
             series.retries += 1
         if outcome.fault is not _FAULT_NONE:
             series.faults[outcome.fault] = series.faults.get(outcome.fault, 0) + 1
-        first_byte_s = outcome.first_byte_s
         if first_byte_s is not None:
             series.first_byte.observe(first_byte_s)
         ask = call.ask
+        if verdict is not _SUCCESS:
+            series.verdicts[1 if verdict is _FAILURE else 2 if verdict is _BACKPRESSURE else 3] += 1
+            if ask is not None:
+                self._attempt_failed(ask, series, outcome)
+            return
+        series.verdicts[0] += 1
         if ask is None:
             return
-        if verdict is _SUCCESS:
-            model = self.series.of_model(ask.operation, series.provider, ask.model_sent)
-            model.duration.observe(outcome.duration_s)
-            if first_byte_s is not None and ask.is_stream:
-                model.first_chunk.observe(first_byte_s)
-            if outcome.usage is not None:
-                self._used(series, model, outcome.usage)
-        else:
-            self._attempt_failed(call, series, outcome)
+        sent = ask.model_granted
+        model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)
+        model.duration.observe(outcome.duration_s)
+        if ask.is_stream and first_byte_s is not None:
+            model.first_chunk.observe(first_byte_s)
+        usage = outcome.usage
+        if usage is not None:
+            _used(series, model, usage)
 
-    def _used(self, series: TargetSeries, model: ModelSeries, usage: Usage) -> None:
-        model.input_tokens.observe(usage.input_tokens)
-        if usage.output_tokens:
-            model.output_tokens.observe(usage.output_tokens)
-        tokens = self._tokens.get(series.target)
-        if tokens is None:
-            tokens = self._tokens[series.target] = [0, 0]
-        tokens[0] += usage.input_tokens
-        tokens[1] += usage.output_tokens
-        if usage.is_estimated:
-            series.estimated_input += usage.input_tokens
-            series.estimated_output += usage.output_tokens
-
-    def _attempt_failed(self, call: Call, series: TargetSeries, outcome: Outcome) -> None:
-        ask = call.ask
-        assert ask is not None
+    def _attempt_failed(self, ask: Ask, series: TargetSeries, outcome: Outcome) -> None:
         error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value
         self.series.of_error(ask.operation, series.provider, ask.model_sent, error).observe(outcome.duration_s)
         usage = outcome.usage
@@ -174,7 +154,7 @@ class Telemetry:
             # A stream that was cut or abandoned has cost what it has cost; the model may be new or unknown.
             known = self.series.model_names
             shown = ask.model_sent if ask.model_sent in known or not usage.is_estimated else names.OTHER
-            self._used(series, self.series.of_model(ask.operation, series.provider, shown), usage)
+            _used(series, self.series.of_model(ask.operation, series.provider, shown), usage)
 
     def ended(
         self,
@@ -186,12 +166,11 @@ class Telemetry:
         meter: Meter | None = None,
     ) -> None:
         """The call is over. `status` is what the caller got (0 for nothing), `outcome` that of the last attempt."""
-        is_inbound = call.direction is _INBOUND
-        if is_inbound:
+        if call.direction is _INBOUND:
             self.tally.calls_inbound -= 1
         else:
             self.tally.calls_outbound -= 1
-        series = self.series.of_call(call, is_inbound=is_inbound)
+        series = self.series.of_call(call)
         if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and call.attempt:
             verdict = outcome.verdict
             if verdict is _SUCCESS:
@@ -205,12 +184,12 @@ class Telemetry:
         series.results[result] += 1
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
         series.duration.observe(duration_s)
-        if result == names.REFUSED and refused is not None:
-            series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
         span = call.span
         if span is not None and (span.is_sampled or result >= names.FAILED or span.is_shadowed):
             self.tracer.end(call, status, outcome, refused, meter, result, duration_s)
         if result == names.REFUSED or result == names.FAILED:
+            if refused is not None and result == names.REFUSED:
+                series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
             self._say(call, status, outcome, refused, result)
         elif self._is_debug:
             _log.debug("call ended", extra={"fields": _fields(call, status, outcome, refused, duration_s)})
@@ -309,26 +288,34 @@ class Telemetry:
             calls = sum(series.results)
             target.calls += calls
             target.retries += series.retries
+            target.input_tokens += series.used_input
+            target.output_tokens += series.used_output
             for result, count in zip(names.RESULTS, series.results, strict=True):
                 if count:
                     target.by_result[result] = target.by_result.get(result, 0) + count
             for reason, count in series.refusals.items():
                 target.refused_by_reason[reason.value] = target.refused_by_reason.get(reason.value, 0) + count
             found.calls += calls
+            found.input_tokens += series.used_input
+            found.output_tokens += series.used_output
             found.refused += series.results[names.REFUSED]
             found.failed += series.results[names.FAILED]
-        for name, (used_in, used_out) in self._tokens.items():
-            if name in found.targets:
-                found.targets[name].input_tokens = used_in
-                found.targets[name].output_tokens = used_out
-            found.input_tokens += used_in
-            found.output_tokens += used_out
         return found
 
     def close(self, timeout_s: float = 5.0) -> None:
         """Write the last summaries and send the last spans. Blocks for at most `timeout_s`: call it in a thread."""
         self.tick()
         self.tracer.close(timeout_s)
+
+
+def _used(series: TargetSeries, model: ModelSeries, usage: Usage) -> None:
+    given, made = usage.input_tokens, usage.output_tokens
+    model.observe_tokens(given, made)
+    series.used_input += given
+    series.used_output += made
+    if usage.is_estimated:
+        series.estimated_input += given
+        series.estimated_output += made
 
 
 def _result(call: Call, outcome: Outcome | None, refused: Refused | None) -> int:
