@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from meshd.proxy.exchange import Exchange
+from meshd.proxy.http1_framing import CHUNKED, NONE, RAW, UNTIL_CLOSE, break_off, frame
 from meshd.proxy.refusing import wire_refusal
 from meshd.wire.http1 import LAST_CHUNK, encode_chunk, encode_last_chunk, encode_reply_head
 from meshd.wire.http1_request import RequestReader
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 DISCARD_BYTES_MAX = 64 * 1024 * 1024
 """Of a request that was refused before it was whole: read on for so much, lest the refusal be lost to a reset."""
 DISCARD_S_MAX = 5.0
-
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
-_RAW, _LENGTH, _CHUNKED, _NONE, _UNTIL_CLOSE = range(5)
 
 
 class Http1Session(asyncio.Protocol):
@@ -76,7 +72,7 @@ class Http1Session(asyncio.Protocol):
         self._backlog: deque[Request | bytes | Headers | WireError] = deque()
         """What was read behind the request that is being answered: pipelined requests wait here, in order."""
         self._out: list[bytes] = []
-        self._framing = _NONE
+        self._framing = NONE
         self._is_replied = False
         self._is_request_whole = True
         self._is_advancing = False
@@ -287,44 +283,31 @@ class Http1Session(asyncio.Protocol):
         if exchange is not None and not exchange.is_request_whole and not exchange.is_tunnel and status >= 400:
             self._is_close_wanted = True
         if exchange is not None and exchange.is_tunnel_open:
-            self._framing = _RAW
+            self._framing = RAW
             if status == 101:
                 fields += [(b"connection", b"upgrade"), (b"upgrade", exchange.request.upgrade)]
         else:
-            self._frame(fields, status, content_length, has_body)
-            if self._is_close_wanted or self._proxy.is_draining:
+            has_chunks = self._version_is_1_1
+            self._framing = frame(fields, status, content_length, has_body=has_body, has_chunks=has_chunks)
+            if self._is_close_wanted or self._proxy.is_draining or self._framing == UNTIL_CLOSE:
                 self._is_close_wanted = True
                 fields.append((b"connection", b"close"))
             elif not self._version_is_1_1:
                 fields.append((b"connection", b"keep-alive"))
         self._put(encode_reply_head(status, fields))
 
-    def _frame(self, fields: Headers, status: int, content_length: int | None, has_body: bool) -> None:
-        if content_length is not None and status != 204:
-            fields.append((b"content-length", b"%d" % content_length))
-        if not has_body:
-            self._framing = _NONE
-        elif content_length is not None:
-            self._framing = _LENGTH
-        elif self._version_is_1_1:
-            self._framing = _CHUNKED
-            fields.append((b"transfer-encoding", b"chunked"))
-        else:
-            self._framing = _UNTIL_CLOSE
-            self._is_close_wanted = True
-
     def send_data(self, data: bytes) -> None:
-        if self._framing == _CHUNKED:
+        if self._framing == CHUNKED:
             data = encode_chunk(data)
-        elif self._framing == _NONE:
+        elif self._framing == NONE:
             return
         self._put(data)
 
     def send_end(self, trailers: Headers) -> None:
-        if self._framing == _CHUNKED:
+        if self._framing == CHUNKED:
             self._put(encode_last_chunk(trailers) if trailers else LAST_CHUNK)
         self._is_replied = True
-        if self._framing == _RAW:
+        if self._framing == RAW:
             self._exchange = None
             self._close()
         elif self._exchange is not None:
@@ -342,14 +325,8 @@ class Http1Session(asyncio.Protocol):
         # What was passed on leaves first: the end that is missing is what tells the caller.
         self.flush()
         self._exchange = None
-        if self._is_closed:
-            return
-        if self._framing == _UNTIL_CLOSE:
-            # Here a plain close would make the reply look whole; only a reset says that it is not.
-            self._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
-            self._transport.abort()
-        else:
-            self._transport.close()
+        if not self._is_closed:
+            break_off(self._transport, self._framing)
 
     def pause_request(self) -> None:
         self._is_reading_paused = True

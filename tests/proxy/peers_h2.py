@@ -1,5 +1,7 @@
 """HTTP/2 peers on the `h2` package, which shares no code with meshd: a caller, and a server that is scripted."""
 
+# ruff: noqa: E501 - bytes are easier to compare on one line
+
 from __future__ import annotations
 
 import asyncio

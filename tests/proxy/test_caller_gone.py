@@ -1,4 +1,6 @@
-"""Callers that hang up, at every moment of a call: each ticket is settled exactly once, and nothing runs on for nobody."""
+"""Callers that hang up, at every moment of a call: each ticket settled exactly once, nothing left running for nobody."""
+
+# ruff: noqa: E501 - bytes are easier to compare on one line
 
 from __future__ import annotations
 
@@ -169,7 +171,7 @@ async def test_while_a_filter_waits(mesh: Any, upstream: Any, result: Any) -> No
         gate = recorder.hold()
         client = await one.connect()
         client.send(get())
-        await until(lambda: one.proxy.live and recorder.on_admit is None)
+        await until(lambda asked=recorder: one.proxy.live and asked.on_admit is None)
         client.close()
         await until(lambda: all(exchange.is_caller_gone for exchange in one.proxy.live))
         gate.set_exception(result) if isinstance(result, Exception) else gate.set_result(result)

@@ -1,11 +1,12 @@
 """HTTP/2 that breaks the rules or floods: refused, bounded, nothing forwarded, and other connections served on."""
 
+# ruff: noqa: E501 - bytes are easier to compare on one line
+
 from __future__ import annotations
 
 import struct
 from typing import Any
 
-import hpack
 import pytest
 
 from tests.proxy.harness import echo, plain_policy, turns, until
@@ -22,7 +23,20 @@ def frame(kind: int, flags: int, stream: int, payload: bytes = b"") -> bytes:
 
 
 def block(fields: list[tuple[str, str]]) -> bytes:
-    return hpack.Encoder().encode(fields, huffman=False)
+    """Encode fields as literals that are never indexed, whatever stands in them (RFC 7541, 6.2.3)."""
+    return b"".join(b"\x10" + _text(name) + _text(value) for name, value in fields)
+
+
+def _text(text: str) -> bytes:
+    raw, size = text.encode("latin-1"), len(text)
+    if size < 127:
+        return bytes([size]) + raw
+    size -= 127
+    length = b"\x7f"
+    while size >= 128:
+        length += bytes([size % 128 + 128])
+        size //= 128
+    return length + bytes([size]) + raw
 
 
 def headers(stream: int, fields: list[tuple[str, str]], flags: int = END_STREAM | END_HEADERS) -> bytes:

@@ -247,3 +247,49 @@ async def test_the_first_bytes_one_by_one(mesh: Any, upstream: Any) -> None:
     while b"GET /a" not in body:
         for event in connection.receive_data(await client.reader.read(65_536)):
             body += getattr(event, "data", b"") or b""
+
+
+async def test_a_call_framed_as_grpc_keeps_http2_to_its_end(mesh: Any, upstream_h2: Any, h2_client: Any) -> None:
+    async def script(server: Any) -> None:
+        half = await server.request(0)
+        assert (half.fields["te"], half.fields["content-type"]) == ("trailers", "application/grpc")
+        server.head(half.id, ("content-type", "application/grpc"))
+        await server.until(lambda: half.body == b"one")
+        server.send(half.id, b"first")
+        await server.ended(half.id)
+        assert half.body == b"onetwo"
+        server.h2.send_headers(half.id, [("grpc-status", "0")], end_stream=True)
+        server.flush()
+
+    one = await mesh(plain_policy((await upstream_h2(script)).port))
+    client = await h2_client(one)
+    grpc = (("content-type", "application/grpc"), ("te", "trailers"))
+    id = client.request("/up/Service/Method", *grpc, method="POST", end=False)
+    client.send(id, b"one")
+    # Both directions at once: the reply begins before the request has ended.
+    await client.until(lambda: client.streams.get(id) and client.streams[id].body == b"first")
+    client.send(id, b"two", end=True)
+    half = await client.ended(id)
+    assert half.trailers == {"grpc-status": "0"}
+    refused = await client.ask("/nobody/Service/Method", *grpc, method="POST", body=b"")
+    assert (refused.status, refused.fields["grpc-status"]) == (200, "5")
+
+
+async def test_connect_over_http2(mesh: Any, upstream: Any, h2_client: Any) -> None:
+    async def script(peer: Any) -> None:
+        assert await peer.reader.readexactly(5) == b"hello"
+        peer.send(b"world")
+        assert await peer.reader.read() == b"more"
+        peer.close()
+
+    up = await upstream(script)
+    one = await mesh(plain_policy(up.port))
+    client = await h2_client(one, is_strict=False)
+    id = client.h2.get_next_available_stream_id()
+    client.h2.send_headers(id, [(":method", "CONNECT"), (":authority", f"127.0.0.1:{up.port}")])
+    client.send(id, b"hello")
+    await client.until(lambda: client.streams.get(id) and client.streams[id].body == b"world")
+    assert client.streams[id].status == 200
+    client.send(id, b"more", end=True)
+    assert (await client.ended(id)).is_ended
+    await one.idle()

@@ -48,7 +48,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory, require_engine: Calla
     openssl = require_engine("openssl")
 
     def run(*words: str) -> None:
-        subprocess.run([openssl, *words], cwd=home, check=True, capture_output=True)  # noqa: S603 - fixed words
+        subprocess.run([openssl, *words], cwd=home, check=True, capture_output=True)
 
     curve = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     run("req", "-x509", *curve, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=Test", "-days", "3650")

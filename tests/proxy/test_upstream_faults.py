@@ -1,5 +1,7 @@
 """Upstreams that are absent, slow, short, long, endless or insane: a clean failure, and no connection used wrongly."""
 
+# ruff: noqa: E501 - bytes are easier to compare on one line
+
 from __future__ import annotations
 
 import socket

@@ -1,5 +1,7 @@
 """Heads and bodies that are whole, odd or broken, for tests that cut and change them."""
 
+# ruff: noqa: E501 - bytes are easier to compare on one line
+
 from __future__ import annotations
 
 HOST = b"Host: 127.0.0.1\r\n"

@@ -1,7 +1,10 @@
 """Any bytes are requests or a refusal, whichever way they were cut, and what was seen before changes nothing."""
 
+# ruff: noqa: E501 - bytes are easier to compare on one line
+
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -61,7 +64,7 @@ def whole(raw: bytes) -> list[Any]:
 
 def cut(raw: bytes, places: list[int]) -> list[bytes]:
     at = sorted({place % (len(raw) + 1) for place in places} | {0, len(raw)})
-    return [raw[begin:end] for begin, end in zip(at, at[1:], strict=False)]
+    return [raw[begin:end] for begin, end in itertools.pairwise(at)]
 
 
 @pytest.mark.parametrize("raw", REQUESTS)
@@ -148,9 +151,9 @@ def test_requests_with_one_head_keep_their_own_lengths() -> None:
     for _ in range(2):
         said = Requests().feed([heads[0] + b"x" + heads[1] + b"xyz" + heads[2]])
         assert [(one[7], one[-1]) for one in said if isinstance(one, list)] == [(1, b"x"), (3, b"xyz"), (0, b"")]
-        requests = []
+        requests: list[Any] = []
         reader = Requests()
-        reader.request_head = lambda request: requests.append(request)  # type: ignore[method-assign]
+        reader.request_head = requests.append  # type: ignore[method-assign]
         reader.request_data = lambda data: None  # type: ignore[method-assign]
         reader.feed([heads[0] + b"x", heads[1] + b"xyz"])
         stated = {value for request in requests for name, value in request.fields.headers if name == b"content-length"}
