@@ -85,9 +85,9 @@ class Chain:
         Returns None where all admit, a Reply that answers the call here, or Pending where one must wait. Whatever
         it ends in, the tickets in the list are the caller's to settle.
         """
-        for index in range(start, len(filters)):
+        for one in filters[start:] if start else filters:
             try:
-                decision = filters[index].admit(call)
+                decision: Any = one.admit(call)
             except Refused as refused:
                 if not refused.is_shadow:
                     raise
@@ -95,10 +95,12 @@ class Chain:
                 continue
             if decision is None:
                 continue
-            if isinstance(decision, Reply):
-                return decision
-            if isinstance(decision, Wait):
-                return Pending(decision, index + 1)
+            kind = type(decision)
+            if kind is Wait:
+                return Pending(decision, filters.index(one) + 1)
+            if kind is Reply:
+                reply: Reply = decision
+                return reply
             tickets.append(decision)
         return None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from pydantic import Field
 
+from meshd.call import Verdict
 from meshd.filters.circuit import Circuit, State
 from meshd.filters.contract import Settings
 from meshd.filters.units import Duration
@@ -31,6 +32,10 @@ SOON_S = 2.0
 CREDENTIAL_FIELDS = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
 _EVICTION_SCAN = 64
+
+# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_CLOSED = State.CLOSED
+_SUCCESS = Verdict.SUCCESS
 
 
 class BreakerSettings(Settings):
@@ -76,25 +81,30 @@ class BreakerView(NamedTuple):
 class Permit:
     """The ticket of an admitted attempt: hands its result to the breaker that admitted it, once."""
 
-    __slots__ = ("_breaker", "_circuit", "_key", "_round")
+    __slots__ = ("_breaker", "_circuit", "_round")
 
-    def __init__(self, breaker: Breaker, key: BreakerKey, circuit: Circuit, round_admitted: int) -> None:
+    def __init__(self, breaker: Breaker, circuit: Circuit, round_admitted: int) -> None:
         self._breaker = breaker
-        self._key = key
         self._circuit = circuit
         self._round = round_admitted
 
     def settle(self, outcome: Outcome) -> None:
         """Record the result; a second call changes nothing."""
-        round_admitted, self._round = self._round, -1
-        if round_admitted >= 0:
-            self._breaker.record(self._key, self._circuit, round_admitted, outcome)
+        round_admitted = self._round
+        if round_admitted < 0:
+            return
+        self._round = -1
+        circuit = self._circuit
+        if circuit.state is _CLOSED and outcome.verdict is _SUCCESS:
+            circuit.succeed(round_admitted, outcome.now_s)
+        else:
+            self._breaker.record(circuit, round_admitted, outcome)
 
 
 class Breaker:
     """Refuses attempts on an upstream that fails; innermost of all filters."""
 
-    __slots__ = ("_chance", "_changed", "_circuits", "_hash_key")
+    __slots__ = ("_chance", "_changed", "_circuits", "_digests", "_hash_key")
 
     name = "breaker"
 
@@ -111,31 +121,37 @@ class Breaker:
         self._chance = chance
         self._hash_key = hash_key
         self._changed = changed
-        self._circuits: dict[BreakerKey, Circuit] = {}
+        self._circuits: dict[tuple[str, str, bytes], Circuit] = {}
+        self._digests: dict[int, bytes] = {}
+        """By Python's own hash of a credential, which is keyed too: the credential itself is kept nowhere."""
 
     def admit(self, call: Call) -> Permit | None:
         """Return the permit, or raise Refused(CIRCUIT_OPEN). None where no breaker is set."""
         settings: BreakerSettings | None = call.plan.breaker
         if settings is None:
             return None
-        key = self._key(call)
-        circuit = self._circuits.get(key)
+        value = _credential_of(call)
+        credential = b"" if value is None else self._digests.get(hash(value)) or self._digest(value)
+        _, upstream, model = call.target
+        circuit = self._circuits.get((upstream, model, credential))
         if circuit is None:
-            circuit = self._new(key, settings, call.now_s)
+            circuit = self._new(BreakerKey(upstream, model, credential), settings, call.now_s)
+        if circuit.state is _CLOSED and circuit.settings is settings:
+            return Permit(self, circuit, circuit.round)
         state = circuit.state
         admitted = circuit.admit(settings, call.now_s)
         if circuit.state is not state and self._changed is not None:
-            self._changed(key, state, circuit.state)
+            self._changed(circuit.key, state, circuit.state)
         if admitted < 0:
-            raise _refused(key, circuit, settings, circuit.wait_s(call.now_s))
-        return Permit(self, key, circuit, admitted)
+            raise _refused(circuit.key, circuit, settings, circuit.wait_s(call.now_s))
+        return Permit(self, circuit, admitted)
 
-    def record(self, key: BreakerKey, circuit: Circuit, round_admitted: int, outcome: Outcome) -> None:
+    def record(self, circuit: Circuit, round_admitted: int, outcome: Outcome) -> None:
         """Take a permit's result; called by the permit."""
         state = circuit.state
         circuit.record(round_admitted, outcome, self._chance())
         if circuit.state is not state and self._changed is not None:
-            self._changed(key, state, circuit.state)
+            self._changed(circuit.key, state, circuit.state)
 
     def explain(self, call: Call) -> str:
         """Say in which state this call's breaker is."""
@@ -149,22 +165,24 @@ class Breaker:
         """Return every breaker that is kept; those that were never needed or long idle are not."""
         return [
             BreakerView(key.upstream, key.model, circuit.state, circuit.since_s, key.credential.hex()[:8])
-            for key, circuit in self._circuits.items()
+            for key, circuit in ((circuit.key, circuit) for circuit in self._circuits.values())
         ]
 
     def _key(self, call: Call) -> BreakerKey:
-        credential = b""
-        if call.upstream is None or call.upstream.key_header is None:
-            for name, value in call.credentials:
-                if name in CREDENTIAL_FIELDS:
-                    credential = blake2b(value, digest_size=8, key=self._hash_key).digest()
-                    break
-        return BreakerKey(call.target.name, call.target.model, credential)
+        value = _credential_of(call)
+        return BreakerKey(call.target.name, call.target.model, b"" if value is None else self._digest(value))
+
+    def _digest(self, value: bytes) -> bytes:
+        if len(self._digests) >= BREAKERS_MAX:
+            self._digests.clear()
+        digest = blake2b(value, digest_size=8, key=self._hash_key).digest()
+        self._digests[hash(value)] = digest
+        return digest
 
     def _new(self, key: BreakerKey, settings: BreakerSettings, now_s: float) -> Circuit:
         if len(self._circuits) >= BREAKERS_MAX:
             self._evict()
-        circuit = self._circuits[key] = Circuit(settings, now_s)
+        circuit = self._circuits[key] = Circuit(settings, now_s, key)
         return circuit
 
     def _evict(self) -> None:
@@ -180,6 +198,15 @@ class Breaker:
                 break
         if oldest is not None:
             del self._circuits[oldest]
+
+
+def _credential_of(call: Call) -> bytes | None:
+    """Return the key that the call carries; None where there is none, or meshd attaches the upstream's own."""
+    if call.upstream is None or call.upstream.key_header is None:
+        for name, value in call.credentials:
+            if name in CREDENTIAL_FIELDS:
+                return value
+    return None
 
 
 def _whose(key: BreakerKey) -> str:

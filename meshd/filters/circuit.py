@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from meshd.call import Verdict
 
@@ -75,31 +75,34 @@ class Circuit:
 
     __slots__ = (
         "_bucket",
+        "_bucket_until_s",
         "_failures",
         "_in_a_row",
+        "_index",
         "_latest_s",
         "_opened_in_a_row",
         "_passed",
         "_probe_sent_s",
         "_probes_out",
         "_results",
-        "_round",
-        "_settings",
         "_until_s",
+        "key",
+        "round",
+        "settings",
         "since_s",
         "state",
     )  # fmt: skip
 
-    def __init__(self, settings: BreakerSettings, now_s: float) -> None:
-        self._settings = settings
+    def __init__(self, settings: BreakerSettings, now_s: float, key: Any = None) -> None:
+        self.key = key
+        """Whose it is, for those that keep it."""
+        self.settings = settings
         self.state = _CLOSED
         self.since_s = now_s
-        self._round = 0
+        self.round = 0
         """Raised with each change of state: a result counts only in the round that its attempt was admitted in."""
         self._in_a_row = 0
-        self._results = [0] * _BUCKETS
-        self._failures = [0] * _BUCKETS
-        self._bucket = self._bucket_at(now_s)
+        self._forget(now_s)
         self._until_s = 0.0
         self._latest_s = now_s
         self._opened_in_a_row = 0
@@ -109,30 +112,41 @@ class Circuit:
 
     def admit(self, settings: BreakerSettings, now_s: float) -> int:
         """Return the round that admits an attempt now, or -1: then `wait_s` says for how long."""
-        if settings is not self._settings:
+        if settings is not self.settings:
             self._adopt(settings, now_s)
         if self.state is _CLOSED:
-            return self._round
+            return self.round
         # A call's second attempt comes with the time at which the call began.
         now_s = max(now_s, self._latest_s)
         if self.state is _OPEN:
             if now_s < self._until_s:
                 return -1
             self._move(Sign.COOLED, now_s)
-        room = self._settings.probes if self._passed else 1
+        room = self.settings.probes if self._passed else 1
         if self._probes_out >= room and now_s - self._probe_sent_s < PROBE_OVERDUE_S:
             return -1
         self._probes_out += 1
         self._probe_sent_s = now_s
-        return self._round
+        return self.round
 
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a probe is let through; while one is out, that may be any moment: 1."""
         return max(self._until_s - max(now_s, self._latest_s), 0.0) if self.state is _OPEN else 1.0
 
+    def succeed(self, round_admitted: int, now_s: float) -> None:
+        """Do what `record` does with a success while it is closed: the usual case, and the quick one."""
+        if round_admitted != self.round:
+            return
+        if now_s > self._latest_s:
+            self._latest_s = now_s
+        else:
+            now_s = self._latest_s
+        self._in_a_row = 0
+        self._results[self._index if now_s < self._bucket_until_s else self._turn(now_s)] += 1
+
     def record(self, round_admitted: int, outcome: Outcome, chance: float) -> None:
         """Take an attempt's result into account. `chance` is from 0 to 1, for the jitter of opening."""
-        if round_admitted != self._round:
+        if round_admitted != self.round:
             return
         verdict, now_s = outcome.verdict, max(outcome.now_s, self._latest_s)
         self._latest_s = now_s
@@ -140,8 +154,7 @@ class Circuit:
             self._probes_out -= 1
             self._record_probe(outcome, now_s, chance)
         elif verdict is _SUCCESS:
-            self._in_a_row = 0
-            self._results[self._turn(now_s)] += 1
+            self.succeed(round_admitted, now_s)
         elif verdict is _FAILURE:
             self._in_a_row += 1
             index = self._turn(now_s)
@@ -155,23 +168,23 @@ class Circuit:
         elif outcome.verdict is _SUCCESS or 400 <= outcome.status < 500:
             # A 4xx is no success of the call, but an answer: whoever gives one is there again.
             self._passed += 1
-            self._move(Sign.RECOVERED if self._passed > self._settings.probes else Sign.PASSED, now_s)
+            self._move(Sign.RECOVERED if self._passed > self.settings.probes else Sign.PASSED, now_s)
 
     def _is_too_much(self) -> bool:
-        if self._in_a_row >= self._settings.consecutive:
+        if self._in_a_row >= self.settings.consecutive:
             return True
         results = sum(self._results)
-        return results >= self._settings.volume and sum(self._failures) >= self._settings.ratio * results
+        return results >= self.settings.volume and sum(self._failures) >= self.settings.ratio * results
 
     def _move(self, sign: Sign, now_s: float, chance: float = 0.0) -> None:
         state = STATES[self.state, sign]
         if state is self.state:
             return
         self.state, self.since_s = state, now_s
-        self._round += 1
+        self.round += 1
         self._in_a_row = self._probes_out = self._passed = 0
         if state is _OPEN:
-            settings = self._settings
+            settings = self.settings
             doubled_s = settings.open_s * 2.0 ** min(self._opened_in_a_row, 40)
             self._until_s = now_s + min(doubled_s * (1 - _JITTER / 2 + _JITTER * chance), settings.open_max_s)
             self._opened_in_a_row += 1
@@ -180,7 +193,7 @@ class Circuit:
             self._forget(now_s)
 
     def _bucket_at(self, now_s: float) -> int:
-        return int(now_s * _BUCKETS / self._settings.window_s)
+        return int(now_s * _BUCKETS / self.settings.window_s)
 
     def _turn(self, now_s: float) -> int:
         """Return the index of the bucket of `now_s`, with the buckets since the last result emptied."""
@@ -189,16 +202,21 @@ class Circuit:
         if gone > 0:
             for step in range(min(gone, _BUCKETS)):
                 self._results[(bucket - step) % _BUCKETS] = self._failures[(bucket - step) % _BUCKETS] = 0
-            self._bucket = bucket
-        return self._bucket % _BUCKETS
+            self._begin(bucket)
+        return self._index
+
+    def _begin(self, bucket: int) -> None:
+        self._bucket = bucket
+        self._bucket_until_s = (bucket + 1) * self.settings.window_s / _BUCKETS
+        self._index = bucket % _BUCKETS
 
     def _adopt(self, settings: BreakerSettings, now_s: float) -> None:
-        is_window_new = settings.window_s != self._settings.window_s
-        self._settings = settings
+        is_window_new = settings.window_s != self.settings.window_s
+        self.settings = settings
         if is_window_new:
             self._forget(now_s)
 
     def _forget(self, now_s: float) -> None:
         self._results = [0] * _BUCKETS
         self._failures = [0] * _BUCKETS
-        self._bucket = self._bucket_at(now_s)
+        self._begin(self._bucket_at(now_s))

@@ -48,6 +48,8 @@ _HOPS = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
 _DEADLINE = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
+_CONTEXT_FIELD = codec.HEADER_CONTEXT
+_WORKFLOW_FIELD = codec.HEADER_WORKFLOW
 _INBOUND = Direction.INBOUND
 _AGENT = Kind.AGENT
 _LOCAL = codec.Audience.LOCAL
@@ -96,25 +98,25 @@ class Context:
 
     def admit(self, call: Call) -> None:
         """Establish the context. Raises Refused for every value of ours that is malformed or does not verify."""
-        agent = self._agent or call.policy.agent
+        policy = call.policy
+        agent = self._agent or policy.agent
         found = _ours(call.governed) if call.governed else None
-        token = found.get(codec.HEADER_CONTEXT) if found else None
-        name = found.get(codec.HEADER_WORKFLOW) if found else None
-        if name is not None and _WORKFLOW.match(name) is None:
-            raise Refused(
-                Reason.MALFORMED,
-                "x-meshd-workflow must be 1 to 64 letters, digits, dots, dashes, underscores or colons.",
-            )
+        token = name = None
+        if found is not None:
+            token, name = found.pop(_CONTEXT_FIELD, None), found.pop(_WORKFLOW_FIELD, None)
+            if name is not None and name not in self._named and _WORKFLOW.match(name) is None:
+                raise Refused(
+                    Reason.MALFORMED,
+                    "x-meshd-workflow must be 1 to 64 letters, digits, dots, dashes, underscores or colons.",
+                )
         if call.direction is _INBOUND:
-            if token is not None:
-                context, evidence = self._from_peer(token, call, agent), _BY_TOKEN
-            else:
-                context, evidence = self._opened(agent), _BY_OPENING
+            context = self._from_peer(token, call, agent) if token is not None else self._opened(agent)
+            evidence = _BY_TOKEN if token is not None else _BY_OPENING
         elif token is not None:
             context, evidence = self._from_agent(token, call, agent), _BY_TOKEN
         elif call.run_token:
             context, evidence = self._from_run(call), _BY_ADDRESS
-        elif name is not None and call.policy.limits.names_workflows:
+        elif name is not None and policy.limits.names_workflows:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
             context, evidence = self._without_evidence(call.wall_s, agent), _BY_NOTHING

@@ -139,7 +139,10 @@ class Fallback:
         """Take note of an attempt that went well: with those that `next` is asked about, these are all calls."""
         settings: RetrySettings | None = call.plan.retry
         if settings is not None and call.attempt == 1:
-            self._purse(call.target.name, now_s).save(settings.budget)
+            upstream = call.target[1]
+            purse = self._purses.get(upstream) or self._purse(upstream, now_s)
+            held = purse.held + settings.budget
+            purse.held = held if held < SAVED_MAX else SAVED_MAX
 
     def explain(self, call: Call) -> str:
         """Say what would be tried again."""

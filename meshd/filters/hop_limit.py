@@ -39,7 +39,8 @@ class HopLimit:
         context, limits = call.context, call.policy.limits
         if context is None:
             raise Refused(Reason.CONTEXT_INVALID, "The call has no context, so its hops cannot be judged.")
-        hops = hops_here(call, context)
+        # Below the limit one more edge cannot pass it.
+        hops = hops_here(call, context) if context.hops >= limits.hops else 0
         if hops > limits.hops and (hops > context.hops or call.direction is _INBOUND):
             raise Refused(
                 Reason.HOP_LIMIT,
@@ -47,6 +48,8 @@ class HopLimit:
                 "Answer with what you have in place of asking another agent; or raise limits.hops in the policy.",
             )
         deadline_s = context.deadline_s
+        if deadline_s is None and limits.deadline_s is None:
+            return
         if limits.deadline_s is not None:
             latest_s = call.wall_s + limits.deadline_s
             if deadline_s is None or deadline_s > latest_s:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from meshd.call import Call
 
 UPSTREAMS_SHOWN_MAX = 10
+KNOWN_MAX = 4096
+NAME_CHARACTERS_MAX = 256
+"""Longer names of models are routed, but not remembered: callers write them, and would fill the memory."""
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM = Kind.LLM
@@ -36,20 +39,41 @@ class RouteSettings(Settings):
 class Routing:
     """Sets `call.upstream`, `call.target` and `call.plan`, and counts the rules of the plan; owes nothing."""
 
-    __slots__ = ()
+    __slots__ = ("_known", "_policy")
 
     name = "routing"
 
+    def __init__(self) -> None:
+        self._policy: Any = None
+        """The policy that `_known` is of."""
+        self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
+        """By upstream, model, agent and operation of an LLM request: target, plan, upstream, where no route leads on."""
+
     def admit(self, call: Call) -> None:
         """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""
-        upstream = call.upstream
+        upstream, ask = call.upstream, call.ask
         if upstream is None:
             upstream = call.policy.upstreams.get(call.target.name)
             if upstream is None:
                 raise _unknown(call, call.target.name)
             call.upstream = upstream
-        ask = call.ask
-        target = call.target = Target(upstream.kind, upstream.name, ask.model_sent if ask is not None else "")
+        if ask is None:
+            self._resolve(call, upstream, "")
+            return
+        if self._policy is not call.policy:
+            self._policy, self._known = call.policy, {}
+        model = ask.model if ask.model_granted is None else ask.model_granted
+        known = self._known.get((upstream.name, model, call.agent, ask.operation))
+        if known is None or known[2] is not upstream:
+            self._resolve(call, upstream, model)
+            return
+        call.target, plan, _ = known
+        call.plan = plan
+        for hits in plan.hits:
+            hits.count += 1
+
+    def _resolve(self, call: Call, upstream: Any, model: str) -> None:
+        target = call.target = Target(upstream.kind, upstream.name, model)
         plan = call.policy.plan(target, call.agent, operation_of(call))
         plan.hit()
         if plan.route is not None:
@@ -57,6 +81,10 @@ class Routing:
             if call.target != target:
                 plan = call.policy.plan(call.target, call.agent, operation_of(call))
                 plan.hit()
+        elif call.ask is not None and len(model) + len(call.agent) <= NAME_CHARACTERS_MAX:
+            if len(self._known) >= KNOWN_MAX:
+                self._known.clear()
+            self._known[upstream.name, model, call.agent, call.ask.operation] = (target, plan, upstream)
         call.plan = plan
 
     def explain(self, call: Call) -> str:
