@@ -132,6 +132,8 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
     config = Config(**values)  # type: ignore[arg-type]
     if config.loop not in ("uvloop", "asyncio"):
         raise ConfigError(f"MESHD_LOOP: {config.loop!r} is neither uvloop nor asyncio")
+    if config.log_format not in ("auto", "json", "text"):
+        raise ConfigError(f"MESHD_LOG_FORMAT: {config.log_format!r} is neither auto, json nor text")
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigError("MESHD_TLS_CERT and MESHD_TLS_KEY belong together: one is missing")
     return config

@@ -222,6 +222,10 @@ class Daemon:
     def _register(self, servers: Servers) -> None:
         """Say in the state directory where we are, for `meshd exec`."""
         config, policy = self.config, self.reloader.policy
+        other = registry.find(config.home)
+        if other is not None and other.pid != os.getpid() and registry.is_alive(other.pid):
+            log.warning("the daemon %d has this state directory: meshd exec goes on finding that one", other.pid)
+            return
         doors = tuple(
             registry.Door(
                 name=one.name,

@@ -110,6 +110,17 @@ def accepts(address: str, timeout_s: float = _CONNECT_TIMEOUT_S) -> bool:
         return False
 
 
+def is_alive(pid: int) -> bool:
+    """Say whether there is a process of this id."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass  # Somebody else's.
+    return True
+
+
 def find(home: Path) -> Running | None:
     """Return the daemon of a state directory, where it is alive."""
     running = read(home)

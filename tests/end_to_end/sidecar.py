@@ -55,8 +55,10 @@ class Sidecar:
         self.log_path = home.parent / f"{home.name}.log"
         self.process: subprocess.Popen[bytes] | None = None
 
-    def spawn(self, document: str | None, *arguments: str, **env: str) -> subprocess.Popen[bytes]:
-        """Start the process, and wait for nothing."""
+    def spawn(
+        self, document: str | None, *arguments: str, before: Callable[[], None] | None = None, **env: str
+    ) -> subprocess.Popen[bytes]:
+        """Start the process, and wait for nothing. `before` runs in the child before it becomes meshd."""
         command = [sys.executable, "-m", "meshd.cli", "run", *arguments]
         if document is not None:
             self.policy.write_text(document)
@@ -69,13 +71,16 @@ class Sidecar:
                 stdout=log,
                 stderr=log,
                 cwd=self.home.parent,
+                preexec_fn=before,
                 env=environ(MESHD_HOME=str(self.home), **(ports | env)),
             )
         return self.process
 
-    def start(self, document: str | None, *arguments: str, **env: str) -> Sidecar:
-        """Start the process and wait until it is ready for the agent's calls, budgets or not."""
-        self.spawn(document, *arguments, **env)
+    def start(
+        self, document: str | None, *arguments: str, before: Callable[[], None] | None = None, **env: str
+    ) -> Sidecar:
+        """Start the process and wait until it takes the agent's calls, whatever its budgets say."""
+        self.spawn(document, *arguments, before=before, **env)
         return self.wait_ready()
 
     def wait_ready(self) -> Sidecar:
@@ -108,6 +113,11 @@ class Sidecar:
         """Where agents call, without a slash at its end."""
         assert self.running is not None
         return f"http://{self.running['listen']}"
+
+    @property
+    def said(self) -> str:
+        """The same as it printed it last, for one that could not write daemon.json."""
+        return re.findall(r"meshd is ready at (\S+)", self.log)[-1]
 
     @property
     def port(self) -> int:
