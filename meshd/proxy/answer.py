@@ -17,8 +17,9 @@ from meshd.wire.sse import EventTooLarge, Splitter
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Headers
+    from meshd.call import Call, Headers
     from meshd.dialects.contract import Event, Meter
+    from meshd.filters.contract import Ticket
 
 RATIO_MAX = 100
 """Most that one byte of a compressed reply may become: gzip bombs reach 1,000, model output stays below 20."""
@@ -218,3 +219,26 @@ def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
 def forbidden_reply(cut: Cut) -> Refused:
     """Return the refusal that stands in place of an answer, or after its beginning."""
     return Refused(Reason.NOT_ALLOWED, cut.message)
+
+
+def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> Answer | None:
+    """Return how the reply to a metered call is read; None where it can only be passed on. Raises AnswerError."""
+    watchers: list[Any] = []
+    is_judged = False
+    for ticket in tickets:
+        on_event = getattr(ticket, "on_event", None)
+        if on_event is not None:
+            watchers.append(on_event)
+            is_judged = is_judged or getattr(ticket, "judges_whole", False)
+    bytes_max = call.policy.limits.reply_body_bytes_max
+    assert call.ask is not None
+    meter = call.dialect.meter(call.ask)
+    try:
+        inflater = inflater_for(headers, bytes_max)
+    except AnswerError:
+        if is_judged:
+            raise
+        return None  # It cannot be metered, so it is charged at its bound; it can still be passed on.
+    if is_event_stream(headers):
+        return StreamAnswer(meter, tuple(watchers), inflater)
+    return PlainAnswer(meter, tuple(watchers), inflater, is_held=is_judged, bytes_max=bytes_max)

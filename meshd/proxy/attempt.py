@@ -10,18 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
-from meshd.proxy.answer import (
-    Answer,
-    AnswerError,
-    PlainAnswer,
-    StreamAnswer,
-    forbidden_reply,
-    inflater_for,
-    is_event_stream,
-)
+from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import forwardable_reply, forwardable_trailers
+from meshd.wire.fields import forwardable_reply, forwardable_trailers, retry_after_s
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
@@ -181,11 +173,11 @@ class Attempt:
         self._heard_s = now_s = self._exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self._status = status
-        if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, _retry_after_s(headers)):
+        if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
         if self.call.ask is not None and 200 <= status < 300:
             try:
-                self._answer = self._choose_answer(headers)
+                self._answer = choose_answer(self.call, headers, (*self._exchange.tickets, *self.tickets))
             except AnswerError as error:
                 self._broken(str(error))
                 return
@@ -201,28 +193,6 @@ class Attempt:
             if answer.is_rewritten:
                 content_length = None
         self._send_head(status, headers, content_length)
-
-    def _choose_answer(self, headers: Headers) -> Answer | None:
-        call = self.call
-        watchers: list[Any] = []
-        is_judged = False
-        for ticket in (*self._exchange.tickets, *self.tickets):
-            on_event = getattr(ticket, "on_event", None)
-            if on_event is not None:
-                watchers.append(on_event)
-                is_judged = is_judged or getattr(ticket, "judges_whole", False)
-        bytes_max = call.policy.limits.reply_body_bytes_max
-        assert call.ask is not None
-        meter = call.dialect.meter(call.ask)
-        try:
-            inflater = inflater_for(headers, bytes_max)
-        except AnswerError:
-            if is_judged:
-                raise
-            return None  # It cannot be metered, so it is charged at its bound; it can still be passed on.
-        if is_event_stream(headers):
-            return StreamAnswer(meter, tuple(watchers), inflater)
-        return PlainAnswer(meter, tuple(watchers), inflater, is_held=is_judged, bytes_max=bytes_max)
 
     def _send_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         exchange = self._exchange
@@ -453,10 +423,3 @@ class Attempt:
     def meter(self) -> Any:
         """What read the reply, None where nothing did."""
         return self._answer.meter if self._answer is not None else None
-
-
-def _retry_after_s(headers: Headers) -> float | None:
-    for name, value in headers:
-        if name == b"retry-after" and value.isdigit() and len(value) < 8:
-            return float(value)
-    return None

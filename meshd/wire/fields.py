@@ -128,3 +128,11 @@ def forwardable_reply(headers: Headers, without: Iterable[bytes] = ()) -> Header
 def forwardable_trailers(headers: Headers) -> Headers:
     """Return the trailer fields that may be passed on."""
     return [field for field in headers if field[0] not in _NO_TRAILER and not field[0].startswith(OURS)]
+
+
+def retry_after_s(headers: Headers) -> float | None:
+    """Return the seconds of a Retry-After field, None where there is none or it is a date."""
+    for name, value in headers:
+        if name == b"retry-after" and value.isdigit() and len(value) < 8:
+            return float(value)
+    return None
