@@ -47,7 +47,7 @@ class Routing:
         self._policy: Any = None
         """The policy that `_known` is of."""
         self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
-        """By upstream, model, agent and operation of an LLM request: target, plan, upstream, where no route leads on."""
+        """By upstream, model, agent and operation of an LLM request; of plans in which no route leads elsewhere."""
 
     def admit(self, call: Call) -> None:
         """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""

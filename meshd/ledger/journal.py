@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 FORMAT = 2
 SEGMENT_BYTES = 2**20
 """Of one segment: some 32,000 calls, read again in some 50 ms at a start."""
+TOKENS_MAX = 2**48
+"""Most that one attempt is charged: what upstreams report is not ours, and must fit into a record many times over."""
 
 _HEADER = struct.Struct("<8sIIQQ44sI")
 _MAGIC = b"meshd-jl"

@@ -16,7 +16,7 @@ from meshd.ledger.desk import Desk, HolderRecord
 from meshd.ledger.directory import Directory, boot_id
 from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Shortfall, Waiter, fit
 from meshd.ledger.faults import Faults
-from meshd.ledger.journal import SEGMENT_BYTES, Journal, segments_in, told
+from meshd.ledger.journal import SEGMENT_BYTES, TOKENS_MAX, Journal, segments_in, told
 from meshd.ledger.leases import Leases
 from meshd.ledger.recovery import Start, start
 from meshd.ledger.upkeep import Upkeep
@@ -231,11 +231,12 @@ class Ledger:
         """End what was held: charge `tokens`, all of them, and give the rest of `bound` back. Never raises."""
         holder = entry.holder
         assert holder is not None
+        if tokens > bound:
+            self.bound_violations += 1
+            tokens = min(tokens, TOKENS_MAX)
         holder.reserved -= bound
         holder.spent += tokens
         self.spent_tokens += tokens
-        if tokens > bound:
-            self.bound_violations += 1
         if self._journal is not None:
             self._note(self._journal, holder)
         if entry.waiting:

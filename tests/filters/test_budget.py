@@ -14,13 +14,16 @@ from meshd.dialects.openai import OpenAI
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError
 from meshd.filters.budget import Budget, BudgetSettings
+from meshd.filters.context import Context as ContextFilter
+from meshd.filters.context import mint_run
 from meshd.filters.contract import Cut
 from meshd.filters.held import Held, HeldStream
+from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import Context
+from tests.filters.calls import WALL_S, Bytes, Keys, chat, outcome, policy
 from tests.filters.calls import call as make_call
-from tests.filters.calls import chat, outcome, policy
 
 pytestmark = pytest.mark.both_loops
 
@@ -250,6 +253,24 @@ async def test_a_ceiling_is_a_limit_without_a_budget_on_the_same_tokens(
     assert ask.output_cap_granted == 50, "clamped to what the ceiling leaves"
     other = budget.admit(asked("", small(10_000), context=CONTEXT))
     assert other is None, "without a ceiling and a rule nothing is owed"
+
+
+async def test_a_run_that_was_given_tokens_has_no_more(ledger: Ledger, budget: Budget) -> None:
+    """`meshd exec --budget 300`, under a policy that sets no budget: from the run's address to the refusal."""
+    keys = Keys()
+    run = mint_run(keys, workflow="r", agent="researcher", wall_s=WALL_S, nonce=b"12345678", ceiling=300)  # type: ignore[arg-type]
+    reasons = []
+    for _ in range(4):
+        call = make_call(ask=small(100, 50), run_token=run)
+        call.dialect = OpenAI()
+        ContextFilter(keys, Bytes()).admit(call)  # type: ignore[arg-type]
+        Routing().admit(call)
+        try:
+            await settle(await held(budget, call), usage(80, 20))
+        except Refused as error:
+            reasons.append(error.reason)
+    assert spent(ledger, "workflow/r") == 200
+    assert reasons == [Reason.BUDGET_EXHAUSTED] * 2
 
 
 async def test_a_ceiling_binds_only_what_costs_tokens(budget: Budget) -> None:

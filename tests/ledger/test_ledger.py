@@ -106,6 +106,34 @@ async def test_usage_above_its_bound_is_charged_in_full_and_counted(ledger: Ledg
     assert (await refused(ledger, 1)).used == 1100
 
 
+async def test_usage_beyond_all_measure_exhausts_the_account_and_nothing_else(ledger: Ledger) -> None:
+    (await take(ledger, 100)).settle(10**30)
+    assert (await refused(ledger, 1)).used == 2**48
+    (await take(ledger, 100, account="b")).settle(5)
+    assert ledger.state == "ok"
+
+
+async def test_what_is_held_at_once_is_what_is_reserved(ledger: Ledger) -> None:
+    assert ledger.hold("a", 1000, 100) is None, "the account is not known yet"
+    (await take(ledger, 100)).settle(30)
+    entry = ledger.hold("a", 1000, 100)
+    assert entry is not None
+    assert ledger.reserved_tokens == 100
+    assert ledger.hold("a", 229, 100) is None, "the limit is its own"
+    assert ledger.hold("a", 1000, 500) is None, "the lease does not cover it"
+    ledger.pay(entry, 100, 70)
+    assert ledger.snapshot() == [("a", 1000, 100, 0)]
+
+
+async def test_who_waits_is_not_overtaken_by_what_is_held_at_once(ledger: Ledger) -> None:
+    one = await take(ledger, 500)
+    waiting = asyncio.ensure_future(ledger.wait("a", 1000, 600, 600, queue_s=9))
+    await turns()
+    assert ledger.hold("a", 1000, 1) is None
+    one.settle(0)
+    assert isinstance(await waiting, Reservation)
+
+
 async def test_a_bound_that_can_never_fit_gets_what_is_left_or_nothing(ledger: Ledger) -> None:
     (await take(ledger, 900)).settle(900)
     assert (await refused(ledger, 500, least=101)).is_busy is False
