@@ -39,6 +39,9 @@ _known: dict[bytes, Fields] = {}
 one with every request, so a whole request in one piece need not be read again, field by field: 2 us in place of 9."""
 
 
+_NO_HEAD = (b"", b"", "", "", Fields([]))
+
+
 class RequestSink(Protocol):
     """Where a `RequestReader` puts what it read."""
 
@@ -61,6 +64,7 @@ class RequestReader:
         "_in_body",
         "_is_last",
         "_is_resuming",
+        "_latest",
         "_limits",
         "_parser",
         "_remaining",
@@ -77,6 +81,8 @@ class RequestReader:
         self._headers: Headers = []
         self._url = b""
         self._block = b""
+        self._latest = _NO_HEAD
+        """The head that was read last: its bytes before and behind the digits of its length, and what they say."""
         self._remaining = 0
         self._head_bytes = 0
         self._framing_bytes = 0
@@ -103,34 +109,10 @@ class RequestReader:
     def _feed_known(self, data: bytes) -> bytes | None:
         """Read a request whose fields are known; return what stands behind it, None where it is for llhttp."""
         if not self._remaining:
-            self._block = b""
-            end = data.find(b"\r\n\r\n")
-            line_end = data.find(b"\r\n")
-            if end <= line_end or not line_end:
+            end = self._read_again(data) or self._read_known(data)
+            if not end:
                 return None
-            block, length = _split_length(data[line_end + 2 : end + 2])
-            fields = _known.get(block)
-            if fields is None:
-                self._block = block
-                return None
-            line = data[:line_end].split(b" ")
-            if len(line) != 3 or line[2] != b"HTTP/1.1" or len(line[1]) > self._limits[2]:
-                return None
-            method = METHODS.get(line[0])
-            if method is None or method == "CONNECT" or line[1][:1] != b"/" or not line[1].isascii():
-                return None
-            target = line[1].decode("ascii")
-            if not target.isprintable():
-                return None
-            request = Request(method, target, fields)
-            if length > 0:
-                request.has_body = True
-                request.content_length = self._remaining = length
-            elif length == 0:
-                request.content_length = 0
-            data = data[end + 4 :]
-            self.is_between = False
-            self._sink.request_head(request)
+            data = data[end:]
         remaining = self._remaining
         if remaining:
             if len(data) < remaining:
@@ -148,6 +130,55 @@ class RequestReader:
         self.is_between = True
         self._sink.request_end([])
         return data
+
+    def _read_again(self, data: bytes) -> int:
+        """Read a head that is the connection's last one but for its length; return where it ends, 0 where it is not."""
+        before, behind, method, target, fields = self._latest
+        if not before or not data.startswith(before):
+            return 0
+        at = len(before)
+        stop = data.find(b"\r", at, at + _LENGTH_DIGITS_MAX + 1)
+        digits = data[at:stop]
+        if stop == -1 or not digits.isdigit() or not data.startswith(behind, stop):
+            return 0
+        self._begin(Request(method, target, fields), int(digits))
+        return stop + len(behind)
+
+    def _read_known(self, data: bytes) -> int:
+        """Read a head whose block of fields is known; return where it ends, 0 where it is for llhttp."""
+        self._block = b""
+        end = data.find(b"\r\n\r\n")
+        line_end = data.find(b"\r\n")
+        if end <= line_end or not line_end:
+            return 0
+        block, length = _split_length(data[line_end + 2 : end + 2])
+        fields = _known.get(block)
+        if fields is None:
+            self._block = block
+            return 0
+        line = data[:line_end].split(b" ")
+        if len(line) != 3 or line[2] != b"HTTP/1.1" or len(line[1]) > self._limits[2]:
+            return 0
+        method = METHODS.get(line[0])
+        if method is None or method == "CONNECT" or line[1][:1] != b"/" or not line[1].isascii():
+            return 0
+        target = line[1].decode("ascii")
+        if not target.isprintable():
+            return 0
+        if length > 0:
+            before, behind = _around_length(data[: end + 4], line_end)
+            self._latest = (before, behind, method, target, fields)
+        self._begin(Request(method, target, fields), length)
+        return end + 4
+
+    def _begin(self, request: Request, length: int) -> None:
+        if length > 0:
+            request.has_body = True
+            request.content_length = self._remaining = length
+        elif length == 0:
+            request.content_length = 0
+        self.is_between = False
+        self._sink.request_head(request)
 
     def _feed_parser(self, data: bytes) -> None:
         self._had_body = False
@@ -300,6 +331,16 @@ def _split_length(block: bytes) -> tuple[bytes, int]:
     if not is_plain or (at and block[at - 2 : at] != b"\r\n") or lower.find(b"content-length", stop) != -1:
         return b"", -1
     return block[:at] + block[stop + 2 :], int(value)
+
+
+def _around_length(head: bytes, line_end: int) -> tuple[bytes, bytes]:
+    """Return the bytes of a head before and behind the digits of the one Content-Length that `_split_length` found."""
+    at = head.lower().find(b"\r\ncontent-length", line_end) + 16
+    at = head.find(b":", at) + 1
+    while head[at] in b" \t":
+        at += 1
+    stop = head.find(b"\r", at)
+    return (head[:at], head[stop:]) if head[at:stop].isdigit() else (b"", b"")
 
 
 def read_framing(request: Request, version: str, header_bytes_max: int) -> bool:
