@@ -104,7 +104,8 @@ class Provider:
         return runner
 
     async def _serve(self, request: web.Request) -> web.StreamResponse:
-        seen = Seen(request.method, request.path_qs, dict(request.headers), await request.read())
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        seen = Seen(request.method, request.path_qs, headers, await request.read())
         self.seen.append(seen)
         act = json.loads(request.headers.get("x-act", "{}"))
         id = act.get("id", "")

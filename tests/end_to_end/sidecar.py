@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -182,7 +183,7 @@ class Sidecar:
 
 
 def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None, body: bytes | None = None) -> Any:
-    """Return (status, text) of one request, whatever the status."""
+    """Return (status, text) of one request, whatever the status; status 0 where no whole answer came."""
     request = urllib.request.Request(url, data=body, headers=headers or {}, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -190,5 +191,5 @@ def fetch(url: str, method: str = "GET", headers: dict[str, str] | None = None, 
             return reply.status, reply.read().decode("utf-8", "replace")
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode("utf-8", "replace")
-    except (urllib.error.URLError, ConnectionError):
+    except (urllib.error.URLError, ConnectionError, http.client.HTTPException):
         return 0, ""
