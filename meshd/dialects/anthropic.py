@@ -84,7 +84,7 @@ class Anthropic:
 
     def read(self, operation: str, body: bytes) -> Ask:
         """See `Dialect.read`."""
-        pairs = pairs_of.read_body(body)
+        pairs, messages = pairs_of.read_long_body(body, "messages")
         model = pairs_of.text(pairs, "model") or ""
         request = Request(pairs)
         size = normalised_bytes(body)
@@ -103,7 +103,7 @@ class Anthropic:
             turns = _HOSTED_TURNS
         if "mcp_servers" in pairs:
             _read_servers(pairs, names)
-        if turns > 1 or _is_input_hidden(pairs):
+        if turns > 1 or _is_input_hidden(pairs, messages):
             bound = window(model) * turns
         if "thinking" in pairs:
             _read_thinking(request)
@@ -173,16 +173,20 @@ def _read_thinking(request: Request) -> None:
         request.thinking_budget = pairs_of.integer(request.thinking, "budget_tokens", least=0)
 
 
-def _is_input_hidden(pairs: Pairs) -> bool:
+def _is_input_hidden(pairs: Pairs, messages: list[Pairs] | None) -> bool:
     """Say whether a block brings input whose tokens its bytes do not bound: images, documents, files."""
     is_hidden = False
     raw = pairs_of.member(pairs, "system") if "system" in pairs else None
     if raw is not None and memoryview(raw)[0] != _QUOTE:
         is_hidden = _hides(raw, "'system'", -1)
-    raw = pairs.get("messages")
-    if raw is None or pairs_of.is_flat(raw):
+    if messages is None:
+        raw = pairs.get("messages")
+        if raw is None or pairs_of.is_flat(raw):
+            return is_hidden
+        messages = pairs_of.read_objects(raw, "'messages'")
+    elif pairs_of.are_texts(messages, "content"):
         return is_hidden
-    for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):
+    for index, message in enumerate(messages):
         content = message.get("content")
         if content is not None and memoryview(content)[0] in _BRACKETS and _hides(content, "'messages'", index):
             is_hidden = True

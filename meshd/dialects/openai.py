@@ -46,10 +46,12 @@ _USAGE_ASKED = b'{"include_usage":true}'
 class Request:
     """What `rewrite` and the meter need to know of a request that was read."""
 
-    __slots__ = ("adds_usage", "caps", "pairs", "stream_options")
+    __slots__ = ("adds_usage", "caps", "messages", "pairs", "stream_options")
 
-    def __init__(self, pairs: Pairs) -> None:
+    def __init__(self, pairs: Pairs, messages: list[Pairs] | None) -> None:
         self.pairs = pairs
+        self.messages = messages
+        """The members of each message, where they were read with the body."""
         self.caps: list[tuple[str, int]] = []
         """The cap fields that the client used, with their values."""
         self.adds_usage = False
@@ -82,17 +84,17 @@ class OpenAI:
 
     def read(self, operation: str, body: bytes) -> Ask:
         """See `Dialect.read`."""
-        pairs = pairs_of.read_body(body)
+        pairs, messages = pairs_of.read_long_body(body, "messages")
         model = pairs_of.text(pairs, "model") or ""
         bound = len(body) if is_byte_level(model) else normalised_bytes(body) + _TEMPLATE_TOKENS
         if operation == "embeddings":
             if _is_embedding_input_hidden(pairs):
                 bound = window(model)
-            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs))
-        return self._read_chat(pairs, model, bound)
+            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs, None))
+        return self._read_chat(Request(pairs, messages), model, bound)
 
-    def _read_chat(self, pairs: Pairs, model: str, bound: int) -> Ask:
-        request = Request(pairs)
+    def _read_chat(self, request: Request, model: str, bound: int) -> Ask:
+        pairs = request.pairs
         is_stream = "stream" in pairs and pairs_of.flag(pairs, "stream") is True
         cap: int | None = None
         if "max_tokens" in pairs and (cap := pairs_of.integer(pairs, "max_tokens", least=1)) is not None:
@@ -100,7 +102,7 @@ class OpenAI:
         if not _RARE.isdisjoint(pairs):
             return self._read_rare(request, model, bound, is_stream, cap)
         request.adds_usage = is_stream
-        if _is_input_hidden(pairs):
+        if _is_input_hidden(request):
             bound = window(model)
         return Ask("chat", model, is_stream, bound, cap, fields=request)
 
@@ -122,7 +124,7 @@ class OpenAI:
             bound += _TOOLS_TOKENS
         if "response_format" in pairs:
             bound += _TOOLS_TOKENS
-        if is_hidden or _is_input_hidden(pairs):
+        if is_hidden or _is_input_hidden(request):
             bound = window(model) * turns
         choices = pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1
         return Ask(
@@ -220,13 +222,18 @@ def _name(pairs: Pairs, where: str, at: int) -> str:
     return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}[{at}] has no name")
 
 
-def _is_input_hidden(pairs: Pairs) -> bool:
+def _is_input_hidden(request: Request) -> bool:
     """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
-    raw = pairs.get("messages")
-    if raw is None or pairs_of.is_flat(raw):
+    messages = request.messages
+    if messages is None:
+        raw = request.pairs.get("messages")
+        if raw is None or pairs_of.is_flat(raw):
+            return False
+        messages = pairs_of.read_objects(raw, "'messages'")
+    elif pairs_of.are_texts(messages, "content") and not pairs_of.has_member(messages, "audio"):
         return False
     is_hidden = False
-    for index, message in enumerate(pairs_of.read_objects(raw, "'messages'")):
+    for index, message in enumerate(messages):
         if "audio" in message and pairs_of.member(message, "audio") is not None:
             is_hidden = True
         content = message.get("content")
