@@ -103,7 +103,7 @@ class Budget:
             if call.attempt > 1:
                 _forget_clamp(call)
         if ask.is_stream:
-            return HeldStream(self._ledger, entry, ask.input_bound, bound, is_error=terms.is_error)
+            return HeldStream(self._ledger, entry, ask.input_bound, bound, (), terms.is_error)
         return Held(self._ledger, entry, ask.input_bound, bound)
 
     def _admit_slowly(self, call: Call, terms: Terms) -> Held | Wait | None:
@@ -210,7 +210,7 @@ class Budget:
         if not reservations:
             return None
         if ask.is_stream and held:
-            return HeldStream(self._ledger, None, need.input_bound, bound, reservations, is_error=terms.is_error)
+            return HeldStream(self._ledger, None, need.input_bound, bound, reservations, terms.is_error)
         return Held(self._ledger, None, need.input_bound, bound, reservations)
 
     def _check_unread(self, call: Call, terms: Terms) -> None:
