@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream, build_chain
-from meshd.dialects.table import DIALECTS
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.addressing import AddressBook
-from meshd.refusal import Reason, Refused
+from meshd.proxy.arrival import arrive, too_large
+from meshd.refusal import Refused
 
 if TYPE_CHECKING:
     from meshd.chain import Chain
@@ -44,6 +44,13 @@ class Explained(NamedTuple):
     refused: Refused | None
     call: Call | None
     """None where the wire refused the bytes."""
+
+
+class _Here:
+    """A door that leads nowhere."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.book = AddressBook(policy, app_upstream(APP_STAND_IN))
 
 
 async def explain(
@@ -104,7 +111,7 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
     try:
         bytes_max = policy.limits.request_body_bytes_max
         if len(asked.body) > bytes_max:
-            raise Refused(Reason.TOO_LARGE, f"The request's body is over {bytes_max} bytes (limits.request_body)")
+            raise too_large(bytes_max)
         ask = call.dialect.read(operation, asked.body)
     except Refused as refused:
         return _refuse(steps, "body", refused)
@@ -124,20 +131,9 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
 
 
 def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> None:
-    book = AddressBook(policy, app_upstream(APP_STAND_IN))
-    is_tunnel = request.method == "CONNECT" or bool(request.upgrade)
-    located = (
-        book.locate_tunnel(request.target) if request.method == "CONNECT" else book.locate(request, call.direction)
-    )
-    call.path, call.run_token = located.path, located.run_token
-    upstream = call.upstream = located.upstream
-    call.target = Target(upstream.kind if upstream else Kind.HOST, upstream.name if upstream else located.name)
-    call.dialect = DIALECTS[upstream.dialect if upstream else "plain"]
-    if is_tunnel and upstream is not None and upstream.kind is Kind.LLM and not upstream.is_unmetered:
-        raise Refused(
-            Reason.NOT_ALLOWED, f"A tunnel to {upstream.name} cannot be metered (unmetered: true lets it pass)"
-        )
-    words = f"{upstream.kind.value} {upstream.name}" if upstream else f"{located.name}: no upstream of this name"
+    is_tunnel = arrive(_Here(policy), call, request)
+    upstream, name = call.upstream, call.target.name
+    words = f"{upstream.kind.value} {name}" if upstream else f"{name}: no upstream of this name"
     steps.append(Step("address", "pass", f"{words}{', a tunnel' if is_tunnel else ''}, {call.method} {call.path}"))
 
 

@@ -50,7 +50,7 @@ class Located(NamedTuple):
 class AddressBook:
     """The addresses of one policy. Made once for each document."""
 
-    __slots__ = ("_app", "_by_origin", "_hosts", "_known", "_paths", "_upstreams")
+    __slots__ = ("_app", "_by_origin", "_hosts", "_hosts_allowed", "_known", "_paths", "_upstreams")
 
     def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
@@ -65,7 +65,12 @@ class AddressBook:
         for upstream in sorted(policy.upstreams.values(), key=lambda one: one.kind is not _LLM or one.is_unmetered):
             origin = (upstream.scheme, upstream.host, upstream.port)
             self._by_origin.setdefault(origin, []).append(upstream)
+        self._hosts_allowed = policy.hosts_allowed
         self._hosts = frozenset(host.lower() for host in (*policy.hosts_allowed, *listen_hosts, "localhost"))
+
+    def is_origin_allowed(self, origin: bytes) -> bool:
+        """Say whether a web page of this origin may call."""
+        return host_of(origin.decode("latin-1").rpartition("://")[2]) in self._hosts_allowed
 
     def locate(self, request: Request, direction: Direction) -> Located:
         """Say which upstream `request` is for. Raises Refused for an address that is malformed or not ours.

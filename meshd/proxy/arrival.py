@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from meshd.call import Kind
 from meshd.dialects.table import DIALECTS
@@ -10,7 +10,7 @@ from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from meshd.call import Call
-    from meshd.proxy.proxy import Proxy
+    from meshd.policy.addressing import AddressBook
     from meshd.wire.message import Request
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -19,17 +19,24 @@ _LLM = Kind.LLM
 _PLAIN = DIALECTS["plain"]
 
 
-def arrive(proxy: Proxy, call: Call, request: Request) -> bool:
+class Door(Protocol):
+    """Whoever has the addresses of a policy: the proxy, and what explains it."""
+
+    book: AddressBook
+
+
+def arrive(door: Door, call: Call, request: Request) -> bool:
     """Set the call's upstream, target, path and dialect; return whether it asks for a tunnel. Raises Refused."""
     call.dialect = _PLAIN
     is_connect = request.method == "CONNECT"
-    located = proxy.book.locate_tunnel(request.target) if is_connect else proxy.book.locate(request, call.direction)
+    book = door.book
+    located = book.locate_tunnel(request.target) if is_connect else book.locate(request, call.direction)
     _, upstream, call.path, call.run_token, call.target = located
     call.upstream = upstream
     if upstream is not None:
         call.dialect = DIALECTS[upstream.dialect]
     is_tunnel = is_connect or bool(request.upgrade)
-    if request.fields.origin and not proxy.is_origin_allowed(request.fields.origin):
+    if request.fields.origin and not book.is_origin_allowed(request.fields.origin):
         raise Refused(
             Reason.NOT_ALLOWED,
             "Web pages may not call through this sidecar (the request has an Origin). Call it from the agent's own "

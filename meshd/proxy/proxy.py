@@ -11,7 +11,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from meshd.policy.addressing import AddressBook, host_of
+from meshd.policy.addressing import AddressBook
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
@@ -96,10 +96,6 @@ class Proxy:
         """Return an id for a call: unique among all sidecars, and cheap."""
         self._id_number += 1
         return f"{self._id_prefix}-{self._id_number:x}"
-
-    def is_origin_allowed(self, origin: bytes) -> bool:
-        """Say whether a web page of this origin may call."""
-        return host_of(origin.decode("latin-1").rpartition("://")[2]) in self.policy.hosts_allowed
 
     # ------------------------------------------------------------------ callbacks and flushing
 

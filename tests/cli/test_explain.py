@@ -73,6 +73,14 @@ def test_every_filter_in_its_order(policy: Path) -> None:
     assert document["target"] == {"kind": "llm", "name": "openai", "model": "gpt-4o-mini"}
 
 
+def test_a_web_page_is_refused_as_the_proxy_refuses_it(policy: Path) -> None:
+    document, steps = said(policy, CHAT | {"headers": {"origin": "https://evil.test"}})
+    assert (document["result"], document["status"], document["reason"]) == ("refuse", 403, "not_allowed")
+    assert steps["address"] == "refuse"
+    assert steps["body"] == "skip"
+    assert "Web pages" in document["steps"][0]["text"]
+
+
 def test_lines_are_aligned_and_end_in_what_becomes_of_the_call(policy: Path) -> None:
     lines = run(policy, CHAT).stdout.splitlines()
     assert lines[-1] == "The call goes to https://api.openai.com/v1/chat/completions."
