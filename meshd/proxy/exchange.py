@@ -15,6 +15,7 @@ from meshd.call import Call, Direction, Fault, Kind, Outcome, Reply, Target, Ver
 from meshd.chain import Pending, settle
 from meshd.proxy.arrival import arrive, too_large
 from meshd.proxy.attempt import Attempt
+from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.refusing import refusal_reply
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import forwardable_trailers
@@ -258,14 +259,13 @@ class Exchange:
             # The call ended meanwhile; what the filter took all the same is paid back.
             self._settle_late(result)
             return
-        if isinstance(result, Refused) and result.is_shadow:
+        if isinstance(result, BaseException) and not isinstance(result, Refused):
+            result = Refused(Reason.STORE_UNAVAILABLE, f"A rule could not be decided: {result}")
+        if isinstance(result, Refused):
+            if not result.is_shadow:
+                self.refuse(result)
+                return
             self.proxy.telemetry.shadowed(self.call, result)
-        elif isinstance(result, Refused):
-            self.refuse(result)
-            return
-        elif isinstance(result, BaseException):
-            self.refuse(Refused(Reason.STORE_UNAVAILABLE, f"A rule could not be decided: {result}"))
-            return
         elif isinstance(result, Reply):
             self._answer_here(result)
             return
@@ -333,20 +333,15 @@ class Exchange:
         """Called about twice a second: end what has taken too long."""
         if self.is_done or self._is_waiting:
             return
-        context, attempt = self.call.context, self.attempt
+        call, context, attempt = self.call, self.call.context, self.attempt
         if context is not None and context.deadline_s is not None and wall_s > context.deadline_s:
             if not self.is_caller_gone:
                 self._end_with(_DEADLINE, "The workflow's deadline passed while the call was under way")
         elif not self.is_request_whole and self._held is not None:
-            self._expire_request(now_s)
+            if is_body_too_slow(call.policy.limits, now_s - call.now_s, self._body_bytes):
+                self.refuse(Refused(Reason.MALFORMED, "The request's body came too slowly", status=408))
         elif attempt is not None:
             attempt.expire(now_s)
-
-    def _expire_request(self, now_s: float) -> None:
-        taken_s = now_s - self.call.now_s
-        limits = self.call.policy.limits
-        if taken_s > limits.header_timeout_s and self._body_bytes < limits.body_rate_min_bytes_s * taken_s:
-            self.refuse(Refused(Reason.MALFORMED, "The request's body came too slowly", status=408))
 
     def shut_down(self) -> None:
         """The drain's deadline has passed: end now."""
@@ -366,7 +361,7 @@ class Exchange:
         if attempt is not None:
             attempt.leave()
         if not self.is_caller_gone:
-            self._write(refusal_reply(refused, self.call, is_grpc=self.request.is_grpc))
+            self._write(refusal_reply(refused, self.call, is_grpc=self.request.fields.is_grpc))
         self.finish(attempt, fault, refused)
 
     def _answer_here(self, reply: Reply) -> None:
@@ -388,16 +383,13 @@ class Exchange:
             return
         self.is_done = True
         proxy, call = self.proxy, self.call
-        outcome: Outcome
         if attempt is not None:
             outcome = attempt.outcome(fault, refused)
             attempt.settle(outcome)
         else:
             now_s = proxy.now_s
-            reason = refused.reason if refused is not None else None
-            outcome = Outcome(
-                _NEUTRAL, now_s, fault=fault, is_answered=True, duration_s=now_s - call.now_s, reason=reason
-            )
+            outcome = Outcome(_NEUTRAL, now_s, fault=fault, is_answered=True, duration_s=now_s - call.now_s)
+            outcome.reason = refused.reason if refused is not None else None
         if self.tickets:
             settle(self.tickets, outcome)
         proxy.left(self)

@@ -201,7 +201,7 @@ class Http2Connection(asyncio.Protocol):
             headers += request.fields.credentials
         if content_length is not None and has_body:
             headers.append((b"content-length", b"%d" % content_length))
-        if request.is_grpc:
+        if request.fields.is_grpc:
             headers.append((b"te", b"trailers"))
         fields = encode_request(method, upstream.scheme, upstream.authority, path, headers)
         try:

@@ -38,7 +38,7 @@ class Pools:
         self._usual: dict[str, tuple[Upstream, Pool]] = {}
         self._contexts: dict[tuple[str | None, str], ssl.SSLContext] = {}
 
-    def pool_for(self, upstream: Upstream, *, is_grpc: bool, is_tunnel: bool) -> Pool:
+    def pool_for(self, upstream: Upstream, is_grpc: bool = False, is_tunnel: bool = False) -> Pool:
         """Return the pool for a call to `upstream`."""
         if not is_grpc and not is_tunnel:
             # The hash of an Upstream goes through all of its fields; nearly every call can do without.

@@ -37,6 +37,7 @@ class Fields:
         "forward",
         "governed",
         "headers",
+        "is_grpc",
         "origin",
         "unread",
     )
@@ -56,6 +57,8 @@ class Fields:
         self.authority = ""
         """The Host field or :authority; empty where an HTTP/1.0 request named none."""
         self.content_type = b""
+        self.is_grpc = False
+        """The body is framed as gRPC, which needs HTTP/2 to its end."""
         self.origin = b""
         """The page that a browser says the request came from; empty for everything that is no browser."""
         self.unread: list[tuple[Place, bytes]] = []
@@ -78,6 +81,7 @@ class Fields:
                 self.accept_encoding.append(field)
             elif place is _CONTENT_TYPE:
                 self.content_type = field[1]
+                self.is_grpc = field[1].startswith(b"application/grpc")
                 forward.append(field)
             elif place is _ORIGIN:
                 self.origin = field[1]
@@ -137,11 +141,6 @@ class Request:
         self.is_keep_alive = True
         self.upgrade = b""
         """The protocol asked for by `Upgrade`, in lower case, where `Connection` names it too."""
-
-    @property
-    def is_grpc(self) -> bool:
-        """The body is framed as gRPC, which needs HTTP/2 to its end."""
-        return self.fields.content_type.startswith(b"application/grpc")
 
 
 class WireError(Refused):
