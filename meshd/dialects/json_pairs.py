@@ -320,10 +320,11 @@ def is_flat(array: msgspec.Raw) -> bool:
         if at == -1:
             return True
         before = at - 1
-        while before > 0 and raw[before] in _WHITESPACE:
-            before -= 1
-        if before != 0 and raw[before] != _COMMA:
-            return False
+        if before > 0 and raw[before] != _COMMA:
+            while before > 0 and raw[before] in _WHITESPACE:
+                before -= 1
+            if before > 0 and raw[before] != _COMMA:
+                return False
         at = raw.find(_BRACE, at + 1)
     return False
 
