@@ -221,6 +221,24 @@ def forbidden_reply(cut: Cut) -> Refused:
     return Refused(Reason.NOT_ALLOWED, cut.message)
 
 
+_WATCHES: dict[type, bool] = {}
+"""Whether tickets of a class see the answer; there are as many as filters."""
+
+
+def watchers_in(*ticket_lists: list[Ticket]) -> tuple[Ticket, ...]:
+    """Return the tickets that see the reply's head or its events: for most calls, none."""
+    found: tuple[Ticket, ...] = ()
+    for tickets in ticket_lists:
+        for ticket in tickets:
+            kind = ticket.__class__
+            watches = _WATCHES.get(kind)
+            if watches is None:
+                watches = _WATCHES[kind] = hasattr(kind, "on_head") or hasattr(kind, "on_event")
+            if watches:
+                found += (ticket,)
+    return found
+
+
 def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> Answer | None:
     """Return how the reply to a metered call is read; None where it can only be passed on. Raises AnswerError."""
     watchers: list[Any] = []

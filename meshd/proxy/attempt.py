@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
-from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply
+from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
 from meshd.proxy.forwarding import added_fields
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
@@ -156,13 +156,14 @@ class Attempt:
         self.status = status
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
+        watching = watchers_in(self._exchange.tickets, self.tickets)
         if self.call.ask is not None and 200 <= status < 300:
             try:
-                self._answer = choose_answer(self.call, headers, (*self._exchange.tickets, *self.tickets))
+                self._answer = choose_answer(self.call, headers, watching)
             except AnswerError as error:
                 self._broken(str(error))
                 return
-        for ticket in (*self._exchange.tickets, *self.tickets):
+        for ticket in watching:
             on_head = getattr(ticket, "on_head", None)
             if on_head is not None:
                 on_head(ReplyHead(status, headers))
