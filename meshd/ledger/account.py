@@ -186,6 +186,7 @@ class Holder:
 
     __slots__ = (
         "available",
+        "closed",
         "elsewhere",
         "epoch",
         "granted",
@@ -206,6 +207,8 @@ class Holder:
         self.slot = slot
         self.serial = 0
         """Of the last request."""
+        self.closed = 0
+        """Of the last request when the lease was last given back."""
         self.granted = 0
         self.returned = 0
         self.spent = 0
@@ -264,13 +267,19 @@ class Holder:
         whether or not the report arrives.
         """
         self.returned += max(0, self.room)
+        self.closed = self.serial
         return Report(self.name, self.epoch, self.serial, self.spent + self.reserved, self.returned, is_closed=True)
 
     def hear(self, answer: Answer, *, is_volatile: bool = False) -> None:
         """Take in an answer of the owner. Old news, repeats and answers to another epoch change nothing."""
         if answer.is_stale or answer.epoch != self.epoch:
             return
-        self.granted = max(self.granted, answer.granted)
+        gained = max(0, answer.granted - self.granted)
+        self.granted += gained
+        if answer.serial <= self.closed:
+            # Granted to a request that was on its way when the lease was given back: it goes back with it.
+            self.returned += gained
+        self.returned = max(self.returned, answer.returned)
         self.is_volatile = self.is_volatile or is_volatile
         if answer.sequence > self.sequence:
             self.sequence = answer.sequence

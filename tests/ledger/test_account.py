@@ -236,3 +236,16 @@ def test_the_total_grows_with_the_policy_and_never_shrinks() -> None:
     owner.step(holder.request(300, 0, 1, is_volatile=False))
     owner.step(holder.request(200, 0, 1, is_volatile=False))
     assert owner.total == 300
+
+
+def test_a_grant_that_comes_after_the_lease_was_given_back_goes_back_with_it() -> None:
+    """Found by the machine above: the owner closes the lease, and a late grant must not reopen it."""
+    owner, holder = Owner(), Holder("a", 1, 1)
+    first = owner.step(holder.request(TOTAL, 0, 100, is_volatile=False))
+    closing = holder.give_back()
+    holder.hear(first)
+    owner.step(closing)
+    assert holder.room == 0
+    assert not holder.reserve(1)
+    holder.hear(owner.step(holder.request(TOTAL, 50, 50, is_volatile=False)))
+    assert holder.room == owner.stakes["a"].outstanding >= 50
