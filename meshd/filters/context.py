@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TOKEN_LIFE_S = 86_400
 """Of a minted token: above the longest run of one agent, since an expired token is refused."""
-KNOWN_MAX = 4096
+KNOWN_MAX = 16_384
 """Verified tokens that are remembered."""
 MINTED_MAX = 1024
 MINTED_AGAIN_S = 1.0

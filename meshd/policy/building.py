@@ -14,7 +14,7 @@ from meshd.filters.budget import BudgetSettings
 from meshd.policy.checking import compile_match, rule_name
 from meshd.policy.compiled import Limits, Policy, Upstream
 from meshd.policy.matching import Match, Matcher, Rule
-from meshd.policy.model import NAME_PATTERN, LimitsSection, UpstreamSection
+from meshd.policy.model import NAME_PATTERN, UpstreamSection
 from meshd.policy.planning import named, planner
 from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
@@ -167,7 +167,7 @@ def policy(
     _warn(document, upstreams, report)
     return Policy(
         agent=agent,
-        limits=_limits(document.limits),
+        limits=_limits(document),
         upstreams=upstreams,
         rules=tuple(rules),
         matcher=Matcher(rules, planner()),
@@ -210,7 +210,23 @@ def _governance(document: Document) -> Rule | None:
     return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
 
 
-def _limits(section: LimitsSection) -> Limits:
+UNATTRIBUTED_TOKENS = 100_000
+
+
+def _unattributed_tokens(document: Document) -> int:
+    """Calls that belong to no workflow must not have more than a workflow has, unless the document says so."""
+    set_tokens = document.limits.unattributed_tokens
+    if set_tokens is not None:
+        return set_tokens
+    budgets = [rule.budget for rule in document.rules if rule.budget is not None and not rule.shadow]
+    tokens = [UNATTRIBUTED_TOKENS, *(budget.tokens for budget in budgets if budget.per == "workflow")]
+    if document.governance is not None and document.governance.max_tokens_per_workflow is not None:
+        tokens.append(document.governance.max_tokens_per_workflow)
+    return min(tokens)
+
+
+def _limits(document: Document) -> Limits:
+    section = document.limits
     return Limits(
         hops=section.hops,
         deadline_s=section.deadline,
@@ -227,7 +243,7 @@ def _limits(section: LimitsSection) -> Limits:
         body_rate_min_bytes_s=section.body_rate_min,
         drain_s=section.drain,
         names_workflows=section.names_workflows,
-        unattributed_tokens=section.unattributed_tokens,
+        unattributed_tokens=_unattributed_tokens(document),
     )
 
 

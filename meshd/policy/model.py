@@ -105,8 +105,9 @@ class LimitsSection(Section):
     """Time that running calls have to finish when meshd ends."""
     names_workflows: bool = True
     """A caller may name the workflow that its call belongs to."""
-    unattributed_tokens: Count = 100_000
-    """Tokens for each agent and UTC day for calls that no evidence ties to a workflow."""
+    unattributed_tokens: Count | None = None
+    """Tokens for each agent and UTC day for calls that no evidence ties to a workflow. Not set: 100,000, or the
+    smallest budget of a workflow where that is less."""
 
 
 class TlsSection(Section):
