@@ -79,7 +79,9 @@ class Http1Connection(asyncio.Protocol):
                     self._attempt.reply_data(self._reader.upgraded)
             elif not self._reader.is_expecting and self._attempt is not None:
                 # Only now, when nothing stands behind the reply, may another request use the connection.
+                # It lets go of the attempt too: an idle connection must not keep the last call's body.
                 self._attempt = None
+                self._reader.sink = NOBODY
                 self._release()
         finally:
             proxy.leave()
