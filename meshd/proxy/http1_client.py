@@ -30,11 +30,13 @@ class Http1Connection(asyncio.Protocol):
         "_is_raw",
         "_is_retired",
         "_is_sent",
+        "_out",
         "_pool",
         "_proxy",
         "_reader",
         "_transport",
         "idle_since_s",
+        "is_dirty",
     )
 
     def __init__(self, proxy: Proxy, pool: Pool) -> None:
@@ -53,6 +55,8 @@ class Http1Connection(asyncio.Protocol):
         self._is_retired = False
         self._had_bytes = False
         self.idle_since_s = 0.0
+        self._out = b""
+        self.is_dirty = False
 
     # ------------------------------------------------------------------ from the loop
 
@@ -126,6 +130,12 @@ class Http1Connection(asyncio.Protocol):
         if self._attempt is not None:
             self._attempt.resume_request()
 
+    def flush(self) -> None:
+        """Write the request that `open` has left."""
+        if self._out and not self._is_closed:
+            self._transport.write(self._out)
+        self._out = b""
+
     # ------------------------------------------------------------------ from the pool
 
     @property
@@ -179,7 +189,8 @@ class Http1Connection(asyncio.Protocol):
         elif len(body) > 16_384:
             self._transport.writelines((head, body))
         else:
-            self._transport.write(head + body)
+            self._out = head + body
+            self._proxy.touch(self)
 
     # ------------------------------------------------------------------ Stream
 

@@ -1,7 +1,8 @@
 """What all connections of one sidecar share: the policy of the moment, the chain, the pools, the calls alive.
 
-A callback of the event loop that may write begins with `enter` and ends with `leave`, which flushes every connection
-that was written to in between: one write for a head and its body, or for all streams of an HTTP/2 connection.
+A callback of the event loop that may write begins with `enter` and ends with `leave`. What it has left is written at
+the next turn of the loop, all connections together: one write for a head and its body, or for all streams of an
+HTTP/2 connection, and peers that sleep are woken once a turn in place of once a call. That halves the cost of a call.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Proxy:
         self._id_number = 0
         self._dirty: list[Flushable] = []
         self._is_entered = False
+        self._is_scheduled = False
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self.policy = policy
@@ -105,7 +107,16 @@ class Proxy:
         self.now_s = self.clock()
 
     def leave(self) -> None:
-        """A callback of the loop ends: write what it left."""
+        """A callback of the loop ends: what it left is written with what the others leave."""
+        if self._dirty and not self._is_scheduled:
+            self._is_scheduled = True
+            self.loop.call_soon(self._flush)
+        self._is_entered = False
+
+    def _flush(self) -> None:
+        """Write what the callbacks of this turn of the loop have left."""
+        self.enter()
+        self._is_scheduled = False
         dirty = self._dirty
         while dirty:
             one = dirty.pop()
@@ -119,7 +130,7 @@ class Proxy:
             one.is_dirty = True
             self._dirty.append(one)
             if not self._is_entered:
-                self.loop.call_soon(self.leave)
+                self.leave()
 
     def later(self, delay_s: float, callback: Callable[[], None]) -> None:
         """Call `callback` after `delay_s` seconds, flushing what it writes."""
@@ -187,6 +198,7 @@ class Proxy:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._flush()
         return is_clean
 
     def left(self, exchange: Exchange) -> None:
