@@ -1,8 +1,8 @@
 """What all connections of one sidecar share: the policy of the moment, the chain, the pools, the calls alive.
 
-A callback of the event loop that may write begins with `enter` and ends with `leave`. What it has left is written at
-the next turn of the loop, all connections together: one write for a head and its body, or for all streams of an
-HTTP/2 connection, and peers that sleep are woken once a turn in place of once a call. That halves the cost of a call.
+A callback of the event loop that may write begins with `enter` and ends with `leave`, which writes what it left: once
+for a head and its body, or for all streams of an HTTP/2 connection. Where callbacks come thick, all that they left is
+written at the next turn of the loop: peers that sleep are then woken once a turn in place of once a call.
 """
 
 from __future__ import annotations
