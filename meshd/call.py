@@ -6,9 +6,8 @@ judged by the filters in order, sent in one or more attempts, and ends in one `O
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -54,54 +53,101 @@ class Evidence(str, Enum):
     NONE = "none"
 
 
-@dataclass(slots=True)
 class Usage:
     """Tokens that one attempt cost.
 
     `input_tokens` includes cached ones, `output_tokens` includes reasoning: a dialect folds its own fields so.
     """
 
-    input_tokens: int = 0
-    output_tokens: int = 0
-    cached_tokens: int = 0
-    reasoning_tokens: int = 0
-    is_estimated: bool = False
+    __slots__ = ("cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
+
+    def __init__(
+        self,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+        cached_tokens: int = 0,
+        reasoning_tokens: int = 0,
+        is_estimated: bool = False,
+    ) -> None:
+        self.input_tokens = input_tokens
+        self.output_tokens = output_tokens
+        self.cached_tokens = cached_tokens
+        self.reasoning_tokens = reasoning_tokens
+        self.is_estimated = is_estimated
 
     @property
     def total(self) -> int:
         """Tokens to charge."""
         return self.input_tokens + self.output_tokens
 
+    def _values(self) -> tuple[int, int, int, int, bool]:
+        return (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens, self.is_estimated)
 
-@dataclass(slots=True)
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Usage) and self._values() == other._values()
+
+    def __hash__(self) -> int:
+        return hash(self._values())
+
+    def __repr__(self) -> str:
+        return f"Usage{self._values()}"
+
+
 class Ask:
     """What an LLM request asks for, as its dialect read it, and what meshd grants of that.
 
-    The first block is what the client sent and never changes; the second is set by filters and honoured by
+    What the client sent never changes; `model_granted` and `output_cap_granted` are set by filters and honoured by
     `Dialect.rewrite`, so that what was judged is what is forwarded.
     """
 
-    operation: str
-    """`gen_ai.operation.name`: chat, embeddings."""
-    model: str
-    is_stream: bool = False
-    input_bound: int = 0
-    """Tokens that the input cannot exceed."""
-    output_cap: int | None = None
-    """Output cap in tokens for each choice as the client set it; None where it set none."""
-    choices: int = 1
-    """How many answers are generated (`n`): they multiply the output bound."""
-    has_output: bool = True
-    """False where no output tokens can be billed (embeddings)."""
-    tools: tuple[str, ...] = ()
-    """Names of the tools that the request offers to the model."""
-    is_usage_asked: bool = False
-    """The client itself asked for usage in the stream."""
-    fields: Any = None
-    """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+    __slots__ = (
+        "choices",
+        "fields",
+        "has_output",
+        "input_bound",
+        "is_stream",
+        "is_usage_asked",
+        "model",
+        "model_granted",
+        "operation",
+        "output_cap",
+        "output_cap_granted",
+        "tools",
+    )
 
-    model_granted: str | None = None
-    output_cap_granted: int | None = None
+    def __init__(
+        self,
+        operation: str,
+        model: str,
+        is_stream: bool = False,
+        input_bound: int = 0,
+        output_cap: int | None = None,
+        choices: int = 1,
+        has_output: bool = True,
+        tools: tuple[str, ...] = (),
+        is_usage_asked: bool = False,
+        fields: Any = None,
+    ) -> None:
+        self.operation = operation
+        """`gen_ai.operation.name`: chat, embeddings."""
+        self.model = model
+        self.is_stream = is_stream
+        self.input_bound = input_bound
+        """Tokens that the input cannot exceed."""
+        self.output_cap = output_cap
+        """Output cap in tokens for each choice as the client set it; None where it set none."""
+        self.choices = choices
+        """How many answers are generated (`n`): they multiply the output bound."""
+        self.has_output = has_output
+        """False where no output tokens can be billed (embeddings)."""
+        self.tools = tools
+        """Names of the tools that the request offers to the model."""
+        self.is_usage_asked = is_usage_asked
+        """The client itself asked for usage in the stream."""
+        self.fields = fields
+        """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.model_granted: str | None = None
+        self.output_cap_granted: int | None = None
 
     @property
     def model_sent(self) -> str:
@@ -139,14 +185,14 @@ class Verdict(str, Enum):
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_EVIDENCE_NONE = Evidence.NONE
-_NOWHERE = Target(Kind.HOST, "")
-_FAULT_NONE = Fault.NONE
-_BACKPRESSURE = Verdict.BACKPRESSURE
-_FAILURE = Verdict.FAILURE
-_NEUTRAL = Verdict.NEUTRAL
-_SUCCESS = Verdict.SUCCESS
-_NEUTRAL_FAULTS = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
+_EVIDENCE_NONE: Final = Evidence.NONE
+_NOWHERE: Final = Target(Kind.HOST, "")
+_FAULT_NONE: Final = Fault.NONE
+_BACKPRESSURE: Final = Verdict.BACKPRESSURE
+_FAILURE: Final = Verdict.FAILURE
+_NEUTRAL: Final = Verdict.NEUTRAL
+_SUCCESS: Final = Verdict.SUCCESS
+_NEUTRAL_FAULTS: Final = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
 
 
 def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
@@ -165,39 +211,70 @@ def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
     return _SUCCESS if is_terminal else _FAILURE
 
 
-@dataclass(slots=True)
 class Outcome:
     """How one attempt ended. Every ticket is settled with one, exactly once."""
 
-    verdict: Verdict
-    now_s: float
-    """Monotonic seconds at which it ended."""
-    status: int = 0
-    """The upstream's status; 0 where no head arrived."""
-    fault: Fault = Fault.NONE
-    is_forwarded: bool = False
-    """At least one byte of the request may have reached the upstream, so it may be billed."""
-    is_answered: bool = False
-    """At least one byte of the reply has left for the caller: too late for another attempt."""
-    is_terminal: bool = False
-    """The meter saw the reply's end, so `usage` is final even where the caller was gone by then."""
-    usage: Usage | None = None
-    """As the upstream reported it, or a local count marked estimated; None where nothing is known."""
-    retry_after_s: float | None = None
-    first_byte_s: float | None = None
-    """Seconds from sending to the first byte of the reply's body."""
-    duration_s: float = 0.0
-    reason: Reason | None = None
-    """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+    __slots__ = (
+        "duration_s",
+        "fault",
+        "first_byte_s",
+        "is_answered",
+        "is_forwarded",
+        "is_terminal",
+        "now_s",
+        "reason",
+        "retry_after_s",
+        "status",
+        "usage",
+        "verdict",
+    )
+
+    def __init__(
+        self,
+        verdict: Verdict,
+        now_s: float,
+        status: int = 0,
+        fault: Fault = Fault.NONE,
+        is_forwarded: bool = False,
+        is_answered: bool = False,
+        is_terminal: bool = False,
+        usage: Usage | None = None,
+        retry_after_s: float | None = None,
+        first_byte_s: float | None = None,
+        duration_s: float = 0.0,
+        reason: Reason | None = None,
+    ) -> None:
+        self.verdict = verdict
+        self.now_s = now_s
+        """Monotonic seconds at which it ended."""
+        self.status = status
+        """The upstream's status; 0 where no head arrived."""
+        self.fault = fault
+        self.is_forwarded = is_forwarded
+        """At least one byte of the request may have reached the upstream, so it may be billed."""
+        self.is_answered = is_answered
+        """At least one byte of the reply has left for the caller: too late for another attempt."""
+        self.is_terminal = is_terminal
+        """The meter saw the reply's end, so `usage` is final even where the caller was gone by then."""
+        self.usage = usage
+        """As the upstream reported it, or a local count marked estimated; None where nothing is known."""
+        self.retry_after_s = retry_after_s
+        self.first_byte_s = first_byte_s
+        """Seconds from sending to the first byte of the reply's body."""
+        self.duration_s = duration_s
+        self.reason = reason
+        """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
 
 
-@dataclass(slots=True)
 class Reply:
     """An answer that meshd gives itself, here and now."""
 
-    status: int
-    headers: Headers
-    body: bytes = b""
+    __slots__ = ("body", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes = b"") -> None:
+        self.status = status
+        self.headers = headers
+        self.body = body
 
 
 class ReplyHead(NamedTuple):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.call import Reply, Wait
 from meshd.filters.allow_list import AllowList
@@ -45,7 +45,7 @@ class Place(NamedTuple):
     reason: str
 
 
-FILTERS: tuple[Place, ...] = (
+FILTERS: Final[tuple[Place, ...]] = (
     Place(Context, Scope.PER_CALL, "first: all others read the workflow that it establishes"),
     Place(HopLimit, Scope.PER_CALL, "a loop must cost nothing: before any lookup"),
     Place(Routing, Scope.PER_CALL, "judge the target that will really be called"),

@@ -8,7 +8,7 @@ status from 500, whatever the reason was, so a budget or a loop must not answer 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -53,9 +53,9 @@ class Row(NamedTuple):
 
 # gRPC codes by number: 3 INVALID_ARGUMENT, 4 DEADLINE_EXCEEDED, 5 NOT_FOUND, 7 PERMISSION_DENIED,
 # 8 RESOURCE_EXHAUSTED, 9 FAILED_PRECONDITION, 14 UNAVAILABLE, 16 UNAUTHENTICATED.
-_PERMISSION = "permission_error"
-_INVALID = "invalid_request_error"
-TABLE: dict[Reason, Row] = {
+_PERMISSION: Final = "permission_error"
+_INVALID: Final = "invalid_request_error"
+TABLE: Final[dict[Reason, Row]] = {
     Reason.BUDGET_EXHAUSTED: Row(402, "budget_exhausted", "billing_error", "meshd_budget_exhausted", -32010, 8),
     Reason.BUDGET_BUSY: Row(429, "rate_limit_error", "rate_limit_error", "meshd_budget_busy", -32010, 8, True),
     Reason.HOP_LIMIT: Row(403, _PERMISSION, _PERMISSION, "meshd_hop_limit", -32011, 9),

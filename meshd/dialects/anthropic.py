@@ -6,7 +6,7 @@ reads are disjoint here: the input is their sum. Thinking counts against `max_to
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -22,35 +22,35 @@ if TYPE_CHECKING:
     from meshd.refusal import Refused
 
 # The tokenizers are not published: beside the bytes after NFKC, one byte in twenty and the frame of the prompt.
-_MARGIN_DIVISOR = 20
-_FRAME_TOKENS = 32
+_MARGIN_DIVISOR: Final = 20
+_FRAME_TOKENS: Final = 32
 # The hidden system prompt that comes with tools or a format: 313 to 530 tokens as published, and room.
-_TOOLS_TOKENS = 700
+_TOOLS_TOKENS: Final = 700
 # A tool of Anthropic's design that the client runs has its schema with the model: up to 735 tokens and a 499 token
 # prompt as published for computer use.
-_BUILT_IN_TOKENS = 1_300
+_BUILT_IN_TOKENS: Final = 1_300
 # Turns that the service takes by itself within one call before it pauses.
-_HOSTED_TURNS = 10
-_THINKING_BUDGET_MIN = 1_024
+_HOSTED_TURNS: Final = 10
+_THINKING_BUDGET_MIN: Final = 1_024
 
-_TEXT_BLOCKS = frozenset(
+_TEXT_BLOCKS: Final = frozenset(
     {
         "text", "thinking", "redacted_thinking", "tool_use", "server_tool_use", "mcp_tool_use", "tool_reference",
         "web_search_tool_result", "tool_search_tool_result", "bash_code_execution_tool_result",
         "code_execution_tool_result", "text_editor_code_execution_tool_result",
     }
 )  # fmt: skip
-_NESTED_BLOCKS = frozenset({"tool_result", "mcp_tool_result", "search_result"})
+_NESTED_BLOCKS: Final = frozenset({"tool_result", "mcp_tool_result", "search_result"})
 """Blocks whose `content` is text or blocks again."""
-_CLIENT_RUN = ("bash_", "text_editor_", "computer_", "memory_")
-_HIDING = frozenset({"container", "mcp_servers", "context_management"})
+_CLIENT_RUN: Final = ("bash_", "text_editor_", "computer_", "memory_")
+_HIDING: Final = frozenset({"container", "mcp_servers", "context_management"})
 """Members that bring input, or model turns, that the body does not show."""
 
 
 # A search result inside a tool's result, as the API takes them.
-_BLOCKS_DEPTH_MAX = 2
-_QUOTE = 0x22
-_BRACKETS = b"[{"
+_BLOCKS_DEPTH_MAX: Final = 2
+_QUOTE: Final = 0x22
+_BRACKETS: Final = b"[{"
 
 
 class Request:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from meshd.call import Ask, Usage
+from meshd.dialects.anthropic_shapes import Block, Delta, Message, StreamEvent, UsageShape
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
 from meshd.wire.sse import data_of
@@ -14,54 +15,11 @@ from meshd.wire.sse import data_of
 if TYPE_CHECKING:
     from meshd.refusal import Refused
 
-
-class _Usage(msgspec.Struct, gc=False):
-    input_tokens: Any = None
-    cache_creation_input_tokens: Any = None
-    cache_read_input_tokens: Any = None
-    output_tokens: Any = None
-    output_tokens_details: Any = None
-
-
-class _Delta(msgspec.Struct, gc=False):
-    """What a content block grows by, or what a message ends with."""
-
-    text: Any = None
-    thinking: Any = None
-    partial_json: Any = None
-    stop_reason: Any = None
-
-
-class _Block(msgspec.Struct, gc=False):
-    type: Any = None
-    name: Any = None
-    text: Any = None
-    thinking: Any = None
-
-
-class _Message(msgspec.Struct, gc=False):
-    type: Any = None
-    id: Any = None
-    model: Any = None
-    content: list[_Block] | None = None
-    stop_reason: Any = None
-    usage: _Usage | None = None
-
-
-class _StreamEvent(msgspec.Struct, gc=False):
-    type: Any = None
-    index: Any = None
-    delta: _Delta | None = None
-    content_block: _Block | None = None
-    message: _Message | None = None
-    usage: _Usage | None = None
-
-
-_stream_event = msgspec.json.Decoder(_StreamEvent)
-_message = msgspec.json.Decoder(_Message)
+_stream_event = msgspec.json.Decoder(StreamEvent)
+_message = msgspec.json.Decoder(Message)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_LF = 0x0A
-_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_LF: Final = 0x0A
+_NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def _decode_again(data: bytes, kind: Any, error: Exception) -> Any:
@@ -80,8 +38,8 @@ def _decode_again(data: bytes, kind: Any, error: Exception) -> Any:
                 value = msgspec.json.decode(members[field.name], type=field.type)
             except msgspec.ValidationError as inner:
                 # A message inside an event is taken apart once more, so that its usage survives nonsense beside it.
-                is_message = field.type == (_Message | None)
-                value = _decode_again(bytes(members[field.name]), _Message, inner) if is_message else None
+                is_message = field.type == (Message | None)
+                value = _decode_again(bytes(members[field.name]), Message, inner) if is_message else None
             except _NONSENSE:
                 continue
             setattr(found, field.name, value)
@@ -141,7 +99,7 @@ class AnthropicMeter:
         try:
             message = _message.decode(body)
         except _NONSENSE as error:
-            message = _decode_again(body, _Message, error)
+            message = _decode_again(body, Message, error)
         if message.type == "error":
             return event
         self._read_identity(message)
@@ -174,7 +132,7 @@ class AnthropicMeter:
         try:
             said = _stream_event.decode(data)
         except _NONSENSE as error:
-            said = _decode_again(data, _StreamEvent, error)
+            said = _decode_again(data, StreamEvent, error)
         kind = said.type
         if kind == "content_block_delta":
             if said.delta is not None:
@@ -183,7 +141,7 @@ class AnthropicMeter:
             self._read_rare(kind, said, event)
         return event
 
-    def _read_rare(self, kind: Any, said: _StreamEvent, event: Event) -> None:
+    def _read_rare(self, kind: Any, said: StreamEvent, event: Event) -> None:
         index = said.index if type(said.index) is int else 0
         if kind == "content_block_start":
             self._next = (kind, index)
@@ -226,7 +184,7 @@ class AnthropicMeter:
         elif kind == "message_stop":
             self._is_stopped = True
 
-    def _read_identity(self, message: _Message) -> None:
+    def _read_identity(self, message: Message) -> None:
         if type(message.id) is str:
             self.response_id = message.id
         if type(message.model) is str:
@@ -234,7 +192,7 @@ class AnthropicMeter:
         if type(message.stop_reason) is str:
             self.finish_reasons = (message.stop_reason,)
 
-    def _read_block(self, block: _Block, names: list[str], event: Event) -> None:
+    def _read_block(self, block: Block, names: list[str], event: Event) -> None:
         # tool_use, server_tool_use, mcp_tool_use: whoever runs it, the answer calls it by its name.
         if type(block.name) is str and type(block.type) is str and block.type.endswith("tool_use"):
             names.append(block.name)
@@ -243,7 +201,7 @@ class AnthropicMeter:
         size = size_of(text) if text is not None else 0
         self._count(size + size_of(thinking) if thinking is not None else size, event)
 
-    def _add(self, delta: _Delta, event: Event) -> None:
+    def _add(self, delta: Delta, event: Event) -> None:
         text = delta.text
         if type(text) is str:
             self._count(len(text) if text.isascii() else len(text.encode()), event)
@@ -259,7 +217,7 @@ class AnthropicMeter:
                 self.output_estimate = event.output_estimate = estimate
             event.output_estimate = self.output_estimate
 
-    def _read_usage(self, reported: _Usage, event: Event, *, is_final: bool) -> None:
+    def _read_usage(self, reported: UsageShape, event: Event, *, is_final: bool) -> None:
         """Keep the largest of each field: reports are cumulative, and some gateways send zeros first."""
         counts = self._counts
         made: Any = reported.output_tokens

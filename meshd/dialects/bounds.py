@@ -11,25 +11,26 @@ import re
 import unicodedata
 from collections import Counter
 from functools import lru_cache
+from typing import Final
 
-_ESCAPE = re.compile(rb"\\u([0-9a-fA-F]{4})")
-_ESCAPE_BYTES = 6
+_ESCAPE: Final = re.compile(rb"\\u([0-9a-fA-F]{4})")
+_ESCAPE_BYTES: Final = 6
 
 # What NFKC makes of the characters that most often keep Chinese, Japanese and typeset text from passing its quick
 # check: replaced first, at memory speed, since normalising in earnest takes 4 ms for 100 kB.
-_COMMON = (
+_COMMON: Final = (
     ("\uff0c", ","), ("\uff01", "!"), ("\uff1f", "?"), ("\uff1a", ":"), ("\uff1b", ";"),
     ("\uff08", "("), ("\uff09", ")"), ("\u2026", "..."), ("\u00a0", " "), ("\u3000", " "),
 )  # fmt: skip
 
 
 # Above these, the worst that there is takes the place of what was counted: the caller must not wait for it.
-_NORMALISED_BYTES_MAX = 1024 * 1024
-_ESCAPES_MAX = 50_000
+_NORMALISED_BYTES_MAX: Final = 1024 * 1024
+_ESCAPES_MAX: Final = 50_000
 # UTF-8 grows 11 times at most under NFKC (Unicode's normalisation FAQ), by U+FDFA: 33 bytes for 3, 6 as an escape.
-_GROWTH_MAX = 11
-_ESCAPE_GROWTH_MAX = 27
-_ASCII = bytes(range(128))
+_GROWTH_MAX: Final = 11
+_ESCAPE_GROWTH_MAX: Final = 27
+_ASCII: Final = bytes(range(128))
 
 
 def normalised_bytes(body: bytes) -> int:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
-COUNT_MAX = 1_000_000_000
+COUNT_MAX: Final = 1_000_000_000
 """A report above this is absurd, and is ignored as if it were missing."""
 
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN: Final = 4
 """A low guess for English; fewer bytes a token in most other languages and in code. Never used to admit."""
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 import struct
 from itertools import chain
-from typing import Any, NoReturn
+from typing import Any, Final, NoReturn
 
 import msgspec
 
@@ -47,19 +47,19 @@ _text = msgspec.json.Decoder(str)
 _integer = msgspec.json.Decoder(int)
 _lone_surrogate = re.compile(rb"\\u[dD][89a-fA-F]")
 
-NULL = b"null"
+NULL: Final[bytes] = b"null"
 _TRUE, _FALSE = b"true", b"false"
 # Bytes in which JSON that is written with blanks shows one.
-_LOOK_BYTES = 48
+_LOOK_BYTES: Final = 48
 # Where an array that is read with its body must begin, and how far the tools behind it are looked for.
-_PREFIX_BYTES_MAX = 32 * 1024
-_TOOLS_BYTES_MAX = 64 * 1024
+_PREFIX_BYTES_MAX: Final = 32 * 1024
+_TOOLS_BYTES_MAX: Final = 64 * 1024
 _head = struct.Struct("c")
-_TEXT_HEADS = frozenset({(b'"',), (b"n",)})
+_TEXT_HEADS: Final = frozenset({(b'"',), (b"n",)})
 # Above this, to add up the values' lengths costs more than to give each key an object of its own.
-_COMPACT_BYTES_MAX = 16 * 1024
+_COMPACT_BYTES_MAX: Final = 16 * 1024
 # A cap above this is a mistake or an attack on the arithmetic of budgets, never a model's limit.
-INTEGER_MAX = 1_000_000_000
+INTEGER_MAX: Final = 1_000_000_000
 
 
 def malformed(message: str) -> NoReturn:
@@ -300,10 +300,10 @@ def shown(raw: msgspec.Raw) -> str:
     return value[:40].decode("utf-8", "replace") + ("..." if len(value) > 40 else "")
 
 
-_WHITESPACE = b" \t\r\n"
+_WHITESPACE: Final = b" \t\r\n"
 _BRACKET, _BRACE, _COMMA = b"[{,"
 # More braces than this, and the second look that they would save costs less than they do.
-_BRACES_MAX = 24
+_BRACES_MAX: Final = 24
 
 
 def is_flat(array: msgspec.Raw) -> bool:
@@ -330,7 +330,7 @@ def is_flat(array: msgspec.Raw) -> bool:
 
 
 _encoded: dict[str, bytes] = {}
-_ENCODED_MAX = 256
+_ENCODED_MAX: Final = 256
 
 
 def write(pairs: Pairs, edits: dict[str, bytes]) -> bytes:

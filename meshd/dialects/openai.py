@@ -6,7 +6,7 @@ subsets of input and output here.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -21,26 +21,26 @@ from meshd.dialects.windows import is_byte_level, window
 if TYPE_CHECKING:
     from meshd.refusal import Refused
 
-CHOICES_MAX = 128
+CHOICES_MAX: Final = 128
 """`n` as the API's reference allows it."""
 
 # What a server's chat template says of its own accord (a default system prompt, today's date), where the model is
 # not OpenAI's: there, the JSON around each message covers the template's own tokens.
-_TEMPLATE_TOKENS = 128
+_TEMPLATE_TOKENS: Final = 128
 # Hidden instructions around tools and response formats.
-_TOOLS_TOKENS = 256
+_TOOLS_TOKENS: Final = 256
 # Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
-_HOSTED_TURNS = 10
+_HOSTED_TURNS: Final = 10
 
-_QUOTE = 0x22
-_TEXT_PARTS = frozenset({"text", "refusal", "input_text", "output_text"})
-_RARE = frozenset(
+_QUOTE: Final = 0x22
+_TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
+_RARE: Final = frozenset(
     {
         "max_completion_tokens", "n", "stream_options", "tools", "functions", "web_search_options", "response_format",
     }
 )  # fmt: skip
 """Members that decide, besides those that most requests have: `model`, `messages`, `stream` and `max_tokens`."""
-_USAGE_ASKED = b'{"include_usage":true}'
+_USAGE_ASKED: Final = b'{"include_usage":true}'
 
 
 class Request:

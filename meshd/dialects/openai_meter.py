@@ -2,91 +2,38 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
     from meshd.refusal import Refused
 
-
-class _Function(msgspec.Struct, gc=False):
-    name: Any = None
-    arguments: Any = None
-    input: Any = None
-
-
-class _ToolCall(msgspec.Struct, gc=False):
-    function: _Function | None = None
-    custom: _Function | None = None
-
-
-class _Content(msgspec.Struct, gc=False):
-    """A `delta` of a stream or the `message` of a plain answer."""
-
-    content: Any = None
-    refusal: Any = None
-    reasoning_content: Any = None
-    reasoning: Any = None
-    tool_calls: list[_ToolCall] | None = None
-    function_call: _Function | None = None
-
-
-class _Choice(msgspec.Struct, gc=False):
-    index: Any = 0
-    delta: _Content | None = None
-    message: _Content | None = None
-    finish_reason: Any = None
-
-
-class _Usage(msgspec.Struct, gc=False):
-    prompt_tokens: Any = None
-    completion_tokens: Any = None
-    total_tokens: Any = None
-    prompt_tokens_details: Any = None
-    completion_tokens_details: Any = None
-
-
-class _Chunk(msgspec.Struct, gc=False):
-    """What each chunk of a stream may say anew."""
-
-    choices: list[_Choice] | None = None
-    usage: _Usage | None = None
-    error: Any = None
-
-
-class _Answer(_Chunk, gc=False):
-    """A plain answer, or a chunk that may say who answers."""
-
-    id: Any = None
-    model: Any = None
-    created: Any = None
-
-
-_answer = msgspec.json.Decoder(_Answer)
-_chunk = msgspec.json.Decoder(_Chunk)
+_answer = msgspec.json.Decoder(Answer)
+_chunk = msgspec.json.Decoder(Chunk)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raws = msgspec.json.Decoder(list[msgspec.Raw])
-_NONSENSE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Choices that a stream is believed to have; an answer must not make its meter grow without end.
-_CHOICES_MAX = 1024
-_DONE = b"data: [DONE]\n\n"
+_CHOICES_MAX: Final = 1024
+_DONE: Final = b"data: [DONE]\n\n"
 # By number: a byte is found three times as fast as a string of one.
-_LF = 0x0A
-_CR = 0x0D
+_LF: Final = 0x0A
+_CR: Final = 0x0D
 
 
-def _decode_again(data: bytes, error: Exception) -> _Answer | None:
+def _decode_again(data: bytes, error: Exception) -> Answer | None:
     """Return what can be understood of a chunk or answer that did not decode; None where it is no JSON object."""
     if not isinstance(error, msgspec.ValidationError):
         data = respelled(data)
     # One member of an unexpected type must not hide the others, above all not the usage.
-    answer = _Answer()
+    answer = Answer()
     try:
         members = _members.decode(data)
         for name in ("id", "model", "created", "error"):
@@ -94,12 +41,12 @@ def _decode_again(data: bytes, error: Exception) -> _Answer | None:
                 setattr(answer, name, msgspec.json.decode(members[name]))
     except _NONSENSE:
         return None
-    answer.usage = _decode_or_none(members.get("usage"), _Usage)
+    answer.usage = _decode_or_none(members.get("usage"), UsageShape)
     try:
         raws = _raws.decode(members.get("choices", b"[]"))
     except _NONSENSE:
         raws = []
-    choices = [_decode_or_none(raw, _Choice) for raw in raws]
+    choices = [_decode_or_none(raw, Choice) for raw in raws]
     answer.choices = [choice for choice in choices if choice is not None]
     return answer
 
@@ -158,7 +105,7 @@ class OpenAIMeter:
         event.raw = body
         self.is_terminal = True
         try:
-            answer: _Answer | None = _answer.decode(body)
+            answer: Answer | None = _answer.decode(body)
         except _NONSENSE as error:
             answer = _decode_again(body, error)
         if answer is not None:
@@ -186,21 +133,21 @@ class OpenAIMeter:
                     self._is_done = True
                     self.is_terminal = not self._is_failed
                 return event
-        chunk: _Chunk | _Answer | None
+        chunk: Chunk | Answer | None
         try:
             chunk = _chunk.decode(data) if self._created is not None else _answer.decode(data)
         except _NONSENSE as error:
             chunk = _decode_again(data, error)
             if chunk is None:
                 return event
-        if self._created is None and isinstance(chunk, _Answer):
+        if self._created is None and isinstance(chunk, Answer):
             self._read_identity(chunk)
         self._read(chunk, event)
         if self._drops_usage and chunk.usage is not None and not chunk.choices and chunk.error is None:
             return None
         return event
 
-    def _read(self, answer: _Chunk, event: Event) -> None:
+    def _read(self, answer: Chunk, event: Event) -> None:
         if answer.error is not None:
             self._is_failed = True
         for choice in answer.choices or ():
@@ -223,7 +170,7 @@ class OpenAIMeter:
         if type(reason) is str and len(self.finish_reasons) < _CHOICES_MAX:
             self.finish_reasons += (reason,)
 
-    def _read_identity(self, answer: _Answer) -> None:
+    def _read_identity(self, answer: Answer) -> None:
         if type(answer.id) is str and answer.id:
             self.response_id = answer.id
         if type(answer.model) is str and answer.model:
@@ -232,7 +179,7 @@ class OpenAIMeter:
         if self.response_id:
             self._created = answer.created if type(answer.created) is int else 0
 
-    def _read_content(self, content: _Content, event: Event) -> None:
+    def _read_content(self, content: Content, event: Event) -> None:
         text = content.content
         if type(text) is str:
             size = len(text) if text.isascii() else len(text.encode())
@@ -249,7 +196,7 @@ class OpenAIMeter:
             if estimate > self.output_estimate:
                 self.output_estimate = event.output_estimate = estimate
 
-    def _read_usage(self, reported: _Usage, event: Event) -> None:
+    def _read_usage(self, reported: UsageShape, event: Event) -> None:
         """Keep a sane report. Running reports only grow, so a smaller one does not replace a larger."""
         usage = _usage_of(reported, has_output=self._ask.has_output)
         if usage is None or (usage.output_tokens == 0 and self._content_bytes):
@@ -295,7 +242,7 @@ class OpenAIMeter:
         return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
 
 
-def _read_calls(content: _Content, event: Event) -> int:
+def _read_calls(content: Content, event: Event) -> int:
     """Add the names of the tools that are called; return the bytes that were generated for the calls."""
     calls = [content.function_call]
     for call in content.tool_calls or ():
@@ -312,7 +259,7 @@ def _read_calls(content: _Content, event: Event) -> int:
     return size
 
 
-def _usage_of(reported: _Usage, *, has_output: bool) -> Usage | None:
+def _usage_of(reported: UsageShape, *, has_output: bool) -> Usage | None:
     """Return a report as Usage, None where it is missing or absurd.
 
     Output is what the total leaves beside the input where that is more: some servers count reasoning there only.

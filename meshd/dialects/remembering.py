@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
 
-REMEMBERED_MAX = 32
-REMEMBERED_BYTES_MAX = 32 * 1024
+REMEMBERED_MAX: Final = 32
+REMEMBERED_BYTES_MAX: Final = 32 * 1024
 """Together at most 1 MiB for each reader."""
 
 

@@ -8,10 +8,11 @@ is not known gets the largest window that is sold, so that the bound stays a bou
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Final
 
-WINDOW_UNKNOWN = 1_048_576
+WINDOW_UNKNOWN: Final = 1_048_576
 
-WINDOWS: dict[str, int] = {
+WINDOWS: Final[dict[str, int]] = {
     "gpt-3.5-turbo": 16_385,
     "gpt-4-32k": 32_768,
     "gpt-4": 128_000,  # 8,192 at first, 128,000 in its turbo and preview forms
@@ -30,7 +31,17 @@ WINDOWS: dict[str, int] = {
 }
 
 # Published to use byte-level BPE (cl100k_base, o200k_base): no normalising, every token covers at least one byte.
-_BYTE_LEVEL = ("gpt-", "o1", "o3", "o4", "chatgpt-", "text-embedding-3", "text-embedding-ada", "ft:gpt-", "openai/gpt-")
+_BYTE_LEVEL: Final = (
+    "gpt-",
+    "o1",
+    "o3",
+    "o4",
+    "chatgpt-",
+    "text-embedding-3",
+    "text-embedding-ada",
+    "ft:gpt-",
+    "openai/gpt-",
+)
 
 
 @lru_cache(maxsize=512)

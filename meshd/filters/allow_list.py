@@ -6,12 +6,11 @@ and an upstream of kind tool by its own name.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
-
-from pydantic import BeforeValidator, Field
+from typing import TYPE_CHECKING, Final
 
 from meshd.call import Kind
-from meshd.filters.contract import Cut, Settings
+from meshd.filters.allow_list_settings import AllowSettings
+from meshd.filters.contract import Cut
 from meshd.filters.globs import names
 from meshd.refusal import Reason, Refused
 
@@ -23,32 +22,9 @@ if TYPE_CHECKING:
     from meshd.filters.globs import Names
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_LLM = Kind.LLM
-_TOOL = Kind.TOOL
-_HOST = Kind.HOST
-
-
-def _one_or_many(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Globs = Annotated[tuple[str, ...], BeforeValidator(_one_or_many), Field(max_length=10_000)]
-"""Patterns with `*` (any run) and `?` (one character), case-sensitive; one text or a list."""
-
-
-class AllowSettings(Settings):
-    """What is allowed. Unset: anything; an empty list: nothing."""
-
-    denied: str | None = Field(default=None, max_length=500)
-    """Refuse every call, with this message."""
-    models: Globs | None = None
-    """Models that an LLM may be asked for."""
-    tools: Globs | None = None
-    """Tools that may be offered to a model, called by its answer, or called as an upstream of kind tool."""
-    targets: Globs | None = None
-    """Names of upstreams."""
-    hosts: Globs | None = None
-    """Hosts of upstreams of kind host, in lower case."""
+_LLM: Final = Kind.LLM
+_TOOL: Final = Kind.TOOL
+_HOST: Final = Kind.HOST
 
 
 class AllowList:

@@ -6,10 +6,10 @@ call that may change something is refused, whatever would have been decided. Rea
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Kind
-from meshd.filters.contract import Settings
+from meshd.filters.approval_settings import ApprovalSettings
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
 
-READ_ONLY = frozenset({"GET", "HEAD", "OPTIONS"})
+READ_ONLY: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 """Methods that change nothing (RFC 9110 section 9.2.1, without TRACE)."""
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_TOOL = Kind.TOOL
-_OUTBOUND = Direction.OUTBOUND
-
-
-class ApprovalSettings(Settings):
-    """A person must allow every tool call that can change something (short form of the policy)."""
-
-    required: bool = True
-    """False lifts it where a later rule asks for it."""
+_TOOL: Final = Kind.TOOL
+_OUTBOUND: Final = Direction.OUTBOUND
 
 
 class Approval:

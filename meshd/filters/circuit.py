@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Verdict
 
 if TYPE_CHECKING:
     from meshd.call import Outcome
-    from meshd.filters.breaker import BreakerSettings
+    from meshd.filters.breaker_settings import BreakerSettings
 
-PROBE_OVERDUE_S = 60.0
+PROBE_OVERDUE_S: Final = 60.0
 """After this another probe may go out beside one that has no result yet: a lost probe must not keep it half-open."""
 
-_BUCKETS = 10
-_JITTER = 0.2
+_BUCKETS: Final = 10
+_JITTER: Final = 0.2
 
 
 class State(Enum):
@@ -41,7 +41,7 @@ class Sign(Enum):
     """An attempt succeeded, and the probes are now enough."""
 
 
-STATES: dict[tuple[State, Sign], State] = {
+STATES: Final[dict[tuple[State, Sign], State]] = {
     (State.CLOSED, Sign.PASSED): State.CLOSED,
     (State.CLOSED, Sign.FAILED): State.CLOSED,
     (State.CLOSED, Sign.TRIPPED): State.OPEN,
@@ -63,11 +63,11 @@ STATES: dict[tuple[State, Sign], State] = {
 }
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_CLOSED = State.CLOSED
-_OPEN = State.OPEN
-_HALF_OPEN = State.HALF_OPEN
-_SUCCESS = Verdict.SUCCESS
-_FAILURE = Verdict.FAILURE
+_CLOSED: Final = State.CLOSED
+_OPEN: Final = State.OPEN
+_HALF_OPEN: Final = State.HALF_OPEN
+_SUCCESS: Final = Verdict.SUCCESS
+_FAILURE: Final = Verdict.FAILURE
 
 
 class Circuit:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Direction, Evidence, Kind
 from meshd.refusal import Reason, Refused
@@ -29,37 +29,39 @@ if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.mesh_key import MeshKeys
 
-TOKEN_LIFE_S = 86_400
+TOKEN_LIFE_S: Final = 86_400
 """Of a minted token: above the longest run of one agent, since an expired token is refused."""
-KNOWN_MAX = 16_384
+KNOWN_MAX: Final = 16_384
 """Verified tokens that are remembered."""
-MINTED_MAX = 1024
-MINTED_AGAIN_S = 1.0
+MINTED_MAX: Final = 1024
+MINTED_AGAIN_S: Final = 1.0
 """For how long one token serves all calls from one context to one callee."""
 
 TRACEPARENT, TRACESTATE, BAGGAGE = b"traceparent", b"tracestate", b"baggage"
-TRACE_FIELDS = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
+TRACE_FIELDS: Final = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
 """Never passed through as they came: `forward_headers` adds them where the policy lets them leave."""
 
-_READ = frozenset({codec.HEADER_CONTEXT, codec.HEADER_WORKFLOW, codec.HEADER_HOPS, codec.HEADER_DEADLINE, TRACEPARENT})
-_EPOCH = date(1970, 1, 1).toordinal()
-_WORKFLOW = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
-_HOPS = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
-_DEADLINE = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
+_READ: Final = frozenset(
+    {codec.HEADER_CONTEXT, codec.HEADER_WORKFLOW, codec.HEADER_HOPS, codec.HEADER_DEADLINE, TRACEPARENT}
+)
+_EPOCH: Final = date(1970, 1, 1).toordinal()
+_WORKFLOW: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
+_HOPS: Final = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
+_DEADLINE: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_CONTEXT_FIELD = codec.HEADER_CONTEXT
-_WORKFLOW_FIELD = codec.HEADER_WORKFLOW
-_INBOUND = Direction.INBOUND
-_AGENT = Kind.AGENT
-_LOCAL = codec.Audience.LOCAL
-_PEER = codec.Audience.PEER
-_RUN = codec.Audience.RUN
-_BY_TOKEN = Evidence.TOKEN
-_BY_ADDRESS = Evidence.RUN_ADDRESS
-_BY_NAME = Evidence.NAMED
-_BY_OPENING = Evidence.OPENED
-_BY_NOTHING = Evidence.NONE
+_CONTEXT_FIELD: Final = codec.HEADER_CONTEXT
+_WORKFLOW_FIELD: Final = codec.HEADER_WORKFLOW
+_INBOUND: Final = Direction.INBOUND
+_AGENT: Final = Kind.AGENT
+_LOCAL: Final = codec.Audience.LOCAL
+_PEER: Final = codec.Audience.PEER
+_RUN: Final = codec.Audience.RUN
+_BY_TOKEN: Final = Evidence.TOKEN
+_BY_ADDRESS: Final = Evidence.RUN_ADDRESS
+_BY_NAME: Final = Evidence.NAMED
+_BY_OPENING: Final = Evidence.OPENED
+_BY_NOTHING: Final = Evidence.NONE
 
 
 def is_stripped(name: bytes) -> bool:

@@ -8,34 +8,29 @@ has its own reservation.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, NamedTuple
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Fault, Kind, Target
-from meshd.filters.contract import Settings
-from meshd.filters.units import Duration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call, Outcome
+    from meshd.filters.fallback_settings import RetryOn, RetrySettings
 
-RETRY_AFTER_S_MAX = 2.0
+RETRY_AFTER_S_MAX: Final = 2.0
 """An upstream that asks for a longer pause is not asked again: the caller decides."""
-BUDGETS_MAX = 4096
-RESERVE = 2.0
+BUDGETS_MAX: Final = 4096
+RESERVE: Final = 2.0
 """Retries that a quiet upstream always has: one call's."""
-RESERVE_PER_S = 0.1
+RESERVE_PER_S: Final = 0.1
 """How fast the reserve fills again."""
-SAVED_MAX = 20.0
+SAVED_MAX: Final = 20.0
 """Most retries that calls without trouble save up: those of the last hundred, at a fifth of a retry each."""
 
-RetryOn = Literal["connect", "reset", "timeout", "5xx", "backpressure"]
-
-_IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
-_BODILESS = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
-_CAUSE: dict[Fault, RetryOn] = {
+_IDEMPOTENT: Final = frozenset({"GET", "HEAD", "OPTIONS", "PUT", "DELETE"})
+_BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+_CAUSE: Final[dict[Fault, RetryOn]] = {
     Fault.CONNECT: "connect",
     Fault.CONNECT_TIMEOUT: "connect",
     # RFC 9113 section 8.7: a refused stream was not processed at all.
@@ -44,31 +39,15 @@ _CAUSE: dict[Fault, RetryOn] = {
     Fault.TRUNCATED: "reset",
     Fault.FIRST_BYTE_TIMEOUT: "timeout",
 }
-_TRANSIENT = frozenset({500, 502, 503, 504, 529})
-_TRANSIENT_GATEWAY = frozenset({502, 503, 504})
-_ON_LLM: frozenset[str] = frozenset({"connect", "reset", "5xx", "backpressure"})
-_ON_IDEMPOTENT: frozenset[str] = frozenset({"connect", "reset", "5xx"})
-_ON_OTHER: frozenset[str] = frozenset({"connect"})
+_TRANSIENT: Final = frozenset({500, 502, 503, 504, 529})
+_TRANSIENT_GATEWAY: Final = frozenset({502, 503, 504})
+_ON_LLM: Final[frozenset[str]] = frozenset({"connect", "reset", "5xx", "backpressure"})
+_ON_IDEMPOTENT: Final[frozenset[str]] = frozenset({"connect", "reset", "5xx"})
+_ON_OTHER: Final[frozenset[str]] = frozenset({"connect"})
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_LLM = Kind.LLM
-_NO_FAULT = Fault.NONE
-
-
-class RetrySettings(Settings):
-    """Which failed attempts are made again (numbers: guarantees, part 4)."""
-
-    attempts: int = Field(default=2, ge=0, le=10)
-    """Attempts beyond the first."""
-    budget: float = Field(default=0.2, ge=0, le=1)
-    """Retries for each recent call to the same upstream: what an outage adds to the traffic."""
-    backoff_s: Duration = Field(default=0.25, alias="backoff", ge=0, le=60)
-    """Upper end of the first pause in seconds, doubled each time; the pause is random from zero to there."""
-    backoff_max_s: Duration = Field(default=5.0, alias="backoff_max", ge=0, le=300)
-    """Most seconds that the upper end grows to."""
-    on: tuple[RetryOn, ...] | None = None
-    """What is tried again. Unset: for an LLM all but a timeout, for other kinds a failed connect, and for
-    idempotent methods also a reset and a 5xx."""
+_LLM: Final = Kind.LLM
+_NO_FAULT: Final = Fault.NONE
 
 
 class Next(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshd.filters.contract import Cut
 from meshd.ledger.cost import charge_of
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
 
-STREAM_MARGIN = 1.5
-STREAM_MARGIN_TOKENS = 256
+STREAM_MARGIN: Final = 1.5
+STREAM_MARGIN_TOKENS: Final = 256
 """A stream is cut where a low guess of its output passes its cap times the one plus the other. The cap that the
 upstream was given is the guarantee; this catches one that ignores it, and must never cut an honest answer."""
 

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meshd.call import Call
-    from meshd.filters.budget import BudgetSettings
+    from meshd.filters.budget_settings import BudgetSettings
 
-OUTPUT_DEFAULT = 4096
-FLOOR = 16
-QUEUE_S = 2.0
+OUTPUT_DEFAULT: Final = 4096
+FLOOR: Final = 16
+QUEUE_S: Final = 2.0
 """Defaults of a budget, and what holds where a context's ceiling is the only limit."""
-UNATTRIBUTED = "unattributed/"
+UNATTRIBUTED: Final = "unattributed/"
 
 Key = tuple[bool, str, str]
 """Is it on trial, per what, which account: budgets with the same key count the same tokens."""
-_OF_WORKFLOW: Key = (False, "workflow", "")
+_OF_WORKFLOW: Final[Key] = (False, "workflow", "")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ class Purse:
         return self.is_per_workflow and not self.prefix and not self.suffix
 
 
-CEILING = Purse(rule="", tokens=sys.maxsize)
+CEILING: Final = Purse(rule="", tokens=sys.maxsize)
 """No limit but the context's own."""
 
 

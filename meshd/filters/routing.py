@@ -7,33 +7,22 @@ body hold for the new target too. A body is never translated.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Kind, Target
-from meshd.filters.contract import Settings
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from meshd.call import Call
+    from meshd.filters.routing_settings import RouteSettings
 
-UPSTREAMS_SHOWN_MAX = 10
-KNOWN_MAX = 4096
-NAME_CHARACTERS_MAX = 256
+UPSTREAMS_SHOWN_MAX: Final = 10
+KNOWN_MAX: Final = 4096
+NAME_CHARACTERS_MAX: Final = 256
 """Longer names of models are routed, but not remembered: callers write them, and would fill the memory."""
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_LLM = Kind.LLM
-
-
-class RouteSettings(Settings):
-    """Where a call goes in place of what it names."""
-
-    upstream: str | None = Field(default=None, min_length=1, max_length=64)
-    """Name of an upstream of the same kind and dialect."""
-    model: str | None = Field(default=None, min_length=1, max_length=256)
-    """Model that is asked for in place of the one in the request."""
+_LLM: Final = Kind.LLM
 
 
 class Routing:

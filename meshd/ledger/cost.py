@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Verdict
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from meshd.call import Ask, Outcome
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11.
-_SUCCESS = Verdict.SUCCESS
+_SUCCESS: Final = Verdict.SUCCESS
 
-BILLED_ERRORS = frozenset({408, 499, 504, 524})
+BILLED_ERRORS: Final = frozenset({408, 499, 504, 524})
 """Statuses with which something between us and the model says that it stopped waiting; the model may have gone on."""
 
 

@@ -7,7 +7,7 @@ these and nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from meshd.engines.port import Record, Store
 
-ACCOUNTS = "account"
-BATCH_MAX = 500
+ACCOUNTS: Final = "account"
+BATCH_MAX: Final = 500
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Owner).decode

@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import os
 from pathlib import Path
+from typing import Final
 
 from meshd.engines.port import StoreError, StoreLocked
 from meshd.ledger.journal import told
 
-_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def boot_id() -> str:

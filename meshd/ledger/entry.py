@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     import asyncio
 
-    from meshd.ledger.account import Holder
+    from meshd.ledger.holder import Holder
     from meshd.ledger.ledger import Ledger
 
-WAIT = 0
+WAIT: Final = 0
 """`fit`: it does not fit now, but might when calls in flight have settled."""
-NEVER = -1
+NEVER: Final = -1
 """`fit`: it would not fit if nothing were in flight."""
 
 

@@ -18,7 +18,7 @@ import os
 import struct
 import zlib
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.engines.port import StoreError, StoreFull, StoreNewer, StoreReadOnly
 
@@ -26,22 +26,22 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-FORMAT = 2
-SEGMENT_BYTES = 2**20
+FORMAT: Final = 2
+SEGMENT_BYTES: Final = 2**20
 """Of one segment: some 32,000 calls, read again in some 50 ms at a start."""
-TOKENS_MAX = 2**48
+TOKENS_MAX: Final = 2**48
 """Most that one attempt is charged: what upstreams report is not ours, and must fit into a record many times over."""
 
-_HEADER = struct.Struct("<8sIIQQ44sI")
-_MAGIC = b"meshd-jl"
-_BODY = struct.Struct("<IQ")
-_RECORD = struct.Struct("<IQI")
-RECORD_BYTES = _RECORD.size
-_WHOLE = 0x8000_0000
+_HEADER: Final = struct.Struct("<8sIIQQ44sI")
+_MAGIC: Final = b"meshd-jl"
+_BODY: Final = struct.Struct("<IQ")
+_RECORD: Final = struct.Struct("<IQI")
+RECORD_BYTES: Final = _RECORD.size
+_WHOLE: Final = 0x8000_0000
 """Set in every checksum: a whole record never ends in zero, so one cut short can be told from one that was changed."""
-_SEALED = 0
+_SEALED: Final = 0
 """In place of a slot, which begin at 1: nothing follows in this segment."""
-_NEW = "journal.new"
+_NEW: Final = "journal.new"
 
 _body = _BODY.pack
 _put = struct.Struct("<12sI").pack_into

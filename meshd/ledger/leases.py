@@ -7,8 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 from meshd.engines.port import StoreError
-from meshd.ledger.account import Holder
 from meshd.ledger.entry import Entry
+from meshd.ledger.holder import Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.engines.port import StoreClosed, StoreError
 from meshd.ledger.account import LEASE_TOKENS_MAX
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meshd.engines.port import Store
-    from meshd.ledger.account import Holder
+    from meshd.ledger.holder import Holder
 
-HOLDER = "local"
-OPEN_MAX = 16_384
+HOLDER: Final = "local"
+OPEN_MAX: Final = 16_384
 """Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
-QUEUE_MAX = 1024
+QUEUE_MAX: Final = 1024
 """Calls that may wait on one account."""
-STORE_TIMEOUT_S = 5.0
+STORE_TIMEOUT_S: Final = 5.0
 """Longest that a call waits for an answer of the store, beyond its own time in the queue."""
 
 _log = logging.getLogger("meshd.ledger")

@@ -8,7 +8,7 @@ the other way round would grant them twice.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.engines.port import StoreCorrupt, StoreLocked
 from meshd.ledger.account import Report
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from meshd.ledger.journal import Replay
 
 _log = logging.getLogger("meshd.ledger")
-_PAGE = 500
+_PAGE: Final = 500
 
 
 class Start(NamedTuple):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
-from meshd.filters.allow_list import AllowSettings
-from meshd.filters.approval import ApprovalSettings
-from meshd.filters.budget import BudgetSettings
+from meshd.filters.allow_list_settings import AllowSettings
+from meshd.filters.approval_settings import ApprovalSettings
+from meshd.filters.budget_settings import BudgetSettings
 from meshd.policy.checking import compile_match, rule_name
 from meshd.policy.compiled import Limits, Policy, Upstream
 from meshd.policy.matching import Match, Matcher, Rule

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meshd.call import Kind, Target
-    from meshd.filters.allow_list import AllowSettings
-    from meshd.filters.approval import ApprovalSettings
-    from meshd.filters.breaker import BreakerSettings
-    from meshd.filters.budget import BudgetSettings
+    from meshd.filters.allow_list_settings import AllowSettings
+    from meshd.filters.approval_settings import ApprovalSettings
+    from meshd.filters.breaker_settings import BreakerSettings
+    from meshd.filters.budget_settings import BudgetSettings
     from meshd.filters.contract import Settings
-    from meshd.filters.fallback import RetrySettings
-    from meshd.filters.routing import RouteSettings
+    from meshd.filters.fallback_settings import RetrySettings
+    from meshd.filters.routing_settings import RouteSettings
     from meshd.policy.matching import Matcher, Rule
 
 DialectName = Literal["openai", "anthropic", "plain"]

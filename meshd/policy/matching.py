@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import unquote
 
 from meshd.policy.compiled import Hits, Plan
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from meshd.call import Kind, Target
-    from meshd.filters.allow_list import AllowSettings
-    from meshd.filters.approval import ApprovalSettings
-    from meshd.filters.breaker import BreakerSettings
-    from meshd.filters.budget import BudgetSettings
+    from meshd.filters.allow_list_settings import AllowSettings
+    from meshd.filters.approval_settings import ApprovalSettings
+    from meshd.filters.breaker_settings import BreakerSettings
+    from meshd.filters.budget_settings import BudgetSettings
     from meshd.filters.contract import Settings
-    from meshd.filters.fallback import RetrySettings
-    from meshd.filters.routing import RouteSettings
+    from meshd.filters.fallback_settings import RetrySettings
+    from meshd.filters.routing_settings import RouteSettings
 
-MEMO_ENTRIES_MAX = 4096
+MEMO_ENTRIES_MAX: Final = 4096
 """Per generation; two generations are kept."""
-OPERATION_CHARACTERS_MAX = 256
+OPERATION_CHARACTERS_MAX: Final = 256
 """Longer operations are judged, but not kept: they would fill the memo's memory."""
 
 Globs = tuple[str, ...]

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
-from meshd.filters.allow_list import AllowSettings
-from meshd.filters.breaker import BreakerSettings
-from meshd.filters.budget import BudgetSettings
-from meshd.filters.fallback import RetrySettings
-from meshd.filters.routing import RouteSettings
+from meshd.filters.allow_list_settings import AllowSettings
+from meshd.filters.breaker_settings import BreakerSettings
+from meshd.filters.budget_settings import BudgetSettings
+from meshd.filters.fallback_settings import RetrySettings
+from meshd.filters.routing_settings import RouteSettings
 from meshd.filters.units import Count, Duration, Size
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"

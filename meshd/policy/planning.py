@@ -12,15 +12,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from meshd.filters.breaker import BreakerSettings
-from meshd.filters.fallback import RetrySettings
+from meshd.filters.breaker_settings import BreakerSettings
+from meshd.filters.fallback_settings import RetrySettings
 from meshd.policy.compiled import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from meshd.call import Target
-    from meshd.filters.allow_list import AllowSettings
+    from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.contract import Settings
     from meshd.policy.matching import Rule
 

@@ -8,7 +8,7 @@ until it has been judged. Nothing here does I/O: bytes go in, the bytes to forwa
 from __future__ import annotations
 
 import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.filters.contract import Cut
 from meshd.refusal import Reason, Refused
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Event, Meter
     from meshd.filters.contract import Ticket
 
-RATIO_MAX = 100
+RATIO_MAX: Final = 100
 """Most that one byte of a compressed reply may become: gzip bombs reach 1,000, model output stays below 20."""
 
 
@@ -54,7 +54,7 @@ class Inflater:
         return out
 
 
-ENCODINGS = frozenset({b"gzip", b"x-gzip", b"deflate"})
+ENCODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 
 
 class Answer:
@@ -221,7 +221,7 @@ def forbidden_reply(cut: Cut) -> Refused:
     return Refused(Reason.NOT_ALLOWED, cut.message)
 
 
-_WATCHES: dict[type, bool] = {}
+_WATCHES: Final[dict[type, bool]] = {}
 """Whether tickets of a class see the answer; there are as many as filters."""
 
 

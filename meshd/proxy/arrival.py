@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from meshd.call import Kind
 from meshd.dialects.table import DIALECTS
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from meshd.wire.message import Request
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_LLM = Kind.LLM
+_LLM: Final = Kind.LLM
 
-_PLAIN = DIALECTS["plain"]
+_PLAIN: Final = DIALECTS["plain"]
 
 
 class Door(Protocol):

@@ -6,7 +6,7 @@ none survives its end: a late byte finds nobody.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
@@ -25,14 +25,16 @@ if TYPE_CHECKING:
     from meshd.wire.message import Request
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_CALLER_GONE = Fault.CALLER_GONE
-_CUT = Fault.CUT
-_GARBAGE = Fault.GARBAGE
-_FAULT_NONE = Fault.NONE
-_NEUTRAL = Verdict.NEUTRAL
-_SUCCESS = Verdict.SUCCESS
+_CALLER_GONE: Final = Fault.CALLER_GONE
+_CUT: Final = Fault.CUT
+_GARBAGE: Final = Fault.GARBAGE
+_FAULT_NONE: Final = Fault.NONE
+_NEUTRAL: Final = Verdict.NEUTRAL
+_SUCCESS: Final = Verdict.SUCCESS
 
-_NOT_FORWARDED = frozenset({Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL})
+_NOT_FORWARDED: Final = frozenset(
+    {Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL}
+)
 
 
 class Attempt:

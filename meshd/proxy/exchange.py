@@ -9,7 +9,7 @@ both exactly once, whoever hung up first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Call, Direction, Fault, Kind, Outcome, Reply, Target, Verdict
 from meshd.chain import Pending, settle
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from meshd.wire.message import Request, WireError
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_CALLER_GONE = Fault.CALLER_GONE
-_DEADLINE = Fault.DEADLINE
-_FAULT_NONE = Fault.NONE
-_SHUTDOWN = Fault.SHUTDOWN
-_LLM = Kind.LLM
-_NEUTRAL = Verdict.NEUTRAL
+_CALLER_GONE: Final = Fault.CALLER_GONE
+_DEADLINE: Final = Fault.DEADLINE
+_FAULT_NONE: Final = Fault.NONE
+_SHUTDOWN: Final = Fault.SHUTDOWN
+_LLM: Final = Kind.LLM
+_NEUTRAL: Final = Verdict.NEUTRAL
 
-BACKLOG_BYTES_MAX = 65_536
+BACKLOG_BYTES_MAX: Final = 65_536
 """Body bytes that wait for a connection before the caller is paused."""
 
 

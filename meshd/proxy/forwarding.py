@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.filters.context import Context
     from meshd.wire.message import Fields
 
-_IDENTITY = (b"accept-encoding", b"identity")
+_IDENTITY: Final = (b"accept-encoding", b"identity")
 """What must be metered must be readable; the field says so to the upstream (RFC 9110, 12.5.3)."""
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from meshd.call import Headers
 
 RAW, LENGTH, CHUNKED, NONE, UNTIL_CLOSE = range(5)
-_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+_RESET_AT_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 def frame(fields: Headers, status: int, content_length: int | None, *, has_body: bool, has_chunks: bool) -> int:

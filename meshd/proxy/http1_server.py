@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.http1_framing import CHUNKED, NONE, RAW, UNTIL_CLOSE, break_off, frame
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from meshd.call import Direction, Headers
     from meshd.proxy.proxy import Proxy
 
-DISCARD_BYTES_MAX = 64 * 1024 * 1024
+DISCARD_BYTES_MAX: Final = 64 * 1024 * 1024
 """Of a request that was refused before it was whole: read on for so much, lest the refusal be lost to a reset."""
-DISCARD_S_MAX = 5.0
+DISCARD_S_MAX: Final = 5.0
 
 
 class Http1Session(asyncio.Protocol):

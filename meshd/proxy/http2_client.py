@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from meshd.proxy.pool import Pool
     from meshd.proxy.proxy import Proxy
 
-STREAMS_MAX = 100
+STREAMS_MAX: Final = 100
 """Calls on one connection before another is opened, where the upstream allows as many."""
-QUEUE_HIGH = 262_144
-QUEUE_LOW = 65_536
+QUEUE_HIGH: Final = 262_144
+QUEUE_LOW: Final = 65_536
 """Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
 
 
@@ -369,8 +369,8 @@ class Http2Connection(asyncio.Protocol):
                 attempt.reply_failed(fault, message)
 
 
-_MAX_CONCURRENT_STREAMS = int(ngh2.Setting.MAX_CONCURRENT_STREAMS)
-_HANDLERS: dict[type, Any] = {
+_MAX_CONCURRENT_STREAMS: Final = int(ngh2.Setting.MAX_CONCURRENT_STREAMS)
+_HANDLERS: Final[dict[type, Any]] = {
     ngh2.SettingsReceived: Http2Connection._on_settings,
     ngh2.ResponseReceived: Http2Connection._on_response,
     ngh2.InformationalResponseReceived: Http2Connection._on_informational,

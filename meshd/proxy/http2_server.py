@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from meshd.call import Direction, Headers
     from meshd.proxy.proxy import Proxy
 
-QUEUE_HIGH = 262_144
-QUEUE_LOW = 65_536
+QUEUE_HIGH: Final = 262_144
+QUEUE_LOW: Final = 65_536
 """Body bytes of one stream that wait for the caller's window before the upstream is paused, and resumed again."""
 
 
@@ -374,7 +374,7 @@ class Http2Session(asyncio.Protocol):
         self._transport.abort()
 
 
-_HANDLERS: dict[type, Any] = {
+_HANDLERS: Final[dict[type, Any]] = {
     ngh2.RequestReceived: Http2Session._on_request,
     ngh2.DataReceived: Http2Session._on_data,
     ngh2.TrailersReceived: Http2Session._on_trailers,

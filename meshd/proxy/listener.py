@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.proxy.http1_server import Http1Session
 from meshd.proxy.http2_server import Http2Session
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meshd.config import Address
     from meshd.proxy.proxy import Proxy
 
-BACKLOG = 4096
+BACKLOG: Final = 4096
 
 
 class Listener:

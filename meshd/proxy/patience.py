@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Fault
 
 if TYPE_CHECKING:
     from meshd.policy.compiled import Limits, Upstream
 
-DETACHED_S_MAX = 60.0
-DETACHED_BYTES_MAX = 8 * 1024 * 1024
+DETACHED_S_MAX: Final = 60.0
+DETACHED_BYTES_MAX: Final = 8 * 1024 * 1024
 """How long, and for how much, a reply is read on for its usage record after its caller has gone."""
 
 

@@ -13,7 +13,7 @@ import os
 import ssl
 from collections import deque
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Fault
 from meshd.proxy.http1_client import Http1Connection
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshd.proxy")
 
-_ALPN_OFFERS = {"auto": ["h2", "http/1.1"], "h2": ["h2"], "http/1.1": ["http/1.1"], "tunnel": ["http/1.1"]}
+_ALPN_OFFERS: Final = {"auto": ["h2", "http/1.1"], "h2": ["h2"], "http/1.1": ["http/1.1"], "tunnel": ["http/1.1"]}
 
 
 class Pools:

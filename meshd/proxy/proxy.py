@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.pool import Pools
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from meshd.proxy.exchange import Exchange
     from meshd.telemetry.telemetry import Telemetry
 
-BUSY_S = 0.0001
+BUSY_S: Final = 0.0001
 """Callbacks nearer than this to one another share their writes. Below some 10,000 a second each writes at once, since
 another turn of the loop would cost more than it saves."""
-SWEEP_S = 0.5
+SWEEP_S: Final = 0.5
 """How often timeouts are looked at. None is shorter than a second by default, so this is near enough."""
 
 

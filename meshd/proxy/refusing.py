@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from meshd.call import Fault, Reply
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.wire.message import WireError
 
-_TIMEOUTS = frozenset({Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.GAP_TIMEOUT})
+_TIMEOUTS: Final = frozenset({Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.GAP_TIMEOUT})
 
 
 def failure_of(fault: Fault, call: Call, message: str) -> Refused:

@@ -10,7 +10,7 @@ has answered for it, and at most `MODELS_MAX` of them, so that an agent which in
 from __future__ import annotations
 
 from bisect import bisect_left
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Verdict
 from meshd.telemetry import names
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from meshd.call import Call, Fault
     from meshd.refusal import Reason
 
-_INBOUND = Direction.INBOUND
+_INBOUND: Final = Direction.INBOUND
 
-TARGETS_MAX = 512
-MODELS_MAX = 200
-MODEL_SERIES_MAX = 1000
+TARGETS_MAX: Final = 512
+MODELS_MAX: Final = 200
+MODEL_SERIES_MAX: Final = 1000
 """Distinct (operation, provider, model, error) combinations; beyond them the model is `other`."""
-RULES_MAX = 1024
-LABEL_LENGTH_MAX = 80
+RULES_MAX: Final = 1024
+LABEL_LENGTH_MAX: Final = 80
 
-VERDICTS = tuple(verdict.value for verdict in Verdict)
+VERDICTS: Final = tuple(verdict.value for verdict in Verdict)
 """Label values in the order of `TargetSeries.verdicts`."""
 
 

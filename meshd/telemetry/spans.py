@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 import time
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from meshd.call import Direction, Fault, Kind
 from meshd.telemetry import names, redact
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Meter
     from meshd.refusal import Refused
 
-SAMPLED = 0x01
+SAMPLED: Final = 0x01
 # Kinds as OTLP numbers them.
-KIND_SERVER = 2
-KIND_CLIENT = 3
-STATUS_ERROR = 2
+KIND_SERVER: Final = 2
+KIND_CLIENT: Final = 3
+STATUS_ERROR: Final = 2
 
-TEXT_LENGTH_MAX = 256
+TEXT_LENGTH_MAX: Final = 256
 """Characters of any attribute; ids and models come from peers."""
-FINISH_REASONS_MAX = 16
+FINISH_REASONS_MAX: Final = 16
 
-_HEX = frozenset("0123456789abcdef")
-_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
-_ATTRIBUTED_STATUSES = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 501, 502, 503, 504, 529})
+_HEX: Final = frozenset("0123456789abcdef")
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
+_ATTRIBUTED_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 501, 502, 503, 504, 529})
 
 
 def parse_traceparent(value: str) -> tuple[int, int, int] | None:
@@ -119,17 +119,20 @@ class PassedThrough(Span):
         return taken
 
 
+class _TraceFlags:
+    sampled: ClassVar[bool] = True
+
+
 class _Sampled:
     """All that the SDK's batch processor asks of a span's context."""
 
-    class trace_flags:  # noqa: N801
-        sampled = True
+    trace_flags: ClassVar[type[_TraceFlags]] = _TraceFlags
 
 
 class FinishedSpan:
     """What the exporter's thread needs of one span, and nothing that keeps the call or its body alive."""
 
-    context = _Sampled
+    context: ClassVar[type[_Sampled]] = _Sampled
 
     __slots__ = ("attributes", "end_ns", "is_error", "kind", "name", "parent_id", "span_id", "start_ns", "trace_id")
 

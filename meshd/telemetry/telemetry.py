@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Direction, Fault, Kind, Verdict
 from meshd.refusal import Reason
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from meshd.telemetry.series import ModelSeries, TargetSeries
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_INBOUND = Direction.INBOUND
-_CALLER_GONE = Fault.CALLER_GONE
-_FAULT_NONE = Fault.NONE
-_LLM = Kind.LLM
-_BACKPRESSURE = Verdict.BACKPRESSURE
-_FAILURE = Verdict.FAILURE
-_SUCCESS = Verdict.SUCCESS
+_INBOUND: Final = Direction.INBOUND
+_CALLER_GONE: Final = Fault.CALLER_GONE
+_FAULT_NONE: Final = Fault.NONE
+_LLM: Final = Kind.LLM
+_BACKPRESSURE: Final = Verdict.BACKPRESSURE
+_FAILURE: Final = Verdict.FAILURE
+_SUCCESS: Final = Verdict.SUCCESS
 
 _log = logging.getLogger("meshd.calls")
 
-_CUT_FAULTS = frozenset({Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN})
-_THEIR_REASONS = frozenset({Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT})
+_CUT_FAULTS: Final = frozenset({Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN})
+_THEIR_REASONS: Final = frozenset({Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT})
 """Answered by meshd, but it is the upstream that failed: we refuse, they fail."""
 
 

@@ -7,16 +7,16 @@ our own prefix are the sidecar's alone: what a caller sends under it is read by 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from meshd.call import Headers
 
-OURS = b"x-meshd-"
+OURS: Final = b"x-meshd-"
 
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -33,11 +33,24 @@ HOP_BY_HOP = frozenset(
 
 # Written afresh by the sender: framing from the body that really goes out, Host from the upstream's own address,
 # Expect because meshd itself tells the caller to go on, the trace fields because Context decides whether they leave.
-_REQUEST_REWRITTEN = HOP_BY_HOP | {b"host", b"content-length", b"expect", b"traceparent", b"tracestate", b"baggage"}
-_REPLY_REWRITTEN = HOP_BY_HOP | {b"content-length"}
+_REQUEST_REWRITTEN: Final = HOP_BY_HOP | {
+    b"host",
+    b"content-length",
+    b"expect",
+    b"traceparent",
+    b"tracestate",
+    b"baggage",
+}
+_REPLY_REWRITTEN: Final = HOP_BY_HOP | {b"content-length"}
 
 # RFC 9110 section 6.5.1: what frames, routes or authenticates a message cannot come after it.
-_NO_TRAILER = _REQUEST_REWRITTEN | {b"authorization", b"content-encoding", b"content-type", b"content-range", b"cookie"}
+_NO_TRAILER: Final = _REQUEST_REWRITTEN | {
+    b"authorization",
+    b"content-encoding",
+    b"content-type",
+    b"content-range",
+    b"cookie",
+}
 
 
 def connection_names(headers: Headers) -> frozenset[bytes]:
@@ -49,7 +62,7 @@ def connection_names(headers: Headers) -> frozenset[bytes]:
     return frozenset(names)
 
 
-_USUAL_CONNECTION = frozenset({b"keep-alive", b"close"})
+_USUAL_CONNECTION: Final = frozenset({b"keep-alive", b"close"})
 
 
 class Place(IntEnum):
@@ -74,10 +87,10 @@ class Place(IntEnum):
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_FORWARDED = Place.FORWARDED
-_GOVERNED = Place.GOVERNED
+_FORWARDED: Final = Place.FORWARDED
+_GOVERNED: Final = Place.GOVERNED
 
-_PLACES: dict[bytes, Place] = {
+_PLACES: Final[dict[bytes, Place]] = {
     **dict.fromkeys(HOP_BY_HOP, Place.DROPPED),
     **dict.fromkeys((b"traceparent", b"tracestate", b"baggage"), Place.GOVERNED),
     **dict.fromkeys((b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"), Place.CREDENTIAL),
@@ -91,7 +104,7 @@ _PLACES: dict[bytes, Place] = {
     b"content-type": Place.CONTENT_TYPE,
     b"origin": Place.ORIGIN,
 }
-_PLACES_MAX = 2048
+_PLACES_MAX: Final = 2048
 
 
 def place_of(name: bytes) -> Place:
@@ -104,7 +117,7 @@ def place_of(name: bytes) -> Place:
     return place
 
 
-_REPLY_KEPT: dict[bytes, bool] = dict.fromkeys(_REPLY_REWRITTEN, False)
+_REPLY_KEPT: Final[dict[bytes, bool]] = dict.fromkeys(_REPLY_REWRITTEN, False)
 """Whether a reply field goes on to the caller, by its name; those met on the way are remembered."""
 
 

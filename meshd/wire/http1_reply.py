@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
@@ -40,7 +40,7 @@ class Nobody:
         return
 
 
-NOBODY = Nobody()
+NOBODY: Final = Nobody()
 
 
 class ReplyReader:

@@ -7,7 +7,7 @@ Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets bey
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import ngh2
 from ngh2 import Connection, ErrorCode, Role, Setting
@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "ErrorCode", "client_connection", "encode_request", "read_request", "server_connection"]
 
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-STREAM_WINDOW = 262_144
+PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+STREAM_WINDOW: Final = 262_144
 """Bytes of one stream that a peer may have in flight; also the most that one stalled stream keeps in memory."""
-CONNECTION_WINDOW = 4 * 1024 * 1024
-_HOST = Place.HOST
-_CONTENT_LENGTH = Place.CONTENT_LENGTH
-_EXPECT = Place.EXPECT
+CONNECTION_WINDOW: Final = 4 * 1024 * 1024
+_HOST: Final = Place.HOST
+_CONTENT_LENGTH: Final = Place.CONTENT_LENGTH
+_EXPECT: Final = Place.EXPECT
 
 
 def server_connection(
@@ -83,8 +83,8 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
 
 _known: dict[tuple[tuple[bytes, bytes], ...], tuple[str, str, Fields]] = {}
 """Header blocks that were read and judged: a client sends the same one for every call of a method."""
-KNOWN_MAX = 256
-KNOWN_BYTES_MAX = 4_096
+KNOWN_MAX: Final = 256
+KNOWN_BYTES_MAX: Final = 4_096
 
 
 def read_request(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Request:

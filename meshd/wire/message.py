@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import Place, connection_names, place_of
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
     from meshd.call import Headers
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
-_FORWARDED = Place.FORWARDED
-_GOVERNED = Place.GOVERNED
-_CREDENTIAL = Place.CREDENTIAL
-_ACCEPT_ENCODING = Place.ACCEPT_ENCODING
-_CONTENT_TYPE = Place.CONTENT_TYPE
-_ORIGIN = Place.ORIGIN
-_CONNECTION = Place.CONNECTION
+_FORWARDED: Final = Place.FORWARDED
+_GOVERNED: Final = Place.GOVERNED
+_CREDENTIAL: Final = Place.CREDENTIAL
+_ACCEPT_ENCODING: Final = Place.ACCEPT_ENCODING
+_CONTENT_TYPE: Final = Place.CONTENT_TYPE
+_ORIGIN: Final = Place.ORIGIN
+_CONNECTION: Final = Place.CONNECTION
 
 
 class Fields:
@@ -104,7 +104,7 @@ class Fields:
         return self._encoded
 
 
-_USUAL_CONNECTION = (b"keep-alive", b"close")
+_USUAL_CONNECTION: Final = (b"keep-alive", b"close")
 
 
 def encode_fields(headers: Headers) -> bytes:
@@ -151,9 +151,9 @@ class WireError(Refused):
         super().__init__(reason, message, status=status)
 
 
-_BAD_AUTHORITY = frozenset(b" \t\"#/<>?@\\^`{|},;'()")
-_HOSTS: dict[bytes, str] = {}
-_HOSTS_MAX = 256
+_BAD_AUTHORITY: Final = frozenset(b" \t\"#/<>?@\\^`{|},;'()")
+_HOSTS: Final[dict[bytes, str]] = {}
+_HOSTS_MAX: Final = 256
 
 
 def read_host(value: bytes) -> str:

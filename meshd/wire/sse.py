@@ -8,17 +8,18 @@ forwarded is what was read.
 from __future__ import annotations
 
 import re
+from typing import Final
 
-EVENT_BYTES_MAX = 1024 * 1024
+EVENT_BYTES_MAX: Final = 1024 * 1024
 
 # Where an event ends. A CR at the end of a blank line waits for the byte behind it, since CRLF is one ending; after
 # a bare CR pair nothing waits, or each event of such a stream would be held until the next: a LF behind it then
 # opens the next event, as a blank line that says nothing. Only content decides, so any split gives the same events.
-_BORDER = re.compile(rb"\n\n|\n\r\n|\n\r(?=[^\n])|\r\r")
-_BORDER_BYTES_MAX = 3
-_LF = 0x0A
-_CR = 0x0D
-_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_BORDER: Final = re.compile(rb"\n\n|\n\r\n|\n\r(?=[^\n])|\r\r")
+_BORDER_BYTES_MAX: Final = 3
+_LF: Final = 0x0A
+_CR: Final = 0x0D
+_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(Exception):

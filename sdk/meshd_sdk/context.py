@@ -17,39 +17,39 @@ from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from hashlib import sha256
 from struct import Struct
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-HEADER_CONTEXT = b"x-meshd-context"
+HEADER_CONTEXT: Final = b"x-meshd-context"
 """The signed token."""
-HEADER_WORKFLOW = b"x-meshd-workflow"
+HEADER_WORKFLOW: Final = b"x-meshd-workflow"
 """A workflow's name, given by a caller that has no token."""
-HEADER_HOPS = b"x-meshd-hops"
+HEADER_HOPS: Final = b"x-meshd-hops"
 """Hops that a caller says are behind it: can only raise the count of the token."""
-HEADER_DEADLINE = b"x-meshd-deadline"
+HEADER_DEADLINE: Final = b"x-meshd-deadline"
 """Seconds that a caller gives the call: can only bring the deadline nearer."""
-HEADER_PREFIX = b"x-meshd-"
+HEADER_PREFIX: Final = b"x-meshd-"
 """Every request field with this prefix is meshd's own: read where it is one of the above, and never forwarded."""
 
-TOKEN_BYTES_MAX = 512
-HOPS_MAX = 1000
+TOKEN_BYTES_MAX: Final = 512
+HOPS_MAX: Final = 1000
 """Above any limit that makes sense; a token that claims more was not minted by meshd."""
-KEY_ID_BYTES_MAX = 16
-SECRET_BYTES_MIN = 32
+KEY_ID_BYTES_MAX: Final = 16
+SECRET_BYTES_MIN: Final = 32
 
-_VERSION = 1
-_MAC_BYTES = 16
+_VERSION: Final = 1
+_MAC_BYTES: Final = 16
 # audience, flags, hops, expiry in unix seconds, nonce, deadline in unix milliseconds, ceiling in tokens
-_FIXED = Struct(">BBHI8sQQ")
-_NONE = 2**64 - 1
-_CEILING_MAX = 2**63 - 1
-_DEADLINE_MS_MAX = 2**48
+_FIXED: Final = Struct(">BBHI8sQQ")
+_NONE: Final = 2**64 - 1
+_CEILING_MAX: Final = 2**63 - 1
+_DEADLINE_MS_MAX: Final = 2**48
 _HAS_PARENT, _IS_OWN_ACCOUNT = 1, 2
-_FLAGS_ALL = _HAS_PARENT | _IS_OWN_ACCOUNT
-_TO_STANDARD = bytes.maketrans(b"-_", b"+/")
-_TO_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+_FLAGS_ALL: Final = _HAS_PARENT | _IS_OWN_ACCOUNT
+_TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
+_TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
 
 class Audience(IntEnum):

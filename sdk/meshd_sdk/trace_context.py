@@ -6,25 +6,25 @@ What is malformed is no trace: the specification has it ignored, and a new trace
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-TRACESTATE_MEMBERS_MAX = 32
-TRACESTATE_CHARS_MAX = 512
+TRACESTATE_MEMBERS_MAX: Final = 32
+TRACESTATE_CHARS_MAX: Final = 512
 """The least that must be passed on whole (section 3.3.1.5); what is longer is dropped rather than cut."""
-BAGGAGE_MEMBERS_MAX = 64
-BAGGAGE_BYTES_MAX = 8192
+BAGGAGE_MEMBERS_MAX: Final = 64
+BAGGAGE_BYTES_MAX: Final = 8192
 
 # Version ff is invalid; version 00 ends after the flags; a later one may go on after a dash (section 4.3).
-_TRACEPARENT = re.compile(
+_TRACEPARENT: Final = re.compile(
     r"(?!ff)([0-9a-f]{2})-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f]{2})((?:-[!-~]*)?)"
 )
-_KEY = r"(?:[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
-_MEMBER = re.compile(rf"({_KEY})=([ -+\--<>-~]{{0,255}}[!-+\--<>-~])")
+_KEY: Final = r"(?:[a-z][a-z0-9_\-*/]{0,255}|[a-z0-9][a-z0-9_\-*/]{0,240}@[a-z][a-z0-9_\-*/]{0,13})"
+_MEMBER: Final = re.compile(rf"({_KEY})=([ -+\--<>-~]{{0,255}}[!-+\--<>-~])")
 # Possessive quantifiers: each piece ends where the next cannot begin, so a long run of blanks is read once.
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
+_NAME: Final = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]++"
 # baggage-octet: visible ASCII without quote, comma, semicolon and backslash
-_VALUE = r"[!#-+\--:<-\[\]-~]*+"
-_BAGGAGE_MEMBER = re.compile(
+_VALUE: Final = r"[!#-+\--:<-\[\]-~]*+"
+_BAGGAGE_MEMBER: Final = re.compile(
     rf"[ \t]*+{_NAME}[ \t]*+=[ \t]*+{_VALUE}[ \t]*+(?:;[ \t]*+{_NAME}[ \t]*+(?:=[ \t]*+{_VALUE}[ \t]*+)?+)*+"
 )
 

@@ -7,7 +7,8 @@ import pytest
 from meshd.call import Call
 from meshd.dialects.contract import Event
 from meshd.dialects.openai import OpenAI
-from meshd.filters.allow_list import AllowList, AllowSettings, ToolWatch
+from meshd.filters.allow_list import AllowList, ToolWatch
+from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.contract import Cut
 from meshd.filters.globs import Names
 from meshd.filters.routing import Routing

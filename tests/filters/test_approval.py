@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from meshd.call import Call, Direction
-from meshd.filters.approval import Approval, ApprovalSettings
+from meshd.filters.approval import Approval
+from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.routing import Routing
 from meshd.policy.compiled import Plan
 from meshd.refusal import Reason, Refused

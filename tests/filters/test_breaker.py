@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from meshd.call import Call, Fault, Headers, Outcome
 from meshd.filters import breaker as breaker_filter
-from meshd.filters.breaker import Breaker, BreakerKey, BreakerSettings, Permit
+from meshd.filters.breaker import Breaker, BreakerKey, Permit
+from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.circuit import PROBE_OVERDUE_S, STATES, Circuit, Sign, State
 from meshd.policy.compiled import Plan
 from meshd.refusal import Reason, Refused

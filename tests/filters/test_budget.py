@@ -13,7 +13,8 @@ from meshd.dialects.contract import Event
 from meshd.dialects.openai import OpenAI
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError
-from meshd.filters.budget import Budget, BudgetSettings
+from meshd.filters.budget import Budget
+from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.context import Context as ContextFilter
 from meshd.filters.context import mint_run
 from meshd.filters.contract import Cut

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from meshd.call import Call, Fault, Outcome
 from meshd.filters import fallback as fallback_filter
-from meshd.filters.fallback import RESERVE, Fallback, Next, RetrySettings
+from meshd.filters.fallback import RESERVE, Fallback, Next
+from meshd.filters.fallback_settings import RetrySettings
 from meshd.policy.compiled import Plan
 from meshd.refusal import Reason
 from meshd_sdk.context import Context

@@ -83,7 +83,7 @@ class _Route:
     """A policy whose document was checked by somebody else: every call is routed to `upstream`."""
 
     def __init__(self, upstream: str) -> None:
-        from meshd.filters.routing import RouteSettings
+        from meshd.filters.routing_settings import RouteSettings
         from meshd.policy.compiled import Plan
 
         self.upstreams = POLICY.upstreams

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import uvloop
 
 from meshd.call import Ask, Call, Direction, Kind, Outcome, Target, Usage, Verdict
-from meshd.filters.budget import Budget, BudgetSettings
+from meshd.filters.budget import Budget
+from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.held import Held
 from meshd.ledger import Ledger, Reservation
 from meshd.policy.compiled import Plan

@@ -13,7 +13,8 @@ import random
 import sys
 import time
 
-from meshd.ledger.account import Holder, Owner, Report, Request
+from meshd.ledger.account import Owner, Report, Request
+from meshd.ledger.holder import Holder
 
 TOTAL = 1000
 CALLS = 20

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, precondition, rule
 
-from meshd.ledger.account import Answer, Holder, Message, Owner, Report
+from meshd.ledger.account import Answer, Message, Owner, Report
+from meshd.ledger.holder import Holder
 
 TOTAL = 1000
 LEASE_MAX = 300

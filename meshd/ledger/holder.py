@@ -1,0 +1,125 @@
+"""The holder's side of an account: pure, and all that an admission looks at."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from meshd.ledger.account import Report, Request
+
+if TYPE_CHECKING:
+    from meshd.ledger.account import Answer, Stake
+
+
+class Holder:
+    """One holder's side of one account. The caller logs a reservation before it calls `reserve`."""
+
+    __slots__ = (
+        "available",
+        "closed",
+        "elsewhere",
+        "epoch",
+        "granted",
+        "is_volatile",
+        "name",
+        "reserved",
+        "returned",
+        "sequence",
+        "serial",
+        "slot",
+        "spent",
+        "total",
+    )
+
+    def __init__(self, name: str, epoch: int, slot: int) -> None:
+        self.name = name
+        self.epoch = epoch
+        self.slot = slot
+        self.serial = 0
+        """Of the last request."""
+        self.closed = 0
+        """Of the last request when the lease was last given back."""
+        self.granted = 0
+        self.returned = 0
+        self.spent = 0
+        self.reserved = 0
+        self.is_volatile = False
+        self.sequence = 0
+        self.available = 0
+        self.elsewhere = 0
+        self.total = 0
+
+    @property
+    def room(self) -> int:
+        """Tokens of the lease that are neither spent, reserved nor given back."""
+        return self.granted - self.returned - self.spent - self.reserved
+
+    def lacking(self, bound: int) -> int:
+        """Tokens to ask for so that the lease covers `bound` beside all that is reserved already."""
+        return bound + self.reserved - max(0, self.granted - self.returned - self.spent)
+
+    def reserve(self, bound: int) -> bool:
+        """Reserve `bound` tokens if the lease covers them."""
+        if bound > self.granted - self.returned - self.spent - self.reserved:
+            return False
+        self.reserved += bound
+        return True
+
+    def settle(self, bound: int, actual: int) -> None:
+        """End a reservation. What was used is charged in full, above its bound too."""
+        self.reserved -= bound
+        self.spent += actual
+
+    def request(self, total: int, need: int, largest: int, *, is_volatile: bool) -> Request:
+        """Ask for tokens, with a serial of its own."""
+        self.serial += 1
+        return Request(
+            self.name,
+            self.epoch,
+            self.serial,
+            self.slot,
+            total,
+            need,
+            largest,
+            self.spent,
+            self.returned,
+            is_volatile or self.is_volatile,
+        )
+
+    def report(self) -> Report:
+        """Say what was spent and given back so far."""
+        return Report(self.name, self.epoch, self.serial, self.spent, self.returned)
+
+    def give_back(self) -> Report:
+        """Close the lease; what is still reserved counts as spent.
+
+        The holder reduces first, the owner credits second (rule 5): from here on the lease covers nothing more,
+        whether or not the report arrives.
+        """
+        self.returned += max(0, self.room)
+        self.closed = self.serial
+        return Report(self.name, self.epoch, self.serial, self.spent + self.reserved, self.returned, is_closed=True)
+
+    def hear(self, answer: Answer, *, is_volatile: bool = False) -> None:
+        """Take in an answer of the owner. Old news, repeats and answers to another epoch change nothing."""
+        if answer.is_stale or answer.epoch != self.epoch:
+            return
+        gained = max(0, answer.granted - self.granted)
+        self.granted += gained
+        if answer.serial <= self.closed:
+            # Granted to a request that was on its way when the lease was given back: it goes back with it.
+            self.returned += gained
+        self.returned = max(self.returned, answer.returned)
+        self.is_volatile = self.is_volatile or is_volatile
+        if answer.sequence > self.sequence:
+            self.sequence = answer.sequence
+            self.available = answer.available
+            self.elsewhere = answer.elsewhere
+            self.total = answer.total
+
+    def resume(self, stake: Stake) -> None:
+        """Take up a lease of this very epoch again, after this account had left memory."""
+        self.serial = stake.serial
+        self.granted = stake.granted
+        self.returned = stake.returned
+        self.spent = stake.spent
+        self.is_volatile = stake.is_volatile
