@@ -153,7 +153,7 @@ def _check_command(name: str) -> int:
 
 def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path | None = None) -> str:
     """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
-    from meshd.filters.context import mint_run
+    from meshd.filters.minting import mint_run
     from meshd.mesh_key import MeshKeys
 
     token = mint_run(

@@ -19,6 +19,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Direction, Evidence, Kind
+from meshd.filters.minting import WORKFLOW, Minting, moved, refused
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 from meshd_sdk import trace_context
@@ -29,15 +30,13 @@ if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.mesh_key import MeshKeys
 
-TOKEN_LIFE_S: Final = 86_400
-"""Of a minted token: above the longest run of one agent, since an expired token is refused."""
 KNOWN_MAX: Final = 16_384
 """Verified tokens that are remembered."""
-MINTED_MAX: Final = 1024
-MINTED_AGAIN_S: Final = 1.0
-"""For how long one token serves all calls from one context to one callee."""
+NAMED_MAX: Final = 1024
 
-TRACEPARENT, TRACESTATE, BAGGAGE = b"traceparent", b"tracestate", b"baggage"
+TRACEPARENT: Final = b"traceparent"
+TRACESTATE: Final = b"tracestate"
+BAGGAGE: Final = b"baggage"
 TRACE_FIELDS: Final = frozenset({TRACEPARENT, TRACESTATE, BAGGAGE})
 """Never passed through as they came: `forward_headers` adds them where the policy lets them leave."""
 
@@ -45,7 +44,6 @@ _READ: Final = frozenset(
     {codec.HEADER_CONTEXT, codec.HEADER_WORKFLOW, codec.HEADER_HOPS, codec.HEADER_DEADLINE, TRACEPARENT}
 )
 _EPOCH: Final = date(1970, 1, 1).toordinal()
-_WORKFLOW: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
 _HOPS: Final = re.compile(rb"(?:0|[1-9][0-9]{0,3})\Z")
 _DEADLINE: Final = re.compile(rb"[0-9]{1,9}(?:\.[0-9]{1,3})?\Z")
 
@@ -83,7 +81,7 @@ class Context:
     `forward_headers` is its other half: what the forwarded request carries, once Routing knows where it goes.
     """
 
-    __slots__ = ("_agent", "_generation", "_keys", "_known", "_minted", "_named", "_random_bytes", "_unattributed")
+    __slots__ = ("_agent", "_generation", "_keys", "_known", "_minting", "_named", "_random_bytes", "_unattributed")
 
     name = "context"
 
@@ -95,7 +93,7 @@ class Context:
         self._generation = keys.generation
         self._known: dict[bytes, _Known] = {}
         self._named: dict[bytes, codec.Context] = {}
-        self._minted: dict[tuple[int, str, int], tuple[codec.Context, float, bytes]] = {}
+        self._minting = Minting(keys, random_bytes)
         self._unattributed: tuple[int, codec.Context] = (-1, codec.Context("", ""))
 
     def admit(self, call: Call) -> None:
@@ -106,7 +104,7 @@ class Context:
         token = name = None
         if found is not None:
             token, name = found.pop(_CONTEXT_FIELD, None), found.pop(_WORKFLOW_FIELD, None)
-            if name is not None and name not in self._named and _WORKFLOW.match(name) is None:
+            if name is not None and name not in self._named and WORKFLOW.match(name) is None:
                 raise Refused(
                     Reason.MALFORMED,
                     "x-meshd-workflow must be 1 to 64 letters, digits, dots, dashes, underscores or colons.",
@@ -139,11 +137,11 @@ class Context:
         if context is None:
             return headers
         if call.direction is _INBOUND:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _LOCAL, "")))
+            headers.append((codec.HEADER_CONTEXT, self._minting.token(call, context, _LOCAL, "")))
         elif upstream.is_peer:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _PEER, "")))
+            headers.append((codec.HEADER_CONTEXT, self._minting.token(call, context, _PEER, "")))
         elif upstream.kind is _AGENT:
-            headers.append((codec.HEADER_CONTEXT, self._token(call, context, _LOCAL, upstream.name)))
+            headers.append((codec.HEADER_CONTEXT, self._minting.token(call, context, _LOCAL, upstream.name)))
         if headers and context.deadline_s is not None:
             # What is left, not when: clocks differ between hosts.
             left_s = max(context.deadline_s - call.wall_s, 0.0)
@@ -166,18 +164,17 @@ class Context:
             # A key that was taken away must not live on in what it once verified.
             self._generation = self._keys.generation
             self._known.clear()
-            self._minted.clear()
         known = self._known.get(token)
         if known is not None and known.expires_s > call.wall_s:
             return known
         try:
             context, audience, expires_s = codec.verify(token, self._keys.ring, now_s=call.wall_s)
         except codec.TokenInvalidError as error:
-            raise _refused(f"The context token does not verify: {error}.") from error
+            raise refused(f"The context token does not verify: {error}.") from error
         if audience is _PEER:
             # The one place where an edge between two sidecars is counted. Whatever port it came in on: what is
             # remembered of a token must not depend on where it was shown first.
-            context = _moved(context, agent, context.hops + 1, context.path)
+            context = moved(context, agent, context.hops + 1, context.path)
         known = _Known(context, audience, expires_s)
         if len(self._known) >= KNOWN_MAX:
             del self._known[next(iter(self._known))]
@@ -188,35 +185,35 @@ class Context:
         known = self._verified(token, call, agent)
         context = known.context
         if known.audience is not _LOCAL:
-            raise _refused("The context token was not issued to an agent, but for a sidecar or a run's address.")
+            raise refused("The context token was not issued to an agent, but for a sidecar or a run's address.")
         if context.agent != agent and not _is_beside(context.agent, call):
-            raise _refused(
+            raise refused(
                 f"The context token was issued to the agent {context.agent}, and the one here is {agent}. Where they "
                 "are one, its upstream's name must be its own name."
             )
         if call.run_token and self._from_run(call).workflow != context.workflow:
-            raise _refused("The context token and the run's address belong to different workflows.")
+            raise refused("The context token and the run's address belong to different workflows.")
         return context
 
     def _from_run(self, call: Call) -> codec.Context:
         try:
             known = self._verified(call.run_token.encode("ascii"), call, "")
         except UnicodeEncodeError as error:
-            raise _refused("The run's address is not a token.") from error
+            raise refused("The run's address is not a token.") from error
         if known.audience is not _RUN:
-            raise _refused("The token in the address was not issued as a run's address.")
+            raise refused("The token in the address was not issued as a run's address.")
         return known.context
 
     def _from_peer(self, token: bytes, call: Call, agent: str) -> codec.Context:
         known = self._verified(token, call, agent)
         context = known.context
         if known.audience is not _PEER:
-            raise _refused(
+            raise refused(
                 f"The context token was issued to the agent {context.agent} for its own sidecar, not for another's. "
                 "The agent's calls to other agents go through the sidecar beside it."
             )
         if context.agent != agent:
-            context = _moved(context, agent, context.hops, context.path)
+            context = moved(context, agent, context.hops, context.path)
         return context
 
     def _opened(self, agent: str) -> codec.Context:
@@ -228,7 +225,7 @@ class Context:
         if context is None or context.agent != agent:
             workflow = name.decode("ascii")
             context = codec.Context(workflow, agent, account="workflow/" + workflow)
-            if len(self._named) >= MINTED_MAX:
+            if len(self._named) >= NAMED_MAX:
                 del self._named[next(iter(self._named))]
             self._named[name] = context
         return context
@@ -240,66 +237,6 @@ class Context:
             context = codec.Context("", agent, account=f"unattributed/{agent}/{date.fromordinal(_EPOCH + day)}")
             self._unattributed = (day, context)
         return context
-
-    def _token(self, call: Call, context: codec.Context, audience: codec.Audience, callee: str) -> bytes:
-        key = (id(context), callee, int(audience))
-        minted = self._minted.get(key)
-        # The entry holds the context, so its id cannot have passed to another one; `is` makes sure.
-        is_current = minted is not None and minted[0] is context and self._generation == self._keys.generation
-        parent = call.span.traceparent if call.span is not None else None
-        # With a span of this call's own in it, a token is of no use to another call.
-        is_shared = not parent or parent == context.parent
-        if minted is not None and is_current and is_shared and 0 <= call.now_s - minted[1] < MINTED_AGAIN_S:
-            return minted[2]
-        agent, hops, path = context.agent, context.hops, context.path
-        if callee:
-            agent, hops = callee, hops + 1
-        if callee or audience is _PEER:
-            path = (*path, context.agent)
-        sent = _moved(context, agent, hops, path, parent or None)
-        token = self._mint(sent, audience, call.wall_s)
-        if is_shared:
-            if len(self._minted) >= MINTED_MAX:
-                del self._minted[next(iter(self._minted))]
-            self._minted[key] = (context, call.now_s, token)
-        return token
-
-    def _mint(self, context: codec.Context, audience: codec.Audience, wall_s: float) -> bytes:
-        expires_s = int(wall_s) + TOKEN_LIFE_S
-        try:
-            return codec.mint(
-                context, self._keys.ring, audience=audience, expires_s=expires_s, nonce=self._random_bytes(8)
-            )
-        except codec.TokenTooLongError as error:
-            raise Refused(
-                Reason.HOP_LIMIT,
-                f"The call cannot be passed on: {error}. Give the agents shorter names, or lower limits.hops.",
-            ) from error
-        except ValueError as error:
-            raise _refused(f"The context cannot be passed on: {error}.") from error
-
-
-def mint_run(
-    keys: MeshKeys,
-    *,
-    workflow: str,
-    agent: str,
-    wall_s: float,
-    nonce: bytes,
-    life_s: int = 30 * 86_400,
-    ceiling: int | None = None,
-    deadline_s: float | None = None,
-) -> str:
-    """Return the opaque part of a per-run address, `/w/<it>/...`: every call through it belongs to `workflow`.
-
-    `ceiling` is in tokens, `deadline_s` in unix seconds, `nonce` 8 random bytes. Raises ValueError for a workflow
-    that is not 1 to 64 letters, digits, dots, dashes, underscores or colons.
-    """
-    if _WORKFLOW.match(workflow.encode("utf-8", "replace")) is None:
-        raise ValueError("a workflow's name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
-    context = codec.Context(workflow, agent, deadline_s=deadline_s, account="workflow/" + workflow, ceiling=ceiling)
-    expires_s = int(wall_s) + life_s
-    return codec.mint(context, keys.ring, audience=_RUN, expires_s=expires_s, nonce=nonce).decode()
 
 
 def _ours(headers: Headers) -> dict[bytes, bytes] | None:
@@ -349,22 +286,6 @@ def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float
     )
 
 
-def _moved(
-    context: codec.Context, agent: str, hops: int, path: tuple[str, ...], parent: str | None = None
-) -> codec.Context:
-    return codec.Context(
-        context.workflow,
-        agent,
-        hops,
-        path,
-        context.deadline_s,
-        context.account,
-        context.ceiling,
-        context.parent if parent is None else parent,
-        context.memory,
-    )
-
-
 def _is_beside(agent: str, call: Call) -> bool:
     """Say whether `agent` is one that this sidecar reaches directly, so that the token is of its own issue."""
     upstream = call.policy.upstreams.get(agent)
@@ -393,10 +314,3 @@ def _add_trace(headers: Headers, call: Call, context: codec.Context) -> None:
     entries = trace_context.parse_baggage(",".join(baggage)) if baggage else None
     if entries:
         headers.append((BAGGAGE, trace_context.format_baggage(entries).encode("ascii")))
-
-
-def _refused(message: str) -> Refused:
-    return Refused(
-        Reason.CONTEXT_INVALID,
-        f"{message} Send the x-meshd-context of the request that you are answering, unchanged, or none.",
-    )

@@ -50,7 +50,7 @@ class Located(NamedTuple):
 class AddressBook:
     """The addresses of one policy. Made once for each document."""
 
-    __slots__ = ("_app", "_by_origin", "_hosts", "_hosts_allowed", "_known", "_paths", "_upstreams")
+    __slots__ = ("_app", "_by_host", "_by_origin", "_hosts", "_hosts_allowed", "_known", "_paths", "_upstreams")
 
     def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
@@ -59,6 +59,8 @@ class AddressBook:
         """Host fields that were found to be ours; a caller sends the same one all the time."""
         self._paths: dict[str, Located] = {}
         """What the paths that were seen are for, likewise."""
+        self._by_host: dict[tuple[str, str], Located] = {}
+        """The same where the host names the upstream."""
         self._by_origin: dict[tuple[str, str, int], list[Upstream]] = {}
         """Several names may stand for one origin. What is metered stands first, so that no second name of an LLM is a
         way around its meter; else the order is the document's."""
@@ -87,10 +89,19 @@ class AddressBook:
             return self._locate_absolute(target)
         if request.fields.authority in self._known:
             return self._paths.get(target) or self._locate_path(target)
-        host = host_of(request.fields.authority)
+        authority = request.fields.authority
+        found = self._by_host.get((authority, target))
+        if found is not None:
+            return found
+        host = host_of(authority)
         if host.endswith(MESH_SUFFIX):
             name = host[: -len(MESH_SUFFIX)]
-            return self._found(name, self._upstreams.get(name), target)
+            found = self._found(name, self._upstreams.get(name), target)
+            if found.upstream is not None and len(authority) + len(target) <= PATH_LENGTH_MAX:
+                if len(self._by_host) >= KNOWN_MAX:
+                    del self._by_host[next(iter(self._by_host))]
+                self._by_host[authority, target] = found
+            return found
         if host and not self._is_ours(host):
             raise Refused(
                 Reason.NOT_ALLOWED,

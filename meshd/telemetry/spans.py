@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from meshd.call import Direction, Fault, Kind
 from meshd.telemetry import names, redact
+from meshd_sdk.context import parent_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +88,12 @@ class Span:
         """The W3C header value to forward, with this span as parent."""
         return f"00-{self.trace_id:032x}-{self.span_id:016x}-{SAMPLED if self.is_sampled else 0:02x}"
 
+    @property
+    def parent_bytes(self) -> bytes:
+        """The same as a context token holds it: 16, 8 and 1 bytes; none where there is nothing to forward."""
+        flags = b"\x01" if self.is_sampled else b"\x00"
+        return self.trace_id.to_bytes(16, "big") + self.span_id.to_bytes(8, "big") + flags
+
     def adopt(self, traceparent: str) -> bool:
         """Take a parent that was found later (in the context token, say), unless the call brought its own.
 
@@ -112,6 +119,11 @@ class PassedThrough(Span):
     def traceparent(self) -> str:
         """What the call brought, or empty: whoever comes next decides for itself."""
         return self.parent
+
+    @property
+    def parent_bytes(self) -> bytes:
+        """See `traceparent`."""
+        return parent_bytes(self.parent)
 
     def adopt(self, traceparent: str) -> bool:
         taken = super().adopt(traceparent)

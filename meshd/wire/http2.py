@@ -81,7 +81,7 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
     return connection
 
 
-_known: dict[tuple[tuple[bytes, bytes], ...], tuple[str, str, Fields]] = {}
+_known: dict[tuple[tuple[bytes, bytes], ...], tuple[str, str, Fields, int | None]] = {}
 """Header blocks that were read and judged: a client sends the same one for every call of a method."""
 KNOWN_MAX: Final = 256
 KNOWN_BYTES_MAX: Final = 4_096
@@ -92,8 +92,11 @@ def read_request(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Re
     known = _known.get(block)
     if known is None:
         return _read_block(block, end_stream)
-    request = Request(*known)
-    request.has_body = not end_stream
+    method, target, fields, length = known
+    request = Request(method, target, fields)
+    if not end_stream:
+        request.has_body = True
+        request.content_length = length
     return request
 
 
@@ -127,11 +130,20 @@ def _read_block(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Req
     request = Request(name_known, target or authority.decode("latin-1"), Fields(headers))
     request.has_body = not end_stream
     _read_unread(request, authority)
-    if not request.fields.unread and sum([len(name) + len(value) for name, value in block]) <= KNOWN_BYTES_MAX:
+    _remember(block, request)
+    return request
+
+
+def _remember(block: tuple[tuple[bytes, bytes], ...], request: Request) -> None:
+    length: int | None = None
+    for place, value in request.fields.unread:
+        if place is not _CONTENT_LENGTH:
+            return
+        length = int(value)
+    if sum([len(name) + len(value) for name, value in block]) <= KNOWN_BYTES_MAX:
         if len(_known) >= KNOWN_MAX:
             del _known[next(iter(_known))]
-        _known[block] = (request.method, request.target, request.fields)
-    return request
+        _known[block] = (request.method, request.target, request.fields, length)
 
 
 def _read_unread(request: Request, authority: bytes) -> None:

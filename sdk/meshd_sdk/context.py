@@ -43,6 +43,9 @@ _VERSION: Final = 1
 _MAC_BYTES: Final = 16
 # audience, flags, hops, expiry in unix seconds, nonce, deadline in unix milliseconds, ceiling in tokens
 _FIXED: Final = Struct(">BBHI8sQQ")
+_NONCE_AT: Final = 8
+NONCE_BYTES: Final = 8
+PARENT_BYTES: Final = 25
 _NONE: Final = 2**64 - 1
 _CEILING_MAX: Final = 2**63 - 1
 _DEADLINE_MS_MAX: Final = 2**48
@@ -170,42 +173,62 @@ def mint(context: Context, keyring: Keyring, *, audience: Audience, expires_s: i
     `expires_s` is in unix seconds, `nonce` 8 random bytes. Raises TokenTooLongError where it would pass 512 bytes, and
     ValueError where a field is outside its range: names are visible ASCII of at most 255 characters.
     """
-    try:
-        data = keyring.signing.prefix + _payload(context, audience, expires_s, nonce)
-    except (UnicodeEncodeError, OverflowError) as error:
-        raise ValueError("names in a context are ASCII of at most 255 characters") from error
-    token = b2a_base64(data + keyring.signing.mac(data), newline=False).translate(_TO_URL_SAFE).rstrip(b"=")
-    if len(token) > TOKEN_BYTES_MAX:
-        raise TokenTooLongError(
-            f"the context takes {len(token)} of {TOKEN_BYTES_MAX} bytes with {len(context.path)} agents on its path"
-        )
-    return token
+    return Die(context, keyring, audience=audience, expires_s=expires_s).strike(nonce, parent_bytes(context.parent))
 
 
-def _payload(context: Context, audience: Audience, expires_s: int, nonce: bytes) -> bytes:
-    deadline_s, ceiling = context.deadline_s, context.ceiling
-    is_own = context.account == "workflow/" + context.workflow
-    flags = (_HAS_PARENT if context.parent else 0) | (_IS_OWN_ACCOUNT if is_own else 0)
-    deadline_ms = _NONE if deadline_s is None else _whole_ms(deadline_s)
-    if not 0 <= context.hops <= HOPS_MAX or not 0 <= expires_s < 2**32 or len(nonce) != 8:
-        raise ValueError("hops, expiry or nonce out of range")
-    if not (deadline_s is None or 0 <= deadline_ms <= _DEADLINE_MS_MAX) or not 0 <= (ceiling or 0) <= _CEILING_MAX:
-        raise ValueError("deadline or ceiling out of range")
-    if len(context.path) > 255:
-        raise TokenTooLongError(f"the context has {len(context.path)} agents on its path, and a token holds 255")
-    # A ping-pong's path repeats two names: each is written once, the path is their numbers.
-    names = tuple(dict.fromkeys(context.path))
-    texts = (context.agent, context.workflow, "" if is_own else context.account, *names, *context.memory)
-    if not _are_visible(texts):
-        raise ValueError("names in a context are visible ASCII characters")
-    encoded = [text.encode("ascii") for text in texts]
-    numbers = bytes(map(names.index, context.path)) if len(context.path) > 1 else bytes(len(context.path))
-    counts = bytes((len(names), len(context.memory), len(numbers)))
-    parent = _parent_bytes(context.parent) if context.parent else b""
-    ceiling_or_none = _NONE if ceiling is None else ceiling
-    fixed = _FIXED.pack(audience, flags, context.hops, expires_s, nonce, deadline_ms, ceiling_or_none)
-    lengths = bytes(map(len, encoded))
-    return b"".join((fixed, parent, counts, lengths, numbers, *encoded))
+class Die:
+    """Strikes the tokens of one context that differ in their nonce and parent alone: the rest is encoded once."""
+
+    __slots__ = ("_after", "_before", "_before_parent", "_between", "_key", "_path_count")
+
+    def __init__(self, context: Context, keyring: Keyring, *, audience: Audience, expires_s: int) -> None:
+        """See `mint` for what is raised; the context's own parent is not read."""
+        self._key = keyring.signing
+        self._path_count = len(context.path)
+        try:
+            self._encode(context, audience, expires_s)
+        except (UnicodeEncodeError, OverflowError) as error:
+            raise ValueError("names in a context are ASCII of at most 255 characters") from error
+
+    def _encode(self, context: Context, audience: Audience, expires_s: int) -> None:
+        deadline_s, ceiling = context.deadline_s, context.ceiling
+        is_own = context.account == "workflow/" + context.workflow
+        deadline_ms = _NONE if deadline_s is None else _whole_ms(deadline_s)
+        if not 0 <= context.hops <= HOPS_MAX or not 0 <= expires_s < 2**32:
+            raise ValueError("hops or expiry out of range")
+        if not (deadline_s is None or 0 <= deadline_ms <= _DEADLINE_MS_MAX) or not 0 <= (ceiling or 0) <= _CEILING_MAX:
+            raise ValueError("deadline or ceiling out of range")
+        if len(context.path) > 255:
+            raise TokenTooLongError(f"the context has {len(context.path)} agents on its path, and a token holds 255")
+        # A ping-pong's path repeats two names: each is written once, the path is their numbers.
+        names = tuple(dict.fromkeys(context.path))
+        texts = (context.agent, context.workflow, "" if is_own else context.account, *names, *context.memory)
+        if not _are_visible(texts):
+            raise ValueError("names in a context are visible ASCII characters")
+        encoded = [text.encode("ascii") for text in texts]
+        numbers = bytes(map(names.index, context.path)) if len(context.path) > 1 else bytes(len(context.path))
+        counts = bytes((len(names), len(context.memory), len(numbers)))
+        flags = _IS_OWN_ACCOUNT if is_own else 0
+        ceiling_or_none = _NONE if ceiling is None else ceiling
+        fixed = _FIXED.pack(audience, flags, context.hops, expires_s, bytes(8), deadline_ms, ceiling_or_none)
+        with_parent = bytes((fixed[0], flags | _HAS_PARENT))
+        self._before = self._key.prefix + fixed[:_NONCE_AT]
+        self._before_parent = self._key.prefix + with_parent + fixed[2:_NONCE_AT]
+        self._between = fixed[_NONCE_AT + NONCE_BYTES :]
+        self._after = b"".join((counts, bytes(map(len, encoded)), numbers, *encoded))
+
+    def strike(self, nonce: bytes, parent: bytes = b"") -> bytes:
+        """Return a token. `nonce` is 8 random bytes, `parent` the 25 of `parent_bytes` or none. Raises as `mint`."""
+        if len(nonce) != NONCE_BYTES or (parent and len(parent) != PARENT_BYTES):
+            raise ValueError("nonce or parent out of range")
+        before = self._before_parent if parent else self._before
+        data = b"".join((before, nonce, self._between, parent, self._after))
+        token = b2a_base64(data + self._key.mac(data), newline=False).translate(_TO_URL_SAFE).rstrip(b"=")
+        if len(token) > TOKEN_BYTES_MAX:
+            raise TokenTooLongError(
+                f"the context takes {len(token)} of {TOKEN_BYTES_MAX} bytes with {self._path_count} agents on its path"
+            )
+        return token
 
 
 def _whole_ms(deadline_s: float) -> int:
@@ -217,7 +240,13 @@ def _whole_ms(deadline_s: float) -> int:
     return whole_ms - 1 if whole_ms / 1000 > deadline_s else whole_ms
 
 
-def _parent_bytes(traceparent: str) -> bytes:
+def parent_bytes(traceparent: str) -> bytes:
+    """Return a traceparent as a token holds it: trace id, span id and flags; nothing for an empty one.
+
+    Raises ValueError for what is no traceparent of version 00.
+    """
+    if not traceparent:
+        return b""
     if len(traceparent) != 55 or traceparent[:3] != "00-":
         raise ValueError("the parent is not a traceparent of version 00")
     return bytes.fromhex(traceparent[3:35] + traceparent[36:52] + traceparent[53:])
@@ -273,9 +302,9 @@ def _read(data: bytes, at: int) -> Verified:
     at += _FIXED.size
     parent = ""
     if flags & _HAS_PARENT:
-        hexed = data[at : at + 25].hex()
+        hexed = data[at : at + PARENT_BYTES].hex()
         parent = f"00-{hexed[:32]}-{hexed[32:48]}-{hexed[48:]}"
-        at += 25
+        at += PARENT_BYTES
     name_count, memory_count, path_count = data[at], data[at + 1], data[at + 2]
     at += 3
     text_count = 3 + name_count + memory_count

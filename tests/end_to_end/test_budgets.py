@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import openai
 import pytest
 
-from meshd.filters.context import mint_run
+from meshd.filters.minting import mint_run
 from meshd.mesh_key import MeshKeys
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider

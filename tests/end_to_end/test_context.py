@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from meshd.filters.context import mint_run
+from meshd.filters.minting import mint_run
 from meshd.mesh_key import MeshKeys
 from meshd_sdk import context as codec
 from tests.end_to_end.agents import Agent, call, innermost

@@ -57,7 +57,8 @@ class Bytes:
         self._numbers = itertools.count(1)
 
     def __call__(self, size: int) -> bytes:
-        return next(self._numbers).to_bytes(size, "big")
+        # In numbers of eight bytes at most, so that no two nonces out of one call are equal either.
+        return b"".join(next(self._numbers).to_bytes(min(8, size - at), "big") for at in range(0, size, 8))
 
 
 def call(

@@ -16,9 +16,9 @@ from meshd.engines.port import StoreError
 from meshd.filters.budget import Budget
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.context import Context as ContextFilter
-from meshd.filters.context import mint_run
 from meshd.filters.contract import Cut
 from meshd.filters.held import Held, HeldStream
+from meshd.filters.minting import mint_run
 from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
 from meshd.refusal import Reason, Refused

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from meshd.call import Call, Direction, Evidence, Headers
 from meshd.filters import context as context_filter
-from meshd.filters.context import TOKEN_LIFE_S, Context, is_stripped, mint_run
+from meshd.filters import minting
+from meshd.filters.context import Context, is_stripped
 from meshd.filters.hop_limit import HopLimit
+from meshd.filters.minting import TOKEN_LIFE_S, mint_run
 from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
+from meshd.telemetry.spans import Span
 from meshd.telemetry.telemetry import Telemetry
 from meshd_sdk import context as codec
 from meshd_sdk.context import Audience
@@ -330,7 +333,7 @@ def test_one_token_serves_a_second_and_each_callee_has_its_own(here: Context, ke
     assert minted(0.9) == first
     assert minted(0.9, "far") != first
     assert minted(1.1) != first
-    span = SimpleNamespace(traceparent="00-" + "c3" * 16 + "-" + "d4" * 8 + "-01")
+    span = Span(is_sampled=True)
     with_span = minted(1.2, span=span)
     assert codec.verify(with_span, keys.ring, now_s=WALL_S).context.parent == span.traceparent
     keys.turn(b"\x02" * 32, b"\x01" * 32)
@@ -399,7 +402,7 @@ def test_the_trace_is_passed_on_where_the_upstream_takes_it(here: Context) -> No
     assert made.context.parent == TRACE.decode()
     headers = sent(here, made)
     assert (headers[b"traceparent"], headers[b"tracestate"], headers[b"baggage"]) == (TRACE, b"a=1,b=2", b"user=7")
-    made.span = SimpleNamespace(traceparent="00-" + "a1" * 16 + "-" + "d4" * 8 + "-01")
+    made.span = Span(is_sampled=True)
     assert sent(here, made)[b"traceparent"] == made.span.traceparent.encode()
 
 
@@ -422,13 +425,14 @@ def test_everything_under_our_names_is_stripped() -> None:
 
 def test_memories_are_bounded(here: Context, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context_filter, "KNOWN_MAX", 4)
-    monkeypatch.setattr(context_filter, "MINTED_MAX", 4)
+    monkeypatch.setattr(context_filter, "NAMED_MAX", 4)
+    monkeypatch.setattr(minting, "MINTED_MAX", 4)
     for number in range(10):
         made = call("writer", headers=shown(token(keys, workflow=f"w{number}")))
         here.admit(made)
         here.forward_headers(made)
         here.admit(call(headers=[(codec.HEADER_WORKFLOW, b"n%d" % number)]))
-    assert (len(here._known), len(here._minted), len(here._named)) == (4, 4, 4)
+    assert (len(here._known), len(here._minting._minted), len(here._named)) == (4, 4, 4)
 
 
 # ---------------------------------------------------------------------- attenuation over chains
