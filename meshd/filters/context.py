@@ -298,7 +298,7 @@ def _add_trace(headers: Headers, call: Call, context: codec.Context) -> None:
     state: list[str] = []
     baggage: list[str] = []
     has_parent = False
-    for name, value in call.headers:
+    for name, value in call.governed:
         if name in TRACE_FIELDS:
             text = value.decode("latin-1")
             if name == TRACEPARENT:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 UPSTREAMS_SHOWN_MAX: Final = 10
 KNOWN_MAX: Final = 4096
 NAME_CHARACTERS_MAX: Final = 256
-"""Longer names of models are routed, but not remembered: callers write them, and would fill the memory."""
+"""Longer names of models and paths are routed, but not remembered: callers write them, and would fill the memory."""
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM: Final = Kind.LLM
@@ -36,7 +36,7 @@ class Routing:
         self._policy: Any = None
         """The policy that `_known` is of."""
         self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
-        """By upstream, model, agent and operation of an LLM request; of plans in which no route leads elsewhere."""
+        """By upstream, model, agent and operation; of plans in which no route leads elsewhere."""
 
     def admit(self, call: Call) -> None:
         """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""
@@ -46,34 +46,32 @@ class Routing:
             if upstream is None:
                 raise _unknown(call, call.target.name)
             call.upstream = upstream
-        if ask is None:
-            self._resolve(call, upstream, "")
-            return
         if self._policy is not call.policy:
             self._policy, self._known = call.policy, {}
-        model = ask.model if ask.model_granted is None else ask.model_granted
-        known = self._known.get((upstream.name, model, call.agent, ask.operation))
+        model = "" if ask is None else ask.model if ask.model_granted is None else ask.model_granted
+        operation = operation_of(call)
+        known = self._known.get((upstream.name, model, call.agent, operation))
         if known is None or known[2] is not upstream:
-            self._resolve(call, upstream, model)
+            self._resolve(call, upstream, model, operation)
             return
         call.target, plan, _ = known
         call.plan = plan
         for hits in plan.hits:
             hits.count += 1
 
-    def _resolve(self, call: Call, upstream: Any, model: str) -> None:
+    def _resolve(self, call: Call, upstream: Any, model: str, operation: str) -> None:
         target = call.target = Target(upstream.kind, upstream.name, model)
-        plan = call.policy.plan(target, call.agent, operation_of(call))
+        plan = call.policy.plan(target, call.agent, operation)
         plan.hit()
         if plan.route is not None:
             _reroute(call, plan.route)
             if call.target != target:
                 plan = call.policy.plan(call.target, call.agent, operation_of(call))
                 plan.hit()
-        elif call.ask is not None and len(model) + len(call.agent) <= NAME_CHARACTERS_MAX:
+        elif len(model) + len(call.agent) + len(operation) <= NAME_CHARACTERS_MAX:
             if len(self._known) >= KNOWN_MAX:
                 self._known.clear()
-            self._known[upstream.name, model, call.agent, call.ask.operation] = (target, plan, upstream)
+            self._known[upstream.name, model, call.agent, operation] = (target, plan, upstream)
         call.plan = plan
 
     def explain(self, call: Call) -> str:

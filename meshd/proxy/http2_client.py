@@ -26,12 +26,23 @@ QUEUE_LOW: Final = 65_536
 class Http2Stream:
     """One request on the connection."""
 
-    __slots__ = ("_connection", "attempt", "id", "is_paused", "is_reply_whole", "is_request_paused", "unacked")
+    __slots__ = (
+        "_connection",
+        "attempt",
+        "id",
+        "is_paused",
+        "is_reply_whole",
+        "is_request_paused",
+        "sent_bytes",
+        "unacked",
+    )
 
     def __init__(self, connection: Http2Connection, attempt: Attempt, id: int) -> None:
         self._connection = connection
         self.attempt: Attempt | None = attempt
         self.id = id
+        self.sent_bytes = 0
+        """Of the request's body so far: what waits for the upstream's window is no more than that."""
         self.unacked = 0
         """Bytes that were passed on while the caller could take no more: their window stays closed."""
         self.is_paused = False
@@ -224,7 +235,10 @@ class Http2Connection(asyncio.Protocol):
         except ngh2.NGH2Error:
             return  # The stream is closing; its event says why.
         self._proxy.touch(self)
-        if not stream.is_request_paused and self._session.queued_body_size(stream.id) > QUEUE_HIGH:
+        stream.sent_bytes += len(data)
+        if stream.sent_bytes <= QUEUE_HIGH or stream.is_request_paused:
+            return
+        if self._session.queued_body_size(stream.id) > QUEUE_HIGH:
             stream.is_request_paused = True
             self._paused.add(stream)
             if stream.attempt is not None:

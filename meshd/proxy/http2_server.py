@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import ngh2
 
 from meshd.proxy.exchange import Exchange
+from meshd.proxy.http2_caller import Http2Exchange
 from meshd.proxy.refusing import wire_refusal
 from meshd.wire.http2 import ErrorCode, read_request, server_connection
 from meshd.wire.message import WireError
@@ -21,77 +22,6 @@ if TYPE_CHECKING:
 QUEUE_HIGH: Final = 262_144
 QUEUE_LOW: Final = 65_536
 """Body bytes of one stream that wait for the caller's window before the upstream is paused, and resumed again."""
-
-
-class Http2Exchange:
-    """The `Caller` of one exchange: one stream of the connection."""
-
-    __slots__ = (
-        "_session",
-        "exchange",
-        "has_body",
-        "id",
-        "is_paused",
-        "is_replied",
-        "is_reply_paused",
-        "is_request_whole",
-        "peer",
-        "unacked",
-    )
-
-    def __init__(self, session: Http2Session, id: int) -> None:
-        self._session = session
-        self.id = id
-        self.peer = session.peer
-        self.exchange: Exchange | None = None
-        self.has_body = True
-        self.is_paused = False
-        self.is_reply_paused = False
-        self.is_replied = False
-        self.is_request_whole = False
-        self.unacked = 0
-
-    def send_informational(self, status: int, headers: Headers) -> None:
-        self._session.send_informational(self.id, status, headers)
-
-    def send_head(self, status: int, headers: Headers, content_length: int | None, *, has_body: bool) -> None:
-        fields = [(b":status", b"%d" % status), *headers]
-        if content_length is not None and status != 204:
-            fields.append((b"content-length", b"%d" % content_length))
-        self.has_body = has_body
-        if has_body:
-            self._session.send_head(self, fields)
-        else:
-            self.is_replied = True
-            self._session.send_head(self, fields, end_stream=True)
-
-    def send_data(self, data: bytes) -> None:
-        if self.has_body:
-            self._session.send_data(self, data)
-
-    def send_end(self, trailers: Headers) -> None:
-        if self.has_body:
-            self._session.send_end(self, trailers)
-        self.is_replied = True
-        self.exchange = None
-        if not self.is_request_whole:
-            self._session.end_early(self)
-
-    def half_close(self) -> None:
-        self._session.send_end(self, [])
-
-    def abort(self) -> None:
-        self.exchange = None
-        self._session.reset(self.id, ErrorCode.INTERNAL_ERROR)
-
-    def pause_request(self) -> None:
-        self.is_paused = True
-
-    def resume_request(self) -> None:
-        self.is_paused = False
-        if self.unacked:
-            unacked, self.unacked = self.unacked, 0
-            self._session.acknowledge(self.id, unacked)
 
 
 class Http2Session(asyncio.Protocol):
@@ -249,23 +179,38 @@ class Http2Session(asyncio.Protocol):
         except ngh2.NGH2Error:
             return  # The stream is closing; its event ends the exchange.
         self._proxy.touch(self)
-        if not stream.is_reply_paused and self._session.queued_body_size(stream.id) > QUEUE_HIGH:
+        stream.sent_bytes += len(data)
+        if stream.sent_bytes <= QUEUE_HIGH or stream.is_reply_paused:
+            return
+        if self._session.queued_body_size(stream.id) > QUEUE_HIGH:
             stream.is_reply_paused = True
             self._paused.add(stream)
             if stream.exchange is not None:
                 stream.exchange.pause_reply()
 
     def send_end(self, stream: Http2Exchange, trailers: Headers) -> None:
-        if trailers:
-            self._try(self._session.send_trailers, stream.id, trailers)
-        else:
-            self._try(self._session.end_stream, stream.id)
+        if self._is_closed:
+            return
+        try:
+            if trailers:
+                self._session.send_trailers(stream.id, trailers)
+            else:
+                self._session.end_stream(stream.id)
+        except (ngh2.NGH2Error, ValueError):
+            return
+        self._proxy.touch(self)
 
     def reset(self, id: int, code: ErrorCode) -> None:
         self._try(self._session.reset_stream, id, code)
 
     def acknowledge(self, id: int, amount: int) -> None:
-        self._try(self._session.acknowledge_received_data, amount, id)
+        if self._is_closed:
+            return
+        try:
+            self._session.acknowledge_received_data(amount, id)
+        except (ngh2.NGH2Error, ValueError):
+            return
+        self._proxy.touch(self)
 
     def _try(self, operation: Any, *arguments: Any) -> None:
         """Do what a stream asks, unless the connection or the stream is already gone."""

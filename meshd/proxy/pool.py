@@ -36,13 +36,15 @@ class Pools:
         self._proxy = proxy
         self._pools: dict[tuple[Upstream, str], Pool] = {}
         self._usual: dict[str, tuple[Upstream, Pool]] = {}
+        self._usual_grpc: dict[str, tuple[Upstream, Pool]] = {}
         self._contexts: dict[tuple[str | None, str], ssl.SSLContext] = {}
 
     def pool_for(self, upstream: Upstream, is_grpc: bool = False, is_tunnel: bool = False) -> Pool:
         """Return the pool for a call to `upstream`."""
-        if not is_grpc and not is_tunnel:
+        usuals = self._usual_grpc if is_grpc else self._usual
+        if not is_tunnel:
             # The hash of an Upstream goes through all of its fields; nearly every call can do without.
-            usual = self._usual.get(upstream.name)
+            usual = usuals.get(upstream.name)
             if usual is not None and usual[0] is upstream:
                 return usual[1]
         wire: str = upstream.protocol
@@ -56,8 +58,8 @@ class Pools:
         pool = self._pools.get(key)
         if pool is None:
             pool = self._pools[key] = Pool(self._proxy, self, upstream, wire)
-        if not is_grpc and not is_tunnel:
-            self._usual[upstream.name] = (upstream, pool)
+        if not is_tunnel:
+            usuals[upstream.name] = (upstream, pool)
         return pool
 
     def ssl_context(self, ca_file: str | None, wire: str) -> ssl.SSLContext:
@@ -75,6 +77,7 @@ class Pools:
         """After a reload: let the pools of upstreams that are gone or changed run dry."""
         kept = set(upstreams)
         self._usual.clear()
+        self._usual_grpc.clear()
         for key in [key for key in self._pools if key[0] not in kept]:
             self._pools.pop(key).retire()
         for pool in self._pools.values():

@@ -80,7 +80,7 @@ class Proxy:
         self._call_ended = asyncio.Event()
         self._app = app
         self._listen_hosts = listen_hosts
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex() + "-"
         self._id_number = 0
         self._dirty: list[Flushable] = []
         self._is_entered = False
@@ -101,7 +101,7 @@ class Proxy:
     def next_id(self) -> str:
         """Return an id for a call: unique among all sidecars, and cheap."""
         self._id_number += 1
-        return f"{self._id_prefix}-{self._id_number:x}"
+        return self._id_prefix + str(self._id_number)
 
     # ------------------------------------------------------------------ callbacks and flushing
 

@@ -86,7 +86,8 @@ class Span:
     @property
     def traceparent(self) -> str:
         """The W3C header value to forward, with this span as parent."""
-        return f"00-{self.trace_id:032x}-{self.span_id:016x}-{SAMPLED if self.is_sampled else 0:02x}"
+        digits = self.parent_bytes.hex()
+        return f"00-{digits[:32]}-{digits[32:48]}-{digits[48:]}"
 
     @property
     def parent_bytes(self) -> bytes:

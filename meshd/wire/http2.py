@@ -137,9 +137,10 @@ def _read_block(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Req
 def _remember(block: tuple[tuple[bytes, bytes], ...], request: Request) -> None:
     length: int | None = None
     for place, value in request.fields.unread:
-        if place is not _CONTENT_LENGTH:
+        if place is _EXPECT:
             return
-        length = int(value)
+        if place is _CONTENT_LENGTH:
+            length = int(value)
     if sum([len(name) + len(value) for name, value in block]) <= KNOWN_BYTES_MAX:
         if len(_known) >= KNOWN_MAX:
             del _known[next(iter(_known))]
