@@ -58,6 +58,8 @@ _head = struct.Struct("c")
 _TEXT_HEADS: Final = frozenset({(b'"',), (b"n",)})
 # Above this, to add up the values' lengths costs more than to give each key an object of its own.
 _COMPACT_BYTES_MAX: Final = 16 * 1024
+# Values longer than this on average are measured one by one.
+_MEASURED_BYTES: Final = 1024
 # A cap above this is a mistake or an attack on the arithmetic of budgets, never a model's limit.
 INTEGER_MAX: Final = 1_000_000_000
 
@@ -105,13 +107,13 @@ def read_long_body(body: bytes, name: str) -> tuple[Pairs, list[Pairs] | None]:
         # It is refused once more, with its own words about its own bytes.
         return read_body(body), None
     # What was cut out is a whole value, so it was this member's if this one is empty now, and no other has the name.
-    if bytes(pairs.get(name, NULL)) != b"[]" or not (array.isascii() or _is_utf8(array)):
+    if bytes(pairs.get(name, NULL)) != b"[]" or not (body.isascii() or _is_utf8(body)):
         return read_body(body), None
     pairs[name] = msgspec.Raw(array)
     return pairs, maps
 
 
-def _cut_out(body: bytes, key: bytes) -> tuple[bytes, list[Pairs], bytes] | None:
+def _cut_out(body: bytes, key: bytes) -> tuple[memoryview, list[Pairs], bytes] | None:
     """Return an array of objects behind `key`, the members of each, and the body with an empty array in its place.
 
     None where there is none at first sight, or where its members may not be all that it says (see `_compact_bytes`).
@@ -127,12 +129,12 @@ def _cut_out(body: bytes, key: bytes) -> tuple[bytes, list[Pairs], bytes] | None
         end = body.rfind(b"]", begin, at) + 1 if at != -1 else end
     if body[end - 2 : end] != b"}]":
         return None
-    array = body[begin:end]
+    array = memoryview(body)[begin:end]
     try:
         maps = _maps.decode(array)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    if len(array) != _compact_bytes(maps):
+    if len(array) != _compact_bytes(maps, len(array)):
         return None
     return array, maps, body[:begin] + b"[]" + body[end:]
 
@@ -174,7 +176,7 @@ def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pai
     try:
         if data.find(b'": ', 0, _LOOK_BYTES) == -1:
             maps = _maps.decode(data)
-            if len(data) == _compact_bytes(maps):
+            if len(data) == _compact_bytes(maps, len(data)):
                 return maps
         decoded = _objects.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -188,19 +190,27 @@ def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pai
     return items
 
 
-def _compact_bytes(maps: list[Pairs]) -> int:
+def _compact_bytes(maps: list[Pairs], size: int) -> int:
     """Return the length of an array whose members, written without blanks or escapes in keys, are just these.
 
-    An array that has this length lost no member: blanks, escapes and lost duplicates can only make it longer. Two
-    braces to an object, and to a member two quotes, a colon and a comma but for one.
+    `size` is the length that it really has. An array that has this one lost no member: blanks, escapes and lost
+    duplicates can only make it longer. Two braces to an object, and to a member two quotes, a colon and a comma but
+    for one.
     """
     if len(maps) == 1:
         (only,) = maps
-        return len("".join(only)) + len(b"".join(only.values())) + 4 * len(only) + 3
+        return len("".join(only)) + _bytes_of([*only.values()], size) + 4 * len(only) + 3
     members = sum(map(len, maps))
     keys = len("".join(chain.from_iterable(maps)))
-    values = len(b"".join(chain.from_iterable([each.values() for each in maps])))
+    values = _bytes_of([*chain.from_iterable([each.values() for each in maps])], size)
     return keys + values + 4 * members + 2 * len(maps) + 1
+
+
+def _bytes_of(raws: list[msgspec.Raw], size: int) -> int:
+    """Return the length of all values together; `size` is about that. Long ones are not copied to be measured."""
+    if size > _MEASURED_BYTES * len(raws):
+        return sum([memoryview(raw).nbytes for raw in raws])
+    return len(b"".join(raws))
 
 
 def read_items(raw: msgspec.Raw, where: str) -> list[msgspec.Raw]:
