@@ -13,7 +13,8 @@ BIN := .venv/bin
 STAMP := .venv/.dev
 BENCH_STAMP := .venv/.bench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
-SOURCES := meshd sdk $(wildcard demo bench) tests requirements/lock.py
+COMPILED := .make/compiled
+SOURCES := hatch_build.py meshd sdk $(wildcard demo bench) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: $(PYTHON) is not here; name a Python 3.11 with PYTHON=..." >&2; exit 1; }
@@ -30,7 +31,11 @@ $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	@$(INSTALL) -r requirements/bench.txt
 	@touch $@
 
-.PHONY: help demo test lint bench format lock clean venv
+$(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk policies -name '*.py' -o -name '*.yaml')
+	@$(BIN)/python hatch_build.py $(COMPILED)
+	@touch $@
+
+.PHONY: help demo test test-compiled compile lint bench format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
@@ -43,6 +48,12 @@ demo: $(STAMP) ## agents through meshd, live (KEEP=1 stays up; LLM=openai spends
 test: $(STAMP) ## every test (ARGS=... goes to pytest)
 	@$(BIN)/python -m pytest -q $(ARGS)
 
+compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
+
+test-compiled: compile ## the tests that fit a compiled meshd, on that copy
+	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -o pythonpath="$(COMPILED) ." -m "not uncompiled" \
+		--deselect tests/repository $(ARGS)
+
 lint: $(STAMP) ## ruff, mypy --strict, import rules
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/ruff format --check $(SOURCES)
@@ -50,7 +61,8 @@ lint: $(STAMP) ## ruff, mypy --strict, import rules
 	@$(BIN)/lint-imports --no-cache
 
 bench: $(BENCH_STAMP) ## ratios to Envoy, nginx, haproxy, aiohttp (PEERS, ROUNDS, SECONDS)
-	@$(BIN)/python -m bench $(if $(PEERS),--peers "$(PEERS)") $(if $(ROUNDS),--rounds "$(ROUNDS)") \
+	@$(MAKE) compile || echo "meshd is measured uncompiled" >&2
+	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m bench $(if $(PEERS),--peers "$(PEERS)") $(if $(ROUNDS),--rounds "$(ROUNDS)") \
 		$(if $(SECONDS),--seconds "$(SECONDS)") $(ARGS)
 
 format: $(STAMP) ## ruff format, and what ruff can mend

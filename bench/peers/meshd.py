@@ -95,8 +95,8 @@ class Meshd:
     wires = ALL_WIRES
 
     def version(self) -> str:
-        """As it says."""
-        return first_line([*command(), "--version"]).rpartition(" ")[2]
+        """As it says, compiled or not."""
+        return first_line([*command(), "--version"]).partition(" ")[2]
 
     def start(self, place: Place) -> Running:
         """With the document of the benchmark, and a state directory of its own."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -50,11 +51,17 @@ class Commands(click.Group):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
+def _is_compiled() -> bool:
+    """Say whether the way of a call was compiled when this was installed (hatch_build.py), without importing it."""
+    found = importlib.util.find_spec("meshd.call")
+    return found is not None and not str(found.origin).endswith(".py")
+
+
 def _print_version(ctx: click.Context, _param: click.Parameter, value: bool) -> None:
     if not value or ctx.resilient_parsing:
         return
     try:
-        click.echo(f"meshd {version(DISTRIBUTION)}")
+        click.echo(f"meshd {version(DISTRIBUTION)} ({'compiled' if _is_compiled() else 'pure Python'})")
     except PackageNotFoundError:
         click.echo("meshd, not installed as a distribution")
     ctx.exit()

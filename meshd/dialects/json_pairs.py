@@ -35,6 +35,8 @@ def _to_key(_type: type, name: Any) -> Key:
     return Key(name)
 
 
+RawJson = Any
+"""bytes or msgspec.Raw, which is no kind of bytes though its stub says so: compiled code would hold it to that."""
 Pairs = dict[str, msgspec.Raw]
 """The members of an object, in order, each value as raw JSON."""
 
@@ -158,7 +160,7 @@ def has_member(maps: list[Pairs], name: str) -> bool:
     return any(name in members for members in maps)
 
 
-def read_object(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> Pairs:
+def read_object(raw: RawJson, where: str, at: int = -1) -> Pairs:
     """Return the members of one object. `where` and the index `at` name it in messages. Raises Refused(MALFORMED)."""
     try:
         decoded = _object.decode(raw)
@@ -170,7 +172,7 @@ def read_object(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> Pairs:
     return pairs
 
 
-def read_objects(raw: bytes | msgspec.Raw, where: str, at: int = -1) -> list[Pairs]:
+def read_objects(raw: RawJson, where: str, at: int = -1) -> list[Pairs]:
     """Return the members of each object of an array. Raises Refused(MALFORMED), also where an item is no object."""
     data = bytes(raw)
     try:
@@ -225,7 +227,7 @@ def _place(where: str, at: int) -> str:
     return where if at < 0 else f"{where}[{at}]"
 
 
-def _explain(error: Exception, raw: bytes | msgspec.Raw, where: str) -> NoReturn:
+def _explain(error: Exception, raw: RawJson, where: str) -> NoReturn:
     if isinstance(error, RecursionError):
         malformed(f"{where} is nested too deeply")
     if isinstance(error, UnicodeDecodeError):
@@ -345,10 +347,11 @@ _ENCODED_MAX: Final = 256
 
 def write(pairs: Pairs, edits: dict[str, bytes]) -> bytes:
     """Encode members again, with `edits` (raw JSON by key) in the place of theirs, new ones behind them."""
-    pieces: list[bytes | msgspec.Raw] = []
+    pieces: list[RawJson] = []
     separator = b"{"
     for name, raw in pairs.items():
-        pieces += (separator, _key(name), edits.get(name, raw))
+        value: RawJson = edits.get(name)
+        pieces += (separator, _key(name), raw if value is None else value)
         separator = b","
     for name, value in edits.items():
         if name not in pairs:

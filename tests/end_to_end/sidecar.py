@@ -42,9 +42,13 @@ def free_port() -> int:
 
 
 def environ(**more: str) -> dict[str, str]:
-    """This process's environment, without what would steer meshd or an SDK."""
+    """This process's environment, without what would steer meshd or an SDK.
+
+    A tree that stands in PYTHONPATH already goes first: so the same tests hold for a compiled one.
+    """
     kept = {key: value for key, value in os.environ.items() if not key.startswith(_STEERING)}
-    return kept | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "sdk")])} | more
+    trees = [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT), str(ROOT / "sdk")]
+    return kept | {"PYTHONPATH": os.pathsep.join(trees)} | more
 
 
 class Sidecar:

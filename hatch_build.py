@@ -1,0 +1,156 @@
+"""Compiles the way of a call, where that is asked for.
+
+mypyc makes C of the modules below by the types that `mypy --strict` checks. It is the same source: uncompiled, the same
+modules run as they are. docs/benchmarks.md says what it brings.
+
+    MESHD_COMPILE=1 pip install .    an installation that is compiled; needs a C compiler and Python's headers
+    python hatch_build.py DIR        puts a compiled copy of the package into DIR
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+try:
+    from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+except ImportError:  # to run it by hand needs no hatchling
+    BuildHookInterface = object
+
+ROOT = Path(__file__).resolve().parent
+GROUP = "meshd"
+"""Name of the one library that holds all of the code; the modules beside it are doors to it."""
+
+COMPILED = (
+    "call.py",
+    "refusal.py",
+    "chain.py",
+    "filters/*.py",
+    "ledger/*.py",
+    "wire/*.py",
+    "dialects/*.py",
+    "proxy/*.py",
+    "policy/addressing.py",
+    "policy/matching.py",
+    "telemetry/telemetry.py",
+    "telemetry/series.py",
+    "telemetry/spans.py",
+    "telemetry/tally.py",
+    "telemetry/endpoint.py",
+)
+LEFT = (
+    # pydantic and msgspec read the annotations of these classes while the program runs.
+    "filters/*_settings.py",
+    "filters/contract.py",
+    "filters/units.py",
+    "dialects/*_shapes.py",
+    "dialects/contract.py",
+    "ledger/account.py",
+    # Nothing here is on the way of a call.
+    "ledger/desk.py",
+    "ledger/directory.py",
+    "ledger/recovery.py",
+    "ledger/upkeep.py",
+    "proxy/listener.py",
+    "*/__init__.py",
+)
+
+_MYPY = """\
+[mypy]
+explicit_package_bases = True
+ignore_missing_imports = True
+"""
+_SETUP = """\
+import sys
+from mypyc.build import mypycify
+from setuptools import setup
+modules = mypycify(["--config-file", "mypy.ini", *sys.argv[2:]], opt_level="3", debug_level="0", group_name=sys.argv[1])
+setup(name="compiled", packages=[], ext_modules=modules, script_args=["--quiet", "build_ext", "--inplace"])
+"""
+
+
+class CompileError(Exception):
+    """The modules could not be compiled; the message says why."""
+
+
+def modules() -> list[str]:
+    """Return the modules to compile, as paths from the root."""
+    package = ROOT / "meshd"
+    found = {path for pattern in COMPILED for path in package.glob(pattern)}
+    return sorted(str(path.relative_to(ROOT)) for path in found - {p for left in LEFT for p in package.glob(left)})
+
+
+def has_compiler() -> bool:
+    """Say whether C can be compiled for this Python."""
+    command = os.environ.get("CC") or (sysconfig.get_config_var("CC") or "cc").split()[0]
+    header = Path(sysconfig.get_paths()["include"], "Python.h")
+    return shutil.which(command) is not None and header.is_file()
+
+
+def compile_into(folder: Path) -> list[Path]:
+    """Copy the package into `folder` and compile it there; return what was made. Raises CompileError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for source, name in ((ROOT / "meshd", "meshd"), (ROOT / "sdk" / "meshd_sdk", "meshd_sdk")):
+        shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    (folder / "mypy.ini").write_text(_MYPY)
+    command = [sys.executable, "-c", _SETUP, GROUP, *modules()]
+    # The caches of a type checker that looked at another tree must not be read here.
+    environment = {**os.environ, "MYPY_CACHE_DIR": os.devnull}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    made = sorted(folder.rglob("*.so"))
+    if done.returncode or not made:
+        raise CompileError((done.stdout + done.stderr).strip()[-4000:])
+    shutil.rmtree(folder / "build", ignore_errors=True)
+    return made
+
+
+class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,valid-type]
+    """Adds the compiled modules to a wheel, which then is one for this Python and machine."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """See hatchling. An editable installation stays as it is: what is edited must be what runs."""
+        if version == "editable" or os.environ.get("MESHD_COMPILE", "") in ("", "0"):
+            return
+        if not has_compiler():
+            raise CompileError("MESHD_COMPILE is set, and there is no C compiler or no headers of this Python")
+        self.folder = Path(tempfile.mkdtemp(prefix="meshd-compile-"))
+        made = compile_into(self.folder)
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+        build_data["force_include"].update({str(path): str(path.relative_to(self.folder)) for path in made})
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """See hatchling."""
+        if hasattr(self, "folder"):
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def main() -> int:
+    """Put a compiled copy into the folder that is named."""
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        print(__doc__)
+        return 2
+    if not has_compiler():
+        print("there is no C compiler, or not the headers of this Python: meshd stays Python", file=sys.stderr)
+        return 1
+    folder = Path(sys.argv[1])
+    shutil.rmtree(folder, ignore_errors=True)
+    print(f"compiling {len(modules())} modules, about two minutes ...", file=sys.stderr)
+    try:
+        compile_into(folder)
+    except CompileError as error:
+        print(error, file=sys.stderr)
+        return 1
+    shutil.copytree(ROOT / "policies", folder / "meshd" / "policies")
+    shutil.rmtree(folder / "meshd_sdk")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
