@@ -193,6 +193,10 @@ _FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 _NEUTRAL_FAULTS: Final = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
+NOT_FORWARDED: Final = frozenset(
+    {Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL}
+)
+"""Faults with which no byte of the request can have reached the upstream."""
 
 
 def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:

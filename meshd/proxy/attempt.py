@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Fault, Outcome, ReplyHead, Verdict, classify
+from meshd.call import NOT_FORWARDED, Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
 from meshd.proxy.forwarding import added_fields
@@ -31,10 +31,6 @@ _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
-
-_NOT_FORWARDED: Final = frozenset(
-    {Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL}
-)
 
 
 class Attempt:
@@ -377,7 +373,7 @@ class Attempt:
             now_s,
             self.status,
             fault,
-            sent_s > 0.0 and fault not in _NOT_FORWARDED,
+            sent_s > 0.0 and fault not in NOT_FORWARDED,
             exchange.is_answered,
             is_terminal,
             meter.usage if meter is not None else None,

@@ -1,0 +1,64 @@
+"""What is compiled, and what must not be: `make test-compiled` runs the rest of the tests on it."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import sys
+from types import ModuleType
+
+import pytest
+
+from tests.repository.tree import ROOT
+
+
+def _hook() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("hatch_build", ROOT / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+HOOK = _hook()
+
+
+@pytest.mark.parametrize("pattern", [*HOOK.COMPILED, *HOOK.LEFT])
+def test_every_pattern_stands_for_something(pattern: str) -> None:
+    assert list((ROOT / "meshd").glob(pattern))
+
+
+@pytest.mark.parametrize("path", HOOK.modules())
+def test_no_class_whose_annotations_are_read_at_run_time_is_compiled(path: str) -> None:
+    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+        if isinstance(node, ast.ClassDef):
+            bases = {ast.unparse(base).rpartition(".")[2] for base in node.bases}
+            assert bases.isdisjoint({"Struct", "BaseModel", "Settings", "Section"}), f"{path}: {node.name}"
+
+
+def test_the_way_of_a_call_is_compiled_whole() -> None:
+    named = set(HOOK.modules())
+    for room in ("filters", "proxy", "wire"):
+        left = {str(path.relative_to(ROOT)) for path in (ROOT / "meshd" / room).glob("*.py")} - named
+        assert all(
+            path.endswith(("__init__.py", "_settings.py", "contract.py", "units.py", "listener.py")) for path in left
+        ), left
+
+
+def test_an_installation_is_compiled_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_folder: object) -> None:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(HOOK, "compile_into", refuse)
+    hook = HOOK.CustomBuildHook(str(ROOT), {}, None, None, "", "wheel")
+    for version, wanted in (("standard", "0"), ("standard", ""), ("editable", "1")):
+        monkeypatch.setenv("MESHD_COMPILE", wanted)
+        data: dict[str, object] = {}
+        hook.initialize(version, data)
+        assert data == {}
+    monkeypatch.setenv("MESHD_COMPILE", "1")
+    monkeypatch.setattr(HOOK, "has_compiler", lambda: False)
+    with pytest.raises(HOOK.CompileError, match="no C compiler"):
+        hook.initialize("standard", {})
