@@ -466,6 +466,7 @@ def test_every_change_is_told() -> None:
     assert [change[1:] for change in told] == [(CLOSED, OPEN), (OPEN, HALF_OPEN), (HALF_OPEN, CLOSED)]
 
 
+@pytest.mark.uncompiled
 def test_their_number_is_bounded_and_open_ones_are_kept(one: Breaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(breaker_filter, "BREAKERS_MAX", 8)
     fail(one, *[made(model="broken") for _ in range(5)])

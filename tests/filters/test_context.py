@@ -423,6 +423,7 @@ def test_everything_under_our_names_is_stripped() -> None:
     assert not any(is_stripped(name) for name in (b"x-mesh", b"authorization", b"x-request-id"))
 
 
+@pytest.mark.uncompiled
 def test_memories_are_bounded(here: Context, keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(context_filter, "KNOWN_MAX", 4)
     monkeypatch.setattr(context_filter, "NAMED_MAX", 4)

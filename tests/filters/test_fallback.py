@@ -183,6 +183,7 @@ def test_calls_without_trouble_save_no_more_than_the_last_hundred_would() -> Non
     assert sum(one.next(made(attempt=2), CONNECT) is not None for _ in range(100)) == 20
 
 
+@pytest.mark.uncompiled
 def test_upstreams_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fallback_filter, "BUDGETS_MAX", 3)
     one = Fallback(lambda: 0.0)

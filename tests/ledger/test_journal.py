@@ -120,6 +120,7 @@ def test_older_epochs_do_not_count(tmp_path: Path) -> None:
     assert _read(tmp_path).owed == {1: 140}
 
 
+@pytest.mark.uncompiled
 def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", module.FORMAT + 1)
@@ -128,6 +129,7 @@ def test_a_newer_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         _read(tmp_path)
 
 
+@pytest.mark.uncompiled
 def test_an_older_format_is_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(module, "FORMAT", 1)

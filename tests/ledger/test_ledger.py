@@ -238,6 +238,7 @@ async def test_who_waits_for_what_can_no_longer_come_is_told(timed: Ledger) -> N
     assert not short.is_busy
 
 
+@pytest.mark.uncompiled
 async def test_the_queue_is_bounded(timed: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("meshd.ledger.ledger.QUEUE_MAX", 3)
     one = await take(timed, 1000)

@@ -178,6 +178,7 @@ async def test_a_store_that_was_deleted_is_refused_while_its_journal_is_there(tm
         await Ledger.open(tmp_path)
 
 
+@pytest.mark.uncompiled
 async def test_a_newer_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("meshd.ledger.journal.FORMAT", FORMAT + 1)
