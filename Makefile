@@ -32,8 +32,9 @@ $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	@touch $@
 
 $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk policies -name '*.py' -o -name '*.yaml')
+	@mkdir -p .make && touch .make/begun # what is edited meanwhile is compiled the next time
 	@$(BIN)/python hatch_build.py $(COMPILED)
-	@touch $@
+	@mv .make/begun $@
 
 .PHONY: help demo test test-compiled compile lint bench format lock clean venv
 
