@@ -14,6 +14,7 @@ STAMP := .venv/.dev
 BENCH_STAMP := .venv/.bench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
+COMPILED_TESTS := $(addprefix tests/,cli demo dialects end_to_end engines filters ledger policy proxy sdk telemetry wire)
 SOURCES := hatch_build.py meshd sdk $(wildcard demo bench) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
@@ -39,7 +40,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 .PHONY: help demo test test-compiled compile lint bench format lock clean venv
 
 help: ## print this
-	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
 
 venv: $(STAMP) ## install into .venv
 
@@ -52,8 +53,8 @@ test: $(STAMP) ## every test (ARGS=... goes to pytest)
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
 
 test-compiled: compile ## the tests that fit a compiled meshd, on that copy
-	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -o pythonpath="$(COMPILED) ." -m "not uncompiled" \
-		--deselect tests/repository $(ARGS)
+	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -p no:randomly -o pythonpath="$(COMPILED) ." \
+		-m "not uncompiled" $(or $(ARGS),$(COMPILED_TESTS))
 
 lint: $(STAMP) ## ruff, mypy --strict, import rules
 	@$(BIN)/ruff check $(SOURCES)

@@ -76,9 +76,12 @@ def _before_exec(core: int) -> Callable[[], None]:
 
 
 def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Ours without proxies (they would stand between load and proxy), with the repository importable."""
+    """Ours without proxies (they would stand between load and proxy), with the repository importable.
+
+    What stands in PYTHONPATH already goes first: `make bench` puts the compiled copy there.
+    """
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    paths = [str(ROOT), str(ROOT / "sdk"), *filter(None, [env.get("PYTHONPATH")])]
+    paths = [*filter(None, [env.get("PYTHONPATH")]), str(ROOT), str(ROOT / "sdk")]
     env["PYTHONPATH"] = os.pathsep.join(paths)
     env.update(extra or {})
     return env
