@@ -25,7 +25,7 @@ def is_everything_required() -> bool:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "both_loops: run this async test on uvloop and on plain asyncio")
-    config.addinivalue_line("markers", "uncompiled: it sets a constant or reads a default off a class, which compiled code keeps to itself")
+    config.addinivalue_line("markers", "uncompiled: it reaches for what compiled code keeps within itself")
 
 
 def pytest_asyncio_loop_factories(config: pytest.Config, item: pytest.Item) -> Mapping[str, LoopFactory]:
