@@ -103,10 +103,10 @@ def compile_into(folder: Path) -> list[Path]:
     # The caches of a type checker that looked at another tree must not be read here.
     environment = {**os.environ, "MYPY_CACHE_DIR": os.devnull}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    shutil.rmtree(folder / "build", ignore_errors=True)
     made = sorted(folder.rglob("*.so"))
     if done.returncode or not made:
         raise CompileError((done.stdout + done.stderr).strip()[-4000:])
-    shutil.rmtree(folder / "build", ignore_errors=True)
     return made
 
 
