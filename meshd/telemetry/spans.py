@@ -123,8 +123,8 @@ class PassedThrough(Span):
 
     @property
     def parent_bytes(self) -> bytes:
-        """See `traceparent`."""
-        return parent_bytes(self.parent)
+        """See `traceparent`; of a later version of it, the fields that this one knows (section 4.3)."""
+        return parent_bytes("00" + self.parent[2:55]) if self.parent else b""
 
     def adopt(self, traceparent: str) -> bool:
         taken = super().adopt(traceparent)

@@ -374,6 +374,13 @@ def test_a_trace_of_the_calls_own_wins_over_the_tokens(here: Context, keys: Keys
     assert (made.span.parent, sent(here, made)[b"traceparent"]) == (own.decode(), own)
 
 
+def test_a_trace_of_a_later_version_goes_on_with_the_fields_that_are_known(here: Context, keys: Keys) -> None:
+    made = call("writer", headers=[*shown(token(keys)), (b"traceparent", b"01" + TRACE[2:] + b"-more")])
+    Telemetry().started(made)
+    here.admit(made)
+    assert read(keys, sent(here, made)).context.parent == TRACE.decode()
+
+
 def test_a_token_without_a_trace_serves_a_second_though_there_is_a_handle(here: Context, keys: Keys) -> None:
     telemetry, minted = Telemetry(), []
     for now_s in (0.0, 0.5, 1.6):
