@@ -173,6 +173,7 @@ class Fault(str, Enum):
     CUT = "cut"
     DEADLINE = "deadline"
     SHUTDOWN = "shutdown"
+    INTERNAL = "internal"
 
 
 class Verdict(str, Enum):
@@ -192,7 +193,9 @@ _BACKPRESSURE: Final = Verdict.BACKPRESSURE
 _FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
-_NEUTRAL_FAULTS: Final = frozenset({Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL})
+_NEUTRAL_FAULTS: Final = frozenset(
+    {Fault.CALLER_GONE, Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN, Fault.POOL_FULL, Fault.INTERNAL}
+)
 NOT_FORWARDED: Final = frozenset(
     {Fault.CONNECT, Fault.TLS, Fault.CONNECT_TIMEOUT, Fault.REFUSED_STREAM, Fault.POOL_FULL}
 )

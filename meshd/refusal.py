@@ -36,6 +36,7 @@ class Reason(str, Enum):
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
     UPSTREAM_TIMEOUT = "upstream_timeout"
     DRAINING = "draining"
+    INTERNAL = "internal"
 
 
 class Row(NamedTuple):
@@ -52,7 +53,7 @@ class Row(NamedTuple):
 
 
 # gRPC codes by number: 3 INVALID_ARGUMENT, 4 DEADLINE_EXCEEDED, 5 NOT_FOUND, 7 PERMISSION_DENIED,
-# 8 RESOURCE_EXHAUSTED, 9 FAILED_PRECONDITION, 14 UNAVAILABLE, 16 UNAUTHENTICATED.
+# 8 RESOURCE_EXHAUSTED, 9 FAILED_PRECONDITION, 13 INTERNAL, 14 UNAVAILABLE, 16 UNAUTHENTICATED.
 _PERMISSION: Final = "permission_error"
 _INVALID: Final = "invalid_request_error"
 TABLE: Final[dict[Reason, Row]] = {
@@ -75,6 +76,7 @@ TABLE: Final[dict[Reason, Row]] = {
     Reason.UPSTREAM_UNREACHABLE: Row(502, "api_error", "api_error", "meshd_upstream_unreachable", -32603, 14),
     Reason.UPSTREAM_TIMEOUT: Row(504, "api_error", "api_error", "meshd_upstream_timeout", -32603, 4),
     Reason.DRAINING: Row(503, "api_error", "overloaded_error", "meshd_draining", -32603, 14, True),
+    Reason.INTERNAL: Row(500, "api_error", "api_error", "meshd_internal", -32603, 13),
 }
 
 

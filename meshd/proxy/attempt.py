@@ -39,7 +39,6 @@ class Attempt:
     __slots__ = (
         "_answer",
         "_detached_bytes",
-        "_exchange",
         "_fields_added",
         "_first_byte_s",
         "_head",
@@ -48,6 +47,7 @@ class Attempt:
         "_is_request_paused",
         "_sent_s",
         "call",
+        "exchange",
         "has_streamed",
         "is_over",
         "pool",
@@ -58,7 +58,7 @@ class Attempt:
     )
 
     def __init__(self, exchange: Exchange) -> None:
-        self._exchange = exchange
+        self.exchange = exchange
         self.call: Call = exchange.call
         self.request: Request = exchange.request
         self.tickets: list[Ticket] = []
@@ -84,7 +84,7 @@ class Attempt:
 
     def send(self) -> None:
         """Every filter has admitted it: find a connection. Raises Refused where the context cannot be minted."""
-        exchange, call, fields = self._exchange, self.call, self.request.fields
+        exchange, call, fields = self.exchange, self.call, self.request.fields
         proxy = exchange.proxy
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
@@ -95,7 +95,7 @@ class Attempt:
 
     def connected(self, connection: Any) -> None:
         """The pool has a connection: write the request, and whatever body there is."""
-        exchange, call, request = self._exchange, self.call, self.request
+        exchange, call, request = self.exchange, self.call, self.request
         self._sent_s = self._heard_s = exchange.proxy.now_s
         body: bytes | None = None
         has_body, length = request.has_body, request.content_length
@@ -118,43 +118,43 @@ class Attempt:
 
     def send_data(self, data: bytes) -> None:
         """Pass a piece of the request's body on."""
-        self._heard_s = self._exchange.proxy.now_s
+        self._heard_s = self.exchange.proxy.now_s
         assert self.stream is not None
         self.stream.send_data(data)
 
     @property
     def is_request_whole(self) -> bool:
         """The caller has sent its last byte."""
-        return self._exchange.is_request_whole
+        return self.exchange.is_request_whole
 
     def pause_request(self) -> None:
         """The upstream cannot take more for now."""
         self._is_request_paused = True
-        if not self._exchange.is_request_whole:
-            self._exchange.pause_request()
+        if not self.exchange.is_request_whole:
+            self.exchange.pause_request()
 
     def resume_request(self) -> None:
         """The upstream can take more again."""
         self._is_request_paused = False
-        self._heard_s = self._exchange.proxy.now_s
-        self._exchange.resume_request()
+        self._heard_s = self.exchange.proxy.now_s
+        self.exchange.resume_request()
 
     # ------------------------------------------------------------------ the reply comes back
 
     def reply_informational(self, status: int, headers: Headers) -> None:
         """A 1xx before the reply: passed on, but for 100, which the caller has had from us."""
-        self._heard_s = self._exchange.proxy.now_s
-        if status != 100 and not self._exchange.is_caller_gone:
-            self._exchange.caller.send_informational(status, forwardable_reply(headers))
+        self._heard_s = self.exchange.proxy.now_s
+        if status != 100 and not self.exchange.is_caller_gone:
+            self.exchange.caller.send_informational(status, forwardable_reply(headers))
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The upstream's status and fields."""
-        self._heard_s = now_s = self._exchange.proxy.now_s
+        self._heard_s = now_s = self.exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self.status = status
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
-        watching = watchers_in(self._exchange.tickets, self.tickets)
+        watching = watchers_in(self.exchange.tickets, self.tickets)
         if self.call.ask is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
@@ -175,7 +175,7 @@ class Attempt:
         self._send_head(status, headers, content_length)
 
     def _send_head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange.is_caller_gone:
             return
         call, answer = self.call, self._answer
@@ -194,7 +194,7 @@ class Attempt:
 
     def reply_data(self, data: bytes) -> None:
         """A piece of the reply's body."""
-        exchange = self._exchange
+        exchange = self.exchange
         self._heard_s = exchange.proxy.now_s
         answer = self._answer
         if answer is not None:
@@ -215,11 +215,11 @@ class Attempt:
 
     def half_closed(self) -> None:
         """The upstream of a tunnel will send no more; the other half may go on."""
-        self._exchange.caller.half_close()
+        self.exchange.caller.half_close()
 
     def reply_end(self, trailers: Headers) -> None:
         """The reply's last byte."""
-        exchange = self._exchange
+        exchange = self.exchange
         self.stream = None
         if self._answer is not None and not self._end_answer(self._answer):
             return
@@ -235,20 +235,20 @@ class Attempt:
             return False
         if self._head is not None:
             if answer.cut is not None:
-                self._exchange.refuse(forbidden_reply(answer.cut), _CUT)
+                self.exchange.refuse(forbidden_reply(answer.cut), _CUT)
                 return False
             status, headers, length = self._head
             self._send_head(status, headers, len(data) if answer.is_inflated else length)
         elif answer.cut is not None:
             self._end_cut(data, answer.cut)
             return False
-        if data and not self._exchange.is_caller_gone:
-            self._exchange.caller.send_data(data)
+        if data and not self.exchange.is_caller_gone:
+            self.exchange.caller.send_data(data)
         return True
 
     def _end_cut(self, data: bytes, cut: Cut) -> None:
         """A ticket ended the answer: close what has begun well-formed, refuse what has not, leave the upstream."""
-        exchange, answer = self._exchange, self._answer
+        exchange, answer = self.exchange, self._answer
         assert answer is not None
         if answer.is_held:
             exchange.refuse(forbidden_reply(cut), _CUT)
@@ -272,13 +272,13 @@ class Attempt:
         """The caller can take more again."""
         if self._is_paused:
             self._is_paused = False
-            self._heard_s = self._exchange.proxy.now_s
+            self._heard_s = self.exchange.proxy.now_s
             if self.stream is not None:
                 self.stream.resume_reply()
 
     def expire(self, now_s: float) -> None:
         """End what has taken too long; called about twice a second."""
-        exchange = self._exchange
+        exchange = self.exchange
         if self.pool is None or exchange.is_tunnel:
             return
         silent_s = now_s - self._heard_s
@@ -319,7 +319,7 @@ class Attempt:
     def give_up(self) -> None:
         """Leave the upstream, since nobody waits for the reply any more."""
         self.leave()
-        self._exchange.finish(self, _CALLER_GONE)
+        self.exchange.finish(self, _CALLER_GONE)
 
     def leave(self) -> None:
         """Take this attempt off its connection, or out of the pool's queue."""
@@ -333,7 +333,7 @@ class Attempt:
         """The attempt has failed: try again, answer with an error, or end what has begun so that it shows."""
         if self.is_over:
             return
-        exchange = self._exchange
+        exchange = self.exchange
         self.stream = None
         if self._try_again(fault, None):
             return
@@ -344,7 +344,7 @@ class Attempt:
             exchange.refuse(failure_of(fault, self.call, message), fault)
 
     def _try_again(self, fault: Fault, retry_after_s: float | None) -> bool:
-        exchange = self._exchange
+        exchange = self.exchange
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
         outcome = self.outcome(fault)
@@ -359,7 +359,7 @@ class Attempt:
 
     def outcome(self, fault: Fault, refused: Refused | None = None) -> Outcome:
         """Say how the attempt ended."""
-        exchange, answer, sent_s = self._exchange, self._answer, self._sent_s
+        exchange, answer, sent_s = self.exchange, self._answer, self._sent_s
         now_s = exchange.proxy.now_s
         meter = answer.meter if answer is not None else None
         is_terminal = meter is None or meter.is_terminal
@@ -388,9 +388,9 @@ class Attempt:
         self.is_over = True
         settle(self.tickets, outcome)
         if outcome.verdict is _SUCCESS:
-            self._exchange.proxy.chain.fallback.succeeded(self.call, outcome.now_s)
+            self.exchange.proxy.chain.fallback.succeeded(self.call, outcome.now_s)
         if self._sent_s or self.pool is not None:
-            self._exchange.proxy.telemetry.attempted(self.call, outcome)
+            self.exchange.proxy.telemetry.attempted(self.call, outcome)
 
     @property
     def meter(self) -> Any:

@@ -284,7 +284,7 @@ class Exchange:
     def again(self, delay_s: float) -> None:
         """Make another attempt after `delay_s` seconds."""
         self.attempt = None
-        self.proxy.later(delay_s, self._again)
+        self.proxy.later(delay_s, self._again, self)
 
     def _again(self) -> None:
         if not self.is_done:

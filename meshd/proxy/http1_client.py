@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshd.call import Fault
+from meshd.proxy.crash import crash
 from meshd.wire.http1 import encode_chunk, encode_last_chunk, encode_request_head
 from meshd.wire.http1_reply import NOBODY, ReplyReader
 from meshd.wire.message import WireError
@@ -87,6 +88,11 @@ class Http1Connection(asyncio.Protocol):
                 self._attempt = None
                 self._reader.sink = NOBODY
                 self._release()
+        except Exception:  # noqa: BLE001 - whatever it is, the call must end
+            attempt, self._attempt = self._attempt, None
+            self._reader.sink = NOBODY
+            self._transport.abort()
+            crash(attempt.exchange if attempt is not None else None)
         finally:
             proxy.leave()
 
@@ -119,6 +125,8 @@ class Http1Connection(asyncio.Protocol):
                 self._fail(Fault.TRUNCATED, f"{name} closed the connection in the middle of its reply")
             else:
                 self._fail(Fault.RESET, f"{name} closed the connection without a reply")
+        except Exception:  # noqa: BLE001 - as above
+            crash(attempt.exchange if attempt is not None else None)
         finally:
             proxy.leave()
 

@@ -6,6 +6,7 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
+from meshd.proxy.crash import crash, ending
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.http1_framing import CHUNKED, NONE, RAW, UNTIL_CLOSE, break_off, frame
 from meshd.proxy.refusing import wire_refusal
@@ -115,6 +116,9 @@ class Http1Session(asyncio.Protocol):
                     self._exchange.request_data(self._reader.upgraded)
         except WireError as error:
             self._wire_error(error)
+        except Exception:  # noqa: BLE001 - whatever it is, the call must end
+            self._is_broken = self._is_close_wanted = True
+            crash(self._exchange)
         finally:
             proxy.leave()
 
@@ -136,7 +140,8 @@ class Http1Session(asyncio.Protocol):
             self._backlog.clear()
             exchange, self._exchange = self._exchange, None
             if exchange is not None:
-                exchange.caller_gone()
+                with ending(exchange):
+                    exchange.caller_gone()
         finally:
             proxy.leave()
 

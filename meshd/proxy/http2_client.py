@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 import ngh2
 
 from meshd.call import Fault
-from meshd.wire.http2 import ErrorCode, client_connection, encode_request
+from meshd.proxy.crash import crash, ending
+from meshd.wire.http2 import QUEUE_HIGH, QUEUE_LOW, ErrorCode, client_connection, encode_request
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
 
 STREAMS_MAX: Final = 100
 """Calls on one connection before another is opened, where the upstream allows as many."""
-QUEUE_HIGH: Final = 262_144
-QUEUE_LOW: Final = 65_536
-"""Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
 
 
 class Http2Stream:
@@ -66,7 +64,7 @@ class Http2Stream:
         self.is_paused = False
         if self.unacked:
             unacked, self.unacked = self.unacked, 0
-            self._connection.acknowledge(self, unacked)
+            self._connection.acknowledge(self.id, unacked)
 
 
 class Http2Connection(asyncio.Protocol):
@@ -265,10 +263,7 @@ class Http2Connection(asyncio.Protocol):
             return
         self._proxy.touch(self)
 
-    def acknowledge(self, stream: Http2Stream, amount: int) -> None:
-        self._acknowledge(stream.id, amount)
-
-    def _acknowledge(self, id: int, amount: int) -> None:
+    def acknowledge(self, id: int, amount: int) -> None:
         if self._is_closed:
             return
         try:
@@ -282,8 +277,14 @@ class Http2Connection(asyncio.Protocol):
     def _take_events(self) -> None:
         for event in self._session.events():
             handler = _HANDLERS.get(event.__class__)
-            if handler is not None:
+            if handler is None:
+                continue
+            try:
                 handler(self, event)
+            except Exception:  # noqa: BLE001 - whatever it is, the call must end, and the other streams go on
+                stream = self._streams.get(getattr(event, "stream_id", 0))
+                attempt = stream.attempt if stream is not None else None
+                crash(attempt.exchange if attempt is not None else None)
 
     def _on_response(self, event: ngh2.ResponseReceived) -> None:
         stream = self._streams.get(event.stream_id)
@@ -317,12 +318,12 @@ class Http2Connection(asyncio.Protocol):
             if stream.is_paused:
                 stream.unacked += len(data)
             elif data:
-                self.acknowledge(stream, len(data))
+                self.acknowledge(stream.id, len(data))
             if event.end_stream:
                 self._end_reply(stream, [])
         elif data:
             # Nobody waits for it any more, but the connection's window is shared.
-            self._acknowledge(event.stream_id, len(data))
+            self.acknowledge(event.stream_id, len(data))
 
     def _on_trailers(self, event: ngh2.TrailersReceived) -> None:
         stream = self._streams.get(event.stream_id)
@@ -344,7 +345,7 @@ class Http2Connection(asyncio.Protocol):
             return
         if stream.unacked:
             unacked, stream.unacked = stream.unacked, 0
-            self.acknowledge(stream, unacked)
+            self.acknowledge(stream.id, unacked)
         attempt, stream.attempt = stream.attempt, None
         if attempt is not None:
             is_refused = event.error_code == ErrorCode.REFUSED_STREAM
@@ -380,7 +381,8 @@ class Http2Connection(asyncio.Protocol):
         for stream in streams.values():
             attempt, stream.attempt = stream.attempt, None
             if attempt is not None:
-                attempt.reply_failed(fault, message)
+                with ending(attempt.exchange):
+                    attempt.reply_failed(fault, message)
 
 
 _MAX_CONCURRENT_STREAMS: Final = int(ngh2.Setting.MAX_CONCURRENT_STREAMS)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
 
+from meshd.proxy.crash import crash, ending
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.http2_caller import Http2Exchange
 from meshd.proxy.refusing import wire_refusal
-from meshd.wire.http2 import ErrorCode, read_request, server_connection
+from meshd.wire.http2 import QUEUE_HIGH, QUEUE_LOW, ErrorCode, read_request, server_connection
 from meshd.wire.message import WireError
 
 if TYPE_CHECKING:
@@ -18,10 +19,6 @@ if TYPE_CHECKING:
 
     from meshd.call import Direction, Headers
     from meshd.proxy.proxy import Proxy
-
-QUEUE_HIGH: Final = 262_144
-QUEUE_LOW: Final = 65_536
-"""Body bytes of one stream that wait for the caller's window before the upstream is paused, and resumed again."""
 
 
 class Http2Session(asyncio.Protocol):
@@ -109,7 +106,8 @@ class Http2Session(asyncio.Protocol):
             for stream in streams.values():
                 exchange, stream.exchange = stream.exchange, None
                 if exchange is not None:
-                    exchange.caller_gone()
+                    with ending(exchange):
+                        exchange.caller_gone()
         finally:
             proxy.leave()
 
@@ -227,8 +225,13 @@ class Http2Session(asyncio.Protocol):
     def _take_events(self) -> None:
         for event in self._session.events():
             handler = _HANDLERS.get(event.__class__)
-            if handler is not None:
+            if handler is None:
+                continue
+            try:
                 handler(self, event)
+            except Exception:  # noqa: BLE001 - whatever it is, the call must end, and the other streams go on
+                stream = self._streams.get(getattr(event, "stream_id", 0))
+                crash(stream.exchange if stream is not None else None)
 
     def _on_request(self, event: ngh2.RequestReceived) -> None:
         id = event.stream_id

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Fault
+from meshd.proxy.crash import ending
 from meshd.proxy.http1_client import Http1Connection
 from meshd.proxy.http2_client import STREAMS_MAX, Http2Connection
 
@@ -273,7 +274,7 @@ class Pool:
             connection.close()
         else:
             self._all.add(connection)
-            attempt.connected(connection)
+            self._serve(attempt, connection)
 
     def _opened(self, connection: Any) -> None:
         if not connection.is_usable:
@@ -296,7 +297,9 @@ class Pool:
         # One failed connection answers for one waiting call, or for all where they would have shared it.
         count = 1 if self._wire == "http/1.1" else len(self._pending)
         for _ in range(min(count, len(self._pending))):
-            self._pending.popleft().reply_failed(fault, message)
+            attempt = self._pending.popleft()
+            with ending(attempt.exchange):
+                attempt.reply_failed(fault, message)
         if self._pending:
             self._connect_as_needed()
 
@@ -304,12 +307,17 @@ class Pool:
         """Give waiting calls to HTTP/2 connections that have room."""
         for shared in self._shared:
             while self._pending and shared.can_take():
-                self._pending.popleft().connected(shared)
+                self._serve(self._pending.popleft(), shared)
+
+    @staticmethod
+    def _serve(attempt: Attempt, connection: Any) -> None:
+        with ending(attempt.exchange):
+            attempt.connected(connection)
 
     def release(self, connection: Http1Connection) -> None:
         """Take back an HTTP/1.1 connection that can serve again."""
         if self._pending:
-            self._pending.popleft().connected(connection)
+            self._serve(self._pending.popleft(), connection)
         elif self._is_retired or self._wire == "tunnel":
             connection.close()
         else:

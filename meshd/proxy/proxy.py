@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshd.policy.addressing import AddressBook
+from meshd.proxy.crash import crash, ending
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
@@ -142,17 +143,19 @@ class Proxy:
             if not self._is_entered:
                 self.leave()
 
-    def later(self, delay_s: float, callback: Callable[[], None]) -> None:
-        """Call `callback` after `delay_s` seconds, flushing what it writes."""
+    def later(self, delay_s: float, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
+        """Call `callback` after `delay_s` seconds, flushing what it writes. A fault in it ends `exchange`."""
         if delay_s <= 0:
-            self.loop.call_soon(self._run, callback)
+            self.loop.call_soon(self._run, callback, exchange)
         else:
-            self.loop.call_later(delay_s, self._run, callback)
+            self.loop.call_later(delay_s, self._run, callback, exchange)
 
-    def _run(self, callback: Callable[[], None]) -> None:
+    def _run(self, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
         self.enter()
         try:
             callback()
+        except Exception:  # noqa: BLE001 - whatever it is, the call must end
+            crash(exchange)
         finally:
             self.leave()
 
@@ -172,7 +175,7 @@ class Proxy:
             result = Refused(Reason.DRAINING, "This sidecar is shutting down")
         except Exception as error:  # noqa: BLE001 - whatever a rule ends in, its call must end too
             result = error
-        self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at))
+        self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
 
     # ------------------------------------------------------------------ time and the end
 
@@ -181,7 +184,8 @@ class Proxy:
         self.enter()
         try:
             for exchange in tuple(self.live):
-                exchange.expire(now_s, wall_s)
+                with ending(exchange):
+                    exchange.expire(now_s, wall_s)
             for session in tuple(self.sessions):
                 session.expire(now_s)
             self.pools.expire(now_s)
@@ -203,7 +207,7 @@ class Proxy:
             pass
         is_clean = not self.live
         for exchange in tuple(self.live):
-            self._run(exchange.shut_down)
+            self._run(exchange.shut_down, exchange)
         # Calls that wait for a filter end when their wait does, so that what it took is settled.
         for task in self._tasks:
             task.cancel()

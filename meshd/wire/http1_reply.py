@@ -102,7 +102,7 @@ class ReplyReader:
             self.upgraded = data[upgrade.args[0] :]
             return
         except httptools.HttpParserCallbackError as error:
-            raise error.__context__ if isinstance(error.__context__, WireError) else error from None
+            raise error.__context__ or error from None
         except httptools.HttpParserError as error:
             raise WireError(502, f"The upstream's reply is malformed: {error}") from None
         if not self._in_body and self.is_expecting:

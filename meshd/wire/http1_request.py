@@ -188,7 +188,7 @@ class RequestReader:
         except httptools.HttpParserUpgrade as upgrade:
             behind = data[upgrade.args[0] :]
         except httptools.HttpParserCallbackError as error:
-            raise error.__context__ if isinstance(error.__context__, WireError) else error from None
+            raise error.__context__ or error from None
         except httptools.HttpParserInvalidMethodError:
             raise WireError(501, "This method is not implemented: meshd forwards " + _methods()) from None
         except httptools.HttpParserError as error:

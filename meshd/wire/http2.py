@@ -20,12 +20,24 @@ if TYPE_CHECKING:
     from meshd.call import Headers
 
 
-__all__ = ["Connection", "ErrorCode", "client_connection", "encode_request", "read_request", "server_connection"]
+__all__ = [
+    "QUEUE_HIGH",
+    "QUEUE_LOW",
+    "Connection",
+    "ErrorCode",
+    "client_connection",
+    "encode_request",
+    "read_request",
+    "server_connection",
+]
 
 PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM_WINDOW: Final = 262_144
 """Bytes of one stream that a peer may have in flight; also the most that one stalled stream keeps in memory."""
 CONNECTION_WINDOW: Final = 4 * 1024 * 1024
+QUEUE_HIGH: Final = 262_144
+QUEUE_LOW: Final = 65_536
+"""Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
 _HOST: Final = Place.HOST
 _CONTENT_LENGTH: Final = Place.CONTENT_LENGTH
 _EXPECT: Final = Place.EXPECT
