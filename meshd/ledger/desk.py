@@ -1,13 +1,14 @@
 """The owner's desk: takes messages to the owners of accounts, whose books are records of a store.
 
 Each step is one compare-and-set of the account's record, so two desks on one store can never both grant the same
-tokens. An account with an open lease has an entry in its holder's index, written together with it: a start reads
+tokens, and no process must live for an account to have its owner: whoever has a message steps it. An account with an
+open lease has an entry in its holder's index, which stands before the lease does and leaves after it: a start reads
 these and nothing else.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
@@ -66,28 +67,46 @@ class Desk:
         return (await self.tell_all([(account, message)]))[0]
 
     async def tell_all(self, messages: Sequence[tuple[str, Message]]) -> list[Answer]:
-        """Take many messages, each to another account, in batches that are written whole."""
-        answers: list[Answer] = []
+        """Take many messages, each to another account."""
+        answers: dict[str, Answer] = {}
         for at in range(0, len(messages), BATCH_MAX):
-            answers += await self._tell(messages[at : at + BATCH_MAX])
-        return answers
+            batch = messages[at : at + BATCH_MAX]
+            while batch:
+                batch = await self._tell(batch, answers)
+        return [answers[account] for account, _ in messages]
 
-    async def _tell(self, messages: Sequence[tuple[str, Message]]) -> list[Answer]:
-        while True:
-            found = await self.store.read(ACCOUNTS, [account for account, _ in messages])
-            changes: list[Change] = []
-            answers: list[Answer] = []
-            for account, message in messages:
-                record = found.get(account)
-                owner = _owner(account, record)
-                was_open = _is_open(owner.stakes.get(message.holder))
-                answers.append(owner.step(message, self._lease_tokens_max))
-                changes.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
-                is_open = _is_open(owner.stakes.get(message.holder))
-                if is_open != was_open:
-                    changes.append(Change(leases_of(message.holder), account, b"" if is_open else None))
-            if await self.store.write(changes):
-                return answers
+    async def _tell(
+        self, messages: Sequence[tuple[str, Message]], answers: dict[str, Answer]
+    ) -> list[tuple[str, Message]]:
+        """Step the owners once; return the messages whose owner somebody else has stepped meanwhile."""
+        found = await self.store.read(ACCOUNTS, [account for account, _ in messages])
+        indexed: list[Change] = []
+        stepped: list[Change] = []
+        steps: list[_Step] = []
+        for account, message in messages:
+            record = found.get(account)
+            owner = _owner(account, record)
+            was_open = _is_open(owner.stakes.get(message.holder))
+            answer = owner.step(message, self._lease_tokens_max)
+            is_open = _is_open(owner.stakes.get(message.holder))
+            stepped.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
+            steps.append(_Step(account, message, answer, was_open and not is_open))
+            if is_open and not was_open:
+                indexed.append(Change(leases_of(message.holder), account, b""))
+        # In this order: an index that names a lease too many costs a look, one too few would lose it.
+        made = (await self.store.write([*indexed, *stepped]))[len(indexed) :]
+        again: list[tuple[str, Message]] = []
+        closed: list[Change] = []
+        for step, is_made in zip(steps, made, strict=True):
+            if not is_made:
+                again.append((step.account, step.message))
+                continue
+            answers[step.account] = step.answer
+            if step.is_closed:
+                closed.append(Change(leases_of(step.message.holder), step.account, None))
+        if closed:
+            await self.store.write(closed)
+        return again
 
     async def open_leases(self, holder: str) -> list[str]:
         """Return the accounts on which `holder` has an open lease."""
@@ -109,7 +128,19 @@ class Desk:
 
     async def write_holder(self, name: str, record: HolderRecord, expected: int | None = None) -> bool:
         """Write a holder's record; False where another start has come between."""
-        return await self.store.write([Change("holder", name, _encode(record), expected)])
+        return (await self.store.write([Change("holder", name, _encode(record), expected)]))[0]
+
+    async def forget_leases(self, holder: str, accounts: Sequence[str]) -> None:
+        """Take accounts out of the index of `holder`, on which it has no open lease after all."""
+        space = leases_of(holder)
+        await self.store.write([Change(space, account, None) for account in accounts])
+
+
+class _Step(NamedTuple):
+    account: str
+    message: Message
+    answer: Answer
+    is_closed: bool
 
 
 def _is_open(stake: Stake | None) -> bool:

@@ -85,7 +85,7 @@ async def test_locked_while_running_fails_and_recovers(tmp_path: Path) -> None:
         await store.write([Change("space", "a", b"")])
     other.execute("ROLLBACK")
     other.close()
-    assert await store.write([Change("space", "a", b"one")])
+    assert await store.write([Change("space", "a", b"one")]) == [True]
     await store.close()
 
 
