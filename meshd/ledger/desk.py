@@ -21,7 +21,12 @@ if TYPE_CHECKING:
     from meshd.engines.port import Record, Store
 
 ACCOUNTS: Final = "account"
+RECALL: Final = "recall"
+"""Space of notices: a record is written under an account's name when somebody waits for what others hold of it."""
+FREED: Final = "freed"
+"""Likewise, when something has come back that somebody waits for, or an operator has added to it."""
 BATCH_MAX: Final = 500
+_IDENTITY: Final = ("mesh", ("identity",))
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Owner).decode
@@ -47,10 +52,12 @@ def leases_of(holder: str) -> str:
 class Desk:
     """Reads, steps and writes owners. Every method may raise StoreError."""
 
-    __slots__ = ("_lease_tokens_max", "store")
+    __slots__ = ("_lease_tokens_max", "identity", "store")
 
     def __init__(self, store: Store, *, lease_tokens_max: int = LEASE_TOKENS_MAX) -> None:
         self.store = store
+        self.identity = ""
+        """By which the store is known; empty where only this process has it."""
         self._lease_tokens_max = lease_tokens_max
 
     async def owner(self, account: str) -> Owner:
@@ -87,26 +94,48 @@ class Desk:
             record = found.get(account)
             owner = _owner(account, record)
             was_open = _is_open(owner.stakes.get(message.holder))
+            had = owner.available
             answer = owner.step(message, self._lease_tokens_max)
             is_open = _is_open(owner.stakes.get(message.holder))
+            notice = RECALL if message.holder in owner.wants else FREED if owner.wants and owner.available > had else ""
             stepped.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
-            steps.append(_Step(account, message, answer, was_open and not is_open))
+            steps.append(_Step(account, message, answer, was_open and not is_open, notice))
             if is_open and not was_open:
                 indexed.append(Change(leases_of(message.holder), account, b""))
         # In this order: an index that names a lease too many costs a look, one too few would lose it.
         made = (await self.store.write([*indexed, *stepped]))[len(indexed) :]
         again: list[tuple[str, Message]] = []
-        closed: list[Change] = []
+        after: list[Change] = []
         for step, is_made in zip(steps, made, strict=True):
             if not is_made:
                 again.append((step.account, step.message))
                 continue
             answers[step.account] = step.answer
             if step.is_closed:
-                closed.append(Change(leases_of(step.message.holder), step.account, None))
-        if closed:
-            await self.store.write(closed)
+                after.append(Change(leases_of(step.message.holder), step.account, None))
+            if step.notice:
+                after.append(Change(step.notice, step.account, step.message.holder.encode()))
+        if after:
+            await self.store.write(after)
         return again
+
+    async def read_identity(self) -> str:
+        """Return what the store calls itself; "" where it has no name yet."""
+        record = (await self.store.read(*_IDENTITY)).get(_IDENTITY[1][0])
+        return record.value.decode("ascii", "replace") if record is not None else ""
+
+    async def name_store(self, name: str) -> str:
+        """Give the store a name unless it has one; return the one that it has."""
+        await self.store.write([Change(_IDENTITY[0], _IDENTITY[1][0], name.encode(), expected=0)])
+        return await self.read_identity()
+
+    async def check_identity(self) -> None:
+        """Raise StoreCorrupt where the store is not the one that this desk began with."""
+        if self.identity and (found := await self.read_identity()) != self.identity:
+            raise StoreCorrupt(
+                f"the {self.store.name} store was {'replaced' if found else 'emptied'} while it was in use: "
+                "its budgets would be granted again"
+            )
 
     async def open_leases(self, holder: str) -> list[str]:
         """Return the accounts on which `holder` has an open lease."""
@@ -141,6 +170,8 @@ class _Step(NamedTuple):
     message: Message
     answer: Answer
     is_closed: bool
+    notice: str
+    """The space in which others are told of it; empty where it is none of their business."""
 
 
 def _is_open(stake: Stake | None) -> bool:
@@ -154,7 +185,7 @@ def _owner(account: str, record: Record | None) -> Owner:
         owner = _decode(record.value)
     except msgspec.MsgspecError as error:
         raise StoreCorrupt(f"the record of account {account} is damaged") from error
-    if owner.available + owner.outstanding + owner.settled != owner.total:
+    if not owner.is_balanced:
         # Worse than unreadable: books that do not add up grant tokens that nobody has.
         raise StoreCorrupt(f"the books of account {account} do not add up")
     return owner

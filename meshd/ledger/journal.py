@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 SEGMENT_BYTES: Final = 2**20
 """Of one segment: some 32,000 calls, read again in some 50 ms at a start."""
 TOKENS_MAX: Final = 2**48
 """Most that one attempt is charged: what upstreams report is not ours, and must fit into a record many times over."""
 
-_HEADER: Final = struct.Struct("<8sIIQQ44sI")
+_HEADER: Final = struct.Struct("<8sIIQQQ36sI")
 _MAGIC: Final = b"meshd-jl"
 _BODY: Final = struct.Struct("<IQ")
 _RECORD: Final = struct.Struct("<IQI")
@@ -56,11 +56,13 @@ class Head(NamedTuple):
     boot_id: str
     size: int
     """Bytes of the file."""
+    inode: int
+    """Of the file when it was made: a copy has another, and may be older than what was spent."""
 
     def encode(self) -> bytes:
         """Return the segment's first bytes."""
-        boot_id = self.boot_id.encode()[:44]
-        bare = _HEADER.pack(_MAGIC, FORMAT, self.size, self.epoch, self.segment, boot_id, 0)
+        boot_id = self.boot_id.encode()[:36]
+        bare = _HEADER.pack(_MAGIC, FORMAT, self.size, self.epoch, self.segment, self.inode, boot_id, 0)
         return bare[:-4] + struct.pack("<I", zlib.crc32(bare[:-4]))
 
 
@@ -143,14 +145,14 @@ class Journal:
         carried = list(self.carried())
         size = max(self._segment_bytes, _HEADER.size + 2 * RECORD_BYTES * (len(carried) + 1))
         path = self._directory / f"journal-{self._epoch:010d}-{number:08d}.log"
-        head = Head(self._epoch, number, self._boot_id, size).encode()
-        seed = _seed_of(head)
         new = self._directory / _NEW
         fd = -1
         try:
             fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             _allocate(fd, size)
             mapped = mmap.mmap(fd, size)
+            head = Head(self._epoch, number, self._boot_id, size, os.fstat(fd).st_ino).encode()
+            seed = _seed_of(head)
             mapped[: len(head)] = head
             at = len(head)
             for slot, owed in carried:
@@ -214,11 +216,14 @@ def replay(paths: list[Path]) -> Replay:
     for path in paths:
         try:
             content = path.read_bytes()
+            inode = path.stat().st_ino
         except OSError as error:
             raise told(error, path) from error
         head = _head(content, path)
         if head is None:
             result.damage = f"{path.name} has no readable head"
+        elif head.inode != inode:
+            result.damage = f"{path.name} is a copy, which may be older than what was spent"
         else:
             heads.append((head, content, path))
     if not heads:
@@ -281,7 +286,7 @@ def _head(content: bytes, path: Path) -> Head | None:
     if len(content) < _HEADER.size:
         return None
     raw = content[: _HEADER.size]
-    magic, written, size, epoch, segment, boot_id, crc = _HEADER.unpack(raw)
+    magic, written, size, epoch, segment, inode, boot_id, crc = _HEADER.unpack(raw)
     if magic != _MAGIC:
         return None
     if written > FORMAT:
@@ -291,7 +296,7 @@ def _head(content: bytes, path: Path) -> Head | None:
         )
     if written != FORMAT or crc != zlib.crc32(raw[:-4]):
         return None
-    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"), size)
+    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"), size, inode)
 
 
 def _seed_of(head: bytes) -> int:

@@ -132,7 +132,7 @@ def test_no_room_to_write_is_said_and_passes(tmp_path: Path) -> None:
     said, written, after = done.stdout.splitlines()
     assert said.startswith("Store"), said
     assert "cannot" in said
-    assert (written, after) == ("True", "b'after'")
+    assert (written, after) == ("[True]", "b'after'")
 
 
 READ_ONLY = """
