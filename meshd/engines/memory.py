@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from meshd.engines.port import Ability, Change, Record, StoreClosed, StoreError, number_in
 from meshd.engines.watchers import Watchers
@@ -15,10 +15,10 @@ class MemoryStore:
     """Keeps records in a dict. Nothing survives the process."""
 
     name = "memory"
-    abilities: ClassVar[frozenset[Ability]] = frozenset()
     caution = ""
 
     def __init__(self) -> None:
+        self.abilities: frozenset[Ability] = frozenset()
         self._spaces: dict[str, dict[str, Record]] = {}
         self._version = 0
         self._watchers = Watchers()

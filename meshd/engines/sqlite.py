@@ -10,7 +10,7 @@ import asyncio
 import queue
 import sqlite3
 import threading
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from meshd.engines.port import (
     Ability,
@@ -84,10 +84,10 @@ class SqliteStore:
     """
 
     name = "sqlite"
-    abilities: ClassVar[frozenset[Ability]] = frozenset({Ability.DURABLE})
     caution = ""
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 1.0) -> None:
+        self.abilities = frozenset({Ability.DURABLE})
         self._path = path
         self._connection = self._opened(busy_timeout_s)
         self._version: int = self._connection.execute("SELECT value FROM counter").fetchone()[0]

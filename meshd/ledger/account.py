@@ -262,7 +262,7 @@ class Owner(msgspec.Struct, omit_defaults=True):
         self.frozen = ""
 
     def transfer(self, child: str, tokens: int) -> int:
-        """Set tokens aside for a child account; return how many it has, 0 where they are not there. Twice is as once."""
+        """Set tokens aside for a child account; return how many it has, 0 where there are too few. Twice is as once."""
         if child in self.children:
             return self.children[child]
         if tokens > self.available or self.is_closed or self.frozen:
@@ -280,7 +280,7 @@ class Owner(msgspec.Struct, omit_defaults=True):
             self.total = self.available = tokens
 
     def take_back(self, child: str, left: int) -> None:
-        """Take in what a child account has left, now that it is closed and nobody holds a lease on it. Twice is as once."""
+        """Take in what a child that is closed, and of which nobody holds a lease, has left. Twice is as once."""
         given = self.children.pop(child, None)
         if given is not None:
             self.sequence += 1

@@ -24,7 +24,7 @@ ACCOUNTS: Final = "account"
 RECALL: Final = "recall"
 """Space of notices: a record is written under an account's name when somebody waits for what others hold of it."""
 FREED: Final = "freed"
-"""Likewise, when something has come back that somebody waits for, or an operator has added to it."""
+"""Likewise, when something that somebody waits for has come back or is known to be spent, or more was added."""
 BATCH_MAX: Final = 500
 _IDENTITY: Final = ("mesh", ("identity",))
 
@@ -94,10 +94,12 @@ class Desk:
             record = found.get(account)
             owner = _owner(account, record)
             was_open = _is_open(owner.stakes.get(message.holder))
-            had = owner.available
+            might_come = owner.outstanding
             answer = owner.step(message, self._lease_tokens_max)
             is_open = _is_open(owner.stakes.get(message.holder))
-            notice = RECALL if message.holder in owner.wants else FREED if owner.wants and owner.available > had else ""
+            notice = RECALL if message.holder in owner.wants else ""
+            if not notice and owner.wants and owner.outstanding < might_come:
+                notice = FREED
             stepped.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
             steps.append(_Step(account, message, answer, was_open and not is_open, notice))
             if is_open and not was_open:

@@ -124,7 +124,7 @@ class Leases:
         entry.reported = max(entry.reported, spent)
         entry.is_asking = False
         if answer.is_stale:
-            self._lost(StoreLocked(f"another meshd has started as holder {self._holder} on the same store"))
+            self._lost(self._superseded())
             return
         entry.is_fresh = True
         entry.is_wanted = holder.wanted > 0
@@ -134,6 +134,9 @@ class Leases:
         if (entry.is_wanted or holder.is_closed) and holder.room > 0 and not entry.is_asking:
             entry.is_wanted = True
             self.tell(entry)
+
+    def _superseded(self) -> StoreLocked:
+        return StoreLocked(f"another meshd has started as holder {self._holder} on the same store")
 
     # What other holders do.
 
@@ -151,8 +154,8 @@ class Leases:
         if entry is None or entry.holder is None or entry.is_wanting:
             return
         entry.is_wanted = True
-        if entry.holder.room > 0:
-            self.tell(entry)
+        if entry.holder.room > 0 or entry.holder.spent > entry.reported:
+            self.tell(entry)  # What is spent will not come back: whoever waits for it must know.
 
     def freed(self, account: str) -> None:
         """Tokens of `account` have come back, or more were added."""
@@ -227,7 +230,14 @@ class Leases:
             self._served(entry)
 
     async def report(self) -> None:
-        """Put what every account has spent into the store. Raises StoreError."""
+        """Put what every account has spent into the store, and see that this run is still the last of its holder.
+
+        Raises StoreError.
+        """
+        _, record = await self._desk.holder(self._holder)
+        if record is not None and record.epoch > self._epoch:
+            self._lost(self._superseded())
+            return
         dirty = [
             (entry, entry.holder.spent, entry.holder.report())
             for entry in (*self.entries.values(), *self._leaving.values())

@@ -24,8 +24,6 @@ POLL_S: Final = 0.25
 ASKS_MAX: Final = 3
 """How often the owner is asked in a row for one call."""
 
-Take = "Callable[[Entry, Holder, int], Reservation]"
-
 
 class Line:
     """Serves those who wait, first come first served: what fits must not overtake, or a large call would starve."""
@@ -80,7 +78,10 @@ class Line:
             elif holder.frozen:
                 self.dismiss(entry, StoreCorrupt(f"account {entry.id} is frozen: {holder.frozen}"))
             elif not self._serve(entry, holder, waiter):
-                return
+                if entry.is_asking or not waiter.is_extended:
+                    return
+                # Its time was over when the store's answer was awaited; that has come, and it is not enough.
+                self._give_up(entry, waiter)
 
     def _serve(self, entry: Entry, holder: Holder, waiter: Waiter) -> bool:
         """Serve the first in the line; False where it must go on waiting."""
@@ -132,8 +133,7 @@ class Line:
         if waiter.future.done():
             return
         if not entry.is_store_awaited:
-            waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
-            self._done_wanting(entry)
+            self._give_up(entry, waiter)
         elif not waiter.is_extended:
             waiter.is_extended = True
             waiter.timer = self._set(STORE_TIMEOUT_S, self._expire, entry, waiter)
@@ -142,6 +142,10 @@ class Line:
             self._say(error, "store")
             waiter.future.set_exception(error)
         self.pump(entry)
+
+    def _give_up(self, entry: Entry, waiter: Waiter) -> None:
+        waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
+        self._done_wanting(entry)
 
     def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
         """A caller gave up; what it was given in the same moment goes back."""

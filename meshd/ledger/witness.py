@@ -33,9 +33,9 @@ async def recognise(desk: Desk, directory: Directory) -> None:
         found = await desk.read_identity()
         if found != known:
             raise StoreCorrupt(
-                f"the {desk.store.name} store is not the one that {directory.path} belongs to (it was replaced, emptied "
-                f"or put back from a copy): its budgets would be granted again. To begin anew with this store, remove "
-                f"{directory.path}"
+                f"the {desk.store.name} store is not the one that {directory.path} belongs to (it was replaced, "
+                f"emptied or put back from a copy): its budgets would be granted again. To begin anew "
+                f"with this store, remove {directory.path}"
             )
     else:
         known = await desk.name_store(os.urandom(12).hex())
