@@ -22,6 +22,7 @@ from meshd.filters.approval import Approval
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.context import Context
+from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.routing import Routing
@@ -74,6 +75,7 @@ def build_chain(
         Routing: Routing(),
         AllowList: AllowList(shadowed),
         Approval: Approval(shadowed),
+        Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
         Budget: Budget(ledger, shadowed),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),

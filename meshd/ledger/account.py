@@ -78,7 +78,7 @@ class Answer(NamedTuple):
     """Tokens of this account that are settled or held apart from the asker's own lease."""
     total: int
     lent: int = 0
-    """Of `elsewhere`, what other holders may give back: granted and not known to be spent."""
+    """Of `elsewhere`, what may come back: granted to others, or given to child accounts, and not known to be spent."""
     wanted: int = 0
     """Tokens that other holders wait for: what lies idle is asked back."""
     extra: int = 0
@@ -86,6 +86,8 @@ class Answer(NamedTuple):
     is_stale: bool = False
     """The asker's epoch is over: it must spend nothing more."""
     is_closed: bool = False
+    is_child: bool = False
+    """`total` is all that there is, whatever a policy says: it was given by a parent."""
     frozen: str = ""
     """Why nothing is granted any more, until an operator has looked; empty where something is."""
 
@@ -200,7 +202,7 @@ class Owner(msgspec.Struct, omit_defaults=True):
             stake.granted += amount
             self.available -= amount
             self.wants.pop(message.holder, None)
-            if amount < message.need and self.outstanding > stake.outstanding:
+            if amount < message.need and self._elsewhere(stake):
                 self.wants[message.holder] = Want(message.need, self.sequence)
         return self._answer(message.holder, stake)
 
@@ -228,6 +230,9 @@ class Owner(msgspec.Struct, omit_defaults=True):
         self.settled += cost
         self.available += before - stake.outstanding - cost
 
+    def _elsewhere(self, stake: Stake) -> int:
+        return self.outstanding + self.delegated - stake.outstanding
+
     def _make_room(self) -> None:
         # What a closed stake was good for is to void a request that comes in late; by now none will.
         if len(self.stakes) >= STAKES_MAX:
@@ -252,14 +257,26 @@ class Owner(msgspec.Struct, omit_defaults=True):
         self.extra += tokens
 
     def close(self) -> None:
-        """Grant nothing more."""
+        """Grant nothing more, and ask everything back."""
         self.sequence += 1
         self.is_closed = True
 
-    def thaw(self) -> None:
+    def write_off(self, holder: str) -> int:
+        """Count all that a holder has on lease as spent, on an operator's word that it is gone; return how much."""
+        stake = self.stakes.get(holder)
+        if stake is None or not stake.is_open:
+            return 0
+        self.sequence += 1
+        lost = stake.outstanding
+        self._settle(stake, stake.granted - stake.returned, stake.returned)
+        stake.is_open = False
+        return lost
+
+    def reopen(self) -> None:
         """Grant again, on an operator's word that the books are right."""
         self.sequence += 1
         self.frozen = ""
+        self.is_closed = False
 
     def transfer(self, child: str, tokens: int) -> int:
         """Set tokens aside for a child account; return how many it has, 0 where there are too few. Twice is as once."""
@@ -298,10 +315,11 @@ class Owner(msgspec.Struct, omit_defaults=True):
             self.available,
             self.total - self.available - stake.spent - stake.outstanding,
             self.total,
-            self.outstanding - stake.outstanding,
+            self._elsewhere(stake),
             self._wanted_by_others(holder),
             self.extra,
             is_stale,
             self.is_closed,
+            bool(self.parent),
             self.frozen,
         )

@@ -8,7 +8,7 @@ these and nothing else.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -16,7 +16,7 @@ from meshd.engines.port import Change, StoreCorrupt
 from meshd.ledger.account import LEASE_TOKENS_MAX, Answer, Message, Owner, Stake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.port import Record, Store
 
@@ -27,6 +27,8 @@ FREED: Final = "freed"
 """Likewise, when something that somebody waits for has come back or is known to be spent, or more was added."""
 BATCH_MAX: Final = 500
 _IDENTITY: Final = ("mesh", ("identity",))
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Owner).decode
@@ -90,6 +92,7 @@ class Desk:
         indexed: list[Change] = []
         stepped: list[Change] = []
         steps: list[_Step] = []
+        ended: list[tuple[str, Owner]] = []
         for account, message in messages:
             record = found.get(account)
             owner = _owner(account, record)
@@ -97,6 +100,8 @@ class Desk:
             might_come = owner.outstanding
             answer = owner.step(message, self._lease_tokens_max)
             is_open = _is_open(owner.stakes.get(message.holder))
+            if owner.parent and owner.is_closed and not owner.outstanding:
+                ended.append((account, owner))
             notice = RECALL if message.holder in owner.wants else ""
             if not notice and owner.wants and owner.outstanding < might_come:
                 notice = FREED
@@ -119,7 +124,36 @@ class Desk:
                 after.append(Change(step.notice, step.account, step.message.holder.encode()))
         if after:
             await self.store.write(after)
+        for account, owner in ended:
+            if account in answers:
+                await self._flow_back(account, owner)
         return again
+
+    async def order(self, account: str, change: Callable[[Owner], T], *, notice: str = "") -> T:
+        """Change the books of an account as an operator or a delegating caller asks, and return what `change` does.
+
+        It is called again where somebody else was quicker. `notice` is the space in which holders are told.
+        """
+        while True:
+            record = (await self.store.read(ACCOUNTS, (account,))).get(account)
+            owner = _owner(account, record)
+            result = change(owner)
+            written = Change(ACCOUNTS, account, _encode(owner), record.version if record else 0)
+            if (await self.store.write([written]))[0]:
+                break
+        if notice:
+            await self.store.write([Change(notice, account, b"")])
+        if owner.parent and owner.is_closed and not owner.outstanding:
+            await self._flow_back(account, owner)
+        return result
+
+    async def _flow_back(self, child: str, owner: Owner) -> None:
+        """A child account is closed and nobody holds a lease on it: what it has left goes to its parent (rule 9).
+
+        Where a crash comes between, the next word about the child does it, or the next `end` of the delegation.
+        """
+        left = owner.available
+        await self.order(owner.parent, lambda parent: parent.take_back(child, left), notice=FREED)
 
     async def read_identity(self) -> str:
         """Return what the store calls itself; "" where it has no name yet."""

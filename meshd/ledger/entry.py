@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 if TYPE_CHECKING:
     import asyncio
 
+    from meshd.ledger.account import Report
     from meshd.ledger.holder import Holder
     from meshd.ledger.ledger import Ledger
 
@@ -60,6 +61,17 @@ class Reservation:
         entry, self._entry = self._entry, None
         if entry is not None:
             self._ledger.pay(entry, self.bound, tokens)
+
+    @property
+    def account(self) -> str:
+        """Whose tokens are held; empty once it is settled."""
+        return self._entry.id if self._entry is not None else ""
+
+    def lend(self) -> Report:
+        """End the reservation without a charge, since another account is to have its tokens: what the owner is told."""
+        entry, self._entry = self._entry, None
+        assert entry is not None
+        return self._ledger.lend(entry, self.bound)
 
     def shrink(self, bound: int) -> None:
         """Hold fewer tokens than before."""
@@ -159,7 +171,7 @@ def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
     Less than the bound is given only where the bound would not fit even with nothing in flight, here and with other
     holders: a call that only has to wait a moment is not worth a shorter answer.
     """
-    left_idle = limit + holder.extra - holder.elsewhere - holder.spent
+    left_idle = min(limit + holder.extra, holder.cap) - holder.elsewhere - holder.spent
     left = left_idle - holder.reserved
     if bound <= left:
         return bound
@@ -171,4 +183,5 @@ def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
 
 def wish(holder: Holder, limit: int, bound: int, least: int) -> int:
     """Return how many tokens a call would reserve if all came back that is in flight or held elsewhere."""
-    return max(least, min(bound, limit + holder.extra - holder.elsewhere - holder.spent + holder.lent))
+    limit = min(limit + holder.extra, holder.cap)
+    return max(least, min(bound, limit - holder.elsewhere - holder.spent + holder.lent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from meshd.ledger.account import Report, Request
@@ -15,6 +16,7 @@ class Holder:
 
     __slots__ = (
         "available",
+        "cap",
         "closed",
         "elsewhere",
         "epoch",
@@ -58,6 +60,8 @@ class Holder:
         """Tokens that other holders wait for."""
         self.extra = 0
         """Tokens beyond any limit of the policy, by an operator's word."""
+        self.cap = sys.maxsize
+        """Tokens that the account has, where that does not follow the policy."""
         self.is_closed = False
         self.frozen = ""
 
@@ -108,6 +112,12 @@ class Holder:
         self.returned += max(0, self.room)
         return self.report()
 
+    def lend(self, tokens: int) -> Report:
+        """Give back tokens that are reserved: what they were reserved for is another account now."""
+        self.reserved -= tokens
+        self.returned += tokens
+        return self.report()
+
     def give_back(self) -> Report:
         """Close the lease; what is still reserved counts as spent.
 
@@ -146,6 +156,8 @@ class Holder:
             self.wanted = answer.wanted
             self.extra = answer.extra
             self.is_closed = answer.is_closed
+            if answer.is_child:
+                self.cap = answer.total
             self.frozen = answer.frozen
 
     def resume(self, stake: Stake) -> None:

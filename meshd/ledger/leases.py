@@ -89,6 +89,8 @@ class Leases:
 
     async def _ask(self, entry: Entry, total: int, need: int, *, is_volatile: bool) -> None:
         try:
+            if not self._ends:
+                await self._listen()
             holder = entry.holder or await self._met(entry)
             request = holder.request(total, need, max(entry.largest, need), is_volatile=is_volatile)
             answer = await self._desk.tell(entry.id, request)
@@ -127,12 +129,11 @@ class Leases:
             self._lost(self._superseded())
             return
         entry.is_fresh = True
-        entry.is_wanted = holder.wanted > 0
-        if holder.available <= 0 or entry.is_wanted or holder.is_closed:
+        entry.is_wanted = holder.wanted > 0 or holder.is_closed
+        if holder.available <= 0 or entry.is_wanted:
             entry.refill_below = -1
         self._served(entry)
-        if (entry.is_wanted or holder.is_closed) and holder.room > 0 and not entry.is_asking:
-            entry.is_wanted = True
+        if entry.is_wanted and holder.room > 0:
             self.tell(entry)
 
     def _superseded(self) -> StoreLocked:
@@ -140,7 +141,7 @@ class Leases:
 
     # What other holders do.
 
-    async def listen(self) -> None:
+    async def _listen(self) -> None:
         """Hear from now on of what other holders do. Raises StoreError."""
         store = self._desk.store
         self._ends = [await store.watch(RECALL, self.recalled), await store.watch(FREED, self.freed)]

@@ -18,6 +18,7 @@ from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Sho
 from meshd.ledger.faults import Faults
 from meshd.ledger.journal import SEGMENT_BYTES, TOKENS_MAX, Journal, segments_in, told
 from meshd.ledger.leases import Leases
+from meshd.ledger.orders import Orders
 from meshd.ledger.recovery import Start, start
 from meshd.ledger.upkeep import Upkeep
 from meshd.ledger.waiting import Line
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meshd.engines.port import Store
+    from meshd.ledger.account import Report
     from meshd.ledger.holder import Holder
 
 HOLDER: Final = "local"
@@ -56,6 +58,7 @@ class Ledger:
         self._leases = Leases(
             desk, holder, epoch, open_max, served=self._served, failed=self._failed, lost=self._lost, again=self._again
         )
+        self.orders = Orders(desk)
         self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
         self._entries = self._leases.entries
         self._used_last: Entry | None = None
@@ -111,7 +114,6 @@ class Ledger:
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
                 ledger._keep_journal(directory, holder, record, before, segment_bytes)
-                await ledger._leases.listen()
             except BaseException:
                 await store.close()
                 raise
@@ -276,6 +278,15 @@ class Ledger:
         if entry.waiting:
             self._line.pump(entry)
 
+    def lend(self, entry: Entry, tokens: int) -> Report:
+        """End what was held without a charge, and say to the owner that it came back."""
+        holder = entry.holder
+        assert holder is not None
+        report = holder.lend(tokens)
+        if self._journal is not None:
+            self._note(self._journal, holder)
+        return report
+
     # What may wait.
 
     async def wait(
@@ -300,6 +311,16 @@ class Ledger:
                 taken.settle(0)
                 raise
         return taken
+
+    async def delegate(
+        self, account: str, limit: int, child: str, tokens: int, least: int, *, queue_s: float
+    ) -> int | Shortfall:
+        """Give a new child account up to `tokens` of an account, `least` or more; return how many. Raises StoreError.
+
+        End it with `orders.end`: what it has left flows back.
+        """
+        got = await self.wait(account, limit, tokens, least, queue_s=queue_s)
+        return got if isinstance(got, Shortfall) else await self.orders.delegate(got, child)
 
     def _carried(self) -> list[tuple[int, int]]:
         """Return slot and tokens owed of every lease with an open reservation."""
@@ -332,6 +353,7 @@ class Ledger:
         self._closed = StoreClosed("the ledger was closed")
         for entry in self._entries.values():
             self._line.dismiss(entry, self._closed)
+        await self.orders.finish()
         await self._leases.finish()
         try:
             if self._upkeep is not None:

@@ -75,7 +75,7 @@ class Line:
             elif holder is None:
                 self._leases.ask(entry, waiter.limit, waiter.bound, is_volatile=waiter.is_volatile)
                 return
-            elif holder.frozen:
+            elif holder.frozen and entry.is_fresh:
                 self.dismiss(entry, StoreCorrupt(f"account {entry.id} is frozen: {holder.frozen}"))
             elif not self._serve(entry, holder, waiter):
                 if entry.is_asking or not waiter.is_extended:
@@ -86,7 +86,7 @@ class Line:
     def _serve(self, entry: Entry, holder: Holder, waiter: Waiter) -> bool:
         """Serve the first in the line; False where it must go on waiting."""
         amount = fit(holder, waiter.limit, waiter.bound, waiter.least)
-        if amount == NEVER and not entry.is_fresh and waiter.asks < ASKS_MAX:
+        if (amount == NEVER or holder.is_closed or holder.frozen) and not entry.is_fresh and waiter.asks < ASKS_MAX:
             return self._ask(entry, holder, waiter, 0)
         if amount == NEVER or holder.is_closed:
             return self._refuse(entry, waiter)
