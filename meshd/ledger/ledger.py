@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from meshd.ledger.holder import Holder
 
 HOLDER: Final = "local"
+REPORT_S: Final = 10.0
+"""How often a shared store is told what was spent under leases; admissions never wait for it."""
 OPEN_MAX: Final = 16_384
 """Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
 
@@ -65,6 +67,7 @@ class Ledger:
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
+        self._reporting: asyncio.Task[None] | None = None
         self._closed: StoreError | None = None
         self.started = Start(epoch, 0, 0)
         self.refused = 0
@@ -114,6 +117,8 @@ class Ledger:
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
                 ledger._keep_journal(directory, holder, record, before, segment_bytes)
+                if Ability.SHARED in store.abilities:
+                    ledger._reporting = asyncio.get_running_loop().create_task(ledger._report_for_ever())
             except BaseException:
                 await store.close()
                 raise
@@ -343,6 +348,17 @@ class Ledger:
             for entry in self._entries.values():
                 self._line.dismiss(entry, error)
 
+    async def _report_for_ever(self) -> None:
+        """Let those who share the store see what was spent here, and learn whether this run is still the last."""
+        while True:
+            await asyncio.sleep(REPORT_S)
+            try:
+                await self._leases.report()
+            except StoreError as error:
+                self._say(error, "store")
+            else:
+                self._say(None, "store")
+
     async def close(self) -> None:
         """Settle the books and let go: what is still reserved counts as spent at its bound. Closing twice is fine.
 
@@ -353,6 +369,8 @@ class Ledger:
         self._closed = StoreClosed("the ledger was closed")
         for entry in self._entries.values():
             self._line.dismiss(entry, self._closed)
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self.orders.finish()
         await self._leases.finish()
         try:
