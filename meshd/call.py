@@ -101,6 +101,7 @@ class Ask:
     """
 
     __slots__ = (
+        "bound_by",
         "choices",
         "fields",
         "has_output",
@@ -134,6 +135,8 @@ class Ask:
         self.is_stream = is_stream
         self.input_bound = input_bound
         """Tokens that the input cannot exceed."""
+        self.bound_by = "bytes"
+        """What that was made of: see `meshd.tokens.encodings`."""
         self.output_cap = output_cap
         """Output cap in tokens for each choice as the client set it; None where it set none."""
         self.choices = choices

@@ -13,26 +13,33 @@ import msgspec
 from meshd.call import Ask
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.bounds import normalised_bytes
+from meshd.dialects.images import data_bytes, image_tokens_max
 from meshd.dialects.json_pairs import Pairs, malformed
 from meshd.dialects.openai_meter import OpenAIMeter
+from meshd.dialects.openai_texts import texts_of
 from meshd.dialects.remembering import remembered
-from meshd.dialects.windows import is_byte_level, window
+from meshd.dialects.windows import is_byte_level, is_openai, window
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
     from meshd.refusal import Refused
+    from meshd.tokens.counter import Texts
 
 CHOICES_MAX: Final = 128
 """`n` as the API's reference allows it."""
 
-# What a server's chat template says of its own accord (a default system prompt, today's date), where the model is
-# not OpenAI's: there, the JSON around each message covers the template's own tokens.
+# What a server's chat template says of its own accord (a default system prompt, today's date), where OpenAI does not
+# serve the model; beside it, the JSON around each message covers the template's own tokens. The longest that is
+# published for no tools, gpt-oss's (its identity, cutoff, date, effort and channels), has about 70 tokens.
 _TEMPLATE_TOKENS: Final = 128
-# Hidden instructions around tools and response formats.
+# Hidden instructions around tools and response formats. OpenAI publishes none; its cookbook's count of tools adds 12
+# tokens for all and 7 to 10 for each, which the JSON around them covers. The rest is margin.
 _TOOLS_TOKENS: Final = 256
 # Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
 _HOSTED_TURNS: Final = 10
 
 _QUOTE: Final = 0x22
+_BRACE: Final = 0x7B
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
 _RARE: Final = frozenset(
     {
@@ -46,7 +53,7 @@ _USAGE_ASKED: Final = b'{"include_usage":true}'
 class Request:
     """What `rewrite` and the meter need to know of a request that was read."""
 
-    __slots__ = ("adds_usage", "caps", "messages", "pairs", "stream_options")
+    __slots__ = ("adds_usage", "caps", "hidden_tokens", "image_bytes", "messages", "pairs", "stream_options")
 
     def __init__(self, pairs: Pairs, messages: list[Pairs] | None) -> None:
         self.pairs = pairs
@@ -57,6 +64,10 @@ class Request:
         self.adds_usage = False
         """meshd asks for usage in the stream, and the client did not: its chunk is not forwarded."""
         self.stream_options: bytes = _USAGE_ASKED
+        self.hidden_tokens = 0
+        """Tokens beside those of the body's texts: templates, hidden instructions, images."""
+        self.image_bytes = 0
+        """Bytes of the body that are images: those in `hidden_tokens` stand for them."""
 
 
 class OpenAI:
@@ -86,12 +97,20 @@ class OpenAI:
         """See `Dialect.read`."""
         pairs, messages = pairs_of.read_long_body(body, "messages")
         model = pairs_of.text(pairs, "model") or ""
-        bound = len(body) if is_byte_level(model) else normalised_bytes(body) + _TEMPLATE_TOKENS
+        request = Request(pairs, messages)
+        if is_byte_level(model):
+            bound = len(body)
+        else:
+            request.hidden_tokens = _TEMPLATE_TOKENS
+            bound = normalised_bytes(body)
         if operation == "embeddings":
-            if _is_embedding_input_hidden(pairs):
-                bound = window(model)
-            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs, None))
-        return self._read_chat(Request(pairs, messages), model, bound)
+            is_hidden = _is_embedding_input_hidden(pairs)
+            bound = window(model) if is_hidden else bound + request.hidden_tokens
+            ask = Ask("embeddings", model, input_bound=bound, has_output=False, fields=request)
+            if is_hidden:
+                ask.bound_by = WINDOW
+            return ask
+        return self._read_chat(request, model, bound)
 
     def _read_chat(self, request: Request, model: str, bound: int) -> Ask:
         pairs = request.pairs
@@ -102,9 +121,11 @@ class OpenAI:
         if not _RARE.isdisjoint(pairs):
             return self._read_rare(request, model, bound, is_stream, cap)
         request.adds_usage = is_stream
-        if _is_input_hidden(request):
-            bound = window(model)
-        return Ask("chat", model, is_stream, bound, cap, fields=request)
+        if _is_input_hidden(request, model):
+            ask = Ask("chat", model, is_stream, window(model), cap, fields=request)
+            ask.bound_by = WINDOW
+            return ask
+        return Ask("chat", model, is_stream, _bound_of(request, model, bound), cap, fields=request)
 
     def _read_rare(self, request: Request, model: str, bound: int, is_stream: bool, cap: int | None) -> Ask:
         pairs = request.pairs
@@ -121,15 +142,22 @@ class OpenAI:
             tools, is_hosted, is_searching = _read_tools(pairs)
             turns = _HOSTED_TURNS if is_hosted else 1
             is_hidden = is_hosted or is_searching
-            bound += _TOOLS_TOKENS
+            request.hidden_tokens += _TOOLS_TOKENS
         if "response_format" in pairs:
-            bound += _TOOLS_TOKENS
-        if is_hidden or _is_input_hidden(request):
-            bound = window(model) * turns
+            request.hidden_tokens += _TOOLS_TOKENS
         choices = pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1
-        return Ask(
-            "chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request
-        )
+        ask = Ask("chat", model, is_stream, 0, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request)
+        if is_hidden or _is_input_hidden(request, model):
+            ask.input_bound = window(model) * turns
+            ask.bound_by = WINDOW
+        else:
+            ask.input_bound = _bound_of(request, model, bound)
+        return ask
+
+    def texts(self, ask: Ask) -> Texts | None:
+        """See `Counted.texts`."""
+        request: Request = ask.fields
+        return texts_of(ask, request.pairs, request.messages, request.hidden_tokens)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it."""
@@ -140,7 +168,7 @@ class OpenAI:
             if not request.caps:
                 # The older name is the one that every other server knows, some as the only one; OpenAI's own
                 # reasoning models refuse it.
-                name = "max_completion_tokens" if is_byte_level(ask.model_sent) else "max_tokens"
+                name = "max_completion_tokens" if is_openai(ask.model_sent) else "max_tokens"
                 edits[name] = b"%d" % granted
             for name, cap in request.caps:
                 if cap > granted:
@@ -222,8 +250,17 @@ def _name(pairs: Pairs, where: str, at: int) -> str:
     return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}[{at}] has no name")
 
 
-def _is_input_hidden(request: Request) -> bool:
-    """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
+def _bound_of(request: Request, model: str, bound: int) -> int:
+    """Return the bound of an input that is shown: bytes, what stands beside them, images at their most."""
+    if not request.image_bytes:
+        return bound + request.hidden_tokens
+    # Many images at their most may come to more than the model can read at once.
+    return min(bound + request.hidden_tokens - request.image_bytes, window(model))
+
+
+def _is_input_hidden(request: Request, model: str) -> bool:
+    """Say whether a message brings input whose tokens nothing here bounds: sound, files, references, and images for
+    a model that no published rule bounds them for. Others are added to `hidden_tokens`."""
     messages = request.messages
     if messages is None:
         raw = request.pairs.get("messages")
@@ -245,10 +282,29 @@ def _is_input_hidden(request: Request) -> bool:
         if first == 0x5B:
             for part in pairs_of.read_objects(content, "'messages'", index):
                 kind = pairs_of.text(part, "type", "'messages'", index)
-                is_hidden = is_hidden or kind not in _TEXT_PARTS
-        elif first == 0x7B:
+                if kind not in _TEXT_PARTS and not (kind == "image_url" and _is_bounded(part, request, model, index)):
+                    is_hidden = True
+        elif first == _BRACE:
             is_hidden = True
     return is_hidden
+
+
+def _is_bounded(part: Pairs, request: Request, model: str, at: int) -> bool:
+    """Say whether the tokens of an image are bounded, and add them. What it is given as costs none itself."""
+    raw = pairs_of.member(part, "image_url")
+    if raw is None:
+        return False
+    is_low = False
+    if memoryview(raw)[0] == _BRACE:
+        image = pairs_of.read_object(raw, "'messages'", at)
+        is_low = pairs_of.text(image, "detail", "'messages'", at) == "low"
+        raw = pairs_of.member(image, "url")
+    most = image_tokens_max(model, is_low=is_low)
+    if most is None or raw is None or memoryview(raw)[0] != _QUOTE:
+        return False
+    request.hidden_tokens += most
+    request.image_bytes += data_bytes(raw)
+    return True
 
 
 def _is_embedding_input_hidden(pairs: Pairs) -> bool:
