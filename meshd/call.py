@@ -56,10 +56,11 @@ class Evidence(str, Enum):
 class Usage:
     """Tokens that one attempt cost.
 
-    `input_tokens` includes cached ones, `output_tokens` includes reasoning: a dialect folds its own fields so.
+    `input_tokens` includes cached ones and those put into a cache, `output_tokens` includes reasoning: a dialect folds
+    its own fields so.
     """
 
-    __slots__ = ("cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
+    __slots__ = ("billed", "cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
 
     def __init__(
         self,
@@ -68,20 +69,24 @@ class Usage:
         cached_tokens: int = 0,
         reasoning_tokens: int = 0,
         is_estimated: bool = False,
+        billed: Any = None,
     ) -> None:
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
         self.cached_tokens = cached_tokens
         self.reasoning_tokens = reasoning_tokens
         self.is_estimated = is_estimated
+        self.billed = billed
+        """`meshd.prices.billed.Billed`: what the answer says that its price depends on; None where it says nothing."""
 
     @property
     def total(self) -> int:
         """Tokens to charge."""
         return self.input_tokens + self.output_tokens
 
-    def _values(self) -> tuple[int, int, int, int, bool]:
-        return (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens, self.is_estimated)
+    def _values(self) -> tuple[Any, ...]:
+        tokens = (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens)
+        return (*tokens, self.is_estimated, self.billed)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Usage) and self._values() == other._values()
@@ -103,6 +108,7 @@ class Ask:
     __slots__ = (
         "bound_by",
         "choices",
+        "degraded_by",
         "fields",
         "has_output",
         "input_bound",
@@ -113,6 +119,7 @@ class Ask:
         "operation",
         "output_cap",
         "output_cap_granted",
+        "tier",
         "tools",
     )
 
@@ -128,6 +135,7 @@ class Ask:
         tools: tuple[str, ...] = (),
         is_usage_asked: bool = False,
         fields: Any = None,
+        tier: str = "",
     ) -> None:
         self.operation = operation
         """`gen_ai.operation.name`: chat, embeddings."""
@@ -149,8 +157,12 @@ class Ask:
         """The client itself asked for usage in the stream."""
         self.fields = fields
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.tier = tier
+        """The tier of service that the request asks for, empty where it asks for none: prices differ by it."""
         self.model_granted: str | None = None
         self.output_cap_granted: int | None = None
+        self.degraded_by = ""
+        """The rule whose budget put a cheaper model in the place of the one that was asked for."""
 
     @property
     def model_sent(self) -> str:
@@ -231,6 +243,7 @@ class Outcome:
         "is_answered",
         "is_forwarded",
         "is_terminal",
+        "microdollars",
         "now_s",
         "reason",
         "retry_after_s",
@@ -274,6 +287,8 @@ class Outcome:
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.microdollars: int | None = None
+        """What it cost, set by Budget as it settles; None where no budget counts money."""
 
 
 class Reply:
@@ -307,33 +322,10 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent",
-        "ask",
-        "attempt",
-        "authority",
-        "body",
-        "context",
-        "credentials",
-        "dialect",
-        "direction",
-        "evidence",
-        "governed",
-        "headers",
-        "id",
-        "inject",
-        "method",
-        "now_s",
-        "path",
-        "peer",
-        "plan",
-        "policy",
-        "reply_headers",
-        "run_token",
-        "span",
-        "target",
-        "upstream",
-        "wall_s",
-    )
+        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "evidence",
+        "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy", "reply_headers",
+        "run_token", "span", "target", "upstream", "wall_s",
+    )  # fmt: skip
 
     def __init__(
         self,

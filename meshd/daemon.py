@@ -17,7 +17,7 @@ from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
 from meshd.engines.port import StoreError
-from meshd.filters.allow_list import AllowList
+from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
@@ -80,7 +80,7 @@ def build_chain(
         Approval: Approval(shadowed),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
-        Budget: Budget(ledger, shadowed, bounds),
+        Budget: Budget(ledger, shadowed, bounds, judge),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }
     assert set(filters) == {place.filter for place in FILTERS}
@@ -215,7 +215,8 @@ class Daemon:
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
-        attach_sources(self.telemetry, self.reloader, self.ledger, breaker, self.bounds)
+        budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
+        attach_sources(self.telemetry, self.reloader, self.ledger, breaker, budget, self.bounds)
         view = View(
             agent=config.agent,
             reloader=self.reloader,

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
+    from meshd.filters.budget import Budget
     from meshd.filters.circuit import State
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
@@ -41,7 +42,9 @@ def meshd_version() -> str:
         return "0"
 
 
-def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker, bounds: Bounds) -> None:
+def attach_sources(
+    telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker, budget: Budget, bounds: Bounds
+) -> None:
     """Let a scrape read what is counted elsewhere."""
 
     def breakers() -> Iterator[BreakerReading]:
@@ -59,6 +62,11 @@ def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, bre
         counted=bounds.counted,
         uncounted=bounds.uncounted,
         models_raised=len(bounds.raised),
+        reserved_microdollars=ledger.reserved_microdollars,
+        spent_microdollars=ledger.spent_microdollars,
+        warned=tuple(budget.tally.warned.items()),
+        degraded=tuple(budget.tally.degraded.items()),
+        unpriced=tuple(budget.tally.unpriced.items()),
     )
 
 

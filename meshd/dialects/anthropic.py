@@ -127,6 +127,8 @@ class Anthropic:
         ask = Ask("chat", model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
         if is_hidden:
             ask.bound_by = WINDOW
+        if "speed" in pairs:
+            ask.tier = (pairs_of.text(pairs, "speed") or "")[:32]
         return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:

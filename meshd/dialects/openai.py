@@ -15,7 +15,7 @@ from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.bounds import normalised_bytes
 from meshd.dialects.images import data_bytes, image_tokens_max
 from meshd.dialects.json_pairs import Pairs, malformed
-from meshd.dialects.openai_meter import OpenAIMeter
+from meshd.dialects.openai_meter import TIER_CHARACTERS_MAX, OpenAIMeter
 from meshd.dialects.openai_texts import texts_of
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import is_byte_level, is_openai, window
@@ -44,6 +44,7 @@ _TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
 _RARE: Final = frozenset(
     {
         "max_completion_tokens", "n", "stream_options", "tools", "functions", "web_search_options", "response_format",
+        "service_tier",
     }
 )  # fmt: skip
 """Members that decide, besides those that most requests have: `model`, `messages`, `stream` and `max_tokens`."""
@@ -152,6 +153,8 @@ class OpenAI:
             ask.bound_by = WINDOW
         else:
             ask.input_bound = _bound_of(request, model, bound)
+        if "service_tier" in pairs:
+            ask.tier = (pairs_of.text(pairs, "service_tier") or "")[:TIER_CHARACTERS_MAX]
         return ask
 
     def texts(self, ask: Ask) -> Texts | None:

@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
+from meshd.prices.billed import Billed
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Choices that a stream is believed to have; an answer must not make its meter grow without end.
 _CHOICES_MAX: Final = 1024
 _DONE: Final = b"data: [DONE]\n\n"
+TIER_CHARACTERS_MAX: Final = 32
 # By number: a byte is found three times as fast as a string of one.
 _LF: Final = 0x0A
 _CR: Final = 0x0D
@@ -36,7 +38,7 @@ def _decode_again(data: bytes, error: Exception) -> Answer | None:
     answer = Answer()
     try:
         members = _members.decode(data)
-        for name in ("id", "model", "created", "error"):
+        for name in ("id", "model", "created", "error", "service_tier"):
             if name in members:
                 setattr(answer, name, msgspec.json.decode(members[name]))
     except _NONSENSE:
@@ -72,6 +74,7 @@ class OpenAIMeter:
         "_is_done",
         "_is_failed",
         "_seen",
+        "_tier",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -92,6 +95,7 @@ class OpenAIMeter:
         """Choices that the event last read finishes: a cut in its place must still finish them itself."""
         self._is_done = False
         self._is_failed = False
+        self._tier = ""
         self.usage: Usage | None = None
         self.output_estimate = 0
         self.is_terminal = False
@@ -175,6 +179,8 @@ class OpenAIMeter:
             self.response_id = answer.id
         if type(answer.model) is str and answer.model:
             self.response_model = answer.model
+        if type(answer.service_tier) is str:
+            self._tier = answer.service_tier[:TIER_CHARACTERS_MAX]
         # Azure's first chunk has neither: only the next one says who answers.
         if self.response_id:
             self._created = answer.created if type(answer.created) is int else 0
@@ -201,6 +207,9 @@ class OpenAIMeter:
         usage = _usage_of(reported, has_output=self._ask.has_output)
         if usage is None or (usage.output_tokens == 0 and self._content_bytes):
             return
+        written = _cache_writes(reported.prompt_tokens_details)
+        if written or self._tier:
+            usage.billed = Billed(written, -1, self._tier)
         known = self.usage
         if known is None or usage.total >= known.total:
             self.usage = usage
@@ -289,3 +298,8 @@ def _usage_of(reported: UsageShape, *, has_output: bool) -> Usage | None:
     if type(details) is dict:
         reasoning = min(count(details.get("reasoning_tokens")) or 0, made)
     return Usage(given, made, cached, reasoning)
+
+
+def _cache_writes(details: Any) -> int:
+    """Return how many of the input's tokens were put into the provider's cache."""
+    return (count(details.get("cache_write_tokens")) or 0) if type(details) is dict else 0

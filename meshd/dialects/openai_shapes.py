@@ -58,3 +58,4 @@ class Answer(Chunk, gc=False):
     id: Any = None
     model: Any = None
     created: Any = None
+    service_tier: Any = None

@@ -100,6 +100,7 @@ class Delegation:
             ceiling,
             context.parent,
             context.memory,
+            context.ceiling_microdollars,
         )
         return delegated
 

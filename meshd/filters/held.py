@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.filters.contract import Cut
-from meshd.ledger.cost import charge_of
+from meshd.ledger.cost import charge_of, cost_of
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Outcome
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
+    from meshd.prices.price import Quote
 
 STREAM_MARGIN: Final = 1.5
 STREAM_MARGIN_TOKENS: Final = 256
@@ -20,10 +21,36 @@ STREAM_MARGIN_TOKENS: Final = 256
 upstream was given is the guarantee; this catches one that ignores it, and must never cut an honest answer."""
 
 
-class Held:
-    """Tokens held for one attempt: in `entry` where one account gave them at once, else in `reservations`."""
+class Rest:
+    """What an attempt holds where one account did not give all of it at once: tokens of several, micro-dollars, or
+    what was waited for."""
 
-    __slots__ = ("_bound", "_bounds", "_entry", "_input_bound", "_ledger", "_model", "_ran_tokens", "_reservations")
+    __slots__ = ("_money", "_quote", "_tokens")
+
+    def __init__(
+        self, tokens: tuple[Reservation, ...], money: tuple[Reservation, ...] = (), quote: Quote | None = None
+    ) -> None:
+        self._tokens = tokens
+        self._money = money
+        self._quote = quote
+        """The price of `money`; None where there is none."""
+
+    def settle(self, tokens: int, outcome: Outcome, input_bound: int, output_bound: int) -> None:
+        """Charge each account, and say in the outcome what the attempt cost."""
+        for reservation in self._tokens:
+            reservation.settle(tokens)
+        quote = self._quote
+        if quote is not None:
+            self._quote = None
+            outcome.microdollars = cost = cost_of(outcome, quote, input_bound, output_bound)
+            for reservation in self._money:
+                reservation.settle(cost)
+
+
+class Held:
+    """What is held for one attempt: in `entry` where one account gave it at once, else in `rest`."""
+
+    __slots__ = ("_bound", "_bounds", "_entry", "_input_bound", "_ledger", "_model", "_ran_tokens", "_rest")
 
     def __init__(
         self,
@@ -31,7 +58,7 @@ class Held:
         entry: Entry | None,
         ask: Ask,
         bound: int,
-        reservations: tuple[Reservation, ...],
+        rest: Rest | None,
         bounds: Bounds,
     ) -> None:
         self._ledger = ledger
@@ -40,7 +67,7 @@ class Held:
         self._model = ask.model_sent
         self._input_bound = ask.input_bound
         self._bound = bound
-        self._reservations = reservations
+        self._rest = rest
         self._ran_tokens = 0
 
     def settle(self, outcome: Outcome) -> None:
@@ -58,8 +85,9 @@ class Held:
         if entry is not None:
             self._entry = None
             self._ledger.pay(entry, self._bound, tokens)
-        for reservation in self._reservations:
-            reservation.settle(tokens)
+        rest = self._rest
+        if rest is not None:
+            rest.settle(tokens, outcome, self._input_bound, output_bound)
 
 
 class HeldStream(Held):
@@ -75,7 +103,7 @@ class HeldStream(Held):
         entry: Entry | None,
         ask: Ask,
         bound: int,
-        reservations: tuple[Reservation, ...],
+        rest: Rest | None,
         bounds: Bounds,
         is_error: bool,
     ) -> None:
@@ -86,7 +114,7 @@ class HeldStream(Held):
         self._model = ask.model_sent
         self._input_bound = ask.input_bound
         self._bound = bound
-        self._reservations = reservations
+        self._rest = rest
         self._ran_tokens = 0
         self._cut_at = int((bound - ask.input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
         self._is_error = is_error

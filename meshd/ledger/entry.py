@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meshd.prices import MONEY
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -55,6 +57,11 @@ class Reservation:
         self._ledger = ledger
         self._entry: Entry | None = entry
         self.bound = bound
+
+    @property
+    def entry(self) -> Entry | None:
+        """The account; None once it is settled."""
+        return self._entry
 
     def settle(self, tokens: int) -> None:
         """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
@@ -108,6 +115,7 @@ class Entry:
         "id",
         "is_asking",
         "is_fresh",
+        "is_money",
         "is_wanted",
         "is_wanting",
         "largest",
@@ -120,6 +128,7 @@ class Entry:
 
     def __init__(self, id: str) -> None:
         self.id = id
+        self.is_money = id.endswith(MONEY)
         self.holder: Holder | None = None
         """None until the owner has been asked for the first time."""
         self.waiting: deque[Waiter] = deque()

@@ -74,6 +74,7 @@ class Ledger:
         """Reservations that were not made, since the start of the process."""
         self.spent_tokens = 0
         """Tokens charged since the start of the process."""
+        self.spent_microdollars = 0
         self.bound_violations = 0
         """Attempts that cost more than their bound. The guarantee holds given sound bounds, so this is published."""
         self.estimated = 0
@@ -167,7 +168,16 @@ class Ledger:
     @property
     def reserved_tokens(self) -> int:
         """Tokens held by attempts in flight, over all accounts."""
-        return sum(entry.holder.reserved for entry in self._entries.values() if entry.holder is not None)
+        return self._reserved_in(is_money=False)
+
+    @property
+    def reserved_microdollars(self) -> int:
+        """The same of accounts that hold money."""
+        return self._reserved_in(is_money=True)
+
+    def _reserved_in(self, *, is_money: bool) -> int:
+        entries = self._entries.values()
+        return sum(one.holder.reserved for one in entries if one.holder is not None and one.is_money is is_money)
 
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
@@ -258,7 +268,10 @@ class Ledger:
             tokens = min(tokens, TOKENS_MAX)
         holder.reserved -= bound
         holder.spent += tokens
-        self.spent_tokens += tokens
+        if entry.is_money:
+            self.spent_microdollars += tokens
+        else:
+            self.spent_tokens += tokens
         if self._journal is not None:
             self._note(self._journal, holder)
         if entry.waiting:

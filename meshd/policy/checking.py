@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
+from meshd.policy.checking_budgets import BudgetChecker
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -53,6 +54,7 @@ class Checker:
         self.report = report
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
+        self.budgets = BudgetChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -96,6 +98,7 @@ class Checker:
             self.report.error(
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
+        self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
 

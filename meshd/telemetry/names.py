@@ -118,7 +118,36 @@ BUDGET_RESERVED: Final = Metric(
 BUDGET_SPENT: Final = Metric(
     "meshd_budget_spent_tokens_total", "counter", "Tokens charged to accounts since the start of this process."
 )
+BUDGET_RESERVED_MONEY: Final = Metric(
+    "meshd_budget_reserved_microdollars", "gauge", "Micro-dollars reserved for attempts in flight, over all accounts."
+)
+BUDGET_SPENT_MONEY: Final = Metric(
+    "meshd_budget_spent_microdollars_total",
+    "counter",
+    "Micro-dollars charged to accounts since the start of this process; twice where two budgets count a call.",
+)
 BUDGET_REFUSED: Final = Metric("meshd_budget_refused_total", "counter", "Attempts that no account could cover.")
+BUDGET_WARNED: Final = Metric(
+    "meshd_budget_warned_total", "counter", "Attempts with which a budget was past its `warn_at`, by its rule.", (RULE,)
+)
+BUDGET_DEGRADED: Final = Metric(
+    "meshd_budget_degraded_total", "counter", "Attempts for which a budget chose a cheaper model, by its rule.", (RULE,)
+)
+BUDGET_UNPRICED: Final = Metric(
+    "meshd_budget_unpriced_total",
+    "counter",
+    "Attempts on a dollar budget with a model whose price is not known, by the budget's rule.",
+    (RULE,),
+)
+COST: Final = Metric(
+    "meshd_cost_microdollars_total",
+    "counter",
+    "What attempts cost that a dollar budget counts, each once, by upstream.",
+    (TARGET,),
+)
+MODEL_COST: Final = Metric(
+    "meshd_model_cost_microdollars_total", "counter", "The same by model, as it was sent.", _MODEL_LABELS
+)
 BOUND_VIOLATIONS: Final = Metric(
     "meshd_budget_bound_violations_total",
     "counter",
@@ -240,6 +269,9 @@ MESHD_SHADOW: Final = "meshd.shadow"
 MESHD_VERDICT: Final = "meshd.verdict"
 MESHD_USAGE_ESTIMATED: Final = "meshd.usage.is_estimated"
 MESHD_CAP_GRANTED: Final = "meshd.output_cap_granted"
+MESHD_MODEL_ASKED: Final = "meshd.model_asked"
+MESHD_DEGRADED_BY: Final = "meshd.model_degraded_by"
+MESHD_COST: Final = "meshd.cost_microdollars"
 
 ATTRIBUTES: Final[frozenset[str]] = frozenset(
     {
@@ -248,7 +280,7 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
         URL_PATH, MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
         MESHD_EVIDENCE, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT, MESHD_USAGE_ESTIMATED,
-        MESHD_CAP_GRANTED,
+        MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST,
     }
 )  # fmt: skip
 """Every attribute that a span of ours may carry."""

@@ -77,6 +77,7 @@ class TargetSeries:
         "faults",
         "first_byte",
         "kind",
+        "microdollars",
         "provider",
         "refusals",
         "results",
@@ -102,6 +103,8 @@ class TargetSeries:
         self.used_output = 0
         self.estimated_input = 0
         self.estimated_output = 0
+        self.microdollars = 0
+        """What attempts cost that a dollar budget counts."""
         self.duration = Histogram(names.SECONDS_BUCKETS)
         self.first_byte = Histogram(names.SECONDS_BUCKETS)
 
@@ -109,7 +112,16 @@ class TargetSeries:
 class ModelSeries:
     """What is counted for one (operation, provider, model): attempts that succeeded and tokens used."""
 
-    __slots__ = ("duration", "first_chunk", "input_tokens", "model", "operation", "output_tokens", "provider")
+    __slots__ = (
+        "duration",
+        "first_chunk",
+        "input_tokens",
+        "microdollars",
+        "model",
+        "operation",
+        "output_tokens",
+        "provider",
+    )
 
     def __init__(self, operation: str, provider: str, model: str) -> None:
         self.operation = operation
@@ -119,6 +131,7 @@ class ModelSeries:
         self.first_chunk = Histogram(names.GEN_AI_SECONDS_BUCKETS)
         self.input_tokens = Histogram(names.TOKEN_BUCKETS)
         self.output_tokens = Histogram(names.TOKEN_BUCKETS)
+        self.microdollars = 0
 
     def observe_tokens(self, given: int, made: int) -> None:
         """Count what one attempt used; an answer of no output is no observation of it."""

@@ -80,6 +80,7 @@ class Bench:
             f"upstreams:\n"
             f'  openai: {{url: "{provider.url}", kind: llm, dialect: openai}}\n'
             f'  anthropic: {{url: "{provider.url}", kind: llm, dialect: anthropic}}\n'
+            f'prices: {{"*": {{input: 1, output: 1}}}}\n'
             f"rules:\n"
             f"  - {{name: all, match: {{kind: llm}}, budget: {{tokens: 2000, output_default: 100, floor: 1}}}}\n"
         )
@@ -137,6 +138,17 @@ def test_the_smaller_of_the_two_budgets_stops_a_run_to_the_token(
     assert int(spent) == bench.provider.billed(key)
     assert 0 < int(spent) <= limit
     assert f"has spent {int(spent):,} tokens" in err
+
+
+def test_dollars_stop_a_run_as_tokens_do(bench: Bench) -> None:
+    """A token costs a micro-dollar here."""
+    policy = ("--policy", str(bench.policy), "--dollars", "0.0006")
+    code, out, err = bench.run("k-dollars", *policy, "--", sys.executable, "-c", _OPENAI)
+    status, spent = out.split()
+    assert (code, status) == (0, "402"), err
+    assert 0 < int(spent) == bench.provider.billed("k-dollars") <= 600
+    assert "at most $0.0006," in err
+    assert f"has spent {int(spent):,} tokens and $0.000{int(spent)}"[:-1] in err
 
 
 def test_a_named_workflow_keeps_its_account_between_runs(bench: Bench) -> None:

@@ -16,7 +16,7 @@ from meshd.telemetry import names
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
 from meshd.telemetry.sources import BreakerReading, BudgetReading
 from meshd.telemetry.telemetry import Telemetry
-from tests.telemetry.calls import call, outcome, upstream
+from tests.telemetry.calls import call, outcome, run_through, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,9 +71,13 @@ def busy() -> Telemetry:
     telemetry.sources.breakers = lambda: [
         BreakerReading("openai", "closed"), BreakerReading("openai", "open"), BreakerReading("writer", "half_open"),
     ]  # fmt: skip
+    telemetry.series.outbound["openai"].microdollars = 75
+    next(iter(telemetry.series.models.values())).microdollars = 75
     telemetry.sources.budget = lambda: BudgetReading(
-        reserved=10, spent=20, refused=3, bound_violations=1, counted=5, uncounted=2, models_raised=1
-    )
+        reserved=10, spent=20, refused=3, bound_violations=1, counted=5, uncounted=2, models_raised=1,
+        reserved_microdollars=7, spent_microdollars=9,
+        warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
+    )  # fmt: skip
     telemetry.sources.store = lambda: True
     return telemetry
 
@@ -358,3 +362,38 @@ def test_no_model_that_an_agent_makes_up_is_a_series_of_its_own() -> None:
         made = call(upstream(), model=f"claude-{number}" if number % 2 else f"made-up-{number}")
         run(telemetry, made, usage=Usage(1, 1))
     assert set(telemetry.series.bounds) == {("anthropic", "bytes"), ("other", "bytes")}
+
+
+def test_what_attempts_cost_is_counted_once_by_upstream_and_by_model() -> None:
+    telemetry = Telemetry()
+    for model, verdict, cost in [
+        ("gpt-4o", Verdict.SUCCESS, 75),
+        ("gpt-4o", Verdict.FAILURE, 25),
+        ("invented", Verdict.FAILURE, 3),
+        ("gpt-4o", Verdict.SUCCESS, None),
+        ("free", Verdict.SUCCESS, 0),
+    ]:
+        made, ended = call(upstream(), model=model), outcome(verdict, status=200 if verdict is Verdict.SUCCESS else 502)
+        ended.microdollars = cost
+        run_through(telemetry, made, ended)
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    assert 'meshd_cost_microdollars_total{target="openai"} 103.0' in text
+    labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model'
+    assert f'meshd_model_cost_microdollars_total{{{labels}="gpt-4o"}} 100.0' in text
+    assert f'meshd_model_cost_microdollars_total{{{labels}="other"}} 3.0' in text, "nobody has answered for its name"
+    assert "invented" not in text
+
+
+def test_thresholds_are_counted_by_rule() -> None:
+    telemetry = busy()
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    for line in (
+        'meshd_budget_warned_total{rule="flow"} 2.0',
+        'meshd_budget_degraded_total{rule="flow"} 1.0',
+        'meshd_budget_unpriced_total{rule="daily"} 4.0',
+        "meshd_budget_reserved_microdollars 7.0",
+        "meshd_budget_spent_microdollars_total 9.0",
+    ):
+        assert line in text
