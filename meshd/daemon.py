@@ -16,7 +16,8 @@ from meshd.admin.view import ReloadResult
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
-from meshd.engines.port import StoreError
+from meshd.engines.port import StoreError, StoreUnable
+from meshd.engines.table import open_store
 from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
 from meshd.filters.bounds import Bounds
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from meshd.admin.server import Servers
     from meshd.config import Config
+    from meshd.engines.port import Store
     from meshd.policy.compiled import Policy
 
 log = logging.getLogger("meshd")
@@ -172,15 +174,33 @@ class Daemon:
         gc.enable()
 
     async def _open_ledger(self) -> Ledger:
-        if self.config.store not in ("", "sqlite:"):
-            engine = self.config.store.partition("://")[0]
-            raise StartError(f"--store {engine}: this build keeps its books in the embedded store only")
+        store = None
         try:
-            return await Ledger.open(self.config.home)
+            store = await self._open_store()
+            if store is not None and store.name == "memory":
+                return Ledger.in_memory(store=store)
+            return await Ledger.open(self.config.home, store=store)
         except StoreError as error:
+            if store is not None:
+                await store.close()
             # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
             return Ledger.failed(error)
+
+    async def _open_store(self) -> Store | None:
+        """Open the store that the configuration names; None for the embedded one, which the ledger opens itself.
+
+        Raises StartError where no engine can do what it asks, another StoreError where the engine cannot be used now.
+        """
+        if self.config.store in ("", "sqlite:"):
+            return None
+        try:
+            store = await open_store(self.config.store, self.config.home)
+        except StoreUnable as error:
+            raise StartError(f"--store: {error}") from None
+        if store.caution:
+            log.warning("the %s store may lose what budgets are kept in: %s", store.name, store.caution)
+        return store
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint

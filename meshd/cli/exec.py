@@ -125,6 +125,11 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     metavar="FILE",
     help="Policy document, for a private daemon even where another runs.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Engine of the store, for a private daemon even where another runs. A password is better in MESHD_STORE.",
+)
 @click.option("--proxy", "is_proxied", is_flag=True, help="Set HTTP_PROXY too: its calls are in no workflow.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
@@ -132,12 +137,13 @@ def command(
     budget: int | None,
     dollars: int | None,
     policies: tuple[str, ...],
+    store: str | None,
     is_proxied: bool,
     command: tuple[str, ...],
 ) -> None:
     """Run a command; exits with the command's own code."""
     limits = Limits(budget, dollars)
-    sys.exit(execute(command, workflow=workflow, limits=limits, policies=policies, is_proxied=is_proxied))
+    sys.exit(execute(command, workflow=workflow, limits=limits, policies=policies, store=store, is_proxied=is_proxied))
 
 
 def execute(
@@ -146,6 +152,7 @@ def execute(
     workflow: str | None = None,
     limits: Limits = NO_LIMITS,
     policies: Sequence[str] = (),
+    store: str | None = None,
     is_proxied: bool = False,
 ) -> int:
     """Run a command through a daemon and return the exit code. Messages go to stderr."""
@@ -156,8 +163,8 @@ def execute(
     if (code := _check_command(command[0])) != 0:
         return code
     try:
-        config = from_environment()
-        place = None if policies else exec_daemon.find(config, os.environ)
+        config = from_environment(store=store)
+        place = None if policies or store else exec_daemon.find(config, os.environ)
         with contextlib.ExitStack() as stack:
             if place is None:
                 exec_signals.end_on_sigterm()
