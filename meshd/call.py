@@ -94,10 +94,9 @@ class Usage:
 
 
 class Ask:
-    """What an LLM request asks for, as its dialect read it, and what meshd grants of that.
-
-    What the client sent never changes; `model_granted` and `output_cap_granted` are set by filters and honoured by
-    `Dialect.rewrite`, so that what was judged is what is forwarded.
+    """What an LLM request asks for, as its dialect read it, and what meshd grants of that: what the client sent never
+    changes; `model_granted` and `output_cap_granted` are set by filters and honoured by `Dialect.rewrite`, so that what
+    was judged is what is forwarded.
     """
 
     __slots__ = (
@@ -113,6 +112,7 @@ class Ask:
         "output_cap",
         "output_cap_granted",
         "tools",
+        "unbounded",
     )
 
     def __init__(
@@ -127,9 +127,10 @@ class Ask:
         tools: tuple[str, ...] = (),
         is_usage_asked: bool = False,
         fields: Any = None,
+        unbounded: str = "",
     ) -> None:
         self.operation = operation
-        """`gen_ai.operation.name`: chat, embeddings."""
+        """`gen_ai.operation.name`: chat, embeddings, and the others that `docs/dialects.md` lists."""
         self.model = model
         self.is_stream = is_stream
         self.input_bound = input_bound
@@ -139,13 +140,15 @@ class Ask:
         self.choices = choices
         """How many answers are generated (`n`): they multiply the output bound."""
         self.has_output = has_output
-        """False where no output tokens can be billed (embeddings)."""
+        """False where the request has no cap of its output to be set: `input_bound` then bounds all that it costs."""
         self.tools = tools
         """Names of the tools that the request offers to the model."""
         self.is_usage_asked = is_usage_asked
         """The client itself asked for usage in the stream."""
         self.fields = fields
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.unbounded = unbounded
+        """Why no number of tokens is known that the call cannot exceed; empty where `input_bound` is one."""
         self.model_granted: str | None = None
         self.output_cap_granted: int | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Usage
+    from meshd.call import Ask, Headers, Usage
     from meshd.refusal import Refused
 
 
@@ -74,13 +74,22 @@ class Dialect(Protocol):
         """Say whether an unrecognised call costs nothing (listing models, say); others are bounded or refused."""
         ...
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """Read a request. Raises Refused(MALFORMED) on what is not JSON, too deep, or has duplicate keys
-        at a level that decides."""
+        at a level that decides.
+
+        `path` is what `recognise` was given: it may name the model. `headers` are the request's: they may say how
+        its body is to be taken apart.
+        """
         ...
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """Return the body to forward, with what was granted; `body` itself, untouched, where nothing differs."""
+        ...
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """Return the path to forward: where it names the model, with the one that was granted. Asked only where a
+        model was."""
         ...
 
     def meter(self, ask: Ask) -> Meter:

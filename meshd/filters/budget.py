@@ -55,7 +55,7 @@ class Budget:
         if ceiling is not None:
             terms = terms.under_ceiling or terms
         purse = terms.only
-        if purse is None or ask is None:
+        if purse is None or ask is None or ask.unbounded:
             return self._admit_slowly(call, terms)
         if terms.is_plain and ceiling is None and context is not None:
             account, limit = context.account, purse.tokens
@@ -81,7 +81,7 @@ class Budget:
     def _admit_slowly(self, call: Call, terms: Terms) -> Held | Wait | None:
         """Do what `admit` does where it takes several accounts, less than the bound, waiting, or no ask."""
         ask = call.ask
-        if ask is None:
+        if ask is None or ask.unbounded:
             self._check_unread(call, terms)
             return None
         need = need_of(ask, terms.output_default, terms.floor)
@@ -189,7 +189,7 @@ class Budget:
         """Pass what owes no tokens; refuse a call to an LLM whose cost nobody can bound."""
         if call.target.kind is not _LLM or call.upstream.is_unmetered:
             return
-        if call.dialect is None or not call.dialect.is_free(call.method, call.path):
+        if call.ask is not None or call.dialect is None or not call.dialect.is_free(call.method, call.path):
             raise unread(call, terms)
 
     def explain(self, call: Call) -> str:
@@ -199,7 +199,7 @@ class Budget:
             terms = terms.under_ceiling or terms
         if not terms.binding and not terms.trials:
             return "no rule sets a budget"
-        if call.ask is None:
+        if call.ask is None or call.ask.unbounded:
             return "owes no tokens"
         need = need_of(call.ask, terms.output_default, terms.floor)
         accounts = ", ".join(

@@ -98,14 +98,16 @@ class Attempt:
         exchange, call, request = self.exchange, self.call, self.request
         self._sent_s = self._heard_s = exchange.proxy.now_s
         body: bytes | None = None
-        has_body, length = request.has_body, request.content_length
+        has_body, length, path = request.has_body, request.content_length, call.path
         if call.ask is not None:
             body = call.dialect.rewrite(call.ask, call.body or b"")
             has_body, length = True, len(body)
+            if call.ask.model_granted is not None:
+                path = call.dialect.redirect(call.ask, path)
         connection.open(
             self,
             method=call.method,
-            path=call.path,
+            path=path,
             added=self._fields_added,
             has_body=has_body,
             content_length=length,
