@@ -1,7 +1,7 @@
 """One intercepted exchange, in the words that every filter shares.
 
-A `Call` is made by a wire (HTTP/1.1 or HTTP/2, a filter never knows which), completed by a dialect (`Ask`),
-judged by the filters in order, sent in one or more attempts, and ends in one `Outcome` per attempt.
+A `Call` is made by a wire (a filter never knows which), completed by a dialect (`Ask`), judged by the filters in order,
+sent in one or more attempts, and ends in one `Outcome` per attempt.
 """
 
 from __future__ import annotations
@@ -54,10 +54,8 @@ class Evidence(str, Enum):
 
 
 class Usage:
-    """Tokens that one attempt cost.
-
-    `input_tokens` includes cached ones, `output_tokens` includes reasoning: a dialect folds its own fields so.
-    """
+    """Tokens that one attempt cost. `input_tokens` includes cached ones, `output_tokens` reasoning: a dialect folds its
+    own fields so."""
 
     __slots__ = ("cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
 
@@ -94,12 +92,11 @@ class Usage:
 
 
 class Ask:
-    """What an LLM request asks for, as its dialect read it, and what meshd grants of that: what the client sent never
-    changes; `model_granted` and `output_cap_granted` are set by filters and honoured by `Dialect.rewrite`, so that what
-    was judged is what is forwarded.
-    """
+    """What an LLM request asks for, as its dialect read it and never changes it, and what filters grant of that:
+    `Dialect.rewrite` honours it, so that what was judged is what is forwarded."""
 
     __slots__ = (
+        "begins",
         "choices",
         "fields",
         "has_output",
@@ -147,10 +144,12 @@ class Ask:
         """The client itself asked for usage in the stream."""
         self.fields = fields
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.begins = False
+        """The reply may come before the work is done: a later call reads what it has cost (OpenAI's `background`)."""
         self.unbounded = unbounded
         """Why no number of tokens is known that the call cannot exceed; empty where `input_bound` is one."""
         self.model_granted: str | None = None
-        self.output_cap_granted: int | None = None
+        self.output_cap_granted: int | None = None  # by a budget: the client's own where all of it fits
 
     @property
     def model_sent(self) -> str:
@@ -206,10 +205,8 @@ NOT_FORWARDED: Final = frozenset(
 
 
 def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
-    """Say whether an attempt was the upstream's failure. Classifying is apart from reacting.
-
-    `status` is 0 where no head arrived; `is_terminal` is False for a stream that ended without its terminal event.
-    """
+    """Say whether an attempt was the upstream's failure: classifying is apart from reacting. `status` is 0 where no
+    head arrived; `is_terminal` is False for a stream that ended without its terminal event."""
     if fault is not _FAULT_NONE:
         return _NEUTRAL if fault in _NEUTRAL_FAULTS else _FAILURE
     if status == 429:
@@ -316,6 +313,7 @@ class Call:
         "credentials",
         "dialect",
         "direction",
+        "earlier",
         "evidence",
         "governed",
         "headers",
@@ -378,6 +376,8 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
+        self.earlier: Ask | None = None
+        """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None

@@ -9,6 +9,7 @@ from meshd.engines.port import StoreError
 from meshd.filters.held import Held, HeldStream
 from meshd.filters.purse import UNATTRIBUTED, account_of, terms_of
 from meshd.filters.shortage import exhausted, unavailable, unread
+from meshd.filters.underway import Begun, Underway
 from meshd.ledger.cost import bound_of, need_of
 from meshd.ledger.entry import Shortfall
 from meshd.refusal import Refused
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Ask, Call
     from meshd.filters.purse import Purse, Terms
+    from meshd.filters.underway import Reading
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.cost import Need
 
@@ -32,14 +34,15 @@ class Budget:
     """Reserves before, settles after. The same instance serves every policy: it reads its settings from the plan."""
 
     name = "budget"
-    __slots__ = ("_ledger", "_shadowed")
+    __slots__ = ("_ledger", "_shadowed", "_underway")
 
     def __init__(self, ledger: Ledger, shadowed: Callable[[Call, Refused], None] | None = None) -> None:
         """`shadowed` is told of a shadow budget that would have refused a call which binding ones admitted."""
         self._ledger = ledger
         self._shadowed = shadowed
+        self._underway = Underway()
 
-    def admit(self, call: Call) -> Held | Wait | None:
+    def admit(self, call: Call) -> Held | Reading | Wait | None:
         """Reserve the most that this attempt can cost. Raises Refused: budget_exhausted, budget_busy,
         store_unavailable, or not_allowed for a call to an LLM that nobody can bound.
 
@@ -48,7 +51,7 @@ class Budget:
         plan, context, ask = call.plan, call.context, call.ask
         ceiling = context.ceiling if context is not None else None
         if not plan.budgets and ceiling is None:
-            return None
+            return self._underway.read_by(call) if ask is None and len(self._underway) else None
         terms: Terms | None = plan.terms
         if terms is None:
             terms = plan.terms = terms_of(plan.budgets)
@@ -71,19 +74,21 @@ class Budget:
         if entry is None:
             return self._admit_slowly(call, terms)
         if ask.has_output:
-            ask.output_cap_granted = cap if cap != ask.output_cap else None
+            ask.output_cap_granted = cap
             if call.attempt > 1:
                 _forget_clamp(call)
+        if ask.begins:
+            return Begun(self._underway, call, ask, self._ledger, entry, bound)
         if ask.is_stream:
             return HeldStream(self._ledger, entry, ask.input_bound, bound, (), terms.is_error)
         return Held(self._ledger, entry, ask.input_bound, bound)
 
-    def _admit_slowly(self, call: Call, terms: Terms) -> Held | Wait | None:
+    def _admit_slowly(self, call: Call, terms: Terms) -> Held | Reading | Wait | None:
         """Do what `admit` does where it takes several accounts, less than the bound, waiting, or no ask."""
         ask = call.ask
         if ask is None or ask.unbounded:
             self._check_unread(call, terms)
-            return None
+            return self._underway.read_by(call) if ask is None and len(self._underway) else None
         need = need_of(ask, terms.output_default, terms.floor)
         if terms.is_durable or terms.trials:
             return Wait(self._admit_later(call, ask, terms, need))
@@ -173,7 +178,7 @@ class Budget:
                 one.shrink(bound)
         if ask.has_output:
             # A trial changes nothing of what the client sent.
-            ask.output_cap_granted = cap if held and cap != ask.output_cap else None
+            ask.output_cap_granted = cap if held else None
             if call.attempt > 1:
                 _forget_clamp(call)
             if cap < need.cap:
@@ -181,6 +186,8 @@ class Budget:
         reservations = (*held, *trials)
         if not reservations:
             return None
+        if ask.begins:
+            return Begun(self._underway, call, ask, self._ledger, None, bound, reservations)
         if ask.is_stream and held:
             return HeldStream(self._ledger, None, need.input_bound, bound, reservations, terms.is_error)
         return Held(self._ledger, None, need.input_bound, bound, reservations)

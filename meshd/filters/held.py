@@ -44,7 +44,10 @@ class Held:
         output_bound = self._bound - self._input_bound
         if self._ran_tokens > output_bound:
             output_bound = self._ran_tokens
-        tokens, is_estimated = charge_of(outcome, self._input_bound, output_bound)
+        self.pay(*charge_of(outcome, self._input_bound, output_bound))
+
+    def pay(self, tokens: int, is_estimated: bool) -> None:
+        """Charge `tokens`, and give the rest back."""
         if is_estimated:
             self._ledger.estimated += 1
         entry = self._entry
@@ -53,6 +56,11 @@ class Held:
             self._ledger.pay(entry, self._bound, tokens)
         for reservation in self._reservations:
             reservation.settle(tokens)
+
+    @property
+    def bound(self) -> int:
+        """The most that it can cost."""
+        return self._bound
 
 
 class HeldStream(Held):
