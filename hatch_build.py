@@ -33,6 +33,7 @@ COMPILED = (
     "chain.py",
     "filters/*.py",
     "ledger/*.py",
+    "tokens/encodings.py",
     "wire/*.py",
     "dialects/*.py",
     "proxy/*.py",

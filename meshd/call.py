@@ -96,21 +96,9 @@ class Ask:
     `Dialect.rewrite` honours it, so that what was judged is what is forwarded."""
 
     __slots__ = (
-        "begins",
-        "choices",
-        "fields",
-        "has_output",
-        "input_bound",
-        "is_stream",
-        "is_usage_asked",
-        "model",
-        "model_granted",
-        "operation",
-        "output_cap",
-        "output_cap_granted",
-        "tools",
-        "unbounded",
-    )
+        "begins", "bound_by", "choices", "fields", "has_output", "input_bound", "is_stream", "is_usage_asked", "model",
+        "model_granted", "operation", "output_cap", "output_cap_granted", "tools", "unbounded",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -132,6 +120,8 @@ class Ask:
         self.is_stream = is_stream
         self.input_bound = input_bound
         """Tokens that the input cannot exceed."""
+        self.bound_by = "bytes"
+        """What that was made of: see `meshd.tokens.encodings`."""
         self.output_cap = output_cap
         """Output cap in tokens for each choice as the client set it; None where it set none."""
         self.choices = choices

@@ -19,9 +19,11 @@ from meshd.config import Address, ConfigError
 from meshd.engines.port import StoreError
 from meshd.filters.allow_list import AllowList
 from meshd.filters.approval import Approval
+from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.context import Context
+from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.routing import Routing
@@ -35,6 +37,7 @@ from meshd.policy.upstreams import parse_url
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
+from meshd.tokens.counter import Counter
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
@@ -66,6 +69,7 @@ def build_chain(
     agent: str,
     shadowed: Callable[..., None],
     breaker_changed: Callable[..., None] | None = None,
+    bounds: Bounds | None = None,
 ) -> Chain:
     """Make the filters and put them in their order."""
     filters: dict[type, Any] = {
@@ -74,8 +78,9 @@ def build_chain(
         Routing: Routing(),
         AllowList: AllowList(shadowed),
         Approval: Approval(shadowed),
+        Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
-        Budget: Budget(ledger, shadowed),
+        Budget: Budget(ledger, shadowed, bounds),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }
     assert set(filters) == {place.filter for place in FILTERS}
@@ -122,6 +127,7 @@ class Daemon:
         self.listen: Address = config.listen
         self.inbound: Address | None = None
         self.servers: Servers | None = None
+        self.counter = Counter()
         self._started_s = time.time()
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -144,12 +150,14 @@ class Daemon:
         self.keys = MeshKeys(config.key_file)
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
+        self.bounds = Bounds(self.counter)
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
             agent=config.agent,
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
+            bounds=self.bounds,
         )
         await self._listen(policy)
         for warning in policy.warnings:
@@ -207,7 +215,7 @@ class Daemon:
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
-        attach_sources(self.telemetry, self.reloader, self.ledger, breaker)
+        attach_sources(self.telemetry, self.reloader, self.ledger, breaker, self.bounds)
         view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -367,6 +375,7 @@ class Daemon:
             await self.servers.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
+        self.counter.close()
         if hasattr(self, "telemetry"):
             await asyncio.to_thread(self.telemetry.close)
         registry.remove(self.config.home, os.getpid())

@@ -21,6 +21,7 @@ from meshd.telemetry.sources import BreakerReading, BudgetReading
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
     from meshd.filters.circuit import State
     from meshd.ledger import Ledger
@@ -40,7 +41,7 @@ def meshd_version() -> str:
         return "0"
 
 
-def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker) -> None:
+def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker, bounds: Bounds) -> None:
     """Let a scrape read what is counted elsewhere."""
 
     def breakers() -> Iterator[BreakerReading]:
@@ -55,6 +56,9 @@ def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, bre
         spent=ledger.spent_tokens,
         refused=ledger.refused,
         bound_violations=ledger.bound_violations,
+        counted=bounds.counted,
+        uncounted=bounds.uncounted,
+        models_raised=len(bounds.raised),
     )
 
 

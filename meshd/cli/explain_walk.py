@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream, build_chain
+from meshd.filters.bounds import Bounds
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.arrival import arrive, too_large
 from meshd.refusal import Refused
+from meshd.tokens.counter import Counter
 
 if TYPE_CHECKING:
     from meshd.chain import Chain
@@ -67,6 +69,7 @@ async def explain(
             ledger=ledger,
             agent=agent or asked.agent,
             shadowed=lambda _call, refused: told.append(refused),
+            bounds=Bounds(counter := Counter()),
         )
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
@@ -74,6 +77,7 @@ async def explain(
             refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, steps, told)
         finally:
             await ledger.close()
+            counter.close()
     reached = {step.name for step in steps}
     steps += [Step(name, "skip", "not reached") for name in ("address", "body", *_names(chain)) if name not in reached]
     return Explained(steps, refused, call)

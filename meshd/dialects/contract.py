@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from meshd.call import Ask, Headers, Usage
     from meshd.refusal import Refused
+    from meshd.tokens.counter import Texts
 
 
 class Event:
@@ -126,4 +127,16 @@ class Api(Protocol):
 
     def meter(self, ask: Ask) -> Meter:
         """See `Dialect.meter`."""
+        ...
+
+
+class Counted(Protocol):
+    """What a dialect offers beside, where the tokens of its requests can be counted."""
+
+    def texts(self, ask: Ask) -> Texts | None:
+        """Return what a request that was read gives its model to read; None where it cannot be told apart.
+
+        Called in another thread, for asks whose bound is of bytes. The texts' tokens and the overhead together must
+        be a bound: what is not known of the model's own form is to be covered by the overhead.
+        """
         ...

@@ -102,9 +102,14 @@ class Form:
         return text is not None and text.strip().lower() not in ("", "false", "0", "no", "off", "f", "n")
 
     @property
-    def text_bytes(self) -> int:
-        """Bytes of all that is no file."""
-        return sum(part.end - part.begin for part in self.parts if not part.is_file)
+    def texts(self) -> bytes:
+        """All that is no file, one behind the other. Raises Refused(MALFORMED) on what is not UTF-8."""
+        texts = b"".join([self._body[part.begin : part.end] for part in self.parts if not part.is_file])
+        try:
+            texts.decode()
+        except UnicodeDecodeError:
+            malformed("a text of the form is not in UTF-8")
+        return texts
 
     def replaced(self, name: str, text: str) -> bytes:
         """Return the body with another text in a field; with a new field in front where it has none."""

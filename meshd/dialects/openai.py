@@ -26,17 +26,22 @@ from meshd.dialects.openai_request import (
     TOOLS_TOKENS,
     Request,
     bound_of,
+    is_image_bounded,
     read_stream_options,
+    shown_bytes,
     written,
 )
 from meshd.dialects.openai_responses import Responses
+from meshd.dialects.openai_texts import COUNTED, texts_of
 from meshd.dialects.remembering import remembered
-from meshd.dialects.windows import is_byte_level, window
+from meshd.dialects.windows import is_openai, window
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Headers
     from meshd.dialects.contract import Api, Meter
     from meshd.refusal import Refused
+    from meshd.tokens.counter import Texts
 
 _EMBEDDINGS: Final = Embeddings()
 _RESPONSES: Final = Responses()
@@ -59,6 +64,7 @@ _APIS: Final[dict[str, Api]] = {
 """By operation; chat, of which there are the most by far, goes its own way."""
 
 _QUOTE: Final = 0x22
+_BRACE: Final = 0x7B
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
 _RARE: Final = frozenset(
     {
@@ -95,7 +101,8 @@ class OpenAI:
         pairs, messages = pairs_of.read_long_body(body, "messages")
         said = pairs_of.text(pairs, "model") or ""
         model = named or said
-        return self._read_chat(Request(pairs, said, messages), model, bound_of(body, model))
+        request = Request(pairs, said, messages)
+        return self._read_chat(request, model, shown_bytes(request, body, model))
 
     def _read_chat(self, request: Request, model: str, bound: int) -> Ask:
         pairs = request.pairs
@@ -106,9 +113,11 @@ class OpenAI:
         if not _RARE.isdisjoint(pairs):
             return self._read_rare(request, model, bound, is_stream, cap)
         request.adds_usage = is_stream
-        if _is_input_hidden(request):
-            bound = window(model)
-        return Ask("chat", model, is_stream, bound, cap, fields=request)
+        if _is_input_hidden(request, model):
+            ask = Ask("chat", model, is_stream, window(model), cap, fields=request)
+            ask.bound_by = WINDOW
+            return ask
+        return Ask("chat", model, is_stream, bound_of(request, model, bound), cap, fields=request)
 
     def _read_rare(self, request: Request, model: str, bound: int, is_stream: bool, cap: int | None) -> Ask:
         pairs = request.pairs
@@ -125,15 +134,24 @@ class OpenAI:
             tools, is_hosted, is_searching = _read_tools(pairs)
             turns = HOSTED_TURNS if is_hosted else 1
             is_hidden = is_hosted or is_searching
-            bound += TOOLS_TOKENS
+            request.hidden_tokens += TOOLS_TOKENS
         if "response_format" in pairs:
-            bound += TOOLS_TOKENS
-        if is_hidden or _is_input_hidden(request):
-            bound = window(model) * turns
+            request.hidden_tokens += TOOLS_TOKENS
         choices = pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1
-        return Ask(
-            "chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request
-        )
+        ask = Ask("chat", model, is_stream, 0, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request)
+        if is_hidden or _is_input_hidden(request, model):
+            ask.input_bound = window(model) * turns
+            ask.bound_by = WINDOW
+        else:
+            ask.input_bound = bound_of(request, model, bound)
+        return ask
+
+    def texts(self, ask: Ask) -> Texts | None:
+        """See `Counted.texts`."""
+        if ask.operation not in COUNTED:
+            return None
+        request: Request = ask.fields
+        return texts_of(ask, request.pairs, request.messages, request.hidden_tokens)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it."""
@@ -141,7 +159,7 @@ class OpenAI:
             return _APIS[ask.operation].rewrite(ask, body)
         # The older name is the one that every other server knows, some as the only one; OpenAI's own reasoning models
         # refuse it.
-        return written(ask, body, "max_completion_tokens" if is_byte_level(ask.model_sent) else "max_tokens")
+        return written(ask, body, "max_completion_tokens" if is_openai(ask.model_sent) else "max_tokens")
 
     def redirect(self, ask: Ask, path: str) -> str:
         """See `Dialect.redirect`."""
@@ -202,8 +220,9 @@ def _name(pairs: Pairs, where: str, at: int) -> str:
     return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}[{at}] has no name")
 
 
-def _is_input_hidden(request: Request) -> bool:
-    """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
+def _is_input_hidden(request: Request, model: str) -> bool:
+    """Say whether a message brings input whose tokens nothing here bounds: sound, files, references, and images for
+    a model that no published rule bounds them for. Others are added to `hidden_tokens`."""
     messages = request.messages
     if messages is None:
         raw = request.pairs.get("messages")
@@ -225,7 +244,10 @@ def _is_input_hidden(request: Request) -> bool:
         if first == 0x5B:
             for part in pairs_of.read_objects(content, "'messages'", index):
                 kind = pairs_of.text(part, "type", "'messages'", index)
-                is_hidden = is_hidden or kind not in _TEXT_PARTS
-        elif first == 0x7B:
+                if kind not in _TEXT_PARTS and not (
+                    kind == "image_url" and is_image_bounded(part, request, model, "'messages'", index)
+                ):
+                    is_hidden = True
+        elif first == _BRACE:
             is_hidden = True
     return is_hidden

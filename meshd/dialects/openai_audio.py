@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from meshd.call import Ask
 from meshd.dialects.openai_media_meter import MediaMeter
 from meshd.dialects.openai_media_request import MediaRequest, rewritten
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -49,7 +50,10 @@ class Audio:
             if not model.rpartition("/")[2].startswith(_BY_MINUTE):
                 bound = _WINDOWS.get(model, 0)
                 why = _IN_PIECES if request.has("chunking_strategy") else "" if bound else _NO_WINDOW
-        return Ask(operation, model, is_stream, bound, has_output=False, fields=request, unbounded=why)
+        ask = Ask(operation, model, is_stream, bound, has_output=False, fields=request, unbounded=why)
+        # Neither a price by the minute nor a model's window is brought nearer by a count of texts.
+        ask.bound_by = WINDOW
+        return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Api.rewrite`."""

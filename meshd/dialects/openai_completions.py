@@ -12,8 +12,9 @@ from meshd.call import Ask
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.json_pairs import malformed
 from meshd.dialects.openai_meter import OpenAIMeter
-from meshd.dialects.openai_request import CHOICES_MAX, Request, bound_of, read_stream_options, written
+from meshd.dialects.openai_request import CHOICES_MAX, Request, bound_of, read_stream_options, shown_bytes, written
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import BYTES, WINDOW
 
 if TYPE_CHECKING:
     import msgspec
@@ -36,11 +37,11 @@ class Completions:
         said = pairs_of.text(pairs, "model") or ""
         model = model or said
         request = Request(pairs, said)
-        bound = bound_of(body, model)
+        bound, bound_by = bound_of(request, model, shown_bytes(request, body, model)), BYTES
         prompts = _prompts(pairs.get("prompt"))
         if _HIDDEN in pairs and (raw := pairs_of.member(pairs, _HIDDEN)) is not None:
             prompts += len(pairs_of.read_items(raw, f"'{_HIDDEN}'")) if memoryview(raw)[0] == _BRACKET else 1
-            bound = window(model) * prompts
+            bound, bound_by = window(model) * prompts, WINDOW
         is_stream = pairs_of.flag(pairs, "stream") is True
         is_usage_asked = read_stream_options(request, pairs, is_stream)
         cap = pairs_of.integer(pairs, "max_tokens", least=0)
@@ -50,7 +51,9 @@ class Completions:
         made = pairs_of.integer(pairs, "best_of", least=1, most=CHOICES_MAX) or 1
         request.echoes = pairs_of.flag(pairs, "echo") is True
         choices = max(prompts, 1) * max(shown, made)
-        return Ask(operation, model, is_stream, bound, cap, choices, is_usage_asked=is_usage_asked, fields=request)
+        ask = Ask(operation, model, is_stream, bound, cap, choices, is_usage_asked=is_usage_asked, fields=request)
+        ask.bound_by = bound_by
+        return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Api.rewrite`."""

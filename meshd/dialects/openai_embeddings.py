@@ -12,12 +12,14 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects import json_pairs as pairs_of
+from meshd.dialects.bounds import normalised_bytes
 from meshd.dialects.counting import count
 from meshd.dialects.json_pairs import Pairs, malformed
 from meshd.dialects.openai_meter import OpenAIMeter
-from meshd.dialects.openai_request import TEMPLATE_TOKENS, Request, bound_of, written
+from meshd.dialects.openai_request import TEMPLATE_TOKENS, Request, bound_of, shown_bytes, written
 from meshd.dialects.openai_shapes import RankAnswer
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import BYTES, WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -37,12 +39,15 @@ class Embeddings:
         pairs = pairs_of.read_body(body)
         said = pairs_of.text(pairs, "model") or ""
         model = model or said
-        bound = bound_of(body, model)
+        request = Request(pairs, said)
+        bound, bound_by = bound_of(request, model, shown_bytes(request, body, model)), BYTES
         if operation == "rerank":
             bound += _repeated_tokens(pairs, model)
         elif (hidden := _hidden_inputs(pairs)) > 0:
-            bound = window(model) * hidden
-        return Ask(operation, model, input_bound=bound, has_output=False, fields=Request(pairs, said))
+            bound, bound_by = window(model) * hidden, WINDOW
+        ask = Ask(operation, model, input_bound=bound, has_output=False, fields=request)
+        ask.bound_by = bound_by
+        return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Api.rewrite`."""
@@ -83,7 +88,7 @@ def _repeated_tokens(pairs: Pairs, model: str) -> int:
     documents = pairs_of.read_items(raw, "'documents'")
     query_bytes = memoryview(query).nbytes
     if not bytes(query).isascii() or b"\\u" in bytes(query):
-        query_bytes = bound_of(bytes(query), "")
+        query_bytes = normalised_bytes(bytes(query))
     pieces = hidden = 0
     for at, document in enumerate(documents):
         value = memoryview(document)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.dialects import json_pairs as pairs_of
+from meshd.dialects.bounds import normalised_bytes
 from meshd.dialects.multipart import Form, is_form, read_form
 from meshd.dialects.openai_request import Request, written
 
@@ -18,7 +19,7 @@ _BRACKET: Final = 0x5B
 class MediaRequest(Request):
     """See `Request`."""
 
-    __slots__ = ("body_bytes", "form")
+    __slots__ = ("_body", "body_bytes", "form")
 
     def __init__(self, body: bytes, headers: Headers | None) -> None:
         """Raises Refused(MALFORMED) as `read_form` and `read_body` do."""
@@ -26,13 +27,14 @@ class MediaRequest(Request):
         pairs: Pairs = {} if form is not None else pairs_of.read_body(body)
         super().__init__(pairs, "")
         self.form: Form | None = form
+        self._body = body
         self.body_bytes = len(body)
         self.model = self.text("model") or ""
 
     @property
     def text_bytes(self) -> int:
-        """Bytes of all that is no file."""
-        return self.body_bytes if self.form is None else self.form.text_bytes
+        """Bytes of all that is no file, or of its normal form where that is more."""
+        return normalised_bytes(self._body if self.form is None else self.form.texts)
 
     def text(self, name: str) -> str | None:
         """Return a field's text; None where it is absent."""

@@ -8,19 +8,23 @@ import msgspec
 
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.bounds import normalised_bytes
-from meshd.dialects.windows import is_byte_level
+from meshd.dialects.images import data_bytes, image_tokens_max
+from meshd.dialects.windows import is_byte_level, window
 
 if TYPE_CHECKING:
     from meshd.call import Ask
     from meshd.dialects.json_pairs import Pairs
 
-# What a server's chat template says of its own accord (a default system prompt, today's date), where the model is
-# not OpenAI's: there, the JSON around each message covers the template's own tokens.
+# What a server's chat template says of its own accord (a default system prompt, today's date), where OpenAI does not
+# serve the model; beside it, the JSON around each message covers the template's own tokens. The longest that is
+# published for no tools, gpt-oss's (its identity, cutoff, date, effort and channels), has about 70 tokens.
 TEMPLATE_TOKENS: Final = 128
-# Hidden instructions around tools and response formats.
+# Hidden instructions around tools and response formats. OpenAI publishes none; its cookbook's count of tools adds 12
+# tokens for all and 7 to 10 for each, which the JSON around them covers. The rest is margin.
 TOOLS_TOKENS: Final = 256
 # Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
 HOSTED_TURNS: Final = 10
+_QUOTE, _BRACE = 0x22, 0x7B
 CHOICES_MAX: Final = 128
 """`n` as the API's reference allows it."""
 _USAGE_ASKED: Final = b'{"include_usage":true}'
@@ -29,7 +33,9 @@ _USAGE_ASKED: Final = b'{"include_usage":true}'
 class Request:
     """What `rewrite` and the meter need to know of a request that was read."""
 
-    __slots__ = ("adds_usage", "caps", "echoes", "messages", "model", "pairs", "stream_options")
+    __slots__ = (
+        "adds_usage", "caps", "echoes", "hidden_tokens", "image_bytes", "messages", "model", "pairs", "stream_options",
+    )  # fmt: skip
 
     def __init__(self, pairs: Pairs, model: str, messages: list[Pairs] | None = None) -> None:
         self.pairs = pairs
@@ -42,13 +48,51 @@ class Request:
         self.adds_usage = False
         """meshd asks for usage in the stream, and the client did not: its chunk is not forwarded."""
         self.stream_options: bytes = _USAGE_ASKED
+        self.hidden_tokens = 0
+        """Tokens beside those of the body's texts: templates, hidden instructions, images."""
+        self.image_bytes = 0
+        """Bytes of the body that are images: those in `hidden_tokens` stand for them."""
         self.echoes = False
         """The answer repeats the prompt, so its length says nothing of what was generated."""
 
 
-def bound_of(body: bytes, model: str) -> int:
-    """Return how many tokens a body cannot exceed that shows all of its input."""
-    return len(body) if is_byte_level(model) else normalised_bytes(body) + TEMPLATE_TOKENS
+def shown_bytes(request: Request, body: bytes, model: str) -> int:
+    """Return how many tokens the texts of a body cannot exceed; the template's are added to `hidden_tokens`."""
+    if is_byte_level(model):
+        return len(body)
+    request.hidden_tokens += TEMPLATE_TOKENS
+    return normalised_bytes(body)
+
+
+def bound_of(request: Request, model: str, shown: int) -> int:
+    """Return the bound of an input that is shown: bytes, what stands beside them, images at their most."""
+    if not request.image_bytes:
+        return shown + request.hidden_tokens
+    # Many images at their most may come to more than the model can read at once.
+    return min(shown + request.hidden_tokens - request.image_bytes, window(model))
+
+
+def is_image_bounded(part: Pairs, request: Request, model: str, where: str, at: int, *, is_flat: bool = False) -> bool:
+    """Say whether the tokens of an image are bounded, and add them. What it is given as costs none itself.
+
+    A chat has the image's detail within `image_url`; a response, whose parts are flat, beside it.
+    """
+    raw = pairs_of.member(part, "image_url")
+    if raw is None:
+        return False
+    is_low = False
+    if is_flat:
+        is_low = pairs_of.text(part, "detail", where, at) == "low"
+    elif memoryview(raw)[0] == _BRACE:
+        image = pairs_of.read_object(raw, where, at)
+        is_low = pairs_of.text(image, "detail", where, at) == "low"
+        raw = pairs_of.member(image, "url")
+    most = image_tokens_max(model, is_low=is_low)
+    if most is None or raw is None or memoryview(raw)[0] != _QUOTE:
+        return False
+    request.hidden_tokens += most
+    request.image_bytes += data_bytes(raw)
+    return True
 
 
 def edits_of(ask: Ask, request: Request, cap_name: str) -> dict[str, bytes]:

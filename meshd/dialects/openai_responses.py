@@ -12,10 +12,19 @@ from typing import TYPE_CHECKING, Final
 from meshd.call import Ask
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.json_pairs import Pairs, malformed
-from meshd.dialects.openai_request import HOSTED_TURNS, TOOLS_TOKENS, Request, bound_of, edits_of
+from meshd.dialects.openai_request import (
+    HOSTED_TURNS,
+    TOOLS_TOKENS,
+    Request,
+    bound_of,
+    edits_of,
+    is_image_bounded,
+    shown_bytes,
+)
 from meshd.dialects.openai_responses_meter import ResponsesMeter
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
     import msgspec
@@ -76,20 +85,22 @@ class Responses:
         request = ResponsesRequest(pairs, said)
         if operation == "compaction":
             # It has no cap of its output to be set, but what is read and what is written share one window.
-            return Ask(operation, model, input_bound=window(model), has_output=False, fields=request)
+            ask = Ask(operation, model, input_bound=window(model), has_output=False, fields=request)
+            ask.bound_by = WINDOW
+            return ask
         is_stream = pairs_of.flag(pairs, "stream") is True
         cap = pairs_of.integer(pairs, "max_output_tokens", least=1)
         if cap is not None:
             request.caps.append(("max_output_tokens", cap))
         names: list[str] = []
-        bound = bound_of(body, model)
+        shown = shown_bytes(request, body, model)
         turns = 1
         is_hidden = any(name in pairs and pairs_of.member(pairs, name) is not None for name in _NAMED_INPUT)
         raw = pairs_of.member(pairs, "tools") if "tools" in pairs else None
         offered = [_offered(bytes(raw))] if raw is not None else []
-        is_hidden = _reads_hidden(pairs, items, offered) or is_hidden
+        is_hidden = _reads_hidden(request, model, items, offered) or is_hidden
         if offered or "text" in pairs:
-            bound += TOOLS_TOKENS
+            request.hidden_tokens += TOOLS_TOKENS
         for each in offered:
             names += each.names
             is_hidden = is_hidden or each.is_hidden
@@ -102,9 +113,12 @@ class Responses:
             turns += 1
         if "prompt" in pairs:
             names += _prompt_name(pairs)
+        ask = Ask(operation, model, is_stream, 0, cap, tools=tuple(names), is_usage_asked=True, fields=request)
         if is_hidden or turns > 1:
-            bound = window(model) * turns
-        ask = Ask(operation, model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
+            ask.input_bound = window(model) * turns
+            ask.bound_by = WINDOW
+        else:
+            ask.input_bound = bound_of(request, model, shown)
         ask.begins = "background" in pairs and pairs_of.flag(pairs, "background") is True
         return ask
 
@@ -130,8 +144,10 @@ def _prompt_name(pairs: Pairs) -> list[str]:
     return ["prompt:" + (pairs_of.text(prompt, "id", "'prompt'") or malformed("'prompt' has no id"))]
 
 
-def _reads_hidden(pairs: Pairs, items: list[Pairs] | None, offered: list[_Offered]) -> bool:
-    """Say whether `input` or `instructions` hold what their bytes do not bound; add the tools that they offer."""
+def _reads_hidden(request: Request, model: str, items: list[Pairs] | None, offered: list[_Offered]) -> bool:
+    """Say whether `input` or `instructions` hold what nothing here bounds; add the tools that they offer, and the
+    tokens of images that are bounded."""
+    pairs = request.pairs
     is_hidden = False
     raw = pairs_of.member(pairs, "instructions") if "instructions" in pairs else None
     if raw is not None and memoryview(raw)[0] != _QUOTE:
@@ -141,8 +157,9 @@ def _reads_hidden(pairs: Pairs, items: list[Pairs] | None, offered: list[_Offere
         if raw is None or memoryview(raw)[0] == _QUOTE:
             return is_hidden
         items = pairs_of.read_objects(raw, "'input'")
+    request.messages = items
     for index, item in enumerate(items):
-        if _hides(item, index):
+        if _hides(item, index, request, model):
             is_hidden = True
         if "tools" in item and pairs_of.text(item, "type", "'input'", index) in _OFFERING:
             tools = pairs_of.member(item, "tools")
@@ -151,25 +168,25 @@ def _reads_hidden(pairs: Pairs, items: list[Pairs] | None, offered: list[_Offere
     return is_hidden
 
 
-def _hides(item: Pairs, index: int) -> bool:
+def _hides(item: Pairs, index: int, request: Request, model: str) -> bool:
     kind = pairs_of.text(item, "type", "'input'", index) if "type" in item else None
     if kind is None or kind == "message":
         content = pairs_of.member(item, "content")
         # Without content it is a reference: the API takes `{"id": ...}` for one.
-        return content is None or _is_part_hidden(content, index)
+        return content is None or _is_part_hidden(content, index, request, model)
     if kind in _OUTPUTS:
         output = pairs_of.member(item, "output")
-        return output is not None and _is_part_hidden(output, index)
+        return output is not None and _is_part_hidden(output, index, request, model)
     if kind == "reasoning":
         content = pairs_of.member(item, "content")
         if content is not None:
-            return _is_part_hidden(content, index)
+            return _is_part_hidden(content, index, request, model)
         # Encrypted, it is longer than what it says; without that, its id stands for what the provider has kept.
         return pairs_of.member(item, "encrypted_content") is None
     return kind not in _SHOWN and kind not in _OFFERING
 
 
-def _is_part_hidden(raw: msgspec.Raw, index: int) -> bool:
+def _is_part_hidden(raw: msgspec.Raw, index: int, request: Request, model: str) -> bool:
     head = memoryview(raw)[0]
     if head == _QUOTE:
         return False
@@ -177,7 +194,11 @@ def _is_part_hidden(raw: msgspec.Raw, index: int) -> bool:
         return True
     is_hidden = False
     for part in pairs_of.read_objects(raw, "'input'", index):
-        is_hidden = pairs_of.text(part, "type", "'input'", index) not in _TEXT_PARTS or is_hidden
+        kind = pairs_of.text(part, "type", "'input'", index)
+        if kind in _TEXT_PARTS:
+            continue
+        if kind != "input_image" or not is_image_bounded(part, request, model, "'input'", index, is_flat=True):
+            is_hidden = True
     return is_hidden
 
 

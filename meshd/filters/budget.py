@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.call import Kind, Wait
 from meshd.engines.port import StoreError
+from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held, HeldStream
 from meshd.filters.purse import UNATTRIBUTED, account_of, terms_of
 from meshd.filters.shortage import exhausted, unavailable, unread
 from meshd.filters.underway import Begun, Underway
 from meshd.ledger.cost import bound_of, need_of
-from meshd.ledger.entry import Shortfall
+from meshd.ledger.entry import Reservation, Shortfall
 from meshd.refusal import Refused
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from meshd.call import Ask, Call
     from meshd.filters.purse import Purse, Terms
     from meshd.filters.underway import Reading
-    from meshd.ledger import Ledger, Reservation
+    from meshd.ledger import Ledger
     from meshd.ledger.cost import Need
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -34,12 +35,19 @@ class Budget:
     """Reserves before, settles after. The same instance serves every policy: it reads its settings from the plan."""
 
     name = "budget"
-    __slots__ = ("_ledger", "_shadowed", "_underway")
+    __slots__ = ("_bounds", "_ledger", "_shadowed", "_underway")
 
-    def __init__(self, ledger: Ledger, shadowed: Callable[[Call, Refused], None] | None = None) -> None:
-        """`shadowed` is told of a shadow budget that would have refused a call which binding ones admitted."""
+    def __init__(
+        self,
+        ledger: Ledger,
+        shadowed: Callable[[Call, Refused], None] | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        """`shadowed` is told of a shadow budget that would have refused a call which binding ones admitted; `bounds`
+        counts where a bound does not fit."""
         self._ledger = ledger
         self._shadowed = shadowed
+        self._bounds = bounds if bounds is not None else Bounds()
         self._underway = Underway()
 
     def admit(self, call: Call) -> Held | Reading | Wait | None:
@@ -66,6 +74,8 @@ class Budget:
                 limit = call.policy.limits.unattributed_tokens
         else:
             account, limit = account_of(call, purse)
+        if self._bounds.raised:
+            self._bounds.raise_for(ask)
         cap, bound = bound_of(ask, terms.output_default)
         try:
             entry = self._ledger.hold(account, limit, bound)
@@ -78,10 +88,10 @@ class Budget:
             if call.attempt > 1:
                 _forget_clamp(call)
         if ask.begins:
-            return Begun(self._underway, call, ask, self._ledger, entry, bound)
+            return Begun(self._underway, call, ask, self._ledger, entry, bound, (), self._bounds)
         if ask.is_stream:
-            return HeldStream(self._ledger, entry, ask.input_bound, bound, (), terms.is_error)
-        return Held(self._ledger, entry, ask.input_bound, bound)
+            return HeldStream(self._ledger, entry, ask, bound, (), self._bounds, terms.is_error)
+        return Held(self._ledger, entry, ask, bound, (), self._bounds)
 
     def _admit_slowly(self, call: Call, terms: Terms) -> Held | Reading | Wait | None:
         """Do what `admit` does where it takes several accounts, less than the bound, waiting, or no ask."""
@@ -89,9 +99,10 @@ class Budget:
         if ask is None or ask.unbounded:
             self._check_unread(call, terms)
             return self._underway.read_by(call) if ask is None and len(self._underway) else None
+        self._bounds.raise_for(ask)
         need = need_of(ask, terms.output_default, terms.floor)
         if terms.is_durable or terms.trials:
-            return Wait(self._admit_later(call, ask, terms, need))
+            return Wait(self._admit_later(call, ask, terms))
         held: list[Reservation] = []
         bound = need.bound
         try:
@@ -103,9 +114,10 @@ class Budget:
                     if purse.is_passed_on_error:
                         continue
                     raise unavailable(purse, error) from error
-                if got is None:
+                if got is None or (_is_short(got, bound) and self._bounds.can_count(call)):
+                    self._give_back(got)
                     _release(held)
-                    return Wait(self._admit_later(call, ask, terms, need))
+                    return Wait(self._admit_later(call, ask, terms))
                 if isinstance(got, Shortfall):
                     raise exhausted(call, purse, got)
                 held.append(got)
@@ -115,20 +127,23 @@ class Budget:
             raise
         return self._granted(call, ask, terms, need, held)
 
-    async def _admit_later(self, call: Call, ask: Ask, terms: Terms, need: Need) -> Held | None:
+    async def _admit_later(self, call: Call, ask: Ask, terms: Terms) -> Held | None:
         held: list[Reservation] = []
         trials: list[Reservation] = []
+        need = need_of(ask, terms.output_default, terms.floor)
         try:
             bound = need.bound
             for purse in terms.binding:
-                one = await self._reserve_later(call, purse, bound, need)
+                one, need = await self._reserve_later(call, ask, purse, terms, bound)
+                bound = min(bound, need.bound)
                 if one is not None:
                     held.append(one)
                     bound = one.bound
             would: Refused | None = None
             for purse in terms.trials:
                 try:
-                    one = await self._reserve_later(call, purse, bound, need)
+                    one, need = await self._reserve_later(call, ask, purse, terms, bound)
+                    bound = min(bound, need.bound)
                 except Refused as refused:
                     would = refused
                 else:
@@ -145,20 +160,40 @@ class Budget:
             raise
         return self._granted(call, ask, terms, need, held, trials)
 
-    async def _reserve_later(self, call: Call, purse: Purse, bound: int, need: Need) -> Reservation | None:
+    async def _reserve_later(
+        self, call: Call, ask: Ask, purse: Purse, terms: Terms, bound: int
+    ) -> tuple[Reservation | None, Need]:
+        """Reserve from one account; where it cannot cover the bound, after counting, which may lower what is needed."""
         account, limit = account_of(call, purse)
         is_trial = bool(purse.prefix)
+        need = need_of(ask, terms.output_default, terms.floor)
+        can_count = self._bounds.can_count(call)
+        # Nobody waits in a queue for what a count may show not to be needed.
+        queue_s = 0.0 if can_count else purse.queue_s
+        wait, is_durable = self._ledger.wait, purse.is_durable
         try:
-            got = await self._ledger.wait(
-                account, limit, bound, need.least, queue_s=purse.queue_s, is_durable=purse.is_durable
-            )
+            got = await wait(account, limit, bound, need.least, queue_s=queue_s, is_durable=is_durable)
+            if can_count and _is_short(got, bound):
+                self._give_back(got)
+                if await self._bounds.count(call):
+                    need = need_of(ask, terms.output_default, terms.floor)
+                    bound = min(bound, need.bound)
+                got = await wait(account, limit, bound, need.least, queue_s=purse.queue_s, is_durable=is_durable)
         except StoreError as error:
             if purse.is_passed_on_error or is_trial:
-                return None
+                return None, need
             raise unavailable(purse, error) from error
         if isinstance(got, Shortfall):
             raise exhausted(call, purse, got)
-        return got
+        return got, need
+
+    def _give_back(self, got: Reservation | Shortfall | None) -> None:
+        """Take back what an account said before a count."""
+        if isinstance(got, Reservation):
+            got.settle(0)
+        elif got is not None:
+            # It was no refusal yet.
+            self._ledger.refused -= 1
 
     def _granted(
         self,
@@ -174,8 +209,9 @@ class Budget:
         if held and held[-1].bound < bound:
             cap = (held[-1].bound - need.input_bound) // need.choices
             bound = need.input_bound + need.choices * cap
-            for one in held:
-                one.shrink(bound)
+        # One that was held before a count, or before another clamped, holds more than is needed by now.
+        for one in (*held, *trials):
+            one.shrink(bound)
         if ask.has_output:
             # A trial changes nothing of what the client sent.
             ask.output_cap_granted = cap if held else None
@@ -187,10 +223,10 @@ class Budget:
         if not reservations:
             return None
         if ask.begins:
-            return Begun(self._underway, call, ask, self._ledger, None, bound, reservations)
+            return Begun(self._underway, call, ask, self._ledger, None, bound, reservations, self._bounds)
         if ask.is_stream and held:
-            return HeldStream(self._ledger, None, need.input_bound, bound, reservations, terms.is_error)
-        return Held(self._ledger, None, need.input_bound, bound, reservations)
+            return HeldStream(self._ledger, None, ask, bound, reservations, self._bounds, terms.is_error)
+        return Held(self._ledger, None, ask, bound, reservations, self._bounds)
 
     def _check_unread(self, call: Call, terms: Terms) -> None:
         """Pass what owes no tokens; refuse a call to an LLM whose cost nobody can bound."""
@@ -214,14 +250,19 @@ class Budget:
             for account, limit in (account_of(call, purse) for purse in (*terms.binding, *terms.trials))
         )
         return (
-            f"reserves up to {need.bound:,} tokens (input at most {need.input_bound:,}, output cap {need.cap:,} "
-            f"x {need.choices}) of {accounts}"
+            f"reserves up to {need.bound:,} tokens (input at most {need.input_bound:,} by {call.ask.bound_by}, "
+            f"output cap {need.cap:,} x {need.choices}) of {accounts}"
         )
 
 
 def _forget_clamp(call: Call) -> None:
     """Take back what an attempt before said of its own cap."""
     call.reply_headers[:] = [field for field in call.reply_headers if field[0] != CLAMPED]
+
+
+def _is_short(got: Reservation | Shortfall, bound: int) -> bool:
+    """Say whether an account covers less than the bound."""
+    return isinstance(got, Shortfall) or got.bound < bound
 
 
 def _release(held: list[Reservation]) -> None:

@@ -8,8 +8,9 @@ from meshd.filters.contract import Cut
 from meshd.ledger.cost import charge_of
 
 if TYPE_CHECKING:
-    from meshd.call import Outcome
+    from meshd.call import Ask, Outcome, Usage
     from meshd.dialects.contract import Event
+    from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
 
@@ -22,19 +23,22 @@ upstream was given is the guarantee; this catches one that ignores it, and must 
 class Held:
     """Tokens held for one attempt: in `entry` where one account gave them at once, else in `reservations`."""
 
-    __slots__ = ("_bound", "_entry", "_input_bound", "_ledger", "_ran_tokens", "_reservations")
+    __slots__ = ("_bound", "_bounds", "_entry", "_input_bound", "_ledger", "_model", "_ran_tokens", "_reservations")
 
     def __init__(
         self,
         ledger: Ledger,
         entry: Entry | None,
-        input_bound: int,
+        ask: Ask,
         bound: int,
-        reservations: tuple[Reservation, ...] = (),
+        reservations: tuple[Reservation, ...],
+        bounds: Bounds,
     ) -> None:
         self._ledger = ledger
         self._entry = entry
-        self._input_bound = input_bound
+        self._bounds = bounds
+        self._model = ask.model_sent
+        self._input_bound = ask.input_bound
         self._bound = bound
         self._reservations = reservations
         self._ran_tokens = 0
@@ -44,12 +48,15 @@ class Held:
         output_bound = self._bound - self._input_bound
         if self._ran_tokens > output_bound:
             output_bound = self._ran_tokens
-        self.pay(*charge_of(outcome, self._input_bound, output_bound))
+        tokens, is_estimated = charge_of(outcome, self._input_bound, output_bound)
+        self.pay(tokens, outcome.usage, is_estimated=is_estimated)
 
-    def pay(self, tokens: int, is_estimated: bool) -> None:
-        """Charge `tokens`, and give the rest back."""
+    def pay(self, tokens: int, usage: Usage | None, *, is_estimated: bool) -> None:
+        """Charge `tokens`, and give the rest back; `usage` is what the provider has reported."""
         if is_estimated:
             self._ledger.estimated += 1
+        if usage is not None and usage.input_tokens > self._input_bound and not usage.is_estimated:
+            self._bounds.passed(self._model, self._input_bound, usage.input_tokens)
         entry = self._entry
         if entry is not None:
             self._entry = None
@@ -74,19 +81,22 @@ class HeldStream(Held):
         self,
         ledger: Ledger,
         entry: Entry | None,
-        input_bound: int,
+        ask: Ask,
         bound: int,
         reservations: tuple[Reservation, ...],
+        bounds: Bounds,
         is_error: bool,
     ) -> None:
         # Flat: a call to the class above costs as much as all of this, and most calls stream.
         self._ledger = ledger
         self._entry = entry
-        self._input_bound = input_bound
+        self._bounds = bounds
+        self._model = ask.model_sent
+        self._input_bound = ask.input_bound
         self._bound = bound
         self._reservations = reservations
         self._ran_tokens = 0
-        self._cut_at = int((bound - input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
+        self._cut_at = int((bound - ask.input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
         self._is_error = is_error
 
     def on_event(self, event: Event) -> Event | Cut:

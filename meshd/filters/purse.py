@@ -17,6 +17,10 @@ FLOOR: Final = 16
 QUEUE_S: Final = 2.0
 """Defaults of a budget, and what holds where a context's ceiling is the only limit."""
 UNATTRIBUTED: Final = "unattributed/"
+DELEGATED_FLOOR: Final = 1000
+"""Fewest tokens worth giving to an agent."""
+DELEGATED: Final = "delegated/"
+"""Before the name of a child account: `delegated/ID/` and the account that all was delegated from at first."""
 
 Key = tuple[bool, str, str]
 """Is it on trial, per what, which account: budgets with the same key count the same tokens."""
@@ -125,5 +129,11 @@ def account_of(call: Call, purse: Purse) -> tuple[str, int]:
     if context is not None and context.ceiling is not None and context.ceiling < limit:
         limit = context.ceiling
     if purse.prefix or purse.suffix:
-        account = f"{purse.prefix}{account}{purse.suffix}"
+        # What was delegated is a part of the workflow's own account, and no second purse of any other.
+        account = f"{purse.prefix}{root_of(account)}{purse.suffix}"
     return account, limit
+
+
+def root_of(account: str) -> str:
+    """Return the account that a delegated one was taken from at first; any other is its own."""
+    return account.split("/", 2)[2] if account.startswith(DELEGATED) else account

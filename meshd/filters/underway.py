@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Final
 from meshd.filters.held import Held
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Call, Outcome
+    from meshd.call import Ask, Call, Outcome, Usage
     from meshd.dialects.contract import Event
+    from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
 
@@ -56,7 +57,7 @@ class Underway:
 
     def _give_up(self) -> None:
         _, begun = self._works.popitem(last=False)
-        begun.pay(begun.bound, True)
+        begun.pay(begun.bound, None, is_estimated=True)
 
     def read_by(self, call: Call) -> Reading | None:
         """Return the ticket of a call that reads a work which is held here; None for every other."""
@@ -69,11 +70,11 @@ class Underway:
         call.earlier = begun.ask
         return Reading(self, begun, id)
 
-    def end(self, begun: Begun, id: str, tokens: int, is_estimated: bool) -> None:
-        """Charge what a work has cost, once: several calls may have read its end."""
+    def end(self, begun: Begun, id: str, usage: Usage | None) -> None:
+        """Charge what a work has cost, once: several calls may have read its end. Its bound where nobody says."""
         if self._works.get((begun.upstream, id)) is begun:
             del self._works[begun.upstream, id]
-            begun.pay(tokens, is_estimated)
+            begun.pay(begun.bound if usage is None else usage.total, usage, is_estimated=usage is None)
 
 
 class Begun(Held):
@@ -91,9 +92,10 @@ class Begun(Held):
         ledger: Ledger,
         entry: Entry | None,
         bound: int,
-        reservations: tuple[Reservation, ...] = (),
+        reservations: tuple[Reservation, ...],
+        bounds: Bounds,
     ) -> None:
-        super().__init__(ledger, entry, ask.input_bound, bound, reservations)
+        super().__init__(ledger, entry, ask, bound, reservations, bounds)
         self._underway = underway
         self._id = ""
         self.ask = ask
@@ -131,9 +133,7 @@ class Reading:
         return event
 
     def settle(self, outcome: Outcome) -> None:
-        """Charge the work what it has cost; its bound where it is over and nobody says."""
+        """Charge the work what it has cost."""
         if not self._is_over or not 200 <= outcome.status < 300:
             return
-        usage = outcome.usage
-        tokens = self._begun.bound if usage is None else usage.total
-        self._underway.end(self._begun, self._id, tokens, usage is None)
+        self._underway.end(self._begun, self._id, outcome.usage)

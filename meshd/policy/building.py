@@ -171,6 +171,7 @@ def policy(
         upstreams=upstreams,
         rules=tuple(rules),
         matcher=Matcher(rules, planner()),
+        workflow_tokens=_workflow_tokens(rules),
         expose_amounts=document.errors.expose_amounts,
         hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
         digest=digest,
@@ -192,6 +193,7 @@ def _rule(section: RuleSection, index: int) -> Rule:
         budget=None if section.budget is None else named(section.budget, name, is_shadow=shadow),
         breaker=None if section.breaker is None else named(section.breaker, name, is_shadow=shadow),
         retry=None if section.retry is None else named(section.retry, name, is_shadow=shadow),
+        delegate=None if section.delegate is None else named(section.delegate, name, is_shadow=shadow),
     )
 
 
@@ -208,6 +210,12 @@ def _governance(document: Document) -> Rule | None:
     if budget is None and allow is None and approval is None:
         return None
     return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
+
+
+def _workflow_tokens(rules: list[Rule]) -> int | None:
+    """What is delegated on a call to an agent comes out of every budget of the workflow, whichever calls it is for."""
+    budgets = [rule.budget for rule in rules if rule.budget is not None and not rule.is_shadow]
+    return min((one.tokens for one in budgets if one.per == "workflow" and not one.account), default=None)
 
 
 UNATTRIBUTED_TOKENS = 100_000
@@ -269,7 +277,7 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
         )
     for index, rule in enumerate(document.rules):
         if rule.shadow:
-            unjudged = [key for key in ("breaker", "retry", "route") if getattr(rule, key) is not None]
+            unjudged = [key for key in ("breaker", "delegate", "retry", "route") if getattr(rule, key) is not None]
             more = f"; in shadow its {' and '.join(unjudged)} only adds to its hits" if unjudged else ""
             words = f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing{more}"
             report.warn(("rules", index), words)

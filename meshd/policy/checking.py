@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 INBOUND_NAME = "app"
 """Name of the target of calls that come in: the agent beside this sidecar."""
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
-SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "deny", "route", "idempotency")
+SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "delegate", "deny", "route", "idempotency")
 UNENFORCED = ("fallback", "approval", "idempotency")
 OPERATIONS = frozenset(
     {
@@ -93,6 +93,13 @@ class Checker:
         if rule.budget is not None and not is_llm:
             self.report.error(
                 (*here, "budget"), "only calls to an LLM cost tokens, and this rule fits no LLM", is_key=True
+            )
+        if rule.delegate is not None and not any(
+            target.kind is Kind.AGENT or ((via := self.upstreams.get(target.name)) is not None and via.is_peer)
+            for target in fitting
+        ):
+            self.report.error(
+                (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
@@ -216,7 +223,7 @@ class Checker:
 
 def _contested(rule: RuleSection) -> set[str]:
     """What a rule sets that only one rule can set for a call."""
-    keys = {key for key in ("breaker", "retry", "route", "deny") if getattr(rule, key) is not None}
+    keys = {key for key in ("breaker", "delegate", "retry", "route", "deny") if getattr(rule, key) is not None}
     if rule.allow is not None:
         keys |= {
             f"allow.{key}" for key in ("models", "tools", "targets", "hosts") if getattr(rule.allow, key) is not None

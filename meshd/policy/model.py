@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.budget_settings import BudgetSettings
+from meshd.filters.delegation_settings import DelegateSettings
 from meshd.filters.fallback_settings import RetrySettings
 from meshd.filters.routing_settings import RouteSettings
 from meshd.filters.units import Count, Duration, Size
@@ -217,6 +218,8 @@ class RuleSection(Section):
     """What the call may use. An `allow` also takes the lists that it does not set from later rules that match."""
     deny: Annotated[str, Field(min_length=1, max_length=500)] | None = None
     """Refuse, with this message."""
+    delegate: DelegateSettings | None = None
+    """How many of the caller's tokens a called agent is given. Needs calls to agents."""
     route: RouteSettings | None = None
     """Where the call goes in place of what it names."""
     idempotency: Unenforced = None

@@ -146,6 +146,13 @@ class Exposition(Collector):
         yield _counter(names.BUDGET_SPENT, [((), budget.spent)] if budget else [])
         yield _counter(names.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
         yield _counter(names.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
+        counts = [(("lowered",), budget.counted), (("kept",), budget.uncounted)] if budget else []
+        yield _counter(names.BOUND_COUNTS, counts)
+        yield _gauge(names.BOUNDS_RAISED, [((), budget.models_raised)] if budget else [])
+        bounds = [((one.family, one.bound_by), one) for one in list(self._series.bounds.values())]
+        yield _counter(names.INPUT_BOUND, ((key, one.bound) for key, one in bounds))
+        yield _counter(names.INPUT_USED, ((key, one.used) for key, one in bounds))
+        yield _histogram(names.BOUND_RATIO, ((key, one.ratio) for key, one in bounds))
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:

@@ -33,6 +33,8 @@ RULE: Final = "rule"
 VERDICT: Final = "verdict"
 FAULT: Final = "fault"
 STATE: Final = "state"
+FAMILY: Final = "family"
+BOUND: Final = "bound"
 VERSION: Final = "version"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
@@ -122,6 +124,30 @@ BOUND_VIOLATIONS: Final = Metric(
     "counter",
     "Attempts whose reported usage passed the bound that was reserved for them.",
 )
+BOUND_COUNTS: Final = Metric(
+    "meshd_bound_counts_total",
+    "counter",
+    "Requests whose tokens were counted because an account could not cover their bound, by what that did to it.",
+    (RESULT,),
+)
+BOUNDS_RAISED: Final = Metric(
+    "meshd_bounds_raised_models", "gauge", "Models whose bounds are multiplied because they passed one."
+)
+INPUT_BOUND: Final = Metric(
+    "meshd_input_bound_tokens_total",
+    "counter",
+    "Input tokens that were reserved for attempts whose usage was reported.",
+    (FAMILY, BOUND),
+)
+INPUT_USED: Final = Metric(
+    "meshd_input_used_tokens_total", "counter", "Input tokens that those attempts used.", (FAMILY, BOUND)
+)
+BOUND_RATIO: Final = Metric(
+    "meshd_input_bound_ratio",
+    "histogram",
+    "How many times the input that was used its bound was; below 1 the bound was none.",
+    (FAMILY, BOUND),
+)
 POLICY_RELOADS: Final = Metric(
     "meshd_policy_reloads_total", "counter", "Policy reloads, by whether the document was taken.", (RESULT,)
 )
@@ -164,6 +190,10 @@ BREAKER_STATES: Final = ("closed", "half_open", "open")
 SECONDS_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
+RATIO_BUCKETS: Final = (
+    0.999, 1.01, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 64.0, 1024.0,
+)  # fmt: skip
+"""The first holds what was no bound."""
 GEN_AI_SECONDS_BUCKETS: Final = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip

@@ -31,6 +31,10 @@ class BudgetReading(NamedTuple):
     spent: int = 0
     refused: int = 0
     bound_violations: int = 0
+    counted: int = 0
+    uncounted: int = 0
+    models_raised: int = 0
+    """Now."""
 
 
 @dataclass(slots=True)

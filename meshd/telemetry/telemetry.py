@@ -149,6 +149,8 @@ class Telemetry:
         usage = outcome.usage
         if usage is not None:
             _used(series, model, usage)
+            if usage.input_tokens and not usage.is_estimated:
+                self.series.of_bound(ask).observe(ask.input_bound, usage.input_tokens)
 
     def _attempt_failed(self, ask: Ask, series: TargetSeries, outcome: Outcome) -> None:
         error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value

@@ -30,6 +30,8 @@ HEADER_HOPS: Final = b"x-meshd-hops"
 """Hops that a caller says are behind it: can only raise the count of the token."""
 HEADER_DEADLINE: Final = b"x-meshd-deadline"
 """Seconds that a caller gives the call: can only bring the deadline nearer."""
+HEADER_DELEGATE: Final = b"x-meshd-delegate"
+"""On a call to an agent: at most so many of the caller's tokens may be spent there."""
 HEADER_PREFIX: Final = b"x-meshd-"
 """Every request field with this prefix is meshd's own: read where it is one of the above, and never forwarded."""
 

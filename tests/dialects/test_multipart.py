@@ -46,7 +46,7 @@ def test_fields() -> None:
         ("n", False, b"2"),
     ]
     assert (form.text("model"), form.text("size"), form.integer("n", least=1, most=10)) == ("gpt-image-1", None, 2)
-    assert form.text_bytes == len("gpt-image-1") + 1
+    assert form.texts == b"gpt-image-12"
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,13 @@ def test_a_cut_finishes_every_choice() -> None:
     assert done == b"[DONE]"
 
 
+def test_a_prompt_is_counted_as_its_texts_and_tokens() -> None:
+    found = DIALECT.texts(read("text_completion", prompt=["low water", [1, 2, 3]], suffix="amen"))
+    assert found is not None
+    assert found.parts == ("low water", '"amen"')
+    assert found.overhead >= 3
+
+
 # -- embeddings
 
 

@@ -9,8 +9,10 @@ import openai
 import pytest
 
 from meshd.call import Ask, Usage
+from meshd.dialects.images import image_tokens_max
 from meshd.dialects.openai import OpenAI
 from meshd.dialects.openai_responses_meter import KEPT_BYTES_MAX
+from meshd.dialects.windows import window
 from meshd.refusal import Reason, Refused
 from tests.dialects.server import AnswerServer, serving
 
@@ -119,7 +121,8 @@ def test_what_the_body_shows_is_bounded_by_its_bytes(members: dict[str, Any]) ->
         {"input": [{"id": "msg_1"}]},
         {"input": [{"type": "message", "id": "msg_1", "content": None}]},
         {"input": [{"role": "user", "content": {}}]},
-        {"input": [{"role": "user", "content": [TEXT, {"type": "input_image", "image_url": "data:,x"}]}]},
+        {"input": [{"role": "user", "content": [TEXT, {"type": "input_image", "file_id": "file-1"}]}]},
+        {"input": [{"role": "user", "content": [TEXT, {"type": "input_image", "image_url": {"url": "x"}}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_file", "file_id": "f"}]}]},
         {"input": [{"role": "user", "content": [{"type": "input_audio"}]}]},
         {"input": [{"role": "user", "content": [{}]}]},
@@ -170,6 +173,52 @@ def test_tools_that_the_body_shows_have_names() -> None:
     assert read(tools=tools).input_bound < 1_000
     shown = {"type": "additional_tools", "tools": [{"type": "custom", "name": "g"}]}
     assert read(input=[shown]).tools == ("g",)
+
+
+@pytest.mark.parametrize("holder", ["message", "function_call_output"])
+def test_an_image_is_bounded_by_its_published_most(holder: str) -> None:
+    def bound(model: str = "gpt-4o", **detail: str) -> int:
+        parts = [TEXT, {"type": "input_image", "image_url": "data:image/png;base64," + "A" * 9_000} | detail]
+        item = {"type": holder, ("content" if holder == "message" else "output"): parts}
+        return read(model=model, input=[item]).input_bound
+
+    most, least = image_tokens_max("gpt-4o"), image_tokens_max("gpt-4o", is_low=True)
+    assert most is not None
+    assert least is not None
+    assert most < bound() < most + 200
+    assert bound(detail="low") - least < 200
+    assert bound(model="gpt-4") == window("gpt-4"), "for which there is no rule"
+
+
+def test_texts_are_counted_like_those_of_a_chat() -> None:
+    body = {
+        "model": "gpt-4o", "instructions": "be brief\n\n" * 40, "input": [
+            {"role": "user", "content": "Is it foggy? " * 40},
+            {"role": "user", "content": [TEXT, {"type": "input_image", "image_url": "https://harbour.example/q"}]},
+            {"type": "function_call_output", "call_id": "c", "output": "fog " * 40},
+        ],
+    }  # fmt: skip
+    ask = DIALECT.read("responses", json.dumps(body).encode())
+    found = DIALECT.texts(ask)
+    assert found is not None
+    texts = dict(zip(found.labels, found.parts, strict=True))
+    assert texts["instructions"] == body["instructions"]
+    assert texts["messages[0].content"] == "Is it foggy? " * 40
+    assert texts["messages[2].output"] == "fog " * 40
+    assert not any("harbour.example" in text for text in found.parts), "the image stands in the overhead"
+    most = image_tokens_max("gpt-4o")
+    assert most is not None
+    assert most < found.overhead < most + 60
+    only = DIALECT.texts(DIALECT.read("responses", b'{"model":"gpt-4o","input":"fog"}'))
+    assert only is not None
+    assert only.parts == ("fog",)
+
+
+@pytest.mark.parametrize("operation", ["compaction", "rerank", "moderation", "image_generation", "speech"])
+def test_what_cannot_be_told_apart_is_not_counted(operation: str) -> None:
+    assert DIALECT.texts(DIALECT.read(operation, b'{"model":"gpt-4o","input":"fog"}')) is None
+    sealed = {"type": "reasoning", "encrypted_content": "gAAAA"}
+    assert DIALECT.texts(read(input=[sealed])) is None
 
 
 def test_a_long_input_hides_no_item() -> None:

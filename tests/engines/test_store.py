@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshd.engines.memory import MemoryStore
-from meshd.engines.port import Change, Record, Store, StoreClosed, StoreError
+from meshd.engines.port import Change, Record, Store, StoreClosed, StoreCorrupt, StoreError
 from meshd.engines.sqlite import SqliteStore
 
 # A new engine gets its line here.
@@ -36,23 +36,23 @@ async def test_absent_records_are_left_out(store: Store) -> None:
 
 
 async def test_what_is_written_is_read(store: Store) -> None:
-    assert await store.write([Change("space", "a", b"\x00one"), Change("space", "ü", b"")])
+    assert await store.write([Change("space", "a", b"\x00one"), Change("space", "ü", b"")]) == [True, True]
     found = await store.read("space", ["ü", "a", "b"])
     assert {key: record.value for key, record in found.items()} == {"a": b"\x00one", "ü": b""}
     assert await store.read("other", ["a"]) == {}
 
 
 async def test_create_only_if_absent(store: Store) -> None:
-    assert await store.write([Change("space", "a", b"one", expected=0)])
-    assert not await store.write([Change("space", "a", b"two", expected=0)])
+    assert await store.write([Change("space", "a", b"one", expected=0)]) == [True]
+    assert await store.write([Change("space", "a", b"two", expected=0)]) == [False]
     assert (await store.read("space", ["a"]))["a"].value == b"one"
 
 
 async def test_compare_and_set(store: Store) -> None:
     await store.write([Change("space", "a", b"one")])
     version = (await store.read("space", ["a"]))["a"].version
-    assert await store.write([Change("space", "a", b"two", expected=version)])
-    assert not await store.write([Change("space", "a", b"three", expected=version)])
+    assert await store.write([Change("space", "a", b"two", expected=version)]) == [True]
+    assert await store.write([Change("space", "a", b"three", expected=version)]) == [False]
     record = (await store.read("space", ["a"]))["a"]
     assert record.value == b"two"
     assert record.version > version
@@ -64,14 +64,67 @@ async def test_a_version_never_comes_back(store: Store) -> None:
     await store.write([Change("space", "a", None)])
     await store.write([Change("space", "a", b"one")])
     assert (await store.read("space", ["a"]))["a"].version > first
-    assert not await store.write([Change("space", "a", None, expected=first)])
+    assert await store.write([Change("space", "a", None, expected=first)]) == [False]
 
 
-async def test_a_batch_is_written_whole_or_not(store: Store) -> None:
+async def test_each_change_of_a_batch_stands_on_its_own(store: Store) -> None:
     await store.write([Change("space", "a", b"one")])
-    refused = [Change("space", "b", b"new"), Change("space", "a", None), Change("space", "a", b"x", expected=999_999)]
-    assert not await store.write(refused)
-    assert {key: one.value for key, one in (await store.read("space", ["a", "b"])).items()} == {"a": b"one"}
+    batch = [Change("space", "b", b"new"), Change("space", "a", b"x", expected=999_999), Change("space", "a", None)]
+    assert await store.write(batch) == [True, False, True]
+    assert {key: one.value for key, one in (await store.read("space", ["a", "b"])).items()} == {"b": b"new"}
+
+
+async def test_changes_of_a_batch_see_those_before_them(store: Store) -> None:
+    batch = [Change("space", "a", b"one", expected=0), Change("space", "a", b"two", expected=0)]
+    assert await store.write(batch) == [True, False]
+    assert await store.write([]) == []
+
+
+async def test_a_take_adds_up_to_its_ceiling(store: Store) -> None:
+    assert await store.take("space", "n", 7, ceiling=10) == 7
+    assert await store.take("space", "n", 4, ceiling=10) is None
+    assert await store.take("space", "n", 3, ceiling=10) == 10
+    assert await store.take("space", "n", 0, ceiling=10) == 10
+    assert (await store.read("space", ["n"]))["n"].value == b"10"
+    assert await store.take("space", "m", 11, ceiling=10) is None
+    assert await store.read("space", ["m"]) == {}
+
+
+async def test_takes_at_once_never_pass_the_ceiling(store: Store) -> None:
+    got = await asyncio.gather(*(store.take("space", "n", 3, ceiling=40) for _ in range(20)))
+    assert sorted(one for one in got if one is not None) == list(range(3, 40, 3))
+
+
+async def test_a_take_changes_the_version(store: Store) -> None:
+    await store.take("space", "n", 1, ceiling=10)
+    version = (await store.read("space", ["n"]))["n"].version
+    await store.take("space", "n", 1, ceiling=10)
+    assert await store.write([Change("space", "n", b"0", expected=version)]) == [False]
+
+
+@pytest.mark.parametrize("value", [b"", b"ten", b"-1", b"1.5", b"1" * 19, b"\xff"])
+async def test_a_take_from_what_is_no_number(store: Store, value: bytes) -> None:
+    await store.write([Change("space", "n", value)])
+    with pytest.raises(StoreCorrupt, match="number under n"):
+        await store.take("space", "n", 1, ceiling=10)
+    assert (await store.read("space", ["n"]))["n"].value == value
+
+
+async def test_a_watch_hears_of_changes_in_its_space(store: Store) -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    end = await store.watch("space", heard.put_nowait)
+    await store.write([Change("other", "q", b""), Change("space", "a", b"one")])
+    while await heard.get() not in ("a", ""):
+        pass
+    await store.write([Change("space", "b", b"", expected=99), Change("space", "a", None)])
+    await store.take("space", "n", 1, ceiling=1)
+    while (key := await heard.get()) != "n":
+        assert key in ("a", "")
+    end()
+    end()
+    await store.write([Change("space", "late", b"")])
+    await store.write([Change("space", "later", b"")])
+    assert "late" not in [heard.get_nowait() for _ in range(heard.qsize())]
 
 
 async def test_keys_are_paged_in_byte_order(store: Store) -> None:
@@ -92,7 +145,7 @@ async def test_writers_at_once_all_count(store: Store) -> None:
             tries += 1
             record = (await store.read("space", ["n"]))["n"]
             new = Change("space", "n", b"%d" % (int(record.value) + 1), expected=record.version)
-            if await store.write([new]):
+            if (await store.write([new]))[0]:
                 return tries
 
     await asyncio.gather(*(add_one() for _ in range(20)))
@@ -104,7 +157,7 @@ async def test_a_key_that_is_no_text_fails_alone(store: Store) -> None:
         await store.write([Change("space", "\ud800", b"")])
     except (StoreError, UnicodeError):
         pass
-    assert await store.write([Change("space", "a", b"one")])
+    assert await store.write([Change("space", "a", b"one")]) == [True]
     assert (await store.read("space", ["a"]))["a"].value == b"one"
 
 
