@@ -1,7 +1,7 @@
 """One intercepted exchange, in the words that every filter shares.
 
-A `Call` is made by a wire (HTTP/1.1 or HTTP/2, a filter never knows which), completed by a dialect (`Ask`),
-judged by the filters in order, sent in one or more attempts, and ends in one `Outcome` per attempt.
+A `Call` is made by a wire (a filter never knows which), completed by a dialect (`Ask`), judged by the filters in order,
+sent in one or more attempts, and ends in one `Outcome` per attempt.
 """
 
 from __future__ import annotations
@@ -99,29 +99,14 @@ class Usage:
 
 
 class Ask:
-    """What an LLM request asks for, as its dialect read it, and what meshd grants of that.
-
-    What the client sent never changes; `model_granted` and `output_cap_granted` are set by filters and honoured by
-    `Dialect.rewrite`, so that what was judged is what is forwarded.
-    """
+    """What an LLM request asks for, as its dialect read it and never changes it, and what filters grant of that:
+    `Dialect.rewrite` honours it, so that what was judged is what is forwarded."""
 
     __slots__ = (
-        "bound_by",
-        "choices",
-        "degraded_by",
-        "fields",
-        "has_output",
-        "input_bound",
-        "is_stream",
-        "is_usage_asked",
-        "model",
-        "model_granted",
-        "operation",
-        "output_cap",
-        "output_cap_granted",
-        "tier",
-        "tools",
-    )
+        "begins", "bound_by", "choices", "degraded_by", "fields", "has_output", "input_bound", "is_stream",
+        "is_usage_asked", "model", "model_granted", "operation", "output_cap", "output_cap_granted", "tier", "tools",
+        "unbounded",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -136,9 +121,10 @@ class Ask:
         is_usage_asked: bool = False,
         fields: Any = None,
         tier: str = "",
+        unbounded: str = "",
     ) -> None:
         self.operation = operation
-        """`gen_ai.operation.name`: chat, embeddings."""
+        """`gen_ai.operation.name`: chat, embeddings, and the others that `docs/dialects.md` lists."""
         self.model = model
         self.is_stream = is_stream
         self.input_bound = input_bound
@@ -150,7 +136,7 @@ class Ask:
         self.choices = choices
         """How many answers are generated (`n`): they multiply the output bound."""
         self.has_output = has_output
-        """False where no output tokens can be billed (embeddings)."""
+        """False where the request has no cap of its output to be set: `input_bound` then bounds all that it costs."""
         self.tools = tools
         """Names of the tools that the request offers to the model."""
         self.is_usage_asked = is_usage_asked
@@ -159,8 +145,12 @@ class Ask:
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
         self.tier = tier
         """The tier of service that the request asks for, empty where it asks for none: prices differ by it."""
+        self.begins = False
+        """The reply may come before the work is done: a later call reads what it has cost (OpenAI's `background`)."""
+        self.unbounded = unbounded
+        """Why no number of tokens is known that the call cannot exceed; empty where `input_bound` is one."""
         self.model_granted: str | None = None
-        self.output_cap_granted: int | None = None
+        self.output_cap_granted: int | None = None  # by a budget: the client's own where all of it fits
         self.degraded_by = ""
         """The rule whose budget put a cheaper model in the place of the one that was asked for."""
 
@@ -218,10 +208,8 @@ NOT_FORWARDED: Final = frozenset(
 
 
 def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
-    """Say whether an attempt was the upstream's failure. Classifying is apart from reacting.
-
-    `status` is 0 where no head arrived; `is_terminal` is False for a stream that ended without its terminal event.
-    """
+    """Say whether an attempt was the upstream's failure: classifying is apart from reacting. `status` is 0 where no
+    head arrived; `is_terminal` is False for a stream that ended without its terminal event."""
     if fault is not _FAULT_NONE:
         return _NEUTRAL if fault in _NEUTRAL_FAULTS else _FAILURE
     if status == 429:
@@ -322,9 +310,9 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "evidence",
-        "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy", "reply_headers",
-        "run_token", "span", "target", "upstream", "wall_s",
+        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
+        "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
+        "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -370,6 +358,8 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
+        self.earlier: Ask | None = None
+        """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None

@@ -116,7 +116,7 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         bytes_max = policy.limits.request_body_bytes_max
         if len(asked.body) > bytes_max:
             raise too_large(bytes_max)
-        ask = call.dialect.read(operation, asked.body)
+        ask = call.dialect.read(operation, asked.body, call.path, call.headers)
     except Refused as refused:
         return _refuse(steps, "body", refused)
     call.body, call.ask = asked.body, ask

@@ -21,6 +21,7 @@ from meshd.dialects.windows import window
 from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
+    from meshd.call import Headers
     from meshd.refusal import Refused
 
 # The tokenizers are not published: beside the bytes after NFKC, one byte in twenty and the frame of the prompt.
@@ -90,7 +91,7 @@ class Anthropic:
             return path.endswith("/messages/count_tokens")
         return method in ("GET", "HEAD") and "/models/" in path + "/"
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """See `Dialect.read`."""
         pairs, messages = pairs_of.read_long_body(body, "messages")
         model = pairs_of.text(pairs, "model") or ""
@@ -146,6 +147,10 @@ class Anthropic:
         if ask.model_granted is not None and ask.model_granted != ask.model:
             edits["model"] = msgspec.json.encode(ask.model_granted)
         return pairs_of.write(request.pairs, edits) if edits else body
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`: the model stands in the body."""
+        return path
 
     def meter(self, ask: Ask) -> AnthropicMeter:
         """See `Dialect.meter`."""

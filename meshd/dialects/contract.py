@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Usage
+    from meshd.call import Ask, Headers, Usage
     from meshd.refusal import Refused
     from meshd.tokens.counter import Texts
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Event:
     """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
 
-    __slots__ = ("has_content", "output_estimate", "raw", "tool_names")
+    __slots__ = ("begun", "ended", "has_content", "output_estimate", "raw", "tool_names")
 
     def __init__(self) -> None:
         self.raw = b""
@@ -24,6 +24,10 @@ class Event:
         """The piece carries output that was generated (not a ping, role or usage alone)."""
         self.output_estimate = 0
         """`Meter.output_estimate` with this piece counted in, for those who see events and not the meter."""
+        self.begun = ""
+        """The id of work that goes on at the provider when this reply has ended, for a later call to read."""
+        self.ended = ""
+        """The id of such work, where the reply says that it is over."""
 
 
 class Meter(Protocol):
@@ -75,13 +79,22 @@ class Dialect(Protocol):
         """Say whether an unrecognised call costs nothing (listing models, say); others are bounded or refused."""
         ...
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """Read a request. Raises Refused(MALFORMED) on what is not JSON, too deep, or has duplicate keys
-        at a level that decides."""
+        at a level that decides.
+
+        `path` is what `recognise` was given: it may name the model. `headers` are the request's: they may say how
+        its body is to be taken apart.
+        """
         ...
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """Return the body to forward, with what was granted; `body` itself, untouched, where nothing differs."""
+        ...
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """Return the path to forward: where it names the model, with the one that was granted. Asked only where a
+        model was."""
         ...
 
     def meter(self, ask: Ask) -> Meter:
@@ -90,6 +103,30 @@ class Dialect(Protocol):
 
     def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
         """Return (content type, body) that this dialect's clients turn into their own typed exceptions."""
+        ...
+
+
+class DeferringDialect(Dialect, Protocol):
+    """A dialect in which the reply to a request may come before its work is done: see `Ask.begins`."""
+
+    def collects(self, method: str, path: str) -> str:
+        """Return the id of the work whose state a call reads; empty where it reads none."""
+        ...
+
+
+class Api(Protocol):
+    """One of the APIs of a dialect that has several: its part of what `Dialect` does."""
+
+    def read(self, operation: str, body: bytes, model: str, headers: Headers | None) -> Ask:
+        """See `Dialect.read`. `model` is what the path names, empty where the body does."""
+        ...
+
+    def rewrite(self, ask: Ask, body: bytes) -> bytes:
+        """See `Dialect.rewrite`."""
+        ...
+
+    def meter(self, ask: Ask) -> Meter:
+        """See `Dialect.meter`."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What a chat or embeddings request gives an OpenAI model to read, for an exact count.
+"""What a request gives an OpenAI model to read, for an exact count: of a chat, a response, a completion, embeddings.
 
 After OpenAI's cookbook ("How to count tokens with tiktoken", "How to format inputs to ChatGPT models"): a message costs
 its texts and three tokens (four in the first models), a name one more, the answer's priming three. How tools, formats
@@ -26,9 +26,12 @@ _ANSWER_TOKENS: Final = 3
 _TOOL_TOKENS: Final = 16
 _PART_TOKENS: Final = 2
 
+_IMAGES: Final = frozenset({"image_url", "input_image"})
 _QUOTE: Final = b'"'
 _BRACKET: Final = b"["
-_READ_APART: Final = frozenset({"messages", "input", "model"})
+_READ_APART: Final = frozenset({"messages", "input", "prompt", "instructions", "model"})
+COUNTED: Final = frozenset({"chat", "responses", "text_completion", "embeddings"})
+"""Operations whose texts can be told apart."""
 _ROLES: Final = frozenset({b'"system"', b'"developer"', b'"user"', b'"assistant"', b'"tool"', b'"function"'})
 """Each is one token, and is counted with its message's marks."""
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, Refused)
@@ -43,6 +46,12 @@ def texts_of(ask: Ask, pairs: Pairs, messages: list[Pairs] | None, hidden_tokens
     try:
         if ask.operation == "embeddings":
             collected.add_input(pairs.get("input"))
+        elif ask.operation == "text_completion":
+            collected.add_input(pairs.get("prompt"))
+        elif ask.operation == "responses":
+            if pairs_of.has_member(messages or [], "encrypted_content"):
+                return None  # Its bytes bound what it says; what its spelling counts as does not.
+            collected.add_response(pairs, messages)
         else:
             collected.add_messages(pairs, messages)
         collected.add_rest(pairs)
@@ -92,13 +101,22 @@ class _Collected:
                 elif data != pairs_of.NULL:
                     self.add_raw(data, f"{where}.{name}")
 
+    def add_response(self, pairs: Pairs, items: list[Pairs] | None) -> None:
+        """Add the instructions and the input of a response: a text, or items, each counted like a message."""
+        for name in ("instructions", "input"):
+            raw = pairs_of.member(pairs, name)
+            if raw is not None and bytes(raw)[:1] == _QUOTE:
+                self.overhead += _MESSAGE_TOKENS
+                self.add(msgspec.json.decode(raw), name)
+        self.add_messages(pairs, items or [])
+
     def _add_content(self, data: bytes, where: str) -> None:
         if data.startswith(_QUOTE):
             self.add(msgspec.json.decode(data), where)
         elif data.startswith(_BRACKET):
             for index, part in enumerate(pairs_of.read_objects(data, "'messages'")):
                 self.overhead += _PART_TOKENS
-                is_image = pairs_of.text(part, "type") == "image_url"
+                is_image = pairs_of.text(part, "type") in _IMAGES
                 for name, raw in part.items():
                     # An image stands in the overhead already.
                     if name != "type" and not (is_image and name == "image_url"):

@@ -12,6 +12,7 @@ from meshd.filters.purse import UNATTRIBUTED, account_of, terms_for
 from meshd.filters.shortage import amount_of, exhausted, unavailable, unpriced, unread, whose
 from meshd.filters.taking import Taken
 from meshd.filters.thresholds import DEGRADED, STEPS_MAX, WARNING, Tally, count, degrade, forget, is_past, warning
+from meshd.filters.underway import Begun, Underway
 from meshd.ledger.cost import bound_of, need_of
 from meshd.ledger.entry import Reservation, Shortfall
 from meshd.prices.price import quoted
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.call import Ask, Call
     from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.purse import Purse, Terms
+    from meshd.filters.underway import Reading
     from meshd.ledger import Ledger
     from meshd.ledger.entry import Entry
 
@@ -37,7 +39,7 @@ class Budget:
     """Reserves before, settles after. The same instance serves every policy: it reads its settings from the plan."""
 
     name = "budget"
-    __slots__ = ("_bounds", "_judge", "_ledger", "_shadowed", "tally")
+    __slots__ = ("_bounds", "_judge", "_ledger", "_shadowed", "_underway", "tally")
 
     def __init__(
         self,
@@ -56,9 +58,10 @@ class Budget:
         self._shadowed = shadowed
         self._bounds = bounds if bounds is not None else Bounds()
         self._judge = judge
+        self._underway = Underway()
         self.tally = Tally()
 
-    def admit(self, call: Call) -> Held | Wait | None:
+    def admit(self, call: Call) -> Held | Reading | Wait | None:
         """Reserve the most that this attempt can cost. Raises Refused: budget_exhausted, budget_busy,
         store_unavailable, or not_allowed for a call to an LLM that nobody can bound or price.
 
@@ -67,11 +70,11 @@ class Budget:
         plan, context, ask = call.plan, call.context, call.ask
         ceiling = context.ceiling if context is not None else None
         if not plan.budgets and ceiling is None:
-            return None
+            return self._underway.read_by(call) if ask is None and len(self._underway) else None
         known: Terms | None = plan.terms
         terms = known if known is not None and ceiling is None else terms_for(call)
         purse = terms.only
-        if purse is None or ask is None:
+        if purse is None or ask is None or ask.unbounded:
             return self._admit_slowly(call, terms, 0)
         if terms.is_plain and ceiling is None and context is not None:
             account, limit = context.account, purse.limit
@@ -89,22 +92,24 @@ class Budget:
         if entry is None:
             return self._admit_slowly(call, terms, 0)
         if ask.has_output:
-            ask.output_cap_granted = cap if cap != ask.output_cap else None
+            ask.output_cap_granted = cap
         if call.attempt > 1:
             forget(call, CLAMPED, WARNING)
         if purse.warn_at:
             self._warn(call, purse, entry, limit)
+        if ask.begins:
+            return Begun(self._underway, call, ask, self._ledger, entry, bound, None, self._bounds)
         if ask.is_stream:
             return HeldStream(self._ledger, entry, ask, bound, None, self._bounds, terms.is_error)
         return Held(self._ledger, entry, ask, bound, None, self._bounds)
 
-    def _admit_slowly(self, call: Call, terms: Terms, steps: int) -> Held | Wait | None:
+    def _admit_slowly(self, call: Call, terms: Terms, steps: int) -> Held | Reading | Wait | None:
         """Do what `admit` does where it takes several accounts, money, a cheaper model, less than the bound, waiting,
         or no ask. `steps` counts the cheaper models so far."""
         ask = call.ask
-        if ask is None:
+        if ask is None or ask.unbounded:
             self._check_unread(call, terms)
-            return None
+            return self._underway.read_by(call) if ask is None and len(self._underway) else None
         self._bounds.raise_for(ask)
         taken = self._taking(call, ask, terms)
         if terms.is_durable or terms.trials:
@@ -139,7 +144,7 @@ class Budget:
             raise
         return self._granted(call, ask, terms, taken)
 
-    def _admit_again(self, call: Call, steps: int) -> Held | Wait | None:
+    def _admit_again(self, call: Call, steps: int) -> Held | Reading | Wait | None:
         """Begin anew with a cheaper model: its own rules hold."""
         return self._admit_slowly(call, terms_for(call), steps + 1)
 
@@ -275,7 +280,7 @@ class Budget:
             forget(call, CLAMPED, WARNING)
         if ask.has_output:
             # A trial changes nothing of what the client sent.
-            ask.output_cap_granted = taken.cap if taken.bound and taken.cap != ask.output_cap else None
+            ask.output_cap_granted = taken.cap if taken.bound else None
             if taken.cap < taken.need.cap:
                 call.reply_headers.append((CLAMPED, b"%d" % taken.cap))
         if terms.has_warnings:
@@ -283,7 +288,7 @@ class Budget:
                 entry = one.entry
                 if purse.warn_at and entry is not None:
                     self._warn(call, purse, entry, limit)
-        return taken.held(self._ledger, ask, terms, self._bounds)
+        return taken.held(self._ledger, call, ask, terms, self._bounds, self._underway)
 
     def _warn(self, call: Call, purse: Purse, entry: Entry, limit: int) -> None:
         if is_past(entry, limit, purse.warn_at):
@@ -294,7 +299,7 @@ class Budget:
         """Pass what owes nothing; refuse a call to an LLM whose cost nobody can bound."""
         if call.target.kind is not _LLM or call.upstream.is_unmetered:
             return
-        if call.dialect is None or not call.dialect.is_free(call.method, call.path):
+        if call.ask is not None or call.dialect is None or not call.dialect.is_free(call.method, call.path):
             raise unread(call, terms)
 
     def explain(self, call: Call) -> str:
@@ -303,7 +308,7 @@ class Budget:
         ask = call.ask
         if not terms.binding and not terms.trials:
             return "no rule sets a budget"
-        if ask is None:
+        if ask is None or ask.unbounded:
             return "owes no tokens"
         need = need_of(ask, terms.output_default, terms.floor)
         quote = None if terms.price is None else quoted(terms.price, ask, call.body)

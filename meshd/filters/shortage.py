@@ -28,11 +28,13 @@ def unread(call: Call, terms: Terms) -> Refused:
     """Return the refusal for a call to an LLM whose cost nobody can bound."""
     rule = (terms.binding or terms.trials)[0].rule
     applies = f"budget rule {rule} applies to it" if rule else "its workflow has a token limit"
+    why, instead = "", "Use a path that meshd reads"
+    if call.ask is not None:
+        why, instead = f" ({call.ask.unbounded})", "Use a model and a request whose tokens can be bounded"
     return Refused(
         Reason.NOT_ALLOWED,
-        f"{call.method} {call.path.partition('?')[0]} of {call.target.name} may cost tokens that meshd cannot bound, "
-        f"and {applies}. Use a path that meshd reads, or set `unmetered: true` on the upstream to let such calls pass "
-        "uncounted.",
+        f"{call.method} {call.path.partition('?')[0]} of {call.target.name} may cost tokens that meshd cannot bound"
+        f"{why}, and {applies}. {instead}, or set `unmetered: true` on the upstream to let such calls pass uncounted.",
         rule=rule,
         is_shadow=not terms.binding,
     )

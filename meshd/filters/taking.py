@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshd.filters.held import Held, HeldStream, Rest
+from meshd.filters.underway import Begun
 
 if TYPE_CHECKING:
-    from meshd.call import Ask
+    from meshd.call import Ask, Call
     from meshd.filters.bounds import Bounds
     from meshd.filters.purse import Purse, Terms
+    from meshd.filters.underway import Underway
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.cost import Need
     from meshd.prices.price import Quote
@@ -82,7 +84,9 @@ class Taken:
             for purse, one in self.trials:
                 one.shrink(self.amount(purse, self.cap))
 
-    def held(self, ledger: Ledger, ask: Ask, terms: Terms, bounds: Bounds) -> Held | None:
+    def held(
+        self, ledger: Ledger, call: Call, ask: Ask, terms: Terms, bounds: Bounds, underway: Underway
+    ) -> Held | None:
         """Return the ticket for all of it; None where nothing was taken."""
         need, quote = self.need, self.quote
         if quote is None and not self.trials:
@@ -98,6 +102,8 @@ class Taken:
         bound = need.input_bound + need.choices * self.cap
         if bound <= 0:
             bound = 1
+        if ask.begins:
+            return Begun(underway, call, ask, ledger, None, bound, rest, bounds)
         if ask.is_stream and self.bound:
             return HeldStream(ledger, None, ask, bound, rest, bounds, terms.is_error)
         return Held(ledger, None, ask, bound, rest, bounds)

@@ -23,7 +23,12 @@ INBOUND_NAME = "app"
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
 SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "delegate", "deny", "route", "idempotency")
 UNENFORCED = ("fallback", "approval", "idempotency")
-OPERATIONS = frozenset({"chat", "embeddings"})
+OPERATIONS = frozenset(
+    {
+        "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",
+        "responses", "speech", "text_completion", "transcription", "translation",
+    }
+)  # fmt: skip
 """What the dialects of LLMs read; every other operation is a method and a path."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 

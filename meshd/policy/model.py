@@ -238,7 +238,7 @@ class MatchSection(Section):
     model: Globs | None = None
     """Model that an LLM call asks for."""
     operation: Globs | None = None
-    """`chat` or `embeddings` for an LLM; else method and path, as in `DELETE /invoices/*`."""
+    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`."""
 
 
 class RuleSection(Section):

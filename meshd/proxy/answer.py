@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.filters.contract import Cut
 from meshd.refusal import Reason, Refused
-from meshd.wire.sse import EventTooLarge, Splitter
+from meshd.wire.sse import EVENT_BYTES_MAX, EventTooLarge, Splitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,9 +108,12 @@ class StreamAnswer(Answer):
 
     is_rewritten = True
 
-    def __init__(self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None) -> None:
+    def __init__(
+        self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None, event_bytes_max: int = EVENT_BYTES_MAX
+    ) -> None:
         super().__init__(meter, watchers, inflater)
-        self._splitter = Splitter()
+        # An event may hold an image, or repeat a whole answer: it may be as long as a plain reply.
+        self._splitter = Splitter(event_bytes_max)
 
     def data(self, data: bytes) -> bytes:
         if self._inflater is not None:
@@ -249,8 +252,7 @@ def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> 
             watchers.append(on_event)
             is_judged = is_judged or getattr(ticket, "judges_whole", False)
     bytes_max = call.policy.limits.reply_body_bytes_max
-    assert call.ask is not None
-    meter = call.dialect.meter(call.ask)
+    meter = call.dialect.meter(call.ask or call.earlier)
     try:
         inflater = inflater_for(headers, bytes_max)
     except AnswerError:
@@ -258,5 +260,5 @@ def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> 
             raise
         return None  # It cannot be metered, so it is charged at its bound; it can still be passed on.
     if is_event_stream(headers):
-        return StreamAnswer(meter, tuple(watchers), inflater)
+        return StreamAnswer(meter, tuple(watchers), inflater, bytes_max)
     return PlainAnswer(meter, tuple(watchers), inflater, is_held=is_judged, bytes_max=bytes_max)

@@ -98,14 +98,16 @@ class Attempt:
         exchange, call, request = self.exchange, self.call, self.request
         self._sent_s = self._heard_s = exchange.proxy.now_s
         body: bytes | None = None
-        has_body, length = request.has_body, request.content_length
+        has_body, length, path = request.has_body, request.content_length, call.path
         if call.ask is not None:
             body = call.dialect.rewrite(call.ask, call.body or b"")
             has_body, length = True, len(body)
+            if call.ask.model_granted is not None:
+                path = call.dialect.redirect(call.ask, path)
         connection.open(
             self,
             method=call.method,
-            path=call.path,
+            path=path,
             added=self._fields_added,
             has_body=has_body,
             content_length=length,
@@ -155,7 +157,7 @@ class Attempt:
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
         watching = watchers_in(self.exchange.tickets, self.tickets)
-        if self.call.ask is not None and 200 <= status < 300:
+        if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
             except AnswerError as error:

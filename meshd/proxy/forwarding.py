@@ -18,7 +18,7 @@ def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context
 
     `key` is the provider's key where meshd attaches one, and then takes the place of the caller's credentials.
     """
-    headers = [_IDENTITY] if call.ask is not None else fields.accept_encoding[:]
+    headers = [_IDENTITY] if call.ask is not None or call.earlier is not None else fields.accept_encoding[:]
     if key is not None:
         headers.append((call.upstream.key_header, key))
     headers += context.forward_headers(call)

@@ -337,7 +337,7 @@ def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:
         found[names.REQUEST_MODEL] = _short(ask.model_sent)
     if ask.output_cap is not None:
         found[names.REQUEST_MAX_TOKENS] = ask.output_cap
-    if ask.output_cap_granted is not None:
+    if ask.output_cap_granted is not None and ask.output_cap_granted != ask.output_cap:
         found[names.MESHD_CAP_GRANTED] = ask.output_cap_granted
     if ask.is_stream:
         found[names.REQUEST_STREAM] = True

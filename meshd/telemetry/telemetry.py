@@ -136,6 +136,10 @@ class Telemetry:
             return
         series.verdicts[0] += 1
         if ask is None:
+            if call.earlier is not None and outcome.usage is not None:
+                # It says what work has cost that an earlier call began: that one had nothing to count yet.
+                begun = call.earlier
+                _used(series, self.series.of_model(begun.operation, series.provider, begun.model_sent), outcome.usage)
             return
         sent = ask.model_granted
         model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)

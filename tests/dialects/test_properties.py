@@ -10,12 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.call import Ask, Usage
+from meshd.dialects.openai_paths import OPERATIONS as OPENAI
 from meshd.dialects.table import DIALECTS
 from meshd.refusal import Reason, Refused
 from tests.dialects.test_golden import READ
 from tests.dialects.test_json_pairs import objects, spell, values
 
-OPERATIONS = [("openai", "chat"), ("openai", "embeddings"), ("anthropic", "chat"), ("plain", "chat")]
+OPERATIONS = [*(("openai", name) for name in OPENAI.values()), ("anthropic", "chat"), ("plain", "chat")]
 of_each = pytest.mark.parametrize(("dialect", "operation"), OPERATIONS)
 
 NAMES = [
@@ -24,8 +25,16 @@ NAMES = [
     "thinking", "budget_tokens", "mcp_servers", "source", "role", "web_search_options", "id", "choices", "delta",
     "message", "usage", "index", "finish_reason", "tool_calls", "function_call", "prompt_tokens", "completion_tokens",
     "total_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens", "content_block", "stop_reason", "error",
+    "prompt", "best_of", "query", "documents", "instructions", "previous_response_id", "encrypted_content", "output",
+    "max_output_tokens", "max_tool_calls", "server_label", "quality", "size", "partial_images", "chunking_strategy",
+    "response", "item", "output_index", "content_index", "sequence_number", "status", "meta", "tool_usage", "image_gen",
 ]  # fmt: skip
-WORDS = ["text", "image_url", "function", "tool_result", "tool_use", "message_start", "message_delta", "message_stop"]
+WORDS = [
+    "text", "image_url", "function", "tool_result", "tool_use", "message_start", "message_delta", "message_stop", "mcp",
+    "message", "function_call_output", "reasoning", "namespace", "additional_tools", "gpt-image-1", "whisper-1",
+    "response.created", "response.output_item.added", "response.output_text.delta", "response.output_item.done",
+    "response.completed", "response.failed", "image_generation.completed", "transcript.text.done", "incomplete",
+]  # fmt: skip
 leaves = st.none() | st.booleans() | st.integers() | st.sampled_from([*WORDS, "", "x" * 50]) | st.floats() | st.text()
 bodies = st.recursive(
     leaves,
@@ -62,7 +71,7 @@ def read_or_refuse(dialect: str, operation: str, body: bytes) -> Ask | Refused:
 
 @of_each
 @given(body=any_bytes)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_any_bytes_are_an_ask_or_a_refusal(dialect: str, operation: str, body: bytes) -> None:
     ask = read_or_refuse(dialect, operation, body)
     if isinstance(ask, Refused):
@@ -85,7 +94,7 @@ def test_any_bytes_are_an_ask_or_a_refusal(dialect: str, operation: str, body: b
 
 @of_each
 @given(pieces=st.lists(any_bytes | any_bytes.map(lambda data: b"data: " + data + b"\n\n"), max_size=6))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_no_answer_makes_a_meter_raise(dialect: str, operation: str, pieces: list[bytes]) -> None:
     ask = DIALECTS[dialect].read(operation, b'{"model":"m","input":"x","stream":true}')
     meter = DIALECTS[dialect].meter(ask)
