@@ -179,7 +179,7 @@ class Budget:
         count(self.tally.degraded, purse.degrade_rule)
         return True
 
-    async def _admit_later(self, call: Call, ask: Ask, terms: Terms, taken: Taken, steps: int) -> Held | None:
+    async def _admit_later(self, call: Call, ask: Ask, terms: Terms, taken: Taken, steps: int) -> Held | Reading | None:
         try:
             for purse in terms.binding:
                 if not taken.counts(purse):
@@ -205,9 +205,9 @@ class Budget:
             raise
         return self._granted(call, ask, terms, taken)
 
-    async def _waited(self, decision: Held | Wait | None) -> Held | None:
+    async def _waited(self, decision: Held | Reading | Wait | None) -> Held | Reading | None:
         if isinstance(decision, Wait):
-            held: Held | None = await decision.coroutine
+            held: Held | Reading | None = await decision.coroutine
             return held
         return decision
 
