@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from meshd.admin.server import Servers
     from meshd.config import Config
-    from meshd.engines.port import Store
     from meshd.policy.compiled import Policy
 
 log = logging.getLogger("meshd")
@@ -174,33 +173,21 @@ class Daemon:
         gc.enable()
 
     async def _open_ledger(self) -> Ledger:
-        store = None
+        config, store = self.config, None
         try:
-            store = await self._open_store()
-            if store is not None and store.name == "memory":
-                return Ledger.in_memory(store=store)
-            return await Ledger.open(self.config.home, store=store)
+            if config.store not in ("", "sqlite:"):
+                store = await open_store(config.store, config.home)
+                if store.name == "memory":
+                    return Ledger.in_memory(store=store)
+            return await Ledger.open(config.home, store=store)
         except StoreError as error:
             if store is not None:
                 await store.close()
+            if isinstance(error, StoreUnable):
+                raise StartError(f"--store: {error}") from None
             # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
             return Ledger.failed(error)
-
-    async def _open_store(self) -> Store | None:
-        """Open the store that the configuration names; None for the embedded one, which the ledger opens itself.
-
-        Raises StartError where no engine can do what it asks, another StoreError where the engine cannot be used now.
-        """
-        if self.config.store in ("", "sqlite:"):
-            return None
-        try:
-            store = await open_store(self.config.store, self.config.home)
-        except StoreUnable as error:
-            raise StartError(f"--store: {error}") from None
-        if store.caution:
-            log.warning("the %s store may lose what budgets are kept in: %s", store.name, store.caution)
-        return store
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint

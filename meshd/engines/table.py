@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -11,6 +12,9 @@ from meshd.engines.url import StoreUrl
 
 if TYPE_CHECKING:
     from meshd.engines.port import Store
+
+
+_log = logging.getLogger("meshd.store")
 
 
 class Engine(NamedTuple):
@@ -44,7 +48,7 @@ BUSES_ONLY: Final = {"kafka": "Kafka", "rabbitmq": "RabbitMQ", "amqp": "RabbitMQ
 
 
 async def open_store(text: str, home: Path) -> Store:
-    """Open the store that a URL names. `sqlite:` alone is `ledger.db` in the state directory `home`.
+    """Open the store that a URL names, and log what it may lose. `sqlite:` alone is `ledger.db` in `home`.
 
     Raises StoreUnable where no driver can do what the URL asks, before anything is connected to; another StoreError
     where the store itself cannot be used now. No message holds a password.
@@ -53,6 +57,13 @@ async def open_store(text: str, home: Path) -> Store:
     engine = ENGINES.get(url.scheme)
     if engine is None:
         raise StoreUnable(f"{_unknown(url.scheme)}. Engines that keep a store: {_known()}")
+    store = await _opened(url, engine, home)
+    if store.caution:
+        _log.warning("the store %s may lose what it has acknowledged: %s", url, store.caution)
+    return store
+
+
+async def _opened(url: StoreUrl, engine: Engine, home: Path) -> Store:
     if url.scheme == "memory":
         url.allow(())
         return _driver(engine)()  # type: ignore[no-any-return]
