@@ -108,6 +108,8 @@ class Fleet:
             while refused < 3:
                 status = await call(self._sidecars[(number + refused) % len(self._sidecars)].port, self._token)
                 self._seen.note(status)
+                if status not in (200, 402, 429, 503):
+                    raise click.ClickException(f"a sidecar answered {status or 'nothing'}")
                 refused = refused + 1 if status == 402 else 0
 
         await asyncio.gather(*(caller(number) for number in range(CALLERS)))

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODEL: Final = "gpt-4o-mini"
-AGENT: Final = "fleet"
+AGENT: Final = "bench"
+"""As the tokens name it that `bench.peers.meshd` signs."""
 
 
 class Sidecar:
