@@ -18,7 +18,7 @@ from meshd.dialects.openai_audio import Audio
 from meshd.dialects.openai_completions import Completions
 from meshd.dialects.openai_embeddings import Embeddings
 from meshd.dialects.openai_images import Images
-from meshd.dialects.openai_meter import TIER_CHARACTERS_MAX, OpenAIMeter, error_object
+from meshd.dialects.openai_meter import OpenAIMeter, error_object
 from meshd.dialects.openai_paths import route_of
 from meshd.dialects.openai_request import (
     CHOICES_MAX,
@@ -33,6 +33,7 @@ from meshd.dialects.openai_request import (
 )
 from meshd.dialects.openai_responses import Responses
 from meshd.dialects.openai_texts import COUNTED, texts_of
+from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import is_openai, window
 from meshd.tokens.encodings import WINDOW

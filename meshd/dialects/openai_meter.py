@@ -8,10 +8,9 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
-from meshd.dialects.counting import BYTES_PER_TOKEN, count, respelled, size_of
+from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
-from meshd.dialects.openai_usage import usage_of
-from meshd.prices.billed import Billed
+from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX, served, usage_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Choices that a stream is believed to have; an answer must not make its meter grow without end.
 _CHOICES_MAX: Final = 1024
 _DONE: Final = b"data: [DONE]\n\n"
-TIER_CHARACTERS_MAX: Final = 32
 # By number: a byte is found three times as fast as a string of one.
 _LF: Final = 0x0A
 _CR: Final = 0x0D
@@ -223,9 +221,8 @@ class OpenAIMeter:
         )
         if usage is None or (usage.output_tokens == 0 and self._content_bytes):
             return
-        written = _cache_writes(reported.prompt_tokens_details)
-        if written or self._tier:
-            usage.billed = Billed(written, -1, self._tier)
+        if self._tier:
+            served(usage, self._tier)
         known = self.usage
         if known is None or usage.total >= known.total:
             self.usage = usage
@@ -286,8 +283,3 @@ def _read_calls(content: Content, event: Event) -> int:
                 size += len(function.name)
     event.tool_names += tuple(names)
     return size
-
-
-def _cache_writes(details: Any) -> int:
-    """Return how many of the input's tokens were put into the provider's cache."""
-    return (count(details.get("cache_write_tokens")) or 0) if type(details) is dict else 0

@@ -22,6 +22,7 @@ from meshd.dialects.openai_request import (
     shown_bytes,
 )
 from meshd.dialects.openai_responses_meter import ResponsesMeter
+from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import window
 from meshd.tokens.encodings import WINDOW
@@ -119,6 +120,8 @@ class Responses:
             ask.bound_by = WINDOW
         else:
             ask.input_bound = bound_of(request, model, shown)
+        if "service_tier" in pairs:
+            ask.tier = (pairs_of.text(pairs, "service_tier") or "")[:TIER_CHARACTERS_MAX]
         ask.begins = "background" in pairs and pairs_of.flag(pairs, "background") is True
         return ask
 

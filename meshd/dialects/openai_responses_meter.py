@@ -14,7 +14,7 @@ from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.openai_meter import error_object
 from meshd.dialects.openai_responses_shapes import Item, Response, StreamEvent, WholeResponse
-from meshd.dialects.openai_usage import usage_in
+from meshd.dialects.openai_usage import served, usage_in
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -209,7 +209,7 @@ class ResponsesMeter:
         if images is not None:
             usage.input_tokens += images.input_tokens
             usage.output_tokens += images.output_tokens
-        self.usage = usage
+        self.usage = served(usage, response.service_tier)
         if usage.output_tokens > self.output_estimate and images is None:
             self.output_estimate = self._event.output_estimate = usage.output_tokens
 

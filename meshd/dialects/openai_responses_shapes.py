@@ -42,6 +42,7 @@ class Response(msgspec.Struct, gc=False):
     error: Any = None
     usage: Any = None
     tool_usage: Any = None
+    service_tier: Any = None
 
 
 class WholeResponse(Response, gc=False):

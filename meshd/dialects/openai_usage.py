@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from meshd.call import Usage
 from meshd.dialects.counting import COUNT_MAX, count
+from meshd.prices.billed import Billed
+
+TIER_CHARACTERS_MAX: Final = 32
 
 
 def usage_of(
@@ -30,12 +33,13 @@ def usage_of(
             made = max(made, rest)
     if given + made == 0:
         return None
-    cached = reasoning = 0
+    cached = written = reasoning = 0
     if type(given_details) is dict:
         cached = min(count(given_details.get("cached_tokens")) or 0, given)
+        written = min(count(given_details.get("cache_write_tokens")) or 0, given)
     if type(made_details) is dict:
         reasoning = min(count(made_details.get("reasoning_tokens")) or 0, made)
-    return Usage(given, made, cached, reasoning)
+    return Usage(given, made, cached, reasoning, billed=Billed(written) if written else None)
 
 
 def usage_in(said: Any, *, has_output: bool) -> Usage | None:
@@ -50,3 +54,11 @@ def usage_in(said: Any, *, has_output: bool) -> Usage | None:
         said.get("output_tokens_details"),
         has_output,
     )
+
+
+def served(usage: Usage, tier: Any) -> Usage:
+    """Note the tier of service that an answer names, on which its price depends; what is no text names none."""
+    if type(tier) is str and tier:
+        written = 0 if usage.billed is None else usage.billed.cache_write_tokens
+        usage.billed = Billed(written, -1, tier[:TIER_CHARACTERS_MAX])
+    return usage

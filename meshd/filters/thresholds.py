@@ -94,7 +94,7 @@ def degrade(call: Call, purse: Purse, judge: Callable[[Call, AllowSettings], Non
     try:
         is_allowed = _may_be_sent(call, was_plan, judge)
         if is_allowed:
-            _bound_anew(call, ask)
+            is_allowed = _is_bounded_anew(call, ask)
     except Refused:
         is_allowed = False
     if not is_allowed:
@@ -125,11 +125,14 @@ def _may_be_sent(call: Call, before: Any, judge: Callable[[Call, AllowSettings],
     return True
 
 
-def _bound_anew(call: Call, ask: Ask) -> None:
-    """Bound the input for the model that is now sent: tokenizers and context windows differ."""
-    if call.body is not None and call.dialect is not None:
-        again: Ask = call.dialect.read(ask.operation, call.dialect.rewrite(ask, call.body))
-        ask.input_bound, ask.bound_by = again.input_bound, again.bound_by
+def _is_bounded_anew(call: Call, ask: Ask) -> bool:
+    """Bound the input for the model that is now sent: tokenizers and windows differ. False where nobody can."""
+    dialect, body = call.dialect, call.body
+    if body is None or dialect is None:
+        return True
+    again: Ask = dialect.read(ask.operation, dialect.rewrite(ask, body), dialect.redirect(ask, call.path), call.headers)
+    ask.input_bound, ask.bound_by = again.input_bound, again.bound_by
+    return not again.unbounded
 
 
 def forget(call: Call, *names: bytes) -> None:

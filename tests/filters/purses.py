@@ -28,6 +28,9 @@ prices:
 """A token of `big` costs 10 and 40 micro-dollars, of `small` 1 and 4."""
 
 
+OF_ASK = ("input_bound", "output_cap", "choices", "is_stream", "has_output")
+
+
 def document(rules: str, more: str = "") -> Policy:
     """Load a policy with these rules, and with the prices above."""
     return policy(f"{PRICES}{more}\nrules: [{rules}]")
@@ -35,9 +38,8 @@ def document(rules: str, more: str = "") -> Policy:
 
 def asked(of: Policy, model: str = "big", *, context: Context = CONTEXT, target: str = "openai", **fields: Any) -> Call:
     """A call as it comes to Budget: 100 tokens of input at most, an answer of 50, unless `fields` say otherwise."""
-    made_of = {"input_bound": 100, "output_cap": 50} | {
-        key: fields.pop(key) for key in tuple(fields) if key in Ask.__slots__ or key in ("choices",)
-    }
+    made_of = {"input_bound": 100, "output_cap": 50}
+    made_of |= {key: fields.pop(key) for key in OF_ASK if key in fields}
     ask = Ask("chat", model, **made_of)
     made = make_call(target, ask=ask, of=of, **fields)
     made.agent, made.context, made.dialect = context.agent, context, OpenAI()
