@@ -101,19 +101,9 @@ class Ask:
     """
 
     __slots__ = (
-        "choices",
-        "fields",
-        "has_output",
-        "input_bound",
-        "is_stream",
-        "is_usage_asked",
-        "model",
-        "model_granted",
-        "operation",
-        "output_cap",
-        "output_cap_granted",
-        "tools",
-    )
+        "choices", "fields", "has_output", "input_bound", "is_sealed", "is_stream", "is_usage_asked", "model",
+        "model_granted", "operation", "other_models", "output_cap", "output_cap_granted", "tools",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -146,6 +136,10 @@ class Ask:
         """The client itself asked for usage in the stream."""
         self.fields = fields
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.other_models: tuple[str, ...] = ()
+        """Models that the provider may take besides, because the request says so."""
+        self.is_sealed = False
+        """The request is signed: it can be forwarded as it came, or not at all."""
         self.model_granted: str | None = None
         self.output_cap_granted: int | None = None
 

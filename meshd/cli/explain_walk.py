@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream, build_chain
+from meshd.dialects.table import read
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.arrival import arrive, too_large
 from meshd.refusal import Refused
+from meshd.telemetry import redact
 
 if TYPE_CHECKING:
     from meshd.chain import Chain
@@ -112,7 +114,7 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         bytes_max = policy.limits.request_body_bytes_max
         if len(asked.body) > bytes_max:
             raise too_large(bytes_max)
-        ask = call.dialect.read(operation, asked.body)
+        ask = read(call, operation, asked.body)
     except Refused as refused:
         return _refuse(steps, "body", refused)
     call.body, call.ask = asked.body, ask
@@ -134,7 +136,8 @@ def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> 
     is_tunnel = arrive(_Here(policy), call, request)
     upstream, name = call.upstream, call.target.name
     words = f"{upstream.kind.value} {name}" if upstream else f"{name}: no upstream of this name"
-    steps.append(Step("address", "pass", f"{words}{', a tunnel' if is_tunnel else ''}, {call.method} {call.path}"))
+    words += ", a tunnel" if is_tunnel else ""
+    steps.append(Step("address", "pass", f"{words}, {call.method} {redact.text(call.path)}"))
 
 
 async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]) -> Refused | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Usage
+    from meshd.call import Ask, Headers, Usage
     from meshd.refusal import Refused
 
 
@@ -58,6 +58,26 @@ class Meter(Protocol):
         ...
 
 
+class Splitter(Protocol):
+    """Cuts the body of a reply into events, each unchanged."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes. Raises EventTooLarge, or FrameBroken."""
+        ...
+
+    def rest(self) -> bytes:
+        """Return what ended no event."""
+        ...
+
+
+class FramedMeter(Meter, Protocol):
+    """A meter whose streams are more than server-sent events: it says how a reply is framed."""
+
+    def splitter_for(self, content_type: bytes) -> Splitter | None:
+        """Return what cuts a reply of this type into events; None for a plain one, that is read whole."""
+        ...
+
+
 class Dialect(Protocol):
     """One body language."""
 
@@ -89,4 +109,17 @@ class Dialect(Protocol):
 
     def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
         """Return (content type, body) that this dialect's clients turn into their own typed exceptions."""
+        ...
+
+
+class PlacedDialect(Dialect, Protocol):
+    """A dialect in which the path says more than the operation: which model is asked, and whether it streams."""
+
+    def read_at(self, operation: str, path: str, body: bytes, credentials: Headers) -> Ask:
+        """Read a request as `read` does, its path and the fields that carry the caller's key included."""
+        ...
+
+    def path_to_send(self, ask: Ask | None, path: str, *, is_keyed: bool) -> str:
+        """Return the path to forward: with the model that was granted, and without the caller's key where meshd
+        attaches the upstream's own (`is_keyed`). Raises Refused where the path cannot say the model."""
         ...

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from meshd.filters.routing_settings import RouteSettings
     from meshd.policy.matching import Matcher, Rule
 
-DialectName = Literal["openai", "anthropic", "plain"]
+DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
 Protocol = Literal["auto", "http/1.1", "h2"]
 
 

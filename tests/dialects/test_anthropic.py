@@ -39,7 +39,8 @@ def read(**members: Any) -> Ask:
         ("GET", "/v1/messages", None, False),
         ("GET", "/v1/models", None, True),
         ("GET", "/v1/models/claude-x", None, True),
-        ("POST", "/v1/files?x=/messages", None, False),
+        ("POST", "/v1/files?x=/messages", None, True),
+        ("POST", "/v1/sessions?x=/messages", None, False),
     ],
 )
 def test_recognise(method: str, path: str, operation: str | None, is_free: bool) -> None:
