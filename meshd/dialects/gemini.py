@@ -47,10 +47,13 @@ _OPERATIONS: Final = {
 _STREAMED: Final = "streamGenerateContent"
 # Collections that can be listed, read and cleared away for nothing. Making a cache or a tuned model bills tokens.
 _FREE_READ: Final = re.compile(
-    r"/(?:models|tunedModels|files|cachedContents|operations|batches)(?:/[A-Za-z0-9._-]+)*/?\Z"
+    r"/(?:models|tunedModels|files|cachedContents|operations|batches)(?:/[A-Za-z0-9._-]+)*(?:/|:download)?\Z"
 )
 _FREE_DELETED: Final = re.compile(r"/(?:tunedModels|files|cachedContents|operations|batches)/[A-Za-z0-9._-]+\Z")
-_UPLOAD: Final = re.compile(r"(?:/upload|/resumable/upload)?/v1(?:alpha|beta)?/files(?::register)?\Z")
+_FREE_DONE: Final = re.compile(
+    r"/v1(?:alpha|beta)?/files(?::register)?\Z|/(?:operations|batches)/[A-Za-z0-9._-]+:cancel\Z"
+)
+"""Uploading files, and ending what spends."""
 _KEY_PARAMETERS: Final = ("key", "access_token")
 
 _TEXT_PARTS: Final = frozenset(
@@ -108,7 +111,7 @@ class Gemini:
             return _FREE_READ.search(bare) is not None
         if method == "DELETE":
             return _FREE_DELETED.search(bare) is not None
-        return method in ("POST", "PUT") and _UPLOAD.search(bare) is not None
+        return method in ("POST", "PUT") and _FREE_DONE.search(bare) is not None
 
     def read(self, operation: str, body: bytes) -> Ask:
         """See `Dialect.read`; for a body whose path nobody has."""

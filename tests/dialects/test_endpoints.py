@@ -33,6 +33,8 @@ ENDPOINTS = [
     ("gemini", "GET", M, FREE, "reads about one"),
     ("gemini", "GET", "/v1beta/files/f", FREE, "reads"),
     ("gemini", "POST", "/upload/v1beta/files", FREE, "storage is no tokens"),
+    ("gemini", "GET", "/v1beta/files/f:download?alt=media", FREE, "reads"),
+    ("gemini", "POST", "/v1beta/batches/b:cancel", FREE, "ends spending"),
     ("gemini", "DELETE", "/v1beta/files/f", FREE, "clears away"),
     ("gemini", "GET", "/v1beta/cachedContents", FREE, "lists"),
     ("gemini", "DELETE", "/v1beta/cachedContents/c", FREE, "clears away"),
