@@ -68,6 +68,7 @@ _FORMATS: Final = frozenset(
 )  # fmt: skip
 _CAMEL: Final = re.compile(r"_([a-z])")
 _SNAKE: Final = re.compile(r"(?<=[a-z])([A-Z])")
+_TEXT_BEGINS: Final = b'[{"text":"'
 _BRACE: Final = 0x7B
 _QUOTE: Final = 0x22
 
@@ -290,10 +291,18 @@ def _hides(contents: list[Pairs], where: str) -> bool:
     is_hidden = False
     for index, content in enumerate(contents):
         raw = pairs_of.member(content, "parts") if "parts" in content else None
-        if raw is not None:
+        if raw is not None and not _is_text_alone(bytes(raw)):
             for part in _list(raw, where, index):
                 is_hidden = _is_hiding_part(part, where, index) or is_hidden
     return is_hidden
+
+
+def _is_text_alone(parts: bytes) -> bool:
+    """Say whether parts are one text and nothing else, as most contents are: where that is cheap to prove.
+
+    The first quote behind that which opens the text is the last of all, so no other member can stand there.
+    """
+    return parts[:10] == _TEXT_BEGINS and parts.find(b'"', 10) == len(parts) - 3 and parts[-2:] == b"}]"
 
 
 def _is_hiding_part(part: Pairs, where: str, at: int) -> bool:

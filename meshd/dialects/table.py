@@ -37,6 +37,9 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "plain": Plain(),
 }
 
+_PLACED: Final = (Gemini, AnthropicOnVertex, Bedrock)
+"""Those in which the path decides what the body says: see `PlacedDialect`."""
+
 
 def _anthropic_at(path: str) -> Dialect:
     return _ON_VERTEX if is_on_vertex(path) else _ANTHROPIC
@@ -80,9 +83,7 @@ def recognise(method: str, path: str) -> tuple[str, str] | None:
 def read(call: Call, operation: str, body: bytes) -> Ask:
     """Return what a call asks for, by its body and, where that decides, its path. Raises Refused as `Dialect.read`."""
     dialect: Any = call.dialect
-    read_at = getattr(dialect, "read_at", None)
-    if read_at is None:
-        ask: Ask = dialect.read(operation, body)
-    else:
-        ask = read_at(operation, call.path, body, call.credentials)
+    if isinstance(dialect, _PLACED):
+        return dialect.read_at(operation, call.path, body, call.credentials)
+    ask: Ask = dialect.read(operation, body)
     return ask

@@ -210,13 +210,21 @@ def content_type_of(headers: Headers) -> bytes:
     return b""
 
 
+_FRAMED: Final[dict[type, bool]] = {}
+"""Whether meters of a class know of framings; there are as many as dialects."""
+
+
 def splitter_of(meter: Meter, headers: Headers) -> contract.Splitter | None:
     """Return what cuts a reply into events: server-sent ones, or those that its meter knows. None for a plain reply."""
     content_type = content_type_of(headers)
-    splitter_for = getattr(meter, "splitter_for", None)
-    if splitter_for is not None:
-        framed: contract.Splitter | None = splitter_for(content_type)
-        return framed
+    kind = meter.__class__
+    is_framed = _FRAMED.get(kind)
+    if is_framed is None:
+        is_framed = _FRAMED[kind] = hasattr(kind, "splitter_for")
+    if is_framed:
+        framed: Any = meter
+        splitter: contract.Splitter | None = framed.splitter_for(content_type)
+        return splitter
     return Splitter() if content_type[:17].lower() == b"text/event-stream" else None
 
 

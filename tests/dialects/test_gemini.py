@@ -103,6 +103,29 @@ def test_input_that_the_body_does_not_show_is_bounded_by_the_window(members: dic
     assert (ask.input_bound == WINDOW_UNKNOWN) is is_hidden
 
 
+@pytest.mark.parametrize(
+    ("parts", "is_hidden"),
+    [
+        (b'[{"text":"x"}]', False),
+        (b'[{"text":""}]', False),
+        (b'[{"text":"\\"}]"}]', False),
+        (b'[{"text":"x"},{"inlineData":{}}]', True),
+        (b'[{"text":"x","inlineData":{}}]', True),
+        (b'[{"text":"x","inlineData":7}]', True),
+        (b'[{"text":"\\","inlineData":{}}]', None),
+        (b'[{"text":7,"inlineData":{}}]', True),
+        (b'[ {"text":"x","fileData":{}}]', True),
+    ],
+)
+def test_a_text_alone_is_known_by_its_quotes(parts: bytes, is_hidden: bool | None) -> None:
+    body = b'{"contents":[{"parts":' + parts + b"}]}"
+    if is_hidden is None:
+        with pytest.raises(Refused, match="is not JSON"):
+            DIALECT.read_at("chat", PATH, body, [])
+        return
+    assert (DIALECT.read_at("chat", PATH, body, []).input_bound == WINDOW_UNKNOWN) is is_hidden
+
+
 def test_a_cache_hides_its_input() -> None:
     assert read(cachedContent="cachedContents/c").input_bound == WINDOW_UNKNOWN
     assert read(cached_content="cachedContents/c").input_bound == WINDOW_UNKNOWN
