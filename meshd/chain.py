@@ -16,6 +16,7 @@ from meshd.filters.approval import Approval
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.context import Context
+from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.routing import Routing
@@ -51,6 +52,7 @@ FILTERS: Final[tuple[Place, ...]] = (
     Place(Routing, Scope.PER_CALL, "judge the target that will really be called"),
     Place(AllowList, Scope.PER_CALL, "nobody is asked about, or sees a replay of, what is forbidden"),
     Place(Approval, Scope.PER_CALL, "before anything is reserved: hold no tokens while a person sleeps"),
+    Place(Delegation, Scope.PER_CALL, "last before the attempts: a part is set aside for a call that will go out"),
     Place(Fallback, Scope.PER_ATTEMPT, "sees each attempt fail and picks the next"),
     Place(Budget, Scope.PER_ATTEMPT, "each attempt may be billed, so each is reserved and settled on its own"),
     Place(Breaker, Scope.PER_ATTEMPT, "innermost: a permit is never held by a refused call"),

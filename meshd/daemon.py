@@ -16,12 +16,15 @@ from meshd.admin.view import ReloadResult
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
-from meshd.engines.port import StoreError
-from meshd.filters.allow_list import AllowList
+from meshd.engines.port import StoreError, StoreUnable
+from meshd.engines.table import open_store
+from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
+from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.context import Context
+from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.routing import Routing
@@ -35,6 +38,7 @@ from meshd.policy.upstreams import parse_url
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
+from meshd.tokens.counter import Counter
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
@@ -42,6 +46,7 @@ if TYPE_CHECKING:
 
     from meshd.admin.server import Servers
     from meshd.config import Config
+    from meshd.engines.port import Store
     from meshd.policy.compiled import Policy
 
 log = logging.getLogger("meshd")
@@ -66,6 +71,7 @@ def build_chain(
     agent: str,
     shadowed: Callable[..., None],
     breaker_changed: Callable[..., None] | None = None,
+    bounds: Bounds | None = None,
 ) -> Chain:
     """Make the filters and put them in their order."""
     filters: dict[type, Any] = {
@@ -74,8 +80,9 @@ def build_chain(
         Routing: Routing(),
         AllowList: AllowList(shadowed),
         Approval: Approval(shadowed),
+        Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
-        Budget: Budget(ledger, shadowed),
+        Budget: Budget(ledger, shadowed, bounds, judge),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }
     assert set(filters) == {place.filter for place in FILTERS}
@@ -122,6 +129,7 @@ class Daemon:
         self.listen: Address = config.listen
         self.inbound: Address | None = None
         self.servers: Servers | None = None
+        self.counter = Counter()
         self._started_s = time.time()
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
@@ -144,12 +152,14 @@ class Daemon:
         self.keys = MeshKeys(config.key_file)
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
+        self.bounds = Bounds(self.counter)
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
             agent=config.agent,
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
+            bounds=self.bounds,
         )
         await self._listen(policy)
         for warning in policy.warnings:
@@ -164,15 +174,33 @@ class Daemon:
         gc.enable()
 
     async def _open_ledger(self) -> Ledger:
-        if self.config.store not in ("", "sqlite:"):
-            engine = self.config.store.partition("://")[0]
-            raise StartError(f"--store {engine}: this build keeps its books in the embedded store only")
+        store = None
         try:
-            return await Ledger.open(self.config.home)
+            store = await self._open_store()
+            if store is not None and store.name == "memory":
+                return Ledger.in_memory(store=store)
+            return await Ledger.open(self.config.home, store=store)
         except StoreError as error:
+            if store is not None:
+                await store.close()
             # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
             return Ledger.failed(error)
+
+    async def _open_store(self) -> Store | None:
+        """Open the store that the configuration names; None for the embedded one, which the ledger opens itself.
+
+        Raises StartError where no engine can do what it asks, another StoreError where the engine cannot be used now.
+        """
+        if self.config.store in ("", "sqlite:"):
+            return None
+        try:
+            store = await open_store(self.config.store, self.config.home)
+        except StoreUnable as error:
+            raise StartError(f"--store: {error}") from None
+        if store.caution:
+            log.warning("the %s store may lose what budgets are kept in: %s", store.name, store.caution)
+        return store
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint
@@ -207,7 +235,8 @@ class Daemon:
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
-        attach_sources(self.telemetry, self.reloader, self.ledger, breaker)
+        budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
+        attach_sources(self.telemetry, self.reloader, self.ledger, breaker, budget, self.bounds)
         view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -367,6 +396,7 @@ class Daemon:
             await self.servers.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
+        self.counter.close()
         if hasattr(self, "telemetry"):
             await asyncio.to_thread(self.telemetry.close)
         registry.remove(self.config.home, os.getpid())

@@ -21,7 +21,9 @@ from meshd.telemetry.sources import BreakerReading, BudgetReading
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
+    from meshd.filters.budget import Budget
     from meshd.filters.circuit import State
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
@@ -40,7 +42,9 @@ def meshd_version() -> str:
         return "0"
 
 
-def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker) -> None:
+def attach_sources(
+    telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker, budget: Budget, bounds: Bounds
+) -> None:
     """Let a scrape read what is counted elsewhere."""
 
     def breakers() -> Iterator[BreakerReading]:
@@ -55,6 +59,14 @@ def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, bre
         spent=ledger.spent_tokens,
         refused=ledger.refused,
         bound_violations=ledger.bound_violations,
+        counted=bounds.counted,
+        uncounted=bounds.uncounted,
+        models_raised=len(bounds.raised),
+        reserved_microdollars=ledger.reserved_microdollars,
+        spent_microdollars=ledger.spent_microdollars,
+        warned=tuple(budget.tally.warned.items()),
+        degraded=tuple(budget.tally.degraded.items()),
+        unpriced=tuple(budget.tally.unpriced.items()),
     )
 
 

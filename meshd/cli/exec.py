@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -54,7 +54,7 @@ where meshd itself failed).
 Examples:
   meshd exec -- python agent.py
   meshd exec --budget 50k -- python agent.py --task report
-  meshd exec --workflow nightly --budget 2M -- ./nightly.sh
+  meshd exec --workflow nightly --budget 2M --dollars 5 -- ./nightly.sh
   meshd exec --policy strict.yaml -- node agent.js
 
 \b
@@ -73,6 +73,16 @@ says. Run the program as another user, or in a container without your keys, wher
 """
 
 
+class Limits(NamedTuple):
+    """What a run may spend; None where the policy alone says it."""
+
+    tokens: int | None = None
+    microdollars: int | None = None
+
+
+NO_LIMITS = Limits()
+
+
 class _Tokens(click.ParamType[int]):
     name = "tokens"
 
@@ -83,6 +93,21 @@ class _Tokens(click.ParamType[int]):
         if not digits.isascii() or not digits.isdigit() or not 0 < int(digits[:20]) * factor <= _BUDGET_MAX:
             self.fail(f"{text!r} is not a number of tokens, for example 50000, 50k or 2M", param, ctx)
         return int(digits) * factor
+
+
+class _Dollars(click.ParamType[int]):
+    name = "dollars"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from meshd.filters.units import microdollars
+
+        try:
+            amount = microdollars(str(value).strip())
+        except ValueError:
+            amount = 0
+        if not amount:
+            self.fail(f"{str(value)!r} is not an amount of US dollars, for example 5, 0.25 or $5.00", param, ctx)
+        return amount
 
 
 def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -100,6 +125,12 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     help="Most tokens that its workflow may spend in all; where the policy says less, that holds.",
 )
 @click.option(
+    "--dollars",
+    type=_Dollars(),
+    metavar="AMOUNT",
+    help="The same in US dollars, by the prices of the models.",
+)
+@click.option(
     "--policy",
     "policies",
     multiple=True,
@@ -107,24 +138,37 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     metavar="FILE",
     help="Policy document, for a private daemon even where another runs.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Engine of the store, for a private daemon even where another runs. A password is better in MESHD_STORE.",
+)
 @click.option("--proxy", "is_proxied", is_flag=True, help="Set HTTP_PROXY too: its calls are in no workflow.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
-    workflow: str | None, budget: int | None, policies: tuple[str, ...], is_proxied: bool, command: tuple[str, ...]
+    workflow: str | None,
+    budget: int | None,
+    dollars: int | None,
+    policies: tuple[str, ...],
+    store: str | None,
+    is_proxied: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Run a command; exits with the command's own code."""
-    sys.exit(execute(command, workflow=workflow, budget=budget, policies=policies, is_proxied=is_proxied))
+    limits = Limits(budget, dollars)
+    sys.exit(execute(command, workflow=workflow, limits=limits, policies=policies, store=store, is_proxied=is_proxied))
 
 
 def execute(
     command: Sequence[str],
     *,
     workflow: str | None = None,
-    budget: int | None = None,
+    limits: Limits = NO_LIMITS,
     policies: Sequence[str] = (),
+    store: str | None = None,
     is_proxied: bool = False,
 ) -> int:
-    """Run a command through a daemon and return the exit code. `budget` is in tokens. Messages go to stderr."""
+    """Run a command through a daemon and return the exit code. Messages go to stderr."""
     from meshd.cli import exec_daemon, exec_signals
     from meshd.config import ConfigError, from_environment
     from meshd.mesh_key import MeshKeyError
@@ -132,15 +176,15 @@ def execute(
     if (code := _check_command(command[0])) != 0:
         return code
     try:
-        config = from_environment()
-        place = None if policies else exec_daemon.find(config, os.environ)
+        config = from_environment(store=store)
+        place = None if policies or store else exec_daemon.find(config, os.environ)
         with contextlib.ExitStack() as stack:
             if place is None:
                 exec_signals.end_on_sigterm()
                 place = stack.enter_context(exec_daemon.private(config, policies, workflow))
             run = workflow or f"run-{secrets.token_hex(6)}"
-            root = run_address(place, run, budget, config.mesh_key)
-            _announce(place, run, budget, root)
+            root = run_address(place, run, limits, config.mesh_key)
+            _announce(place, run, limits, root)
             environ = environment(os.environ, place.running, root, run, is_proxied=is_proxied)
             try:
                 code = exec_signals.run(command, environ)
@@ -164,7 +208,7 @@ def _check_command(name: str) -> int:
     return EXIT_NOT_EXECUTABLE if is_there else EXIT_NOT_FOUND
 
 
-def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path | None = None) -> str:
+def run_address(place: Place, workflow: str, limits: Limits, mesh_key: Path | None = None) -> str:
     """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
     from meshd.filters.minting import mint_run
     from meshd.mesh_key import MeshKeys
@@ -175,7 +219,8 @@ def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path 
         agent=place.running.agent,
         wall_s=time.time(),
         nonce=secrets.token_bytes(8),
-        ceiling=budget,
+        ceiling=limits.tokens,
+        ceiling_microdollars=limits.microdollars,
     )
     return f"http://{place.running.listen}/w/{token}"
 
@@ -216,18 +261,29 @@ def _door_of(doors: Sequence[Door], dialect: str) -> Door | None:
     return next((door for door in fitting if door.name == dialect), fitting[0] if fitting else None)
 
 
-def _announce(place: Place, workflow: str, budget: int | None, root: str) -> None:
-    amount = "the policy's budget" if budget is None else f"at most {budget:,} tokens"
+def _announce(place: Place, workflow: str, limits: Limits, root: str) -> None:
+    amounts = [] if limits.tokens is None else [f"{limits.tokens:,} tokens"]
+    if limits.microdollars is not None:
+        from meshd.filters.units import dollars
+
+        amounts.append(dollars(limits.microdollars))
+    amount = f"at most {' and '.join(amounts)}" if amounts else "the policy's budget"
     whose = "a private daemon" if place.is_private else "the daemon that runs"
     # The address lets whoever has it spend from this workflow: logs get its beginning only.
     _say(f"workflow {workflow}, {amount}, at {root[: root.index('/w/') + 7]}... ({whose})")
 
 
 def _tell_spending(place: Place, workflow: str) -> None:
-    from meshd.cli.exec_ledger import tokens_spent
+    from meshd.cli.exec_ledger import spent
 
-    if (spent := tokens_spent(place, workflow)) is not None:
-        _say(f"workflow {workflow} has spent {spent:,} tokens")
+    tokens, money = spent(place, workflow), spent(place, workflow, is_money=True)
+    amounts = [] if tokens is None else [f"{tokens:,} tokens"]
+    if money is not None:
+        from meshd.filters.units import dollars
+
+        amounts.append(dollars(money))
+    if amounts:
+        _say(f"workflow {workflow} has spent {' and '.join(amounts)}")
 
 
 def _say(message: str) -> None:

@@ -7,6 +7,8 @@ import urllib.request
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from meshd.prices import MONEY
+
 if TYPE_CHECKING:
     from meshd.cli.exec_daemon import Place
 
@@ -16,12 +18,12 @@ _PAGE = 20
 _AFTER_EVERY_NAME = "~"
 
 
-def tokens_spent(place: Place, workflow: str) -> int | None:
-    """Return the tokens that a workflow's account was charged; None where the ledger cannot be asked.
+def spent(place: Place, workflow: str, *, is_money: bool = False) -> int | None:
+    """Return the tokens, or the micro-dollars, that a workflow's account was charged; None where nobody can say.
 
     The admin port of the daemon answers to the token in its state directory.
     """
-    account = f"workflow/{workflow}"
+    account = f"workflow/{workflow}{MONEY if is_money else ''}"
     # The page begins behind every id that is smaller: at the account, if there is one.
     after = account[:-1] + chr(ord(account[-1]) - 1) + _AFTER_EVERY_NAME
     url = f"http://{place.running.admin}/v1/workflows?limit={_PAGE}&after={quote(after, safe='')}"
@@ -31,7 +33,7 @@ def tokens_spent(place: Place, workflow: str) -> int | None:
         request = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})
         with opener.open(request, timeout=_TIMEOUT_S) as reply:
             found = json.loads(reply.read(_BYTES_MAX))
-        spent = [int(entry["spent"]) for entry in found["accounts"] if entry["id"] == account]
+        charged = [int(entry["spent"]) for entry in found["accounts"] if entry["id"] == account]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return spent[0] if spent else None
+    return charged[0] if charged else None

@@ -27,6 +27,7 @@ Examples:
   meshd run --policy policy.yaml
   meshd run --upstream local=http://127.0.0.1:8000,dialect=openai
   meshd run --app http://127.0.0.1:9000 --mesh-key /etc/meshd/mesh.key
+  meshd run --store redis://redis.example:6379/0?password_file=/run/secrets/redis
 
 \b
 Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
@@ -37,7 +38,7 @@ Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_INBOUND, MESHD_ADMIN,
+Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_INBOUND, MESHD_ADMIN,
 MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
 MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 """
@@ -60,7 +61,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     metavar="NAME=URL[,dialect=D]",
     help="Add an upstream; may be given again.",
 )
-@click.option("--store", metavar="URL", help="Engine of the store. [default: embedded]")
+@click.option("--store", metavar="URL", help="Engine of the store: redis://, nats://, postgres://. [default: embedded]")
 @click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
 @click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
 @click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
@@ -179,6 +180,10 @@ def banner(daemon: Daemon) -> str:
     if daemon.inbound is not None:
         lines.append(f"Inbound calls for {daemon.config.app}: {daemon.inbound}")
     config, servers = daemon.config, daemon.servers
+    if config.store:
+        from meshd.engines.url import shown
+
+        lines.append(f"Budgets are kept in {shown(config.store)}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",

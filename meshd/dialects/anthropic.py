@@ -15,20 +15,25 @@ from meshd.call import Ask
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.anthropic_meter import AnthropicMeter
 from meshd.dialects.bounds import normalised_bytes
+from meshd.dialects.images import data_bytes, image_tokens_max
 from meshd.dialects.json_pairs import Pairs, malformed
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
+    from meshd.call import Headers
     from meshd.refusal import Refused
 
 # The tokenizers are not published: beside the bytes after NFKC, one byte in twenty and the frame of the prompt.
 _MARGIN_DIVISOR: Final = 20
 _FRAME_TOKENS: Final = 32
-# The hidden system prompt that comes with tools or a format: 313 to 530 tokens as published, and room.
-_TOOLS_TOKENS: Final = 700
-# A tool of Anthropic's design that the client runs has its schema with the model: up to 735 tokens and a 499 token
-# prompt as published for computer use.
+# The hidden system prompt that comes with tools: 159 (Sonnet 3) to 804 tokens (Opus 4.7, where a tool must be used) as
+# platform.claude.com/docs/en/agents-and-tools/tool-use/overview has it in November 2026, and room for a model that is
+# not in that table. The prompt that comes with a format is not published.
+_TOOLS_TOKENS: Final = 1_000
+# A tool of Anthropic's design that the client runs has its schema with the model: 245 tokens for bash, 700 for the
+# text editor, 735 and a prompt of 466 to 499 for computer use, by the same pages.
 _BUILT_IN_TOKENS: Final = 1_300
 # Turns that the service takes by itself within one call before it pauses.
 _HOSTED_TURNS: Final = 10
@@ -67,10 +72,19 @@ _BRACKETS: Final = b"[{"
 class Request:
     """What `rewrite` needs to know of a request that was read."""
 
-    __slots__ = ("cap", "fallbacks", "is_model_placed", "pairs", "thinking", "thinking_budget")
+    __slots__ = (
+        "added", "cap", "fallbacks", "image_bytes", "image_tokens", "is_model_placed", "pairs", "thinking",
+        "thinking_budget",
+    )  # fmt: skip
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
+        self.image_tokens = 0
+        """Tokens that the request's images cannot exceed."""
+        self.image_bytes = 0
+        """Bytes of the body that are those images."""
+        self.added: list[str] = []
+        """Names of tools that a message offers from there on."""
         self.is_model_placed = False
         """The model stands in the path, and not in the body."""
         self.cap: int | None = None
@@ -97,7 +111,7 @@ class Anthropic:
         free = _FREE.get("GET" if method == "HEAD" else method)
         return free is not None and free.search(path.partition("?")[0]) is not None
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """See `Dialect.read`."""
         return read_messages(body, None)
 
@@ -119,6 +133,10 @@ class Anthropic:
         if ask.model_granted is not None and ask.model_granted != ask.model and not request.is_model_placed:
             edits["model"] = msgspec.json.encode(ask.model_granted)
         return pairs_of.write(request.pairs, edits) if edits else body
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`: the model stands in the body."""
+        return path
 
     def meter(self, ask: Ask) -> AnthropicMeter:
         """See `Dialect.meter`."""
@@ -144,7 +162,7 @@ def read_messages(body: bytes, placed_model: str | None, *, is_streamed_by_path:
     else:
         request.is_model_placed = True
     size = normalised_bytes(body)
-    bound = size + size // _MARGIN_DIVISOR + _FRAME_TOKENS
+    hidden = _FRAME_TOKENS
     names: list[str] = []
     others: tuple[str, ...] = ()
     turns = 1
@@ -152,28 +170,38 @@ def read_messages(body: bytes, placed_model: str | None, *, is_streamed_by_path:
     if raw is not None:
         offered, is_hosted, overhead, others = _offered(bytes(raw))
         names += offered
-        bound += overhead
+        hidden += overhead
         turns = _HOSTED_TURNS if is_hosted else 1
     if "output_config" in pairs or "output_format" in pairs:
-        bound += _TOOLS_TOKENS
+        hidden += _TOOLS_TOKENS
     if not _HIDING.isdisjoint(pairs) and any(pairs_of.member(pairs, name) is not None for name in _HIDING):
         turns = _HOSTED_TURNS
     if "mcp_servers" in pairs:
         _read_servers(pairs, names)
-    added: list[str] = []
-    is_hidden = _is_input_hidden(pairs, messages, added)
-    if added:
-        names += added
+    is_hidden = _is_input_hidden(request, messages, model)
+    if request.added:
+        names += request.added
         turns = _HOSTED_TURNS
     if turns > 1 or is_hidden or ("thread" in pairs and pairs_of.member(pairs, "thread") is not None):
+        is_hidden = True
         # A tool that asks another model has that one's window too.
         bound = (window(model) + sum(window(other) for other in others)) * turns
+    else:
+        size -= request.image_bytes
+        bound = size + size // _MARGIN_DIVISOR + hidden
+        if request.image_tokens:
+            # Many images at their most may come to more than the model can read at once.
+            bound = min(bound + request.image_tokens, window(model))
     if "thinking" in pairs:
         _read_thinking(request)
     is_stream = is_streamed_by_path or ("stream" in pairs and pairs_of.flag(pairs, "stream") is True)
     cap = request.cap = pairs_of.integer(pairs, "max_tokens", least=0)
     ask = Ask("chat", model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
     ask.other_models = others
+    if is_hidden:
+        ask.bound_by = WINDOW
+    if "speed" in pairs:
+        ask.tier = (pairs_of.text(pairs, "speed") or "")[:32]
     if "fallbacks" in pairs:
         _read_fallbacks(request, ask)
     return ask
@@ -249,15 +277,14 @@ def _read_thinking(request: Request) -> None:
         request.thinking_budget = pairs_of.integer(request.thinking, "budget_tokens", least=0)
 
 
-def _is_input_hidden(pairs: Pairs, messages: list[Pairs] | None, added: list[str]) -> bool:
-    """Say whether a block brings input whose tokens its bytes do not bound: images, documents, files.
-
-    Names of tools that a message offers from there on go to `added`.
-    """
+def _is_input_hidden(request: Request, messages: list[Pairs] | None, model: str) -> bool:
+    """Say whether a block brings input whose tokens nothing here bounds: documents, files, and images for a model that
+    no published rule bounds them for. Others are added to `image_tokens`."""
+    pairs = request.pairs
     is_hidden = False
     raw = pairs_of.member(pairs, "system") if "system" in pairs else None
     if raw is not None and memoryview(raw)[0] != _QUOTE:
-        is_hidden = _hides(raw, "'system'", -1, added)
+        is_hidden = _hides(raw, request, model, "'system'", -1)
     if messages is None:
         raw = pairs.get("messages")
         if raw is None or pairs_of.is_flat(raw):
@@ -267,12 +294,14 @@ def _is_input_hidden(pairs: Pairs, messages: list[Pairs] | None, added: list[str
         return is_hidden
     for index, message in enumerate(messages):
         content = message.get("content")
-        if content is not None and memoryview(content)[0] in _BRACKETS and _hides(content, "'messages'", index, added):
+        if content is None or memoryview(content)[0] not in _BRACKETS:
+            continue
+        if _hides(content, request, model, "'messages'", index):
             is_hidden = True
     return is_hidden
 
 
-def _hides(raw: msgspec.Raw, where: str, at: int, added: list[str], depth: int = 0) -> bool:
+def _hides(raw: msgspec.Raw, request: Request, model: str, where: str, at: int, depth: int = 0) -> bool:
     is_hidden = False
     for block in pairs_of.read_objects(raw, where, at):
         kind = pairs_of.text(block, "type", where, at)
@@ -283,19 +312,31 @@ def _hides(raw: msgspec.Raw, where: str, at: int, added: list[str], depth: int =
             if inner is None or memoryview(inner)[0] not in _BRACKETS:
                 continue
             # Each level is read anew, so a body must not choose how many there are.
-            is_hidden = is_hidden or depth == _BLOCKS_DEPTH_MAX or _hides(inner, where, at, added, depth + 1)
-        elif not _is_text_document(block, where, at):
+            is_hidden = is_hidden or depth == _BLOCKS_DEPTH_MAX or _hides(inner, request, model, where, at, depth + 1)
+        elif not _is_bounded(kind, block, request, model, where, at):
             is_hidden = True
             if kind == _ADDITION:
-                added.append(_added_name(block, where, at))
+                request.added.append(_added_name(block, where, at))
     return is_hidden
 
 
-def _is_text_document(block: Pairs, where: str, at: int) -> bool:
-    source = pairs_of.member(block, "source")
-    if source is None:
+def _is_bounded(kind: str | None, block: Pairs, request: Request, model: str, where: str, at: int) -> bool:
+    """Say whether a block is a document of plain text, or an image whose tokens are bounded, which are added."""
+    raw = pairs_of.member(block, "source")
+    if raw is None:
         return False
-    return pairs_of.text(pairs_of.read_object(source, where, at), "type", where, at) == "text"
+    source = pairs_of.read_object(raw, where, at)
+    given = pairs_of.text(source, "type", where, at)
+    if kind != "image":
+        return given == "text"
+    most = image_tokens_max(model)
+    if most is None:
+        return False
+    request.image_tokens += most
+    data = pairs_of.member(source, "data") if given == "base64" else None
+    if data is not None and memoryview(data)[0] == _QUOTE:
+        request.image_bytes += data_bytes(data)
+    return True
 
 
 def _added_name(block: Pairs, where: str, at: int) -> str:

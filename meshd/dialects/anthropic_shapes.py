@@ -14,6 +14,7 @@ class UsageShape(msgspec.Struct, gc=False):
     output_tokens: Any = None
     output_tokens_details: Any = None
     iterations: Any = None
+    cache_creation: Any = None
 
 
 class Delta(msgspec.Struct, gc=False):

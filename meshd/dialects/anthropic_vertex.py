@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.dialects.anthropic import Anthropic, read_messages
-from meshd.dialects.gemini import without_key
-from meshd.dialects.json_pairs import malformed
 from meshd.dialects.placing import model_of, placed, replaced
 
 if TYPE_CHECKING:
@@ -42,15 +40,14 @@ class AnthropicOnVertex(Anthropic):
         place = placed(path)
         return method == "POST" and place is not None and place.name == _COUNTING and place.method == "rawPredict"
 
-    def read_at(self, operation: str, path: str, body: bytes, credentials: Headers) -> Ask:
-        """See `PlacedDialect.read_at`."""
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
+        """See `Dialect.read`."""
         place = placed(path)
         if place is None:
-            malformed("the path names no model")
+            return read_messages(body, "")
         return read_messages(body, model_of(place), is_streamed_by_path=place.method == _STREAMED)
 
-    def path_to_send(self, ask: Ask | None, path: str, *, is_keyed: bool) -> str:
-        """See `PlacedDialect.path_to_send`."""
-        if ask is not None and ask.model_granted not in (None, ask.model) and (place := placed(path)) is not None:
-            path = replaced(place, ask.model_sent)
-        return without_key(path) if is_keyed else path
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`."""
+        place = placed(path)
+        return path if place is None or ask.model_sent == ask.model else replaced(place, ask.model_sent)

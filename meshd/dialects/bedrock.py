@@ -18,7 +18,6 @@ import msgspec
 
 from meshd.dialects.anthropic import Anthropic, read_messages
 from meshd.dialects.bedrock_meter import BedrockMeter, error_name
-from meshd.dialects.json_pairs import malformed
 from meshd.dialects.placing import unescaped
 from meshd.refusal import Reason, Refused
 
@@ -50,21 +49,20 @@ class Bedrock(Anthropic):
         found = _PATH.match(path)
         return method == "POST" and found is not None and found["action"] == "count-tokens"
 
-    def read_at(self, operation: str, path: str, body: bytes, credentials: Headers) -> Ask:
-        """See `PlacedDialect.read_at`."""
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
+        """See `Dialect.read`."""
         found = _PATH.match(path)
-        if found is None:
-            malformed("the path names no model")
-        is_stream = found["action"] == _STREAMED
-        ask = read_messages(body, unescaped(found["model"]), is_streamed_by_path=is_stream)
+        is_stream = found is not None and found["action"] == _STREAMED
+        model = unescaped(found["model"]) if found is not None else ""
+        ask = read_messages(body, model, is_streamed_by_path=is_stream)
         # Nothing but the path says so here; `stream` is no member of these bodies.
         ask.is_stream = is_stream
-        ask.is_sealed = is_signed(credentials)
+        ask.is_sealed = is_signed(headers or [])
         return ask
 
-    def path_to_send(self, ask: Ask | None, path: str, *, is_keyed: bool) -> str:
-        """See `PlacedDialect.path_to_send`."""
-        if ask is None or ask.model_granted in (None, ask.model):
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`."""
+        if ask.model_sent == ask.model:
             return path
         found = _PATH.match(path)
         if found is None or not unescaped(ask.model_sent):
@@ -87,6 +85,6 @@ class Bedrock(Anthropic):
         return b"application/json", msgspec.json.encode(body | {"request_id": call_id})
 
 
-def is_signed(credentials: Headers) -> bool:
+def is_signed(headers: Headers) -> bool:
     """Say whether a request carries a signature of its path and body (AWS Signature Version 4)."""
-    return any(name == b"authorization" and value[:5].lower() == _SIGNED for name, value in credentials)
+    return any(name == b"authorization" and value[:5].lower() == _SIGNED for name, value in headers)

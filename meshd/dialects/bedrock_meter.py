@@ -41,9 +41,9 @@ def error_name(refused: Refused) -> str:
 class BedrockMeter(AnthropicMeter):
     """See `FramedMeter`. What the frames carry is read as what it is: see `AnthropicMeter`."""
 
-    def splitter_for(self, content_type: bytes) -> Splitter | None:
+    def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
         """See `FramedMeter.splitter_for`."""
-        return event_stream.Splitter() if content_type.lower().startswith(_CONTENT_TYPE) else None
+        return event_stream.Splitter(event_bytes_max) if content_type.lower().startswith(_CONTENT_TYPE) else None
 
     def read_event(self, raw: bytes) -> Event | None:
         """See `Meter.read_event`. Everything is forwarded."""

@@ -21,6 +21,7 @@ from meshd.dialects.json_pairs import Pairs, RawJson, malformed
 from meshd.dialects.placing import model_of, placed, replaced
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import BYTES, WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -54,6 +55,7 @@ _FREE_DONE: Final = re.compile(
     r"/v1(?:alpha|beta)?/files(?::register)?\Z|/(?:operations|batches)/[A-Za-z0-9._-]+:cancel\Z"
 )
 """Uploading files, and ending what spends."""
+_TIER_CHARACTERS_MAX: Final = 32
 _KEY_PARAMETERS: Final = ("key", "access_token")
 
 _TEXT_PARTS: Final = frozenset(
@@ -114,25 +116,19 @@ class Gemini:
             return _FREE_DELETED.search(bare) is not None
         return method in ("POST", "PUT") and _FREE_DONE.search(bare) is not None
 
-    def read(self, operation: str, body: bytes) -> Ask:
-        """See `Dialect.read`; for a body whose path nobody has."""
-        return self._read(operation, "", False, body)
-
-    def read_at(self, operation: str, path: str, body: bytes, credentials: Headers) -> Ask:
-        """See `PlacedDialect.read_at`."""
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
+        """See `Dialect.read`."""
         place = placed(path)
-        if place is None:
-            malformed("the path names no model")
-        return self._read(operation, model_of(place), place.method == _STREAMED, body)
-
-    def _read(self, operation: str, model: str, is_stream: bool, body: bytes) -> Ask:
+        model = model_of(place) if place is not None else ""
         pairs, contents = pairs_of.read_long_body(body, "contents")
         size = normalised_bytes(body)
         bound = size + size // _MARGIN_DIVISOR + _FRAME_TOKENS
         if operation == "embeddings":
-            if _is_embedding_hidden(pairs):
-                bound = window(model)
-            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs))
+            is_hidden = _is_embedding_hidden(pairs)
+            bound = window(model) if is_hidden else bound
+            ask = Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs))
+            ask.bound_by = WINDOW if is_hidden else BYTES
+            return ask
         request = Request(pairs)
         is_hidden = _is_input_hidden(pairs, contents)
         if (name := either(pairs, "cachedContent")) and pairs_of.text(pairs, name):
@@ -146,13 +142,18 @@ class Gemini:
         cap, choices = _read_config(request)
         if not _FORMATS.isdisjoint(request.config):
             bound += _TOOLS_TOKENS
-        if is_hidden or turns > 1:
-            bound = window(model) * turns
-        return Ask("chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=True, fields=request)
+        is_hidden = is_hidden or turns > 1
+        bound = window(model) * turns if is_hidden else bound
+        is_stream = place is not None and place.method == _STREAMED
+        ask = Ask("chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=True, fields=request)
+        ask.bound_by = WINDOW if is_hidden else BYTES
+        if name := either(pairs, "serviceTier"):
+            ask.tier = (pairs_of.text(pairs, name) or "")[:_TIER_CHARACTERS_MAX]
+        return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it; a thinking budget that would
-        use up the whole of a lowered cap is lowered with it. The model is in the path: see `path_to_send`."""
+        use up the whole of a lowered cap is lowered with it. The model is in the path: see `redirect`."""
         request: Request = ask.fields
         granted = ask.output_cap_granted
         if granted is None or not ask.has_output or (ask.output_cap is not None and granted >= ask.output_cap):
@@ -165,11 +166,10 @@ class Gemini:
             edits[name] = pairs_of.write(thinking, {member: lowered})
         return pairs_of.write(request.pairs, {request.config_name: pairs_of.write(request.config, edits)})
 
-    def path_to_send(self, ask: Ask | None, path: str, *, is_keyed: bool) -> str:
-        """See `PlacedDialect.path_to_send`."""
-        if ask is not None and ask.model_granted not in (None, ask.model) and (place := placed(path)) is not None:
-            path = replaced(place, ask.model_sent)
-        return without_key(path) if is_keyed else path
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`."""
+        place = placed(path)
+        return path if place is None or ask.model_sent == ask.model else replaced(place, ask.model_sent)
 
     def meter(self, ask: Ask) -> GeminiMeter:
         """See `Dialect.meter`."""

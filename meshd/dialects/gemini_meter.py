@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Splitter
     from meshd.refusal import Refused
 
-EVENT_BYTES_MAX: Final = 32 * 1024 * 1024
-"""A picture comes as one event, in base64."""
-
 _answer = msgspec.json.Decoder(Answer)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _raws = msgspec.json.Decoder(list[msgspec.Raw])
@@ -122,13 +119,13 @@ class GeminiMeter:
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
 
-    def splitter_for(self, content_type: bytes) -> Splitter | None:
+    def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
         """See `FramedMeter.splitter_for`: events with `alt=sse`, else an array where the request was to be streamed."""
         kind = content_type.lower()
         if kind.startswith(b"text/event-stream"):
-            return sse.Splitter(EVENT_BYTES_MAX)
+            return sse.Splitter(event_bytes_max)
         self._is_array = self._ask.is_stream and kind.startswith(b"application/json")
-        return json_array.Splitter(EVENT_BYTES_MAX) if self._is_array else None
+        return json_array.Splitter(event_bytes_max) if self._is_array else None
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""

@@ -18,8 +18,10 @@ from meshd.dialects.json_pairs import Pairs, malformed
 from meshd.dialects.ollama_meter import OllamaMeter
 from meshd.dialects.remembering import remembered
 from meshd.dialects.windows import window
+from meshd.tokens.encodings import BYTES, WINDOW
 
 if TYPE_CHECKING:
+    from meshd.call import Headers
     from meshd.refusal import Refused
 
 # What a model's template says of its own accord: a default system prompt, today's date.
@@ -80,7 +82,7 @@ class Ollama:
         # The root answers whether the server is there.
         return (method, end) in _FREE or (method == "GET" and end in ("", "/"))
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """See `Dialect.read`."""
         pairs, messages = pairs_of.read_long_body(body, "messages")
         _check_spelling(pairs, _DECIDING, "the request body")
@@ -99,13 +101,16 @@ class Ollama:
             bound += _TOOLS_TOKENS
         if "format" in pairs:
             bound += _TOOLS_TOKENS
-        if _has_images(pairs, messages) or is_hidden:
+        is_hidden = _has_images(pairs, messages) or is_hidden
+        if is_hidden:
             bound = _window_of(model, request.options)
         is_stream = "stream" not in pairs or pairs_of.flag(pairs, "stream") is not False
         # Below 1 it means: without an end, or as far as the window goes.
         cap = pairs_of.integer(request.options, "num_predict", least=_INTEGER_LEAST)
         cap = cap if cap is not None and cap > 0 else None
-        return Ask("chat", model, is_stream, bound, cap, tools=tools, is_usage_asked=True, fields=request)
+        ask = Ask("chat", model, is_stream, bound, cap, tools=tools, is_usage_asked=True, fields=request)
+        ask.bound_by = WINDOW if is_hidden else BYTES
+        return ask
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it."""
@@ -117,6 +122,10 @@ class Ollama:
         if ask.model_granted is not None and ask.model_granted != ask.model:
             edits["model"] = msgspec.json.encode(ask.model_granted)
         return pairs_of.write(request.pairs, edits) if edits else body
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`: the model stands in the body."""
+        return path
 
     def meter(self, ask: Ask) -> OllamaMeter:
         """See `Dialect.meter`."""

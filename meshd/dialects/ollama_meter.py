@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Splitter
     from meshd.refusal import Refused
 
-EVENT_BYTES_MAX: Final = 32 * 1024 * 1024
-"""The last line of an answer may hold the whole context as numbers."""
-
 _answer = msgspec.json.Decoder(Answer)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -82,9 +79,9 @@ class OllamaMeter:
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
 
-    def splitter_for(self, content_type: bytes) -> Splitter | None:
+    def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
         """See `FramedMeter.splitter_for`."""
-        return ndjson.Splitter(EVENT_BYTES_MAX) if content_type.lower().startswith(b"application/x-ndjson") else None
+        return ndjson.Splitter(event_bytes_max) if content_type.lower().startswith(b"application/x-ndjson") else None
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""

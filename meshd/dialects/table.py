@@ -6,7 +6,7 @@ Anthropic's under `/v1`, Vertex AI serves Claude beside Gemini. `dialect_at` say
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meshd.dialects.anthropic import Anthropic
 from meshd.dialects.anthropic_vertex import AnthropicOnVertex, is_on_vertex
@@ -19,7 +19,6 @@ from meshd.dialects.plain import Plain
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call
     from meshd.dialects.contract import Dialect
 
 _OPENAI: Final = OpenAI()
@@ -36,9 +35,6 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "bedrock": Bedrock(),
     "plain": Plain(),
 }
-
-_PLACED: Final = (Gemini, AnthropicOnVertex, Bedrock)
-"""Those in which the path decides what the body says: see `PlacedDialect`."""
 
 
 def _anthropic_at(path: str) -> Dialect:
@@ -78,12 +74,3 @@ def recognise(method: str, path: str) -> tuple[str, str] | None:
         if operation is not None:
             return name, operation
     return None
-
-
-def read(call: Call, operation: str, body: bytes) -> Ask:
-    """Return what a call asks for, by its body and, where that decides, its path. Raises Refused as `Dialect.read`."""
-    dialect: Any = call.dialect
-    if isinstance(dialect, _PLACED):
-        return dialect.read_at(operation, call.path, body, call.credentials)
-    ask: Ask = dialect.read(operation, body)
-    return ask

@@ -13,6 +13,7 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 from meshd.engines.port import (
+    Ability,
     Change,
     Record,
     StoreClosed,
@@ -22,7 +23,9 @@ from meshd.engines.port import (
     StoreLocked,
     StoreNewer,
     StoreReadOnly,
+    sum_of,
 )
+from meshd.engines.watchers import Watchers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -62,13 +65,14 @@ _CLASSES: dict[int, tuple[type[StoreError], str]] = {
 
 
 class _Job:
-    __slots__ = ("arguments", "future", "is_write", "loop", "outcome", "run")
+    __slots__ = ("arguments", "fault", "future", "is_write", "loop", "outcome", "run")
 
     def __init__(self, run: Callable[..., Any], arguments: tuple[Any, ...], *, is_write: bool) -> None:
         self.run = run
         self.arguments = arguments
         self.is_write = is_write
         self.outcome: Any = None
+        self.fault: StoreError | None = None
         self.loop = asyncio.get_running_loop()
         self.future: asyncio.Future[Any] = self.loop.create_future()
 
@@ -80,13 +84,17 @@ class SqliteStore:
     """
 
     name = "sqlite"
-    is_durable = True
+    caution = ""
 
     def __init__(self, path: Path, *, busy_timeout_s: float = 1.0) -> None:
+        self.abilities = frozenset({Ability.DURABLE})
         self._path = path
         self._connection = self._opened(busy_timeout_s)
         self._version: int = self._connection.execute("SELECT value FROM counter").fetchone()[0]
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._changed: list[tuple[str, str]] = []
+        """Space and key of what the group that runs has changed."""
+        self._watchers = Watchers()
         self._is_closed = False
         self._thread = threading.Thread(target=self._work, name="meshd-store", daemon=True)
         self._thread.start()
@@ -95,9 +103,18 @@ class SqliteStore:
         result: dict[str, Record] = await self._ask(self._read, (space, tuple(keys)), is_write=False)
         return result
 
-    async def write(self, changes: Sequence[Change]) -> bool:
-        result: bool = await self._ask(self._write, (tuple(changes),), is_write=True)
+    async def write(self, changes: Sequence[Change]) -> list[bool]:
+        result: list[bool] = await self._ask(self._write, (tuple(changes),), is_write=True)
         return result
+
+    async def take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
+        result: int | None = await self._ask(self._take, (space, key, amount, ceiling), is_write=True)
+        return result
+
+    async def watch(self, space: str, changed: Callable[[str], None]) -> Callable[[], None]:
+        # One process has the file, so whoever changes a record is in this one.
+        self._check()
+        return self._watchers.add(space, changed)
 
     async def keys(self, space: str, after: str = "", limit: int = 1000) -> list[str]:
         result: list[str] = await self._ask(self._keys, (space, after, limit), is_write=False)
@@ -110,11 +127,14 @@ class SqliteStore:
         await asyncio.to_thread(self._thread.join)
 
     async def _ask(self, run: Callable[..., Any], arguments: tuple[Any, ...], *, is_write: bool) -> Any:
-        if self._is_closed:
-            raise StoreClosed(f"{self._path} was closed")
+        self._check()
         job = _Job(run, arguments, is_write=is_write)
         self._jobs.put(job)
         return await job.future
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise StoreClosed(f"{self._path} was closed")
 
     # What follows runs on the store's own thread, the opening aside.
 
@@ -171,8 +191,16 @@ class SqliteStore:
                 job = self._jobs.get()
             is_open = job is not None
             if group:
-                _answer(group, self._ran(group))
+                fault = self._ran(group)
+                _answer(group, fault)
+                self._tell_watchers(fault)
         self._connection.close()
+
+    def _tell_watchers(self, fault: StoreError | None) -> None:
+        changed, self._changed = self._changed, []
+        if fault is None and self._watchers:
+            for space, key in changed:
+                self._watchers.tell(space, (key,))
 
     def _ran(self, group: list[_Job]) -> StoreError | None:
         """Run a group in one transaction; return what kept it from being committed, or None."""
@@ -181,7 +209,10 @@ class SqliteStore:
             connection.execute("BEGIN IMMEDIATE" if any(job.is_write for job in group) else "BEGIN")
             before = self._version
             for job in group:
-                job.outcome = job.run(*job.arguments)
+                try:
+                    job.outcome = job.run(*job.arguments)
+                except StoreError as error:
+                    job.fault = error  # of this one alone
             if self._version != before:
                 connection.execute("UPDATE counter SET value = ?", (self._version,))
             connection.execute("COMMIT")
@@ -202,26 +233,29 @@ class SqliteStore:
                 found[key] = Record(row[0], row[1])
         return found
 
-    def _write(self, changes: tuple[Change, ...]) -> bool:
+    def _write(self, changes: tuple[Change, ...]) -> list[bool]:
+        return [self._write_one(*change) for change in changes]
+
+    def _write_one(self, space: str, key: str, value: bytes | None, expected: int | None) -> bool:
         connection = self._connection
-        if len(changes) > 1:
-            connection.execute("SAVEPOINT batch")
-        for space, key, value, expected in changes:
-            if expected is not None:
-                row = connection.execute(_VERSION, (space, key)).fetchone()
-                if (row[0] if row else 0) != expected:
-                    if len(changes) > 1:
-                        connection.execute("ROLLBACK TO batch")
-                        connection.execute("RELEASE batch")
-                    return False
-            if value is None:
-                connection.execute(_DELETE, (space, key))
-            else:
-                self._version += 1
-                connection.execute(_WRITE, (space, key, self._version, value))
-        if len(changes) > 1:
-            connection.execute("RELEASE batch")
+        if expected is not None:
+            row = connection.execute(_VERSION, (space, key)).fetchone()
+            if (row[0] if row else 0) != expected:
+                return False
+        if value is None:
+            connection.execute(_DELETE, (space, key))
+        else:
+            self._version += 1
+            connection.execute(_WRITE, (space, key, self._version, value))
+        self._changed.append((space, key))
         return True
+
+    def _take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
+        row = self._connection.execute(_READ, (space, key)).fetchone()
+        total = sum_of(self.name, key, row[1] if row is not None else None, amount, ceiling)
+        if total is not None:
+            self._write_one(space, key, b"%d" % total, None)
+        return total
 
     def _keys(self, space: str, after: str, limit: int) -> list[str]:
         return [row[0] for row in self._connection.execute(_KEYS, (space, after, limit))]
@@ -247,7 +281,8 @@ def _resolve(jobs: list[_Job], error: StoreError | None) -> None:
     for job in jobs:
         if job.future.done():
             continue
-        if error is None:
+        fault = error or job.fault
+        if fault is None:
             job.future.set_result(job.outcome)
         else:
-            job.future.set_exception(error)
+            job.future.set_exception(fault)

@@ -1,13 +1,14 @@
 """The owner's desk: takes messages to the owners of accounts, whose books are records of a store.
 
 Each step is one compare-and-set of the account's record, so two desks on one store can never both grant the same
-tokens. An account with an open lease has an entry in its holder's index, written together with it: a start reads
+tokens, and no process must live for an account to have its owner: whoever has a message steps it. An account with an
+open lease has an entry in its holder's index, which stands before the lease does and leaves after it: a start reads
 these and nothing else.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -15,12 +16,19 @@ from meshd.engines.port import Change, StoreCorrupt
 from meshd.ledger.account import LEASE_TOKENS_MAX, Answer, Message, Owner, Stake
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.port import Record, Store
 
 ACCOUNTS: Final = "account"
+RECALL: Final = "recall"
+"""Space of notices: a record is written under an account's name when somebody waits for what others hold of it."""
+FREED: Final = "freed"
+"""Likewise, when something that somebody waits for has come back or is known to be spent, or more was added."""
 BATCH_MAX: Final = 500
+_IDENTITY: Final = ("mesh", ("identity",))
+
+T = TypeVar("T")
 
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(Owner).decode
@@ -46,10 +54,12 @@ def leases_of(holder: str) -> str:
 class Desk:
     """Reads, steps and writes owners. Every method may raise StoreError."""
 
-    __slots__ = ("_lease_tokens_max", "store")
+    __slots__ = ("_lease_tokens_max", "identity", "store")
 
     def __init__(self, store: Store, *, lease_tokens_max: int = LEASE_TOKENS_MAX) -> None:
         self.store = store
+        self.identity = ""
+        """By which the store is known; empty where only this process has it."""
         self._lease_tokens_max = lease_tokens_max
 
     async def owner(self, account: str) -> Owner:
@@ -66,28 +76,102 @@ class Desk:
         return (await self.tell_all([(account, message)]))[0]
 
     async def tell_all(self, messages: Sequence[tuple[str, Message]]) -> list[Answer]:
-        """Take many messages, each to another account, in batches that are written whole."""
-        answers: list[Answer] = []
+        """Take many messages, each to another account."""
+        answers: dict[str, Answer] = {}
         for at in range(0, len(messages), BATCH_MAX):
-            answers += await self._tell(messages[at : at + BATCH_MAX])
-        return answers
+            batch = messages[at : at + BATCH_MAX]
+            while batch:
+                batch = await self._tell(batch, answers)
+        return [answers[account] for account, _ in messages]
 
-    async def _tell(self, messages: Sequence[tuple[str, Message]]) -> list[Answer]:
+    async def _tell(
+        self, messages: Sequence[tuple[str, Message]], answers: dict[str, Answer]
+    ) -> list[tuple[str, Message]]:
+        """Step the owners once; return the messages whose owner somebody else has stepped meanwhile."""
+        found = await self.store.read(ACCOUNTS, [account for account, _ in messages])
+        indexed: list[Change] = []
+        stepped: list[Change] = []
+        steps: list[_Step] = []
+        ended: list[tuple[str, Owner]] = []
+        for account, message in messages:
+            record = found.get(account)
+            owner = _owner(account, record)
+            was_open = _is_open(owner.stakes.get(message.holder))
+            might_come = owner.outstanding
+            answer = owner.step(message, self._lease_tokens_max)
+            is_open = _is_open(owner.stakes.get(message.holder))
+            if owner.parent and owner.is_closed and not owner.outstanding:
+                ended.append((account, owner))
+            notice = RECALL if message.holder in owner.wants else ""
+            if not notice and owner.wants and owner.outstanding < might_come:
+                notice = FREED
+            stepped.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
+            steps.append(_Step(account, message, answer, was_open and not is_open, notice))
+            if is_open and not was_open:
+                indexed.append(Change(leases_of(message.holder), account, b""))
+        # In this order: an index that names a lease too many costs a look, one too few would lose it.
+        made = (await self.store.write([*indexed, *stepped]))[len(indexed) :]
+        again: list[tuple[str, Message]] = []
+        after: list[Change] = []
+        for step, is_made in zip(steps, made, strict=True):
+            if not is_made:
+                again.append((step.account, step.message))
+                continue
+            answers[step.account] = step.answer
+            if step.is_closed:
+                after.append(Change(leases_of(step.message.holder), step.account, None))
+            if step.notice:
+                after.append(Change(step.notice, step.account, step.message.holder.encode()))
+        if after:
+            await self.store.write(after)
+        for account, owner in ended:
+            if account in answers:
+                await self._flow_back(account, owner)
+        return again
+
+    async def order(self, account: str, change: Callable[[Owner], T], *, notice: str = "") -> T:
+        """Change the books of an account as an operator or a delegating caller asks, and return what `change` does.
+
+        It is called again where somebody else was quicker. `notice` is the space in which holders are told.
+        """
         while True:
-            found = await self.store.read(ACCOUNTS, [account for account, _ in messages])
-            changes: list[Change] = []
-            answers: list[Answer] = []
-            for account, message in messages:
-                record = found.get(account)
-                owner = _owner(account, record)
-                was_open = _is_open(owner.stakes.get(message.holder))
-                answers.append(owner.step(message, self._lease_tokens_max))
-                changes.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
-                is_open = _is_open(owner.stakes.get(message.holder))
-                if is_open != was_open:
-                    changes.append(Change(leases_of(message.holder), account, b"" if is_open else None))
-            if await self.store.write(changes):
-                return answers
+            record = (await self.store.read(ACCOUNTS, (account,))).get(account)
+            owner = _owner(account, record)
+            result = change(owner)
+            written = Change(ACCOUNTS, account, _encode(owner), record.version if record else 0)
+            if (await self.store.write([written]))[0]:
+                break
+        if notice:
+            await self.store.write([Change(notice, account, b"")])
+        if owner.parent and owner.is_closed and not owner.outstanding:
+            await self._flow_back(account, owner)
+        return result
+
+    async def _flow_back(self, child: str, owner: Owner) -> None:
+        """A child account is closed and nobody holds a lease on it: what it has left goes to its parent (rule 9).
+
+        Where a crash comes between, the next word about the child does it, or the next `end` of the delegation.
+        """
+        left = owner.available
+        await self.order(owner.parent, lambda parent: parent.take_back(child, left), notice=FREED)
+
+    async def read_identity(self) -> str:
+        """Return what the store calls itself; "" where it has no name yet."""
+        record = (await self.store.read(*_IDENTITY)).get(_IDENTITY[1][0])
+        return record.value.decode("ascii", "replace") if record is not None else ""
+
+    async def name_store(self, name: str) -> str:
+        """Give the store a name unless it has one; return the one that it has."""
+        await self.store.write([Change(_IDENTITY[0], _IDENTITY[1][0], name.encode(), expected=0)])
+        return await self.read_identity()
+
+    async def check_identity(self) -> None:
+        """Raise StoreCorrupt where the store is not the one that this desk began with."""
+        if self.identity and (found := await self.read_identity()) != self.identity:
+            raise StoreCorrupt(
+                f"the {self.store.name} store was {'replaced' if found else 'emptied'} while it was in use: "
+                "its budgets would be granted again"
+            )
 
     async def open_leases(self, holder: str) -> list[str]:
         """Return the accounts on which `holder` has an open lease."""
@@ -109,7 +193,21 @@ class Desk:
 
     async def write_holder(self, name: str, record: HolderRecord, expected: int | None = None) -> bool:
         """Write a holder's record; False where another start has come between."""
-        return await self.store.write([Change("holder", name, _encode(record), expected)])
+        return (await self.store.write([Change("holder", name, _encode(record), expected)]))[0]
+
+    async def forget_leases(self, holder: str, accounts: Sequence[str]) -> None:
+        """Take accounts out of the index of `holder`, on which it has no open lease after all."""
+        space = leases_of(holder)
+        await self.store.write([Change(space, account, None) for account in accounts])
+
+
+class _Step(NamedTuple):
+    account: str
+    message: Message
+    answer: Answer
+    is_closed: bool
+    notice: str
+    """The space in which others are told of it; empty where it is none of their business."""
 
 
 def _is_open(stake: Stake | None) -> bool:
@@ -123,7 +221,7 @@ def _owner(account: str, record: Record | None) -> Owner:
         owner = _decode(record.value)
     except msgspec.MsgspecError as error:
         raise StoreCorrupt(f"the record of account {account} is damaged") from error
-    if owner.available + owner.outstanding + owner.settled != owner.total:
+    if not owner.is_balanced:
         # Worse than unreadable: books that do not add up grant tokens that nobody has.
         raise StoreCorrupt(f"the books of account {account} do not add up")
     return owner

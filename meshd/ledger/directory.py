@@ -58,6 +58,29 @@ class Directory:
             self.close()
             raise told(error, lock) from error
 
+    def recall(self, name: str) -> str:
+        """Return what `remember` has kept under a name; "" where there is nothing. Raises StoreError."""
+        file = self.path / name
+        try:
+            return file.read_text("ascii").strip()
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file} cannot be read: {error}") from error
+
+    def remember(self, name: str, value: str) -> None:
+        """Keep one short text; on return it survives a crash of the host. Raises StoreError. Blocks."""
+        file, new = self.path / name, self.path / f"{name}.new"
+        try:
+            with new.open("w", encoding="ascii") as stream:
+                stream.write(value + "\n")
+                stream.flush()
+                os.fsync(stream.fileno())
+            new.rename(file)
+            self.sync()
+        except OSError as error:
+            raise told(error, file) from error
+
     def sync(self) -> None:
         """Make the files' names survive a crash of the host. Blocks."""
         fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meshd.prices import MONEY
+
 if TYPE_CHECKING:
     import asyncio
 
+    from meshd.ledger.account import Report
     from meshd.ledger.holder import Holder
     from meshd.ledger.ledger import Ledger
 
@@ -23,15 +26,17 @@ class Shortfall(NamedTuple):
     account: str
     limit: int
     used: int
-    """Tokens spent, over all holders."""
+    """Tokens spent, over all holders, as far as they have reported."""
     reserved: int
-    """Tokens held by calls in flight."""
+    """Tokens held by calls in flight, here; and elsewhere, what lies under lease."""
     bound: int
     """Tokens that the call asked for."""
     least: int
     """Tokens that it could have done with."""
     is_busy: bool
     """Only calls in flight stood in the way: worth trying again soon."""
+    is_closed: bool = False
+    """An operator, or the caller that gave these tokens, has closed the account."""
 
 
 class AccountView(NamedTuple):
@@ -53,11 +58,27 @@ class Reservation:
         self._entry: Entry | None = entry
         self.bound = bound
 
+    @property
+    def entry(self) -> Entry | None:
+        """The account; None once it is settled."""
+        return self._entry
+
     def settle(self, tokens: int) -> None:
         """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
         entry, self._entry = self._entry, None
         if entry is not None:
             self._ledger.pay(entry, self.bound, tokens)
+
+    @property
+    def account(self) -> str:
+        """Whose tokens are held; empty once it is settled."""
+        return self._entry.id if self._entry is not None else ""
+
+    def lend(self) -> Report:
+        """End the reservation without a charge, since another account is to have its tokens: what the owner is told."""
+        entry, self._entry = self._entry, None
+        assert entry is not None
+        return self._ledger.lend(entry, self.bound)
 
     def shrink(self, bound: int) -> None:
         """Hold fewer tokens than before."""
@@ -89,16 +110,39 @@ class Waiter:
 class Entry:
     """One account in memory."""
 
-    __slots__ = ("holder", "id", "is_asking", "largest", "limit", "refill_below", "reported", "waiting")
+    __slots__ = (
+        "holder",
+        "id",
+        "is_asking",
+        "is_fresh",
+        "is_money",
+        "is_wanted",
+        "is_wanting",
+        "largest",
+        "limit",
+        "poll",
+        "refill_below",
+        "reported",
+        "waiting",
+    )
 
     def __init__(self, id: str) -> None:
         self.id = id
+        self.is_money = id.endswith(MONEY)
         self.holder: Holder | None = None
         """None until the owner has been asked for the first time."""
         self.waiting: deque[Waiter] = deque()
         """First come, first served: what fits must not overtake, or a large call would starve."""
         self.is_asking = False
         """A message to the owner is under way; there is never more than one, so none overtakes another."""
+        self.is_fresh = False
+        """Nothing is known to have come back since the owner last answered: a "no" can be said without asking."""
+        self.is_wanted = False
+        """Other holders wait for what lies idle here."""
+        self.is_wanting = False
+        """The owner knows that a call here waits for what others hold."""
+        self.poll: asyncio.TimerHandle | None = None
+        """Asks the owner again, should the word that something came back be lost."""
         self.limit = 0
         """As the last call gave it, for display."""
         self.largest = 0
@@ -124,21 +168,29 @@ class Entry:
     def shortfall(self, waiter: Waiter, *, is_busy: bool) -> Shortfall:
         """Say why `waiter` goes without."""
         holder = self.holder
-        used = holder.elsewhere + holder.spent if holder is not None else 0
-        reserved = holder.reserved if holder is not None else 0
-        return Shortfall(self.id, waiter.limit, used, reserved, waiter.bound, waiter.least, is_busy)
+        used = holder.elsewhere - holder.lent + holder.spent if holder is not None else 0
+        reserved = holder.reserved + holder.lent if holder is not None else 0
+        is_closed = holder is not None and holder.is_closed
+        return Shortfall(self.id, waiter.limit, used, reserved, waiter.bound, waiter.least, is_busy, is_closed)
 
 
 def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
     """Return how many tokens a call may reserve, from `least` to `bound`; or WAIT, or NEVER.
 
-    Less than the bound is given only where the bound would not fit even with nothing in flight: a call that only has
-    to wait a moment is not worth a shorter answer.
+    Less than the bound is given only where the bound would not fit even with nothing in flight, here and with other
+    holders: a call that only has to wait a moment is not worth a shorter answer.
     """
-    left_idle = limit - holder.elsewhere - holder.spent
+    left_idle = min(limit + holder.extra, holder.cap) - holder.elsewhere - holder.spent
     left = left_idle - holder.reserved
     if bound <= left:
         return bound
+    left_idle += holder.lent
     if bound > left_idle and least <= left:
         return left
     return WAIT if least <= left_idle else NEVER
+
+
+def wish(holder: Holder, limit: int, bound: int, least: int) -> int:
+    """Return how many tokens a call would reserve if all came back that is in flight or held elsewhere."""
+    limit = min(limit + holder.extra, holder.cap)
+    return max(least, min(bound, limit - holder.elsewhere - holder.spent + holder.lent))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 from meshd.ledger.account import Report, Request
@@ -15,11 +16,16 @@ class Holder:
 
     __slots__ = (
         "available",
+        "cap",
         "closed",
         "elsewhere",
         "epoch",
+        "extra",
+        "frozen",
         "granted",
+        "is_closed",
         "is_volatile",
+        "lent",
         "name",
         "reserved",
         "returned",
@@ -28,6 +34,7 @@ class Holder:
         "slot",
         "spent",
         "total",
+        "wanted",
     )
 
     def __init__(self, name: str, epoch: int, slot: int) -> None:
@@ -47,6 +54,16 @@ class Holder:
         self.available = 0
         self.elsewhere = 0
         self.total = 0
+        self.lent = 0
+        """Of `elsewhere`, what may still come back from other holders."""
+        self.wanted = 0
+        """Tokens that other holders wait for."""
+        self.extra = 0
+        """Tokens beyond any limit of the policy, by an operator's word."""
+        self.cap = sys.maxsize
+        """Tokens that the account has, where that does not follow the policy."""
+        self.is_closed = False
+        self.frozen = ""
 
     @property
     def room(self) -> int:
@@ -83,11 +100,23 @@ class Holder:
             self.spent,
             self.returned,
             is_volatile or self.is_volatile,
+            self.sequence,
         )
 
     def report(self) -> Report:
         """Say what was spent and given back so far."""
-        return Report(self.name, self.epoch, self.serial, self.spent, self.returned)
+        return Report(self.name, self.epoch, self.serial, self.spent, self.returned, seen=self.sequence)
+
+    def give_back_idle(self) -> Report:
+        """Give back what is neither spent nor reserved, and keep the lease. Reduce first: see `give_back`."""
+        self.returned += max(0, self.room)
+        return self.report()
+
+    def lend(self, tokens: int) -> Report:
+        """Give back tokens that are reserved: what they were reserved for is another account now."""
+        self.reserved -= tokens
+        self.returned += tokens
+        return self.report()
 
     def give_back(self) -> Report:
         """Close the lease; what is still reserved counts as spent.
@@ -97,7 +126,15 @@ class Holder:
         """
         self.returned += max(0, self.room)
         self.closed = self.serial
-        return Report(self.name, self.epoch, self.serial, self.spent + self.reserved, self.returned, is_closed=True)
+        return Report(
+            self.name,
+            self.epoch,
+            self.serial,
+            self.spent + self.reserved,
+            self.returned,
+            is_closed=True,
+            seen=self.sequence,
+        )
 
     def hear(self, answer: Answer, *, is_volatile: bool = False) -> None:
         """Take in an answer of the owner. Old news, repeats and answers to another epoch change nothing."""
@@ -115,6 +152,13 @@ class Holder:
             self.available = answer.available
             self.elsewhere = answer.elsewhere
             self.total = answer.total
+            self.lent = answer.lent
+            self.wanted = answer.wanted
+            self.extra = answer.extra
+            self.is_closed = answer.is_closed
+            if answer.is_child:
+                self.cap = answer.total
+            self.frozen = answer.frozen
 
     def resume(self, stake: Stake) -> None:
         """Take up a lease of this very epoch again, after this account had left memory."""

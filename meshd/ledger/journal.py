@@ -13,6 +13,7 @@ Bytes that are all zero end the log.
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import struct
@@ -26,13 +27,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 SEGMENT_BYTES: Final = 2**20
 """Of one segment: some 32,000 calls, read again in some 50 ms at a start."""
 TOKENS_MAX: Final = 2**48
 """Most that one attempt is charged: what upstreams report is not ours, and must fit into a record many times over."""
 
-_HEADER: Final = struct.Struct("<8sIIQQ44sI")
+_HEADER: Final = struct.Struct("<8sIIQQQ36sI")
 _MAGIC: Final = b"meshd-jl"
 _BODY: Final = struct.Struct("<IQ")
 _RECORD: Final = struct.Struct("<IQI")
@@ -42,6 +43,7 @@ _WHOLE: Final = 0x8000_0000
 _SEALED: Final = 0
 """In place of a slot, which begin at 1: nothing follows in this segment."""
 _NEW: Final = "journal.new"
+_FS_IOC_GETVERSION: Final = 0x8008_7601
 
 _body = _BODY.pack
 _put = struct.Struct("<12sI").pack_into
@@ -56,11 +58,13 @@ class Head(NamedTuple):
     boot_id: str
     size: int
     """Bytes of the file."""
+    mark: int
+    """Of the file when it was made: a copy has another, and may be older than what was spent."""
 
     def encode(self) -> bytes:
         """Return the segment's first bytes."""
-        boot_id = self.boot_id.encode()[:44]
-        bare = _HEADER.pack(_MAGIC, FORMAT, self.size, self.epoch, self.segment, boot_id, 0)
+        boot_id = self.boot_id.encode()[:36]
+        bare = _HEADER.pack(_MAGIC, FORMAT, self.size, self.epoch, self.segment, self.mark, boot_id, 0)
         return bare[:-4] + struct.pack("<I", zlib.crc32(bare[:-4]))
 
 
@@ -143,14 +147,14 @@ class Journal:
         carried = list(self.carried())
         size = max(self._segment_bytes, _HEADER.size + 2 * RECORD_BYTES * (len(carried) + 1))
         path = self._directory / f"journal-{self._epoch:010d}-{number:08d}.log"
-        head = Head(self._epoch, number, self._boot_id, size).encode()
-        seed = _seed_of(head)
         new = self._directory / _NEW
         fd = -1
         try:
             fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             _allocate(fd, size)
             mapped = mmap.mmap(fd, size)
+            head = Head(self._epoch, number, self._boot_id, size, _mark_of(fd)).encode()
+            seed = _seed_of(head)
             mapped[: len(head)] = head
             at = len(head)
             for slot, owed in carried:
@@ -179,6 +183,18 @@ def _allocate(fd: int, size: int) -> None:
             raise
         if os.pwrite(fd, bytes(size), 0) != size:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from error
+
+
+def _mark_of(fd: int) -> int:
+    """Return a number that no copy of this file has: its inode, and the generation where the file system counts them.
+
+    The number of an inode that was freed is used again at once, its generation is not (ioctl_iflags(2) and its kin).
+    """
+    try:
+        generation = int.from_bytes(fcntl.ioctl(fd, _FS_IOC_GETVERSION, bytes(8))[:4], "little")
+    except OSError:
+        generation = 0
+    return (os.fstat(fd).st_ino ^ (generation << 32)) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(slots=True)
@@ -213,12 +229,15 @@ def replay(paths: list[Path]) -> Replay:
     heads: list[tuple[Head, bytes, Path]] = []
     for path in paths:
         try:
-            content = path.read_bytes()
+            with path.open("rb") as stream:
+                content, mark = stream.read(), _mark_of(stream.fileno())
         except OSError as error:
             raise told(error, path) from error
         head = _head(content, path)
         if head is None:
             result.damage = f"{path.name} has no readable head"
+        elif head.mark != mark:
+            result.damage = f"{path.name} is a copy, which may be older than what was spent"
         else:
             heads.append((head, content, path))
     if not heads:
@@ -281,7 +300,7 @@ def _head(content: bytes, path: Path) -> Head | None:
     if len(content) < _HEADER.size:
         return None
     raw = content[: _HEADER.size]
-    magic, written, size, epoch, segment, boot_id, crc = _HEADER.unpack(raw)
+    magic, written, size, epoch, segment, mark, boot_id, crc = _HEADER.unpack(raw)
     if magic != _MAGIC:
         return None
     if written > FORMAT:
@@ -291,7 +310,7 @@ def _head(content: bytes, path: Path) -> Head | None:
         )
     if written != FORMAT or crc != zlib.crc32(raw[:-4]):
         return None
-    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"), size)
+    return Head(epoch, segment, boot_id.rstrip(b"\0").decode("ascii", "replace"), size, mark)
 
 
 def _seed_of(head: bytes) -> int:

@@ -6,28 +6,35 @@ import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from meshd.engines.port import StoreError
+from meshd.engines.port import StoreCorrupt, StoreError, StoreLocked
+from meshd.engines.watchers import MISSED
+from meshd.ledger.desk import FREED, RECALL
 from meshd.ledger.entry import Entry
 from meshd.ledger.holder import Holder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from meshd.ledger.account import Answer
     from meshd.ledger.desk import Desk
 
 
 class Leases:
     """Entries by account, those used last at the end, and at most one message to each owner at a time.
 
-    `served(entry)` is called whenever an answer came in, `failed(entry, error)` when none will.
+    `served(entry)` is called whenever an answer came in, `failed(entry, error)` when none will, `again(entry)` when
+    something may have come back, and `lost(error)` when this holder must spend nothing more.
     """
 
     __slots__ = (
+        "_again",
         "_desk",
+        "_ends",
         "_epoch",
         "_failed",
         "_holder",
         "_leaving",
+        "_lost",
         "_open_max",
         "_served",
         "_slot",
@@ -44,6 +51,8 @@ class Leases:
         *,
         served: Callable[[Entry], None],
         failed: Callable[[Entry, StoreError], None],
+        lost: Callable[[StoreError], None],
+        again: Callable[[Entry], None],
     ) -> None:
         self._desk = desk
         self._holder = holder
@@ -51,7 +60,11 @@ class Leases:
         self._open_max = open_max
         self._served = served
         self._failed = failed
+        self._lost = lost
+        self._again = again
         self._slot = 0
+        self._ends: list[Callable[[], None]] = []
+        """Each ends a watch."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self._leaving: dict[str, Entry] = {}
@@ -76,6 +89,8 @@ class Leases:
 
     async def _ask(self, entry: Entry, total: int, need: int, *, is_volatile: bool) -> None:
         try:
+            if not self._ends:
+                await self._listen()
             holder = entry.holder or await self._met(entry)
             request = holder.request(total, need, max(entry.largest, need), is_volatile=is_volatile)
             answer = await self._desk.tell(entry.id, request)
@@ -85,13 +100,87 @@ class Leases:
         before = holder.granted
         holder.hear(answer, is_volatile=is_volatile)
         entry.holder = holder
-        entry.reported = max(entry.reported, request.spent)
         if holder.granted > before:
             entry.refill_below = (holder.granted - before) // 2
-        if holder.available <= 0:
-            entry.refill_below = -1
+        entry.is_wanting = need > 0 and holder.granted == before
+        self._answered(entry, holder, answer, request.spent)
+
+    def tell(self, entry: Entry) -> None:
+        """Tell the owner how things stand, and give back what lies idle if others wait for it."""
+        if not entry.is_asking and entry.holder is not None:
+            entry.is_asking = True
+            self._keep(self._tell(entry, entry.holder))
+
+    async def _tell(self, entry: Entry, holder: Holder) -> None:
+        report = holder.give_back_idle() if entry.is_wanted else holder.report()
+        try:
+            answer = await self._desk.tell(entry.id, report)
+        except StoreError as error:
+            self._not_answered(entry, error)
+            return
+        holder.hear(answer)
+        entry.is_wanting = False
+        self._answered(entry, holder, answer, report.spent)
+
+    def _answered(self, entry: Entry, holder: Holder, answer: Answer, spent: int) -> None:
+        entry.reported = max(entry.reported, spent)
         entry.is_asking = False
+        if answer.is_stale:
+            self._lost(self._superseded())
+            return
+        entry.is_fresh = True
+        entry.is_wanted = holder.wanted > 0 or holder.is_closed
+        if holder.available <= 0 or entry.is_wanted:
+            entry.refill_below = -1
         self._served(entry)
+        if entry.is_wanted and holder.room > 0:
+            self.tell(entry)
+
+    def _superseded(self) -> StoreLocked:
+        return StoreLocked(f"another meshd has started as holder {self._holder} on the same store")
+
+    # What other holders do.
+
+    async def _listen(self) -> None:
+        """Hear from now on of what other holders do. Raises StoreError."""
+        store = self._desk.store
+        self._ends = [await store.watch(RECALL, self.recalled), await store.watch(FREED, self.freed)]
+
+    def recalled(self, account: str) -> None:
+        """Somebody waits for tokens of `account`; "" where such a word may have been lost."""
+        if account == MISSED:
+            self._keep(self._look_again())
+            return
+        entry = self.entries.get(account)
+        if entry is None or entry.holder is None or entry.is_wanting:
+            return
+        entry.is_wanted = True
+        if entry.holder.room > 0 or entry.holder.spent > entry.reported:
+            self.tell(entry)  # What is spent will not come back: whoever waits for it must know.
+
+    def freed(self, account: str) -> None:
+        """Tokens of `account` have come back, or more were added."""
+        entry = self.entries.get(account)
+        if entry is not None:
+            entry.is_fresh = False
+            self._again(entry)
+
+    async def _look_again(self) -> None:
+        """After the store was away: hear how every account stands, for words were lost, and perhaps writes too."""
+        try:
+            await self._desk.check_identity()
+        except StoreCorrupt as error:
+            self._lost(error)
+            return
+        except StoreError:
+            return  # It is away again, and will be missed again.
+        for entry in tuple(self.entries.values()):
+            entry.is_fresh = False
+            if entry.waiting:
+                self._again(entry)
+            elif entry.holder is not None and not entry.is_asking:
+                entry.is_asking = True
+                await self._tell(entry, entry.holder)
 
     async def _met(self, entry: Entry) -> Holder:
         """Return this holder's side of an account: taken up again where this epoch has a lease, or new."""
@@ -142,7 +231,14 @@ class Leases:
             self._served(entry)
 
     async def report(self) -> None:
-        """Put what every account has spent into the store. Raises StoreError."""
+        """Put what every account has spent into the store, and see that this run is still the last of its holder.
+
+        Raises StoreError.
+        """
+        _, record = await self._desk.holder(self._holder)
+        if record is not None and record.epoch > self._epoch:
+            self._lost(self._superseded())
+            return
         dirty = [
             (entry, entry.holder.spent, entry.holder.report())
             for entry in (*self.entries.values(), *self._leaving.values())
@@ -159,6 +255,8 @@ class Leases:
 
     async def close(self) -> None:
         """Give every lease back. Raises StoreError."""
+        for end in self._ends:
+            end()
         held = [(entry.id, entry.holder) for entry in self.entries.values() if entry.holder is not None]
         await self._desk.tell_all([(account, holder.give_back()) for account, holder in held])
 

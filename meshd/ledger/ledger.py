@@ -10,7 +10,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.engines.port import StoreClosed, StoreError
+from meshd.engines.port import Ability, StoreClosed, StoreError
 from meshd.ledger.account import LEASE_TOKENS_MAX
 from meshd.ledger.desk import Desk, HolderRecord
 from meshd.ledger.directory import Directory, boot_id
@@ -18,23 +18,25 @@ from meshd.ledger.entry import NEVER, WAIT, AccountView, Entry, Reservation, Sho
 from meshd.ledger.faults import Faults
 from meshd.ledger.journal import SEGMENT_BYTES, TOKENS_MAX, Journal, segments_in, told
 from meshd.ledger.leases import Leases
+from meshd.ledger.orders import Orders
 from meshd.ledger.recovery import Start, start
 from meshd.ledger.upkeep import Upkeep
+from meshd.ledger.waiting import Line
+from meshd.ledger.witness import holder_name, recognise
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from meshd.engines.port import Store
+    from meshd.ledger.account import Report
     from meshd.ledger.holder import Holder
 
 HOLDER: Final = "local"
+REPORT_S: Final = 10.0
+"""How often a shared store is told what was spent under leases; admissions never wait for it."""
 OPEN_MAX: Final = 16_384
 """Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
-QUEUE_MAX: Final = 1024
-"""Calls that may wait on one account."""
-STORE_TIMEOUT_S: Final = 5.0
-"""Longest that a call waits for an answer of the store, beyond its own time in the queue."""
 
 _log = logging.getLogger("meshd.ledger")
 
@@ -49,25 +51,30 @@ class Ledger:
         *,
         holder: str = HOLDER,
         open_max: int = OPEN_MAX,
-        later: Callable[[float, Callable[..., None], Entry, Waiter], Any] | None = None,
+        later: Callable[..., Any] | None = None,
     ) -> None:
         """Use `open`, `in_memory` or `failed`. `later` sets a timer as the loop's `call_later` does."""
         self._desk = desk
-        self._later = later
-        self._leases = Leases(desk, holder, epoch, open_max, served=self._served, failed=self._failed)
+        self._faults = Faults()
+        self._say = self._faults.say
+        self._leases = Leases(
+            desk, holder, epoch, open_max, served=self._served, failed=self._failed, lost=self._lost, again=self._again
+        )
+        self.orders = Orders(desk)
+        self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
         self._entries = self._leases.entries
         self._used_last: Entry | None = None
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
-        self._faults = Faults()
-        self._say = self._faults.say
+        self._reporting: asyncio.Task[None] | None = None
         self._closed: StoreError | None = None
         self.started = Start(epoch, 0, 0)
         self.refused = 0
         """Reservations that were not made, since the start of the process."""
         self.spent_tokens = 0
         """Tokens charged since the start of the process."""
+        self.spent_microdollars = 0
         self.bound_violations = 0
         """Attempts that cost more than their bound. The guarantee holds given sound bounds, so this is published."""
         self.estimated = 0
@@ -79,17 +86,19 @@ class Ledger:
         path: Path,
         *,
         store: Store | None = None,
-        holder: str = HOLDER,
+        holder: str = "",
         open_max: int = OPEN_MAX,
         lease_tokens_max: int = LEASE_TOKENS_MAX,
         segment_bytes: int = SEGMENT_BYTES,
         boot: Callable[[], str] = boot_id,
-        later: Callable[[float, Callable[..., None], Entry, Waiter], Any] | None = None,
+        later: Callable[..., Any] | None = None,
     ) -> Ledger:
         """Open the books in a state directory, settling what the last run left open.
 
-        Without `store` they are kept in the embedded one, in that directory. Raises StoreError or one of its kinds,
-        whose message is for the operator: held by another process, newer, damaged, full, not writable.
+        Without `store` they are kept in the embedded one, in that directory. In a store that several sidecars share,
+        this one is a holder under a name that the directory keeps, unless it is given one. Raises StoreError or one
+        of its kinds, whose message is for the operator: held by another process, newer, damaged, full, not writable,
+        or not the store that this directory knew.
         """
         directory = Directory(path)
         try:
@@ -99,12 +108,18 @@ class Ledger:
                 store = SqliteStore(path / "ledger.db")
             try:
                 desk = Desk(store, lease_tokens_max=lease_tokens_max)
+                if Ability.SHARED in store.abilities:
+                    holder = holder or holder_name(directory)
+                    await recognise(desk, directory)
+                holder = holder or HOLDER
                 before, boot_now = segments_in(path), boot()
                 started = await start(desk, holder, before, boot_now)
                 ledger = cls(desk, started.epoch, holder=holder, open_max=open_max, later=later)
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
                 ledger._keep_journal(directory, holder, record, before, segment_bytes)
+                if Ability.SHARED in store.abilities:
+                    ledger._reporting = asyncio.get_running_loop().create_task(ledger._report_for_ever())
             except BaseException:
                 await store.close()
                 raise
@@ -153,7 +168,16 @@ class Ledger:
     @property
     def reserved_tokens(self) -> int:
         """Tokens held by attempts in flight, over all accounts."""
-        return sum(entry.holder.reserved for entry in self._entries.values() if entry.holder is not None)
+        return self._reserved_in(is_money=False)
+
+    @property
+    def reserved_microdollars(self) -> int:
+        """The same of accounts that hold money."""
+        return self._reserved_in(is_money=True)
+
+    def _reserved_in(self, *, is_money: bool) -> int:
+        entries = self._entries.values()
+        return sum(one.holder.reserved for one in entries if one.holder is not None and one.is_money is is_money)
 
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
@@ -178,7 +202,7 @@ class Ledger:
         if holder is None or not holder.is_volatile:
             return None
         owed = holder.spent + holder.reserved + bound
-        if owed > holder.granted - holder.returned or owed + holder.elsewhere > limit:
+        if owed > holder.granted - holder.returned or owed + holder.elsewhere > limit + holder.extra:
             return None
         entry.limit = limit
         self._take(entry, holder, bound)
@@ -202,11 +226,19 @@ class Ledger:
             return None
         entry.limit = limit
         if amount == NEVER:
+            if not entry.is_fresh:
+                return None
             self.refused += 1
-            used = holder.elsewhere + holder.spent
+            used = holder.elsewhere - holder.lent + holder.spent
             return Shortfall(account, limit, used, holder.reserved, bound, least, is_busy=False)
+        return self._reserved(entry, holder, amount)
+
+    def _reserved(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
         self._take(entry, holder, amount)
         return Reservation(self, entry, amount)
+
+    def _again(self, entry: Entry) -> None:
+        self._line.again(entry)
 
     def _take(self, entry: Entry, holder: Holder, amount: int) -> None:
         owed = holder.spent + holder.reserved + amount
@@ -225,7 +257,7 @@ class Ledger:
         if amount > entry.largest:
             entry.largest = amount
         if holder.granted - holder.returned - owed < entry.refill_below:
-            self._leases.ask(entry, holder.total, 0, is_volatile=False)
+            self._leases.ask(entry, entry.limit, 0, is_volatile=False)
 
     def pay(self, entry: Entry, bound: int, tokens: int) -> None:
         """End what was held: charge `tokens`, all of them, and give the rest of `bound` back. Never raises."""
@@ -236,11 +268,16 @@ class Ledger:
             tokens = min(tokens, TOKENS_MAX)
         holder.reserved -= bound
         holder.spent += tokens
-        self.spent_tokens += tokens
+        if entry.is_money:
+            self.spent_microdollars += tokens
+        else:
+            self.spent_tokens += tokens
         if self._journal is not None:
             self._note(self._journal, holder)
         if entry.waiting:
-            self._pump(entry)
+            self._line.pump(entry)
+        elif entry.is_wanted:
+            self._leases.tell(entry)
 
     def _note(self, journal: Journal, holder: Holder) -> None:
         """Log what a lease owes now. Where that fails, the log says more than is true until the next record."""
@@ -257,7 +294,16 @@ class Ledger:
         if self._journal is not None:
             self._note(self._journal, holder)
         if entry.waiting:
-            self._pump(entry)
+            self._line.pump(entry)
+
+    def lend(self, entry: Entry, tokens: int) -> Report:
+        """End what was held without a charge, and say to the owner that it came back."""
+        holder = entry.holder
+        assert holder is not None
+        report = holder.lend(tokens)
+        if self._journal is not None:
+            self._note(self._journal, holder)
+        return report
 
     # What may wait.
 
@@ -270,23 +316,9 @@ class Ledger:
         """
         if self._closed is not None:
             raise self._closed
-        loop = asyncio.get_running_loop()
         entry = self._leases.entry(account)
-        waiter = Waiter(limit, bound, least, loop.create_future(), is_volatile=not is_durable)
-        if len(entry.waiting) >= QUEUE_MAX:
-            self.refused += 1
-            return entry.shortfall(waiter, is_busy=True)
-        entry.limit = limit
-        entry.waiting.append(waiter)
-        waiter.timer = (self._later or loop.call_later)(queue_s, self._expire, entry, waiter)
-        self._pump(entry)
-        try:
-            taken = await waiter.future
-        except asyncio.CancelledError:
-            self._withdraw(entry, waiter)
-            raise
-        finally:
-            waiter.timer.cancel()
+        future = asyncio.get_running_loop().create_future()
+        taken = await self._line.join(entry, Waiter(limit, bound, least, future, is_volatile=not is_durable), queue_s)
         if isinstance(taken, Shortfall):
             self.refused += 1
             return taken
@@ -298,63 +330,15 @@ class Ledger:
                 raise
         return taken
 
-    def _pump(self, entry: Entry) -> None:
-        """Serve those who wait on an account, in order, as far as it goes."""
-        while entry.waiting:
-            waiter = entry.waiting[0]
-            if waiter.future.done():
-                entry.waiting.popleft()
-                continue
-            holder = entry.holder
-            if holder is None:
-                self._leases.ask(entry, waiter.limit, waiter.bound, is_volatile=waiter.is_volatile)
-                return
-            amount = fit(holder, waiter.limit, waiter.bound, waiter.least)
-            if amount == WAIT:
-                return
-            if amount != NEVER and (amount > holder.room or (waiter.is_volatile and not holder.is_volatile)):
-                if entry.is_asking:
-                    return
-                if waiter.asks < 3:
-                    waiter.asks += 1
-                    need = max(0, holder.lacking(amount))
-                    self._leases.ask(entry, waiter.limit, need, is_volatile=waiter.is_volatile)
-                    return
-                amount = NEVER
-            entry.waiting.popleft()
-            if amount == NEVER:
-                waiter.future.set_result(entry.shortfall(waiter, is_busy=False))
-                continue
-            try:
-                self._take(entry, holder, amount)
-            except StoreError as error:
-                waiter.future.set_exception(error)
-            else:
-                waiter.future.set_result(Reservation(self, entry, amount))
+    async def delegate(
+        self, account: str, limit: int, child: str, tokens: int, least: int, *, queue_s: float
+    ) -> int | Shortfall:
+        """Give a new child account up to `tokens` of an account, `least` or more; return how many. Raises StoreError.
 
-    def _expire(self, entry: Entry, waiter: Waiter) -> None:
-        if waiter.future.done():
-            return
-        if not entry.is_store_awaited:
-            waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
-        elif not waiter.is_extended:
-            waiter.is_extended = True
-            later = self._later or asyncio.get_running_loop().call_later
-            waiter.timer = later(STORE_TIMEOUT_S, self._expire, entry, waiter)
-        else:
-            error = StoreError(f"the {self._desk.store.name} store did not answer within {STORE_TIMEOUT_S:.0f} s")
-            self._say(error, "store")
-            waiter.future.set_exception(error)
-        self._pump(entry)
-
-    def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
-        """A caller gave up; what it was given in the same moment goes back."""
-        future = waiter.future
-        if not future.done():
-            future.cancel()
-        elif not future.cancelled() and future.exception() is None and isinstance(got := future.result(), Reservation):
-            got.settle(0)
-        self._pump(entry)
+        End it with `orders.end`: what it has left flows back.
+        """
+        got = await self.wait(account, limit, tokens, least, queue_s=queue_s)
+        return got if isinstance(got, Shortfall) else await self.orders.delegate(got, child)
 
     def _carried(self) -> list[tuple[int, int]]:
         """Return slot and tokens owed of every lease with an open reservation."""
@@ -363,18 +347,30 @@ class Ledger:
 
     def _served(self, entry: Entry) -> None:
         self._say(None, "store")
-        self._pump(entry)
+        self._line.pump(entry)
 
     def _failed(self, entry: Entry, error: StoreError) -> None:
         self._say(error, "store")
-        self._dismiss(entry, error)
+        self._line.dismiss(entry, error)
 
-    def _dismiss(self, entry: Entry, error: StoreError) -> None:
-        waiting = list(entry.waiting)
-        entry.waiting.clear()
-        for waiter in waiting:
-            if not waiter.future.done():
-                waiter.future.set_exception(error)
+    def _lost(self, error: StoreError) -> None:
+        """Spend nothing more: the leases of this process are somebody else's, or the store is another."""
+        if self._closed is None:
+            _log.critical("budgets are refused from now on: %s", error)
+            self._closed = error
+            for entry in self._entries.values():
+                self._line.dismiss(entry, error)
+
+    async def _report_for_ever(self) -> None:
+        """Let those who share the store see what was spent here, and learn whether this run is still the last."""
+        while True:
+            await asyncio.sleep(REPORT_S)
+            try:
+                await self._leases.report()
+            except StoreError as error:
+                self._say(error, "store")
+            else:
+                self._say(None, "store")
 
     async def close(self) -> None:
         """Settle the books and let go: what is still reserved counts as spent at its bound. Closing twice is fine.
@@ -385,7 +381,10 @@ class Ledger:
             return
         self._closed = StoreClosed("the ledger was closed")
         for entry in self._entries.values():
-            self._dismiss(entry, self._closed)
+            self._line.dismiss(entry, self._closed)
+        if self._reporting is not None:
+            self._reporting.cancel()
+        await self.orders.finish()
         await self._leases.finish()
         try:
             if self._upkeep is not None:

@@ -64,6 +64,9 @@ async def start(desk: Desk, holder: str, journal: list[Path], boot_id: str) -> S
                 for account, owner in owners.items()
             ]
             await desk.tell_all([(one.account, one.report) for one in closed if one is not None])
+            indexed = [account for account, one in zip(owners, closed, strict=True) if one is None]
+            if indexed:
+                await desk.forget_leases(holder, indexed)
             recovered += sum(1 for one in closed if one is not None and one.stranded_tokens == 0)
             stranded += sum(one.stranded_tokens for one in closed if one is not None)
     epoch = known + 1

@@ -16,6 +16,7 @@ from meshd.policy.compiled import DialectName, Limits, Policy, Upstream
 from meshd.policy.matching import Match, Matcher, Rule
 from meshd.policy.model import NAME_PATTERN, UpstreamSection
 from meshd.policy.planning import named, planner
+from meshd.policy.pricing import price_book
 from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
     RESERVED_NAMES,
@@ -90,7 +91,8 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
     section = known.get(name)
     if section is None and name in WELL_KNOWN:
         section = UpstreamSection(url=WELL_KNOWN[name][0], kind="llm", dialect=WELL_KNOWN[name][1])
-    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True)
+    # Its prices stay the document's: they are found by the upstream's name.
+    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude={"prices"})
     fields["url"] = url
     for option in options:
         key, _, value = option.partition("=")
@@ -173,6 +175,9 @@ def policy(
         upstreams=upstreams,
         rules=tuple(rules),
         matcher=Matcher(rules, planner()),
+        workflow_tokens=_workflow_tokens(rules),
+        prices=price_book(document),
+        tenant=document.tenant or "",
         expose_amounts=document.errors.expose_amounts,
         hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
         digest=digest,
@@ -194,6 +199,7 @@ def _rule(section: RuleSection, index: int) -> Rule:
         budget=None if section.budget is None else named(section.budget, name, is_shadow=shadow),
         breaker=None if section.breaker is None else named(section.breaker, name, is_shadow=shadow),
         retry=None if section.retry is None else named(section.retry, name, is_shadow=shadow),
+        delegate=None if section.delegate is None else named(section.delegate, name, is_shadow=shadow),
     )
 
 
@@ -201,8 +207,12 @@ def _governance(document: Document) -> Rule | None:
     """Make the short form's rule: it is the last, and fits everything."""
     short = document.governance
     budget = allow = approval = None
-    if short.max_tokens_per_workflow is not None:
-        budget = named(BudgetSettings.model_validate({"tokens": short.max_tokens_per_workflow}), GOVERNANCE)
+    if short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None:
+        # Read already: an int of micro-dollars must not be read as dollars again.
+        settings = BudgetSettings.model_construct(
+            tokens=short.max_tokens_per_workflow, dollars=short.max_dollars_per_workflow
+        )
+        budget = named(settings, GOVERNANCE)
     if short.allowed_tools is not None:
         allow = named(AllowSettings.model_validate({"tools": short.allowed_tools}), GOVERNANCE)
     if short.human_in_the_loop_required:
@@ -210,6 +220,13 @@ def _governance(document: Document) -> Rule | None:
     if budget is None and allow is None and approval is None:
         return None
     return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
+
+
+def _workflow_tokens(rules: list[Rule]) -> int | None:
+    """What is delegated on a call to an agent comes out of every budget of the workflow, whichever calls it is for."""
+    budgets = [rule.budget for rule in rules if rule.budget is not None and not rule.is_shadow]
+    plain = [one for one in budgets if one.per == "workflow" and not one.account and one.window is None]
+    return min((one.tokens for one in plain if one.tokens is not None), default=None)
 
 
 UNATTRIBUTED_TOKENS = 100_000
@@ -221,7 +238,8 @@ def _unattributed_tokens(document: Document) -> int:
     if set_tokens is not None:
         return set_tokens
     budgets = [rule.budget for rule in document.rules if rule.budget is not None and not rule.shadow]
-    tokens = [UNATTRIBUTED_TOKENS, *(budget.tokens for budget in budgets if budget.per == "workflow")]
+    tokens = [UNATTRIBUTED_TOKENS]
+    tokens += [one.tokens for one in budgets if one.per == "workflow" and one.tokens is not None]
     if document.governance is not None and document.governance.max_tokens_per_workflow is not None:
         tokens.append(document.governance.max_tokens_per_workflow)
     return min(tokens)
@@ -253,7 +271,8 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     """Report what loads, and may not be what was meant."""
     short = document.governance
     binds = [rule for rule in document.rules if rule.budget is not None and not rule.shadow]
-    if short.max_tokens_per_workflow is None and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
+    is_short_set = short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None
+    if not is_short_set and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
         report.warn((), "no budget is set: nothing limits what a workflow may spend")
     if short.human_in_the_loop_required:
         report.warn(
@@ -271,7 +290,7 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
         )
     for index, rule in enumerate(document.rules):
         if rule.shadow:
-            unjudged = [key for key in ("breaker", "retry", "route") if getattr(rule, key) is not None]
+            unjudged = [key for key in ("breaker", "delegate", "retry", "route") if getattr(rule, key) is not None]
             more = f"; in shadow its {' and '.join(unjudged)} only adds to its hits" if unjudged else ""
             words = f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing{more}"
             report.warn(("rules", index), words)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
+from meshd.policy.checking_budgets import BudgetChecker
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -20,9 +21,14 @@ if TYPE_CHECKING:
 INBOUND_NAME = "app"
 """Name of the target of calls that come in: the agent beside this sidecar."""
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
-SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "deny", "route", "idempotency")
+SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "delegate", "deny", "route", "idempotency")
 UNENFORCED = ("fallback", "approval", "idempotency")
-OPERATIONS = frozenset({"chat", "embeddings"})
+OPERATIONS = frozenset(
+    {
+        "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",
+        "responses", "speech", "text_completion", "transcription", "translation",
+    }
+)  # fmt: skip
 """What the dialects of LLMs read; every other operation is a method and a path."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 
@@ -53,6 +59,7 @@ class Checker:
         self.report = report
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
+        self.budgets = BudgetChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -89,6 +96,14 @@ class Checker:
             self.report.error(
                 (*here, "budget"), "only calls to an LLM cost tokens, and this rule fits no LLM", is_key=True
             )
+        if rule.delegate is not None and not any(
+            target.kind is Kind.AGENT or ((via := self.upstreams.get(target.name)) is not None and via.is_peer)
+            for target in fitting
+        ):
+            self.report.error(
+                (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
+            )
+        self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
 
@@ -211,7 +226,7 @@ class Checker:
 
 def _contested(rule: RuleSection) -> set[str]:
     """What a rule sets that only one rule can set for a call."""
-    keys = {key for key in ("breaker", "retry", "route", "deny") if getattr(rule, key) is not None}
+    keys = {key for key in ("breaker", "delegate", "retry", "route", "deny") if getattr(rule, key) is not None}
     if rule.allow is not None:
         keys |= {
             f"allow.{key}" for key in ("models", "tools", "targets", "hosts") if getattr(rule.allow, key) is not None

@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from meshd.filters.breaker_settings import BreakerSettings
     from meshd.filters.budget_settings import BudgetSettings
     from meshd.filters.contract import Settings
+    from meshd.filters.delegation_settings import DelegateSettings
     from meshd.filters.fallback_settings import RetrySettings
     from meshd.filters.routing_settings import RouteSettings
     from meshd.policy.matching import Matcher, Rule
+    from meshd.policy.pricing import PriceBook
 
 DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
 Protocol = Literal["auto", "http/1.1", "h2"]
@@ -100,7 +102,9 @@ class Limits:
 class Plan:
     """The settings of every filter for one sort of call, as the rules matched. Shared by all calls of that sort."""
 
-    __slots__ = ("allow", "approval", "breaker", "budgets", "hits", "retry", "route", "rules", "terms", "trials")
+    __slots__ = (
+        "allow", "approval", "breaker", "budgets", "delegate", "hits", "retry", "route", "rules", "terms", "trials",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -111,6 +115,7 @@ class Plan:
         breaker: BreakerSettings | None = None,
         retry: RetrySettings | None = None,
         approval: ApprovalSettings | None = None,
+        delegate: DelegateSettings | None = None,
         trials: tuple[Settings, ...] = (),
         rules: tuple[str, ...] = (),
         hits: tuple[Hits, ...] = (),
@@ -122,6 +127,7 @@ class Plan:
         self.breaker = breaker
         self.retry = retry
         self.approval = approval
+        self.delegate = delegate
         self.trials = trials
         """Settings of shadow rules that stand beside one which binds: they decide, are counted, and never bind."""
         self.rules = rules
@@ -156,8 +162,13 @@ class Policy:
     rules: tuple[Rule, ...]
     """In the document's order; the last is the short form's, where it sets something."""
     matcher: Matcher
+    prices: PriceBook
+    tenant: str = ""
+    """Whose sidecar this is, for budgets that are counted so."""
+    workflow_tokens: int | None = None
+    """Tokens of the smallest budget that counts a workflow's own account; None where there is none."""
     expose_amounts: bool = True
-    """Refusals say how many tokens were used and allowed."""
+    """Refusals and warnings say how much was used and allowed."""
     hosts_allowed: tuple[str, ...] = ()
     """Host names that the listener accepts besides its own, for pods; lower case, without ports."""
     digest: str = ""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.filters.breaker_settings import BreakerSettings
     from meshd.filters.budget_settings import BudgetSettings
     from meshd.filters.contract import Settings
+    from meshd.filters.delegation_settings import DelegateSettings
     from meshd.filters.fallback_settings import RetrySettings
     from meshd.filters.routing_settings import RouteSettings
 
@@ -127,12 +128,13 @@ class Rule:
     breaker: BreakerSettings | None = None
     retry: RetrySettings | None = None
     approval: ApprovalSettings | None = None
+    delegate: DelegateSettings | None = None
     hits: Hits = field(default_factory=Hits)
 
     @property
     def settings(self) -> tuple[Settings, ...]:
         """Everything that this rule sets."""
-        every = (self.route, self.allow, self.budget, self.breaker, self.retry, self.approval)
+        every = (self.route, self.allow, self.budget, self.breaker, self.retry, self.approval, self.delegate)
         return tuple(settings for settings in every if settings is not None)
 
 

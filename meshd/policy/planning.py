@@ -64,6 +64,7 @@ def build_plan(rules: list[Rule], *, breaker: BreakerSettings, retry: RetrySetti
         breaker=_first(rule.breaker for rule in binding) or breaker,
         retry=_first(rule.retry for rule in binding) or retry,
         approval=approval or approval_shadow,
+        delegate=_first(rule.delegate for rule in binding),
     )
     placed = {id(settings) for settings in (plan.allow, plan.approval, *budgets)}
     plan.trials = tuple(s for rule in shadows for s in rule.settings if id(s) not in placed)
@@ -103,7 +104,7 @@ def _is_used(rule: Rule, plan: Plan) -> bool:
     if rule.is_shadow or rule.budget is not None:
         return True
     if any(rule.settings) and any(
-        s is p for s in rule.settings for p in (plan.route, plan.breaker, plan.retry, plan.approval)
+        s is p for s in rule.settings for p in (plan.route, plan.breaker, plan.retry, plan.approval, plan.delegate)
     ):
         return True
     return rule.allow is not None and plan.allow is not None and rule.name in plan.allow.rule.split("+")

@@ -214,8 +214,11 @@ _FRAMED: Final[dict[type, bool]] = {}
 """Whether meters of a class know of framings; there are as many as dialects."""
 
 
-def splitter_of(meter: Meter, headers: Headers) -> contract.Splitter | None:
-    """Return what cuts a reply into events: server-sent ones, or those that its meter knows. None for a plain reply."""
+def splitter_of(meter: Meter, headers: Headers, event_bytes_max: int) -> contract.Splitter | None:
+    """Return what cuts a reply into events: server-sent ones, or those that its meter knows. None for a plain reply.
+
+    An event may hold an image, or repeat a whole answer: it may be as long as a plain reply.
+    """
     content_type = content_type_of(headers)
     kind = meter.__class__
     is_framed = _FRAMED.get(kind)
@@ -223,9 +226,9 @@ def splitter_of(meter: Meter, headers: Headers) -> contract.Splitter | None:
         is_framed = _FRAMED[kind] = hasattr(kind, "splitter_for")
     if is_framed:
         framed: Any = meter
-        splitter: contract.Splitter | None = framed.splitter_for(content_type)
+        splitter: contract.Splitter | None = framed.splitter_for(content_type, event_bytes_max)
         return splitter
-    return Splitter() if content_type[:17].lower() == b"text/event-stream" else None
+    return Splitter(event_bytes_max) if content_type[:17].lower() == b"text/event-stream" else None
 
 
 def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
@@ -275,15 +278,14 @@ def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> 
             watchers.append(on_event)
             is_judged = is_judged or getattr(ticket, "judges_whole", False)
     bytes_max = call.policy.limits.reply_body_bytes_max
-    assert call.ask is not None
-    meter = call.dialect.meter(call.ask)
+    meter = call.dialect.meter(call.ask or call.earlier)
     try:
         inflater = inflater_for(headers, bytes_max)
     except AnswerError:
         if is_judged:
             raise
         return None  # It cannot be metered, so it is charged at its bound; it can still be passed on.
-    splitter = splitter_of(meter, headers)
+    splitter = splitter_of(meter, headers, bytes_max)
     if splitter is not None:
         return StreamAnswer(meter, tuple(watchers), inflater, splitter)
     return PlainAnswer(meter, tuple(watchers), inflater, is_held=is_judged, bytes_max=bytes_max)

@@ -157,7 +157,7 @@ class Attempt:
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
         watching = watchers_in(self.exchange.tickets, self.tickets)
-        if self.call.ask is not None and 200 <= status < 300:
+        if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
             except AnswerError as error:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Call, Direction, Fault, Kind, Outcome, Reply, Target, Verdict
 from meshd.chain import Pending, settle
-from meshd.dialects.table import read
 from meshd.proxy.arrival import arrive, too_large
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.patience import is_body_too_slow
@@ -207,7 +206,7 @@ class Exchange:
         call = self.call
         self._held = None
         try:
-            ask = read(call, self._operation, body)
+            ask = call.dialect.read(self._operation, body, call.path, call.headers)
         except Refused as refused:
             self.refuse(refused)
             return

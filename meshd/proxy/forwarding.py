@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from meshd.dialects.gemini import without_key
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -14,13 +15,15 @@ if TYPE_CHECKING:
 _IDENTITY: Final = (b"accept-encoding", b"identity")
 """What must be metered must be readable; the field says so to the upstream (RFC 9110, 12.5.3)."""
 
+_GEMINI: Final = "gemini"
+
 
 def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context) -> Headers:
     """Return the fields that meshd adds. Raises Refused where the context does not fit into a token.
 
     `key` is the provider's key where meshd attaches one, and then takes the place of the caller's credentials.
     """
-    headers = [_IDENTITY] if call.ask is not None else fields.accept_encoding[:]
+    headers = [_IDENTITY] if call.ask is not None or call.earlier is not None else fields.accept_encoding[:]
     if key is not None:
         headers.append((call.upstream.key_header, key))
     headers += context.forward_headers(call)
@@ -34,11 +37,10 @@ def path_to_send(call: Call, key: bytes | None) -> str:
     key, none of that if meshd attaches its own. Raises Refused where that cannot be, or the request is signed.
     """
     ask, path = call.ask, call.path
-    if (ask is not None and ask.model_granted is not None) or (key is not None and "?" in path):
-        dialect: Any = call.dialect
-        placing = getattr(dialect, "path_to_send", None)
-        if placing is not None:
-            path = placing(ask, path, is_keyed=key is not None)
+    if ask is not None and ask.model_granted is not None:
+        path = call.dialect.redirect(ask, path)
+    if key is not None and "?" in path and call.upstream.dialect == _GEMINI:
+        path = without_key(path)
     if ask is not None and ask.is_sealed and key is None:
         _check_sealed(call, path)
     return path

@@ -25,12 +25,22 @@ class BreakerReading(NamedTuple):
 
 
 class BudgetReading(NamedTuple):
-    """Sums over all accounts, in tokens; counts since the start of the process."""
+    """Sums over all accounts, in tokens and in micro-dollars; counts since the start of the process."""
 
     reserved: int = 0
     spent: int = 0
     refused: int = 0
     bound_violations: int = 0
+    counted: int = 0
+    uncounted: int = 0
+    models_raised: int = 0
+    """Now."""
+    reserved_microdollars: int = 0
+    spent_microdollars: int = 0
+    warned: tuple[tuple[str, int], ...] = ()
+    """By rule, as are the next two."""
+    degraded: tuple[tuple[str, int], ...] = ()
+    unpriced: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(slots=True)

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from meshd import running as registry
-from meshd.cli.exec import command, environment, run_address
+from meshd.cli.exec import Limits, command, environment, run_address
 from meshd.cli.exec_daemon import Place
 from meshd.mesh_key import MeshKeys
 from meshd.running import Door, Running
-from meshd_sdk.context import Audience, verify
+from meshd_sdk.context import NO_CEILING, Audience, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,17 +108,18 @@ def test_a_key_that_meshd_attaches_is_stood_in_for(is_keyed: bool, expected: str
     assert made(doors, {"OPENAI_API_KEY": "mine"})["OPENAI_API_KEY"] == "mine"
 
 
-@pytest.mark.parametrize("budget", [None, 50_000])
-def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, budget: int | None) -> None:
+@pytest.mark.parametrize("limits", [Limits(), Limits(50_000), Limits(None, 5_000_000), Limits(50_000, 250_000)])
+def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, limits: Limits) -> None:
     place = Place(Running(pid=2, listen="127.0.0.1:7400", agent="ann"), tmp_path, is_private=False)
-    root = run_address(place, "nightly", budget)
+    root = run_address(place, "nightly", limits)
     base, _, token = root.partition("/w/")
     verified = verify(token.encode(), MeshKeys(tmp_path / "mesh.key").ring, now_s=time.time())
     assert base == "http://127.0.0.1:7400"
     assert verified.audience is Audience.RUN
     context = verified.context
     assert (context.workflow, context.agent, context.account) == ("nightly", "ann", "workflow/nightly")
-    assert context.ceiling == budget
+    assert context.ceiling_microdollars == limits.microdollars
+    assert context.ceiling == (NO_CEILING if limits.tokens is None and limits.microdollars else limits.tokens)
 
 
 def invoke(*arguments: str) -> Any:
@@ -133,6 +134,12 @@ def invoke(*arguments: str) -> Any:
         ["--budget", "-5", "--", "true"],
         ["--budget", "1e9", "--", "true"],
         ["--budget", "9" * 40, "--", "true"],
+        ["--dollars", "0", "--", "true"],
+        ["--dollars", "-5", "--", "true"],
+        ["--dollars", "five", "--", "true"],
+        ["--dollars", "0.0000001", "--", "true"],
+        ["--dollars", "nan", "--", "true"],
+        ["--dollars", "9" * 40, "--", "true"],
         ["--workflow", "", "--", "true"],
         ["--workflow", "two words", "--", "true"],
         ["--workflow", "x" * 65, "--", "true"],

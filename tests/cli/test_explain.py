@@ -99,7 +99,7 @@ def test_a_model_that_is_not_allowed(policy: Path) -> None:
 
 
 def test_a_budget_that_is_too_small(policy: Path) -> None:
-    body = {**CHAT["body"], "messages": [{"role": "user", "content": "x" * 300}]}
+    body = {**CHAT["body"], "messages": [{"role": "user", "content": "a gale " * 150}]}
     document, steps = said(policy, {**CHAT, "body": body})
     assert (document["status"], document["reason"]) == (402, "budget_exhausted")
     assert (steps["budget"], steps["breaker"]) == ("refuse", "skip")

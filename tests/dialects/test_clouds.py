@@ -25,7 +25,7 @@ SIGNED = [(b"authorization", b"AWS4-HMAC-SHA256 Credential=AK/20260101/us-east-1
 
 
 def read(path: str = INVOKE, credentials: Any = (), **members: Any) -> Ask:
-    return BEDROCK.read_at("chat", path, json.dumps(BODY | members).encode(), list(credentials))
+    return BEDROCK.read("chat", json.dumps(BODY | members).encode(), path, list(credentials))
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_the_model_of_bedrock_stands_in_the_path(path: str, model: str) -> None:
     assert ask.model == model
     assert ask.is_stream is ("stream" in path)
     ask.model_granted = "anthropic.claude-y"
-    assert read(BEDROCK.path_to_send(ask, path, is_keyed=False)).model == "anthropic.claude-y"
+    assert read(BEDROCK.redirect(ask, path)).model == "anthropic.claude-y"
     # A model in the body would be another one than the path's: it stays as the caller sent it.
     assert json.loads(BEDROCK.rewrite(ask, json.dumps(BODY).encode())) == BODY
 
@@ -52,7 +52,7 @@ def test_a_model_that_no_path_can_carry_is_refused() -> None:
     ask = read()
     ask.model_granted = "arn:aws:bedrock:x/y"
     with pytest.raises(Refused, match="cannot stand there"):
-        BEDROCK.path_to_send(ask, INVOKE, is_keyed=False)
+        BEDROCK.redirect(ask, INVOKE)
 
 
 @pytest.mark.parametrize(
@@ -74,13 +74,13 @@ def test_the_one_upstream_of_vertex_speaks_both_languages() -> None:
         dialect: Any = dialect_at(name, VERTEX)
         assert dialect.name == "anthropic"
         assert dialect.recognise("POST", VERTEX) == "chat"
-        ask = dialect.read_at("chat", VERTEX, json.dumps(BODY | {"model": "claude-other"}).encode(), [])
+        ask = dialect.read("chat", json.dumps(BODY | {"model": "claude-other"}).encode(), VERTEX)
         assert ask.model == "claude-x"
         assert not ask.is_stream
         ask.model_granted = "claude-y"
-        assert dialect.path_to_send(ask, VERTEX, is_keyed=False) == VERTEX.replace("claude-x", "claude-y")
+        assert dialect.redirect(ask, VERTEX) == VERTEX.replace("claude-x", "claude-y")
         streamed = VERTEX.replace(":raw", ":streamRaw")
-        assert dialect.read_at("chat", streamed, json.dumps(BODY).encode(), []).is_stream
+        assert dialect.read("chat", json.dumps(BODY).encode(), streamed).is_stream
     gemini = "/v1/projects/p/locations/l/publishers/google/models/gemini-x:generateContent"
     assert dialect_at("gemini", gemini).name == "gemini"
     # What stands in the query is no place.
@@ -104,8 +104,8 @@ def test_an_upstream_of_ollamas_speaks_three_languages(path: str, name: str) -> 
 
 def meter() -> BedrockMeter:
     made = BEDROCK.meter(read(STREAM))
-    assert made.splitter_for(b"application/vnd.amazon.eventstream") is not None
-    assert made.splitter_for(b"application/json") is None
+    assert made.splitter_for(b"application/vnd.amazon.eventstream", 1 << 20) is not None
+    assert made.splitter_for(b"application/json", 1 << 20) is None
     return made
 
 

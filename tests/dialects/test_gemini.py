@@ -22,7 +22,7 @@ CONTENTS = [{"role": "user", "parts": [{"text": "Is it foggy?"}]}]
 
 def read(path: str = PATH, **members: Any) -> Ask:
     body = {"contents": CONTENTS} | members
-    return DIALECT.read_at("chat", path, json.dumps(body).encode(), [])
+    return DIALECT.read("chat", json.dumps(body).encode(), path)
 
 
 def part(**members: Any) -> Ask:
@@ -77,7 +77,7 @@ def test_what_decides_must_have_its_type(members: dict[str, Any], says: str) -> 
 )
 def test_duplicates_are_refused_in_either_spelling_at_every_level_that_decides(body: bytes) -> None:
     with pytest.raises(Refused, match=r"more than once|has both"):
-        DIALECT.read_at("chat", PATH, body, [])
+        DIALECT.read("chat", body, PATH)
 
 
 @pytest.mark.parametrize(
@@ -121,9 +121,14 @@ def test_a_text_alone_is_known_by_its_quotes(parts: bytes, is_hidden: bool | Non
     body = b'{"contents":[{"parts":' + parts + b"}]}"
     if is_hidden is None:
         with pytest.raises(Refused, match="is not JSON"):
-            DIALECT.read_at("chat", PATH, body, [])
+            DIALECT.read("chat", body, PATH)
         return
-    assert (DIALECT.read_at("chat", PATH, body, []).input_bound == WINDOW_UNKNOWN) is is_hidden
+    assert (DIALECT.read("chat", body, PATH).input_bound == WINDOW_UNKNOWN) is is_hidden
+
+
+def test_the_tier_is_read_since_prices_differ_by_it() -> None:
+    assert read(serviceTier="priority").tier == read(service_tier="priority").tier == "priority"
+    assert read().tier == ""
 
 
 def test_a_cache_hides_its_input() -> None:
@@ -177,7 +182,7 @@ def test_a_model_is_read_after_its_escapes() -> None:
 def test_another_model_stands_in_the_path(path: str, model: str, sent: str) -> None:
     ask = read(path)
     ask.model_granted = model
-    assert DIALECT.path_to_send(ask, path, is_keyed=False) == sent
+    assert DIALECT.redirect(ask, path) == sent
     assert read(sent).model == model
 
 
@@ -195,7 +200,7 @@ def test_a_model_that_no_path_can_carry_is_refused(path: str, model: str) -> Non
     ask = read(path)
     ask.model_granted = model
     with pytest.raises(Refused, match="cannot stand there") as caught:
-        DIALECT.path_to_send(ask, path, is_keyed=False)
+        DIALECT.redirect(ask, path)
     assert caught.value.reason is Reason.NOT_ALLOWED
 
 
@@ -205,8 +210,6 @@ def test_a_key_in_the_query_is_found_and_taken_out() -> None:
     assert key_in(f"{PATH}?monkey=1") is key_in(PATH) is None
     assert without_key(f"{PATH}?key=1&alt=sse&key=2&access_token=3") == f"{PATH}?alt=sse"
     assert without_key(f"{PATH}?key=1") == without_key(PATH) == PATH
-    assert DIALECT.path_to_send(None, f"{PATH}?key=1", is_keyed=True) == PATH
-    assert DIALECT.path_to_send(None, f"{PATH}?key=1", is_keyed=False) == f"{PATH}?key=1"
 
 
 @pytest.mark.parametrize(
@@ -215,7 +218,7 @@ def test_a_key_in_the_query_is_found_and_taken_out() -> None:
 def test_a_thinking_budget_is_lowered_with_the_cap(budget: int, granted: int, lowered: int) -> None:
     config = {"maxOutputTokens": 1000, "thinkingConfig": {"thinkingBudget": budget}}
     body = json.dumps({"contents": CONTENTS, "generationConfig": config}).encode()
-    ask = DIALECT.read_at("chat", PATH, body, [])
+    ask = DIALECT.read("chat", body, PATH)
     ask.output_cap_granted = granted
     sent = json.loads(DIALECT.rewrite(ask, body))["generationConfig"]
     assert sent == {"maxOutputTokens": granted, "thinkingConfig": {"thinkingBudget": lowered}}
@@ -225,7 +228,7 @@ def meter_of(
     path: str = f"{STREAM}?alt=sse", content_type: bytes = b"text/event-stream", **members: Any
 ) -> GeminiMeter:
     meter = DIALECT.meter(read(path, **members))
-    assert meter.splitter_for(content_type) is not None
+    assert meter.splitter_for(content_type, 1 << 20) is not None
     return meter
 
 

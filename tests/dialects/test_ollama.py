@@ -10,8 +10,9 @@ import pytest
 from meshd.call import Ask, Usage
 from meshd.dialects.ollama import Ollama
 from meshd.dialects.ollama_meter import OllamaMeter
-from meshd.dialects.windows import WINDOW_UNKNOWN
+from meshd.dialects.windows import window
 from meshd.refusal import Reason, Refused
+from meshd.tokens.encodings import WINDOW
 
 DIALECT = Ollama()
 MESSAGES = [{"role": "user", "content": "Is it foggy?"}]
@@ -85,16 +86,19 @@ def test_a_cap_that_is_none_is_set(unlimited: int | None) -> None:
     ("members", "bound"),
     [
         ({"options": {"num_ctx": 4096}}, 4096),
-        ({"options": {"num_ctx": -1}}, WINDOW_UNKNOWN),
-        ({}, WINDOW_UNKNOWN),
+        ({"options": {"num_ctx": -1}}, None),
+        ({}, None),
         # A model in the provider's cloud has its own window, whatever is asked.
-        ({"model": "qwen3-vl:235b-cloud", "options": {"num_ctx": 4096}}, WINDOW_UNKNOWN),
+        ({"model": "qwen3-vl:235b-cloud", "options": {"num_ctx": 4096}}, None),
     ],
 )
-def test_images_are_bounded_by_what_the_model_holds(members: dict[str, Any], bound: int) -> None:
-    assert read(messages=[{"role": "user", "content": "?", "images": ["AA"]}], **members).input_bound == bound
+def test_images_are_bounded_by_what_the_model_holds(members: dict[str, Any], bound: int | None) -> None:
+    ask = read(messages=[{"role": "user", "content": "?", "images": ["AA"]}], **members)
+    assert ask.input_bound == (bound or window(ask.model))
+    assert ask.bound_by == WINDOW
     body = {"model": "llava", "prompt": "?", "images": ["AA"]} | members
-    assert DIALECT.read("chat", json.dumps(body).encode()).input_bound == bound
+    ask = DIALECT.read("chat", json.dumps(body).encode())
+    assert ask.input_bound == (bound or window(ask.model))
     assert read(messages=[{"role": "user", "content": "?", "images": None}], **members).input_bound < 1_000
 
 
@@ -112,9 +116,9 @@ def word(text: str, **members: Any) -> bytes:
 
 def test_the_splitter_is_by_content_type() -> None:
     meter = meter_of()
-    assert meter.splitter_for(b"application/x-ndjson") is not None
-    assert meter.splitter_for(b"application/json; charset=utf-8") is None
-    assert meter.splitter_for(b"") is None
+    assert meter.splitter_for(b"application/x-ndjson", 1 << 20) is not None
+    assert meter.splitter_for(b"application/json; charset=utf-8", 1 << 20) is None
+    assert meter.splitter_for(b"", 1 << 20) is None
 
 
 @pytest.mark.parametrize(

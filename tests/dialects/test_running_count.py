@@ -51,9 +51,8 @@ def test_each_piece_of_another_framing_is_counted_too(name: str) -> None:
     operation = dialect.recognise("POST", path)
     assert operation is not None
     body = json.dumps(REQUEST | {"contents": []}).encode()
-    ask = dialect.read_at(operation, path, body, []) if hasattr(dialect, "read_at") else dialect.read(operation, body)
-    meter = dialect.meter(ask)
-    meter.splitter_for(b"application/json")
+    meter = dialect.meter(dialect.read(operation, body, path))
+    meter.splitter_for(b"application/json", 1 << 20)
     raw = chunk(piece) if name == "bedrock" else json.dumps(piece).encode()
     counted = [meter.read_event(raw).output_estimate for _ in range(10)]
     assert counted == sorted(set(counted))

@@ -80,7 +80,7 @@ def test_ollama_raises_a_refusal_with_its_message(server: AnswerServer, reason: 
 
 def gemini_stream(server: AnswerServer, *, is_error: bool) -> str:
     dialect: Any = DIALECTS["gemini"]
-    meter = dialect.meter(dialect.read_at("chat", PATH, b'{"contents":[]}', []))
+    meter = dialect.meter(dialect.read("chat", b'{"contents":[]}', PATH))
     words = {"candidates": [{"content": {"parts": [{"text": "Thick "}], "role": "model"}}], "modelVersion": "m-1"}
     events = [b"data: " + json.dumps(words | {"responseId": "r-1"}).encode() + b"\r\n\r\n"] * 2
     for event in events:
@@ -174,7 +174,7 @@ def test_what_the_clients_send_is_read(server: AnswerServer) -> None:
     with gemini(url) as client:
         list(client.models.generate_content_stream(model="gemini-x", contents=["Where?"], config=config))
     dialect: Any = DIALECTS["gemini"]
-    ask = dialect.read_at("chat", "/v1beta/models/gemini-x:streamGenerateContent", server.body(url), [])
+    ask = dialect.read("chat", server.body(url), "/v1beta/models/gemini-x:streamGenerateContent")
     assert (ask.model, ask.is_stream, ask.output_cap) == ("gemini-x", True, 8)
     assert set(ask.tools) == {"look", "google_search"}
     url = ollama_stream(server, is_error=False)

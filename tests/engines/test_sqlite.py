@@ -85,7 +85,7 @@ async def test_locked_while_running_fails_and_recovers(tmp_path: Path) -> None:
         await store.write([Change("space", "a", b"")])
     other.execute("ROLLBACK")
     other.close()
-    assert await store.write([Change("space", "a", b"one")])
+    assert await store.write([Change("space", "a", b"one")]) == [True]
     await store.close()
 
 
@@ -132,7 +132,7 @@ def test_no_room_to_write_is_said_and_passes(tmp_path: Path) -> None:
     said, written, after = done.stdout.splitlines()
     assert said.startswith("Store"), said
     assert "cannot" in said
-    assert (written, after) == ("True", "b'after'")
+    assert (written, after) == ("[True]", "b'after'")
 
 
 READ_ONLY = """

@@ -240,7 +240,7 @@ async def test_who_waits_for_what_can_no_longer_come_is_told(timed: Ledger) -> N
 
 @pytest.mark.uncompiled
 async def test_the_queue_is_bounded(timed: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("meshd.ledger.ledger.QUEUE_MAX", 3)
+    monkeypatch.setattr("meshd.ledger.waiting.QUEUE_MAX", 3)
     one = await take(timed, 1000)
     waiting = [asyncio.ensure_future(timed.wait("a", 1000, 10, 10, queue_s=9)) for _ in range(4)]
     await turns()

@@ -166,7 +166,7 @@ def test_a_plain_reply_of_nonsense_passes_as_it_is(dialect: str, body: bytes, is
     ],
 )
 def test_a_stream_is_known_by_its_type(headers: list[tuple[bytes, bytes]], is_stream: bool) -> None:
-    assert (splitter_of(meter_of("openai"), headers) is not None) is is_stream
+    assert (splitter_of(meter_of("openai"), headers, 1 << 20) is not None) is is_stream
 
 
 GEMINI: Any = DIALECTS["gemini"]
@@ -183,7 +183,7 @@ GEMINI_BODY = b'{"contents":[]}'
         (GEMINI.meter(GEMINI.read("chat", GEMINI_BODY)), b"application/json", ""),
         (GEMINI.meter(GEMINI.read("chat", GEMINI_BODY)), b"text/event-stream", "sse"),
         (
-            GEMINI.meter(GEMINI.read_at("chat", "/models/m:streamGenerateContent", GEMINI_BODY, [])),
+            GEMINI.meter(GEMINI.read("chat", GEMINI_BODY, "/models/m:streamGenerateContent")),
             b"application/json; charset=UTF-8",
             "json_array",
         ),
@@ -192,21 +192,21 @@ GEMINI_BODY = b'{"contents":[]}'
     ],
 )
 def test_the_meter_says_how_a_reply_is_framed(meter: Any, content_type: bytes, module: str) -> None:
-    splitter = splitter_of(meter, [(b"content-type", content_type)])
+    splitter = splitter_of(meter, [(b"content-type", content_type)], 1 << 20)
     assert type(splitter).__module__.rpartition(".")[2] == (module or "builtins")
 
 
 def test_a_frame_that_is_broken_breaks_the_answer() -> None:
     meter = meter_of("bedrock")
-    splitter = splitter_of(meter, [(b"content-type", b"application/vnd.amazon.eventstream")])
+    splitter = splitter_of(meter, [(b"content-type", b"application/vnd.amazon.eventstream")], 1 << 20)
     answer = StreamAnswer(meter, (), None, splitter)
     with pytest.raises(AnswerError, match="checksum"):
         answer.data(b"event: no frame at all")
 
 
 def test_the_rest_of_an_array_is_forwarded() -> None:
-    meter = GEMINI.meter(GEMINI.read_at("chat", "/models/m:streamGenerateContent", GEMINI_BODY, []))
-    splitter = splitter_of(meter, [(b"content-type", b"application/json")])
+    meter = GEMINI.meter(GEMINI.read("chat", GEMINI_BODY, "/models/m:streamGenerateContent"))
+    splitter = splitter_of(meter, [(b"content-type", b"application/json")], 1 << 20)
     answer = StreamAnswer(meter, (), None, splitter)
     body = b'[{"candidates":[{"finishReason":"STOP"}]}\n]\n'
     assert answer.data(body[:7]) + answer.data(body[7:]) + answer.end() == body
