@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
+from meshd.books import keep_trying, open_books
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
 from meshd.engines.port import StoreError, StoreUnable
-from meshd.engines.table import open_store
 from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
 from meshd.filters.bounds import Bounds
@@ -46,7 +46,6 @@ if TYPE_CHECKING:
 
     from meshd.admin.server import Servers
     from meshd.config import Config
-    from meshd.engines.port import Store
     from meshd.policy.compiled import Policy
 
 log = logging.getLogger("meshd")
@@ -131,6 +130,8 @@ class Daemon:
         self.servers: Servers | None = None
         self.counter = Counter()
         self._started_s = time.time()
+        self._why: StoreError | None = None
+        """Why the ledger could not be opened at the start."""
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._listeners: list[Listener] = []
@@ -166,6 +167,9 @@ class Daemon:
             log.warning("%s", warning)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
+        if self._why is not None:
+            trying = keep_trying(config.home, config.store, self._why, self._use)
+            self._tasks.append(loop.create_task(trying))
         _keep_freed_memory()
         # What is alive now stays so: the collector need not look at it again.
         gc.freeze()
@@ -174,33 +178,21 @@ class Daemon:
         gc.enable()
 
     async def _open_ledger(self) -> Ledger:
-        store = None
         try:
-            store = await self._open_store()
-            if store is not None and store.name == "memory":
-                return Ledger.in_memory(store=store)
-            return await Ledger.open(self.config.home, store=store)
-        except StoreError as error:
-            if store is not None:
-                await store.close()
-            # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
-            log.error("the ledger cannot be opened, so every budget refuses: %s", error)
-            return Ledger.failed(error)
-
-    async def _open_store(self) -> Store | None:
-        """Open the store that the configuration names; None for the embedded one, which the ledger opens itself.
-
-        Raises StartError where no engine can do what it asks, another StoreError where the engine cannot be used now.
-        """
-        if self.config.store in ("", "sqlite:"):
-            return None
-        try:
-            store = await open_store(self.config.store, self.config.home)
+            return await open_books(self.config.home, self.config.store)
         except StoreUnable as error:
             raise StartError(f"--store: {error}") from None
-        if store.caution:
-            log.warning("the %s store may lose what budgets are kept in: %s", store.name, store.caution)
-        return store
+        except StoreError as error:
+            log.error("the ledger cannot be opened, so every budget refuses: %s", error)
+            self._why = error
+            return Ledger.failed(error)
+
+    def _use(self, ledger: Ledger) -> None:
+        """Take books that could not be opened at the start."""
+        ledger.refused += self.ledger.refused
+        self.ledger = ledger
+        self.chain.keep_books(ledger)
+        self.view.ledger = ledger
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint
@@ -236,8 +228,8 @@ class Daemon:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
         budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
-        attach_sources(self.telemetry, self.reloader, self.ledger, breaker, budget, self.bounds)
-        view = View(
+        attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds)
+        view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
             ledger=self.ledger,

@@ -43,7 +43,12 @@ def meshd_version() -> str:
 
 
 def attach_sources(
-    telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker, budget: Budget, bounds: Bounds
+    telemetry: Telemetry,
+    reloader: Reloader,
+    books: Callable[[], Ledger],
+    breaker: Breaker,
+    budget: Budget,
+    bounds: Bounds,
 ) -> None:
     """Let a scrape read what is counted elsewhere."""
 
@@ -53,21 +58,26 @@ def attach_sources(
     sources = telemetry.sources
     sources.rule_hits = lambda: reloader.policy.hits()
     sources.breakers = breakers
-    sources.store = lambda: ledger.state == "ok"
-    sources.budget = lambda: BudgetReading(
-        reserved=ledger.reserved_tokens,
-        spent=ledger.spent_tokens,
-        refused=ledger.refused,
-        bound_violations=ledger.bound_violations,
-        counted=bounds.counted,
-        uncounted=bounds.uncounted,
-        models_raised=len(bounds.raised),
-        reserved_microdollars=ledger.reserved_microdollars,
-        spent_microdollars=ledger.spent_microdollars,
-        warned=tuple(budget.tally.warned.items()),
-        degraded=tuple(budget.tally.degraded.items()),
-        unpriced=tuple(budget.tally.unpriced.items()),
-    )
+    sources.store = lambda: books().state == "ok"
+
+    def spending() -> BudgetReading:
+        ledger = books()
+        return BudgetReading(
+            reserved=ledger.reserved_tokens,
+            spent=ledger.spent_tokens,
+            refused=ledger.refused,
+            bound_violations=ledger.bound_violations,
+            counted=bounds.counted,
+            uncounted=bounds.uncounted,
+            models_raised=len(bounds.raised),
+            reserved_microdollars=ledger.reserved_microdollars,
+            spent_microdollars=ledger.spent_microdollars,
+            warned=tuple(budget.tally.warned.items()),
+            degraded=tuple(budget.tally.degraded.items()),
+            unpriced=tuple(budget.tally.unpriced.items()),
+        )
+
+    sources.budget = spending
 
 
 class View:
@@ -89,7 +99,8 @@ class View:
         """`agent` is the name from the command line, empty for the policy's; `started_s` unix seconds."""
         self._agent = agent
         self._reloader = reloader
-        self._ledger = ledger
+        self.ledger = ledger
+        """Another one in its place once the books, which could not be opened at the start, are."""
         self._breaker = breaker
         self._telemetry = telemetry
         self._proxy = proxy
@@ -99,7 +110,7 @@ class View:
 
     def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
         """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""
-        state = self._ledger.state
+        state = self.ledger.state
         checks = [
             Check("policy", True, self._reloader.policy.digest[:DIGEST_DIGITS]),
             Check("store", state == "ok", "" if state == "ok" else "budgets refuse: see the log or the admin port"),
@@ -128,7 +139,7 @@ class View:
 
     def accounts(self, *, after: str, limit: int) -> AccountsPage:
         """Return accounts in the order of their ids."""
-        found = [view for view in sorted(self._ledger.snapshot()) if view.id > after][: limit + 1]
+        found = [view for view in sorted(self.ledger.snapshot()) if view.id > after][: limit + 1]
         dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
         return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
 
@@ -150,7 +161,7 @@ class View:
             connections_inbound=tally.connections_inbound,
             calls_open=len(self._proxy.live),
             is_draining=self._proxy.is_draining,
-            store=self._ledger.state,
+            store=self.ledger.state,
         )
 
     async def reload(self) -> ReloadResult:

@@ -39,7 +39,7 @@ class Budget:
     """Reserves before, settles after. The same instance serves every policy: it reads its settings from the plan."""
 
     name = "budget"
-    __slots__ = ("_bounds", "_judge", "_ledger", "_shadowed", "_underway", "tally")
+    __slots__ = ("_bounds", "_judge", "_shadowed", "_underway", "ledger", "tally")
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Budget:
         `judge` raises Refused where a call's request is not allowed: what AllowList asks, asked again of a cheaper
         model. Without it no model that an `allow` is about is put in another's place.
         """
-        self._ledger = ledger
+        self.ledger = ledger
         self._shadowed = shadowed
         self._bounds = bounds if bounds is not None else Bounds()
         self._judge = judge
@@ -86,7 +86,7 @@ class Budget:
             self._bounds.raise_for(ask)
         cap, bound = bound_of(ask, terms.output_default)
         try:
-            entry = self._ledger.hold(account, limit, bound)
+            entry = self.ledger.hold(account, limit, bound)
         except StoreError:
             entry = None
         if entry is None:
@@ -98,10 +98,10 @@ class Budget:
         if purse.warn_at:
             self._warn(call, purse, entry, limit)
         if ask.begins:
-            return Begun(self._underway, call, ask, self._ledger, entry, bound, None, self._bounds)
+            return Begun(self._underway, call, ask, self.ledger, entry, bound, None, self._bounds)
         if ask.is_stream:
-            return HeldStream(self._ledger, entry, ask, bound, None, self._bounds, terms.is_error)
-        return Held(self._ledger, entry, ask, bound, None, self._bounds)
+            return HeldStream(self.ledger, entry, ask, bound, None, self._bounds, terms.is_error)
+        return Held(self.ledger, entry, ask, bound, None, self._bounds)
 
     def _admit_slowly(self, call: Call, terms: Terms, steps: int) -> Held | Reading | Wait | None:
         """Do what `admit` does where it takes several accounts, money, a cheaper model, less than the bound, waiting,
@@ -121,7 +121,7 @@ class Budget:
                 account, limit = account_of(call, purse)
                 amount = taken.amount(purse, taken.cap)
                 try:
-                    got = self._ledger.reserve(account, limit, amount, taken.least(purse, amount))
+                    got = self.ledger.reserve(account, limit, amount, taken.least(purse, amount))
                 except StoreError as error:
                     if purse.is_passed_on_error:
                         continue
@@ -179,7 +179,7 @@ class Budget:
         count(self.tally.degraded, purse.degrade_rule)
         return True
 
-    async def _admit_later(self, call: Call, ask: Ask, terms: Terms, taken: Taken, steps: int) -> Held | None:
+    async def _admit_later(self, call: Call, ask: Ask, terms: Terms, taken: Taken, steps: int) -> Held | Reading | None:
         try:
             for purse in terms.binding:
                 if not taken.counts(purse):
@@ -205,9 +205,9 @@ class Budget:
             raise
         return self._granted(call, ask, terms, taken)
 
-    async def _waited(self, decision: Held | Wait | None) -> Held | None:
+    async def _waited(self, decision: Held | Reading | Wait | None) -> Held | Reading | None:
         if isinstance(decision, Wait):
-            held: Held | None = await decision.coroutine
+            held: Held | Reading | None = await decision.coroutine
             return held
         return decision
 
@@ -218,7 +218,7 @@ class Budget:
         counted first, which may lower what is needed."""
         account, limit = account_of(call, purse)
         can_count = self._bounds.can_count(call)
-        wait, is_durable, amount = self._ledger.wait, purse.is_durable, taken.amount(purse, taken.cap)
+        wait, is_durable, amount = self.ledger.wait, purse.is_durable, taken.amount(purse, taken.cap)
         # Nobody waits in a queue for what a count may show not to be needed.
         first_s = 0.0 if can_count else queue_s
         try:
@@ -243,7 +243,7 @@ class Budget:
             got.settle(0)
         elif got is not None:
             # It was no refusal yet.
-            self._ledger.refused -= 1
+            self.ledger.refused -= 1
 
     async def _try(self, call: Call, ask: Ask, terms: Terms, taken: Taken) -> None:
         """Let budgets on trial decide too. Raises Refused where nothing binds: the chain then counts it."""
@@ -288,7 +288,7 @@ class Budget:
                 entry = one.entry
                 if purse.warn_at and entry is not None:
                     self._warn(call, purse, entry, limit)
-        return taken.held(self._ledger, call, ask, terms, self._bounds, self._underway)
+        return taken.held(self.ledger, call, ask, terms, self._bounds, self._underway)
 
     def _warn(self, call: Call, purse: Purse, entry: Entry, limit: int) -> None:
         if is_past(entry, limit, purse.warn_at):

@@ -53,10 +53,10 @@ class Delegation:
     """Gives what the rule or the caller says, on calls to agents."""
 
     name = "delegation"
-    __slots__ = ("_ledger", "_random_bytes")
+    __slots__ = ("_random_bytes", "ledger")
 
     def __init__(self, ledger: Ledger, random_bytes: Callable[[int], bytes]) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._random_bytes = random_bytes
 
     def admit(self, call: Call) -> Wait | None:
@@ -80,12 +80,12 @@ class Delegation:
         if call.policy.workflow_tokens is not None and not parent.startswith(UNATTRIBUTED):
             limit = min(limit, call.policy.workflow_tokens)
         child = f"{DELEGATED}{self._random_bytes(8).hex()}/{root_of(parent)}"
-        delegated = Delegated(self._ledger, parent, child)
+        delegated = Delegated(self.ledger, parent, child)
         try:
             queue_s = settings.queue_s if settings is not None else purse.queue_s
-            got = await self._ledger.delegate(parent, min(limit, TOKENS_MAX), child, tokens, floor, queue_s=queue_s)
+            got = await self.ledger.delegate(parent, min(limit, TOKENS_MAX), child, tokens, floor, queue_s=queue_s)
         except StoreError as error:
-            self._ledger.orders.end(parent, child)
+            self.ledger.orders.end(parent, child)
             raise unavailable(purse, error) from error
         if isinstance(got, Shortfall):
             raise exhausted(call, purse, got)

@@ -147,7 +147,7 @@ async def test_before_it_is_refused_a_call_gets_the_cheaper_model(ledger: Ledger
     call = asked(of)
     await held(budget, call)
     assert call.ask is not None
-    assert (call.ask.model_sent, call.ask.output_cap_granted) == ("small", None)
+    assert (call.ask.model_sent, call.ask.output_cap_granted) == ("small", 50)
     assert books(ledger)[USD] == (0, 300)
 
 
