@@ -103,9 +103,9 @@ class Ask:
     `Dialect.rewrite` honours it, so that what was judged is what is forwarded."""
 
     __slots__ = (
-        "begins", "bound_by", "choices", "degraded_by", "fields", "has_output", "input_bound", "is_stream",
-        "is_usage_asked", "model", "model_granted", "operation", "output_cap", "output_cap_granted", "tier", "tools",
-        "unbounded",
+        "begins", "bound_by", "choices", "degraded_by", "fields", "has_output", "input_bound", "is_sealed", "is_stream",
+        "is_usage_asked", "model", "model_granted", "operation", "other_models", "output_cap", "output_cap_granted",
+        "tier", "tools", "unbounded",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +149,10 @@ class Ask:
         """The reply may come before the work is done: a later call reads what it has cost (OpenAI's `background`)."""
         self.unbounded = unbounded
         """Why no number of tokens is known that the call cannot exceed; empty where `input_bound` is one."""
+        self.other_models: tuple[str, ...] = ()
+        """Models that the provider may take besides, because the request says so."""
+        self.is_sealed = False
+        """The request is signed: it can be forwarded as it came, or not at all."""
         self.model_granted: str | None = None
         self.output_cap_granted: int | None = None  # by a budget: the client's own where all of it fits
         self.degraded_by = ""

@@ -27,13 +27,24 @@ _BUDGET_MAX = 2**53
 _WORKFLOW = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _LOOPBACK = "127.0.0.1,localhost,::1"
 _KEY_STAND_IN = "meshd-attaches-it"
-_DOORS_DEFAULT = (Door("openai", "llm", "openai"), Door("anthropic", "llm", "anthropic"))
+_DOORS_DEFAULT = (
+    Door("openai", "llm", "openai"),
+    Door("anthropic", "llm", "anthropic"),
+    Door("gemini", "llm", "gemini"),
+    Door("ollama", "llm", "ollama"),
+)
+_VARIABLES = (
+    ("anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+    ("gemini", "GOOGLE_GEMINI_BASE_URL", "GEMINI_API_KEY"),
+    ("ollama", "OLLAMA_HOST", "OLLAMA_API_KEY"),
+)
+"""By dialect: what its SDK reads its base URL from, which is the upstream's address as it stands, and its key."""
 
 _HELP = """Run COMMAND with its LLM calls, and those to other agents and tools, going through meshd.
 
-The base URLs that the OpenAI and Anthropic SDKs read are set to an address of this run alone, so that every call of
-the program and of its children is in one workflow. A daemon that runs already is used (MESHD_LISTEN, or the one of
-the state directory); where none does, a private one is started and ends with the command.
+The base URLs that the SDKs of OpenAI, Anthropic, Gemini and Ollama read are set to an address of this run alone, so
+that every call of the program and of its children is in one workflow. A daemon that runs already is used
+(MESHD_LISTEN, or the one of the state directory); where none does, a private one is started and ends with the command.
 
 The command keeps its standard streams, receives the signals that this process receives, and its exit code becomes
 this one's (128 + n where signal n ended it; 127 where the command is not found, 126 where it cannot be run, 125
@@ -48,7 +59,9 @@ Examples:
 
 \b
 What is set:
-  OPENAI_BASE_URL, OPENAI_API_BASE, ANTHROPIC_BASE_URL   for the LLM upstreams of the policy
+  OPENAI_BASE_URL, OPENAI_API_BASE, ANTHROPIC_BASE_URL,
+  GOOGLE_GEMINI_BASE_URL, OLLAMA_HOST
+                                      for the LLM upstreams of the policy
   MESHD_URL_<NAME>                    for every upstream: MESHD_URL_WRITER for the agent `writer`
   MESHD_URL, MESHD_WORKFLOW           the address of the run, and its workflow
   NO_PROXY, no_proxy                  loopback added: a company's proxy cannot reach it
@@ -226,10 +239,11 @@ def environment(
         made["OPENAI_BASE_URL"] = made["OPENAI_API_BASE"] = f"{root}/{openai.name}{version}"
         if openai.is_keyed:
             made.setdefault("OPENAI_API_KEY", _KEY_STAND_IN)
-    if (anthropic := _door_of(doors, "anthropic")) is not None:
-        made["ANTHROPIC_BASE_URL"] = f"{root}/{anthropic.name}"
-        if anthropic.is_keyed:
-            made.setdefault("ANTHROPIC_API_KEY", _KEY_STAND_IN)
+    for dialect, address, key in _VARIABLES:
+        if (one := _door_of(doors, dialect)) is not None:
+            made[address] = f"{root}/{one.name}"
+            if one.is_keyed:
+                made.setdefault(key, _KEY_STAND_IN)
     for name in ("NO_PROXY", "no_proxy"):
         made[name] = ",".join(filter(None, [environ.get(name), _LOOPBACK]))
     if is_proxied:

@@ -17,6 +17,7 @@ from meshd.mesh_key import MeshKeys
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.arrival import arrive, too_large
 from meshd.refusal import Refused
+from meshd.telemetry import redact
 from meshd.tokens.counter import Counter
 
 if TYPE_CHECKING:
@@ -138,7 +139,8 @@ def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> 
     is_tunnel = arrive(_Here(policy), call, request)
     upstream, name = call.upstream, call.target.name
     words = f"{upstream.kind.value} {name}" if upstream else f"{name}: no upstream of this name"
-    steps.append(Step("address", "pass", f"{words}{', a tunnel' if is_tunnel else ''}, {call.method} {call.path}"))
+    words += ", a tunnel" if is_tunnel else ""
+    steps.append(Step("address", "pass", f"{words}, {call.method} {redact.text(call.path)}"))
 
 
 async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]) -> Refused | None:

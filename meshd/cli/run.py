@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from meshd.config import Config
     from meshd.daemon import Daemon
 
+_VARIABLES = (("anthropic", "ANTHROPIC_BASE_URL"), ("gemini", "GOOGLE_GEMINI_BASE_URL"), ("ollama", "OLLAMA_HOST"))
+"""By dialect: what its SDK reads its base URL from, which is the upstream's address as it stands."""
+
 EPILOG = """\b
 Examples:
   meshd run
@@ -27,9 +30,11 @@ Examples:
   meshd run --store redis://redis.example:6379/0?password_file=/run/secrets/redis
 
 \b
-Then, for an OpenAI or Anthropic SDK:
+Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
   export OPENAI_BASE_URL=http://127.0.0.1:7400/openai/v1
   export ANTHROPIC_BASE_URL=http://127.0.0.1:7400/anthropic
+  export GOOGLE_GEMINI_BASE_URL=http://127.0.0.1:7400/gemini
+  export OLLAMA_HOST=http://127.0.0.1:7400/ollama
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
@@ -164,10 +169,10 @@ def banner(daemon: Daemon) -> str:
         if upstream.dialect == "openai" and upstream.kind.value == "llm":
             lines.append(f"  export OPENAI_BASE_URL={base}/{name}{'' if upstream.base_path.endswith('/v1') else '/v1'}")
             break
-    for name, upstream in policy.upstreams.items():
-        if upstream.dialect == "anthropic":
-            lines.append(f"  export ANTHROPIC_BASE_URL={base}/{name}")
-            break
+    for dialect, variable in _VARIABLES:
+        named = next((name for name, upstream in policy.upstreams.items() if upstream.dialect == dialect), None)
+        if named is not None:
+            lines.append(f"  export {variable}={base}/{named}")
     lines += [
         "or let it be set up for one run:  meshd exec -- python agent.py",
         f"Upstreams: {', '.join(policy.upstreams) or 'none'}",

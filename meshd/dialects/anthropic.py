@@ -6,6 +6,7 @@ reads are disjoint here: the input is their sum. Thinking counts against `max_to
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -48,9 +49,19 @@ _TEXT_BLOCKS: Final = frozenset(
 _NESTED_BLOCKS: Final = frozenset({"tool_result", "mcp_tool_result", "search_result"})
 """Blocks whose `content` is text or blocks again."""
 _CLIENT_RUN: Final = ("bash_", "text_editor_", "computer_", "memory_")
-_HIDING: Final = frozenset({"container", "mcp_servers", "context_management"})
+_HIDING: Final = frozenset({"container", "mcp_servers", "context_management", "compaction"})
 """Members that bring input, or model turns, that the body does not show."""
+_FALLBACKS_DEFAULT: Final = 3
+"""Models that the service may take one after the other where the request leaves them to it."""
+_ADDITION: Final = "tool_addition"
 
+_FREE: Final[dict[str, re.Pattern[str]]] = {
+    "GET": re.compile(r"/(?:models|messages/batches|files|skills)(?:/[A-Za-z0-9._:-]+)*/?\Z"),
+    "POST": re.compile(
+        r"/(?:messages/count_tokens|messages/batches/[^/]+/cancel|v1/files|v1/skills(?:/[^/]+/versions)?)/?\Z"
+    ),
+    "DELETE": re.compile(r"/(?:messages/batches|files|skills)(?:/[A-Za-z0-9._:-]+)+\Z"),
+}
 
 # A search result inside a tool's result, as the API takes them.
 _BLOCKS_DEPTH_MAX: Final = 2
@@ -61,7 +72,10 @@ _BRACKETS: Final = b"[{"
 class Request:
     """What `rewrite` needs to know of a request that was read."""
 
-    __slots__ = ("image_bytes", "image_tokens", "pairs", "thinking", "thinking_budget")
+    __slots__ = (
+        "added", "cap", "fallbacks", "image_bytes", "image_tokens", "is_model_placed", "pairs", "thinking",
+        "thinking_budget",
+    )  # fmt: skip
 
     def __init__(self, pairs: Pairs) -> None:
         self.pairs = pairs
@@ -69,6 +83,13 @@ class Request:
         """Tokens that the request's images cannot exceed."""
         self.image_bytes = 0
         """Bytes of the body that are those images."""
+        self.added: list[str] = []
+        """Names of tools that a message offers from there on."""
+        self.is_model_placed = False
+        """The model stands in the path, and not in the body."""
+        self.cap: int | None = None
+        """`max_tokens` as the client set it; the Ask's cap is the largest of this and those of the fallbacks."""
+        self.fallbacks: list[Pairs] = []
         self.thinking: Pairs | None = None
         self.thinking_budget: int | None = None
 
@@ -85,52 +106,14 @@ class Anthropic:
         return None
 
     def is_free(self, method: str, path: str) -> bool:
-        """See `Dialect.is_free`: listing models, and counting tokens."""
-        path = path.partition("?")[0].removesuffix("/")
-        if method == "POST":
-            return path.endswith("/messages/count_tokens")
-        return method in ("GET", "HEAD") and "/models/" in path + "/"
+        """See `Dialect.is_free`: counting tokens, files and skills, and looking after batches that are there already.
+        To begin a batch is to spend where nobody counts."""
+        free = _FREE.get("GET" if method == "HEAD" else method)
+        return free is not None and free.search(path.partition("?")[0]) is not None
 
     def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """See `Dialect.read`."""
-        pairs, messages = pairs_of.read_long_body(body, "messages")
-        model = pairs_of.text(pairs, "model") or ""
-        request = Request(pairs)
-        size = normalised_bytes(body)
-        hidden = _FRAME_TOKENS
-        names: list[str] = []
-        turns = 1
-        raw = pairs_of.member(pairs, "tools") if "tools" in pairs else None
-        if raw is not None:
-            offered, is_hosted, overhead = _offered(bytes(raw))
-            names += offered
-            hidden += overhead
-            turns = _HOSTED_TURNS if is_hosted else 1
-        if "output_config" in pairs or "output_format" in pairs:
-            hidden += _TOOLS_TOKENS
-        if not _HIDING.isdisjoint(pairs) and any(pairs_of.member(pairs, name) is not None for name in _HIDING):
-            turns = _HOSTED_TURNS
-        if "mcp_servers" in pairs:
-            _read_servers(pairs, names)
-        is_hidden = _is_input_hidden(request, messages, model) or turns > 1
-        if is_hidden:
-            bound = window(model) * turns
-        else:
-            size -= request.image_bytes
-            bound = size + size // _MARGIN_DIVISOR + hidden
-            if request.image_tokens:
-                # Many images at their most may come to more than the model can read at once.
-                bound = min(bound + request.image_tokens, window(model))
-        if "thinking" in pairs:
-            _read_thinking(request)
-        is_stream = "stream" in pairs and pairs_of.flag(pairs, "stream") is True
-        cap = pairs_of.integer(pairs, "max_tokens", least=0)
-        ask = Ask("chat", model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
-        if is_hidden:
-            ask.bound_by = WINDOW
-        if "speed" in pairs:
-            ask.tier = (pairs_of.text(pairs, "speed") or "")[:32]
-        return ask
+        return read_messages(body, None)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it; a thinking budget, which must
@@ -139,12 +122,15 @@ class Anthropic:
         edits: dict[str, bytes] = {}
         granted = ask.output_cap_granted
         if granted is not None and (ask.output_cap is None or granted < ask.output_cap):
-            edits["max_tokens"] = b"%d" % granted
+            if request.cap is None or granted < request.cap:
+                edits["max_tokens"] = b"%d" % granted
+            if request.fallbacks:
+                edits["fallbacks"] = _lowered(request.fallbacks, granted)
             budget = request.thinking_budget
             if budget is not None and request.thinking is not None and budget >= granted > _THINKING_BUDGET_MIN:
                 lowered = b"%d" % max(_THINKING_BUDGET_MIN, granted // 2)
                 edits["thinking"] = pairs_of.write(request.thinking, {"budget_tokens": lowered})
-        if ask.model_granted is not None and ask.model_granted != ask.model:
+        if ask.model_granted is not None and ask.model_granted != ask.model and not request.is_model_placed:
             edits["model"] = msgspec.json.encode(ask.model_granted)
         return pairs_of.write(request.pairs, edits) if edits else body
 
@@ -163,9 +149,100 @@ class Anthropic:
         return b"application/json", msgspec.json.encode({"type": "error", "error": error, "request_id": call_id})
 
 
-def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool, int]:
-    """Return the names in `tools`, whether the service runs one of them, and the hidden tokens they bring."""
+def read_messages(body: bytes, placed_model: str | None, *, is_streamed_by_path: bool = False) -> Ask:
+    """Read the body of a request for messages; `placed_model` is its model where that stands in the path.
+
+    Raises Refused(MALFORMED) as `Dialect.read` does.
+    """
+    pairs, messages = pairs_of.read_long_body(body, "messages")
+    request = Request(pairs)
+    model = placed_model
+    if model is None:
+        model = pairs_of.text(pairs, "model") or ""
+    else:
+        request.is_model_placed = True
+    size = normalised_bytes(body)
+    hidden = _FRAME_TOKENS
     names: list[str] = []
+    others: tuple[str, ...] = ()
+    turns = 1
+    raw = pairs_of.member(pairs, "tools") if "tools" in pairs else None
+    if raw is not None:
+        offered, is_hosted, overhead, others = _offered(bytes(raw))
+        names += offered
+        hidden += overhead
+        turns = _HOSTED_TURNS if is_hosted else 1
+    if "output_config" in pairs or "output_format" in pairs:
+        hidden += _TOOLS_TOKENS
+    if not _HIDING.isdisjoint(pairs) and any(pairs_of.member(pairs, name) is not None for name in _HIDING):
+        turns = _HOSTED_TURNS
+    if "mcp_servers" in pairs:
+        _read_servers(pairs, names)
+    is_hidden = _is_input_hidden(request, messages, model)
+    if request.added:
+        names += request.added
+        turns = _HOSTED_TURNS
+    if turns > 1 or is_hidden or ("thread" in pairs and pairs_of.member(pairs, "thread") is not None):
+        is_hidden = True
+        # A tool that asks another model has that one's window too.
+        bound = (window(model) + sum(window(other) for other in others)) * turns
+    else:
+        size -= request.image_bytes
+        bound = size + size // _MARGIN_DIVISOR + hidden
+        if request.image_tokens:
+            # Many images at their most may come to more than the model can read at once.
+            bound = min(bound + request.image_tokens, window(model))
+    if "thinking" in pairs:
+        _read_thinking(request)
+    is_stream = is_streamed_by_path or ("stream" in pairs and pairs_of.flag(pairs, "stream") is True)
+    cap = request.cap = pairs_of.integer(pairs, "max_tokens", least=0)
+    ask = Ask("chat", model, is_stream, bound, cap, tools=tuple(names), is_usage_asked=True, fields=request)
+    ask.other_models = others
+    if is_hidden:
+        ask.bound_by = WINDOW
+    if "speed" in pairs:
+        ask.tier = (pairs_of.text(pairs, "speed") or "")[:32]
+    if "fallbacks" in pairs:
+        _read_fallbacks(request, ask)
+    return ask
+
+
+def _read_fallbacks(request: Request, ask: Ask) -> None:
+    """Let the ask cover each model that the service may take in turn: any of them may read and write anew."""
+    raw = pairs_of.member(request.pairs, "fallbacks")
+    if raw is None:
+        return
+    if memoryview(raw)[0] == _QUOTE:
+        hops = _FALLBACKS_DEFAULT
+        ask.other_models += (pairs_of.text(request.pairs, "fallbacks") or "default",)
+    else:
+        request.fallbacks = pairs_of.read_objects(raw, "'fallbacks'")
+        hops = len(request.fallbacks)
+    for index, fallback in enumerate(request.fallbacks):
+        model = pairs_of.text(fallback, "model", "'fallbacks'", index)
+        ask.other_models += (model or malformed(f"'fallbacks'[{index}] names no model"),)
+        cap = pairs_of.integer(fallback, "max_tokens", least=0)
+        if cap is not None and ask.output_cap is not None:
+            ask.output_cap = max(ask.output_cap, cap)
+    ask.choices += hops
+    ask.input_bound *= ask.choices
+
+
+def _lowered(fallbacks: list[Pairs], granted: int) -> bytes:
+    """Return the fallbacks with none of their own caps above what was granted."""
+    pieces: list[bytes] = []
+    for fallback in fallbacks:
+        cap = pairs_of.integer(fallback, "max_tokens", least=0)
+        is_lower = cap is not None and cap > granted
+        pieces.append(pairs_of.write(fallback, {"max_tokens": b"%d" % granted} if is_lower else {}))
+    return b"[" + b",".join(pieces) + b"]"
+
+
+def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool, int, tuple[str, ...]]:
+    """Return the names in `tools`, whether the service runs one of them, the hidden tokens they bring, and the models
+    that they ask."""
+    names: list[str] = []
+    models: list[str] = []
     is_hosted = False
     overhead = _TOOLS_TOKENS
     for index, tool in enumerate(pairs_of.read_objects(raw, "'tools'")):
@@ -177,7 +254,9 @@ def _read_offered(raw: bytes) -> tuple[tuple[str, ...], bool, int]:
                 overhead += _BUILT_IN_TOKENS
             else:
                 is_hosted = True
-    return tuple(names), is_hosted, overhead
+                if "model" in tool:
+                    models.append(pairs_of.text(tool, "model", "'tools'", index) or "")
+    return tuple(names), is_hosted, overhead, tuple(filter(None, models))
 
 
 _offered = remembered(_read_offered)
@@ -236,6 +315,8 @@ def _hides(raw: msgspec.Raw, request: Request, model: str, where: str, at: int, 
             is_hidden = is_hidden or depth == _BLOCKS_DEPTH_MAX or _hides(inner, request, model, where, at, depth + 1)
         elif not _is_bounded(kind, block, request, model, where, at):
             is_hidden = True
+            if kind == _ADDITION:
+                request.added.append(_added_name(block, where, at))
     return is_hidden
 
 
@@ -256,3 +337,15 @@ def _is_bounded(kind: str | None, block: Pairs, request: Request, model: str, wh
     if data is not None and memoryview(data)[0] == _QUOTE:
         request.image_bytes += data_bytes(data)
     return True
+
+
+def _added_name(block: Pairs, where: str, at: int) -> str:
+    """Return the name of a tool that a message offers, by its definition or a reference to one."""
+    tool = pairs_of.member(block, "tool")
+    if tool is None:
+        return _ADDITION
+    members = pairs_of.read_object(tool, where, at)
+    definition = pairs_of.member(members, "definition")
+    if definition is not None:
+        members = pairs_of.read_object(definition, where, at)
+    return pairs_of.text(members, "name", where, at) or pairs_of.text(members, "type", where, at) or _ADDITION

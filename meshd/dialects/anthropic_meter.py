@@ -20,6 +20,7 @@ _stream_event = msgspec.json.Decoder(StreamEvent)
 _message = msgspec.json.Decoder(Message)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LF: Final = 0x0A
+_COUNTED: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -233,6 +234,8 @@ class AnthropicMeter:
             counts[2] = _larger(counts[2], reported.cache_read_input_tokens)
         if type(made) is int:
             counts[3] = _larger(counts[3], made)
+        if reported.iterations is not None:
+            self._read_iterations(reported.iterations)
         if type(reported.cache_creation) is dict:
             written_long = count(reported.cache_creation.get("ephemeral_1h_input_tokens"))
             self._written_long = max(self._written_long, -1 if written_long is None else written_long)
@@ -247,6 +250,14 @@ class AnthropicMeter:
         self.usage = Usage(given, made, counts[2], min(thinking, made), billed=billed)
         if made > self.output_estimate:
             self.output_estimate = event.output_estimate = made
+
+    def _read_iterations(self, iterations: Any) -> None:
+        """Take the sum where that is more: the totals leave out what compacting cost, and models that a tool asked."""
+        if type(iterations) is not list:
+            return
+        for at, name in enumerate(_COUNTED):
+            each = [count(one.get(name)) or 0 for one in iterations if type(one) is dict]
+            self._counts[at] = _larger(self._counts[at], sum(each))
 
     def cut(self, *, is_event_forwarded: bool = False) -> bytes:
         """See `Meter.cut`: closes what is open, then says `max_tokens` and stops."""

@@ -63,6 +63,26 @@ class Meter(Protocol):
         ...
 
 
+class Splitter(Protocol):
+    """Cuts the body of a reply into events, each unchanged."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes. Raises EventTooLarge, or FrameBroken."""
+        ...
+
+    def rest(self) -> bytes:
+        """Return what ended no event."""
+        ...
+
+
+class FramedMeter(Meter, Protocol):
+    """A meter whose streams are more than server-sent events: it says how a reply is framed."""
+
+    def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
+        """Return what cuts a reply of this type into events; None for a plain one, that is read whole."""
+        ...
+
+
 class Dialect(Protocol):
     """One body language."""
 
@@ -94,7 +114,7 @@ class Dialect(Protocol):
 
     def redirect(self, ask: Ask, path: str) -> str:
         """Return the path to forward: where it names the model, with the one that was granted. Asked only where a
-        model was."""
+        model was. Raises Refused(NOT_ALLOWED) for a name that no path can carry."""
         ...
 
     def meter(self, ask: Ask) -> Meter:

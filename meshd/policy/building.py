@@ -5,14 +5,14 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from meshd.call import Kind
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.policy.checking import compile_match, rule_name
-from meshd.policy.compiled import Limits, Policy, Upstream
+from meshd.policy.compiled import DialectName, Limits, Policy, Upstream
 from meshd.policy.matching import Match, Matcher, Rule
 from meshd.policy.model import NAME_PATTERN, UpstreamSection
 from meshd.policy.planning import named, planner
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from meshd.policy.report import Location, Report
 
 GOVERNANCE = "governance"
+_DIALECTS: tuple[str, ...] = get_args(DialectName)
+_LLM_DIALECTS = " or ".join(", ".join(name for name in _DIALECTS if name != "plain").rsplit(", ", 1))
 _NAME = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _KEY_HEADERS_REFUSED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect", "keep-alive"}
@@ -96,7 +98,7 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
         key, _, value = option.partition("=")
         if key not in ("dialect", "kind"):
             raise ValueError(f"{shown(option)} is neither dialect=... nor kind=...")
-        choices = {"dialect": ("openai", "anthropic", "plain"), "kind": ("llm", "tool", "agent", "host")}[key]
+        choices = {"dialect": _DIALECTS, "kind": ("llm", "tool", "agent", "host")}[key]
         if value not in choices:
             raise ValueError(f"{key} is one of {', '.join(choices)}, not {shown(value)}")
         fields[key] = value
@@ -116,7 +118,7 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
     elif kind is Kind.LLM and dialect == "plain" and not section.unmetered:
         found.append(
-            ((), "an LLM needs dialect: openai or anthropic, or unmetered: true if nobody is to count its tokens")
+            ((), f"an LLM needs dialect: {_LLM_DIALECTS}, or unmetered: true if nobody is to count its tokens")
         )
     elif kind is not Kind.LLM and dialect != "plain":
         found.append((("dialect",), f"only an LLM speaks {dialect}; this is of kind {kind.value}"))

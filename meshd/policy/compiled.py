@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from meshd.policy.matching import Matcher, Rule
     from meshd.policy.pricing import PriceBook
 
-DialectName = Literal["openai", "anthropic", "plain"]
+DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
 Protocol = Literal["auto", "http/1.1", "h2"]
 
 

@@ -126,7 +126,8 @@ class KeySection(Section):
     """A provider's key that meshd attaches, so that the agent need not have it. Sent to this upstream's origin only."""
 
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
-    """Header field for the key. Unset: `x-api-key` for anthropic, else `authorization` (as `Bearer KEY`)."""
+    """Header field for the key. Unset: `x-api-key` for anthropic, `x-goog-api-key` for gemini, else `authorization` (as
+    `Bearer KEY`)."""
     env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")] | None = None
     """Environment variable of meshd that holds the key."""
     file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
@@ -201,8 +202,8 @@ class UpstreamSection(Section):
     url: Annotated[str, Field(min_length=1, max_length=2048)]
     """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment."""
     kind: KindName | None = None
-    """What it is. May be left out for a well-known LLM and where `dialect` is `openai` or `anthropic`."""
-    dialect: Literal["openai", "anthropic", "plain"] | None = None
+    """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
+    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"] | None = None
     """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
     protocol: Literal["auto", "http/1.1", "h2"] = "auto"
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""

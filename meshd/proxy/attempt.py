@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.call import NOT_FORWARDED, Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
-from meshd.proxy.forwarding import added_fields
+from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused
@@ -45,6 +45,7 @@ class Attempt:
         "_heard_s",
         "_is_paused",
         "_is_request_paused",
+        "_path",
         "_sent_s",
         "call",
         "exchange",
@@ -88,6 +89,7 @@ class Attempt:
         proxy = exchange.proxy
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
+        self._path = path_to_send(call, pool.key)
         self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context)
         connection = pool.acquire(self)
         if connection is not None:
@@ -98,16 +100,14 @@ class Attempt:
         exchange, call, request = self.exchange, self.call, self.request
         self._sent_s = self._heard_s = exchange.proxy.now_s
         body: bytes | None = None
-        has_body, length, path = request.has_body, request.content_length, call.path
+        has_body, length = request.has_body, request.content_length
         if call.ask is not None:
             body = call.dialect.rewrite(call.ask, call.body or b"")
             has_body, length = True, len(body)
-            if call.ask.model_granted is not None:
-                path = call.dialect.redirect(call.ask, path)
         connection.open(
             self,
             method=call.method,
-            path=path,
+            path=self._path,
             added=self._fields_added,
             has_body=has_body,
             content_length=length,

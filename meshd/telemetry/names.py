@@ -303,6 +303,7 @@ _PROVIDER_HOSTS: Final = (
     ("api.perplexity.ai", "perplexity"),
     ("api.cohere.com", "cohere"),
 )
+_PROVIDER_DIALECTS: Final = {"gemini": "gcp.gemini", "bedrock": "aws.bedrock"}
 
 
 @lru_cache(maxsize=1024)
@@ -311,4 +312,4 @@ def provider(host: str, dialect: str) -> str:
     for suffix, name in _PROVIDER_HOSTS:
         if host == suffix or host.endswith(("." + suffix, "-" + suffix)):
             return name
-    return dialect
+    return _PROVIDER_DIALECTS.get(dialect, dialect)

@@ -44,6 +44,22 @@ def test_the_sdks_are_pointed_at_the_run() -> None:
     assert (environ["MESHD_URL"], environ["MESHD_WORKFLOW"]) == (ROOT, "w1")
 
 
+@pytest.mark.parametrize(
+    ("dialect", "variable", "key"),
+    [
+        ("anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+        ("gemini", "GOOGLE_GEMINI_BASE_URL", "GEMINI_API_KEY"),
+        ("ollama", "OLLAMA_HOST", "OLLAMA_API_KEY"),
+    ],
+)
+def test_each_dialects_own_client_is_pointed_at_the_run(dialect: str, variable: str, key: str) -> None:
+    environ = made((Door("mine", "llm", dialect), Door("keyed", "llm", dialect, is_keyed=True)))
+    assert environ[variable] == f"{ROOT}/mine"
+    assert key not in environ
+    assert made((Door("keyed", "llm", dialect, is_keyed=True),))[key] == "meshd-attaches-it"
+    assert variable not in made((Door("mine", "tool", dialect),))
+
+
 def test_every_upstream_has_a_variable() -> None:
     environ = made()
     assert environ["MESHD_URL_WEB_SEARCH"] == f"{ROOT}/web-search"
@@ -64,10 +80,12 @@ def test_a_version_in_the_upstreams_own_url_is_not_doubled() -> None:
     assert made((Door("local", "llm", "openai", base_path="/v1"),))["OPENAI_BASE_URL"] == f"{ROOT}/local"
 
 
-def test_a_daemon_of_which_only_the_address_is_known_serves_the_two_well_known_ones() -> None:
+def test_a_daemon_of_which_only_the_address_is_known_serves_the_well_known_ones() -> None:
     environ = made(())
     assert environ["OPENAI_BASE_URL"] == f"{ROOT}/openai/v1"
     assert environ["ANTHROPIC_BASE_URL"] == f"{ROOT}/anthropic"
+    assert environ["GOOGLE_GEMINI_BASE_URL"] == f"{ROOT}/gemini"
+    assert environ["OLLAMA_HOST"] == f"{ROOT}/ollama"
 
 
 def test_loopback_never_goes_to_a_companys_proxy() -> None:

@@ -13,17 +13,23 @@ import pytest
 
 from meshd.call import Ask
 from meshd.dialects.contract import Dialect, Meter
-from meshd.dialects.table import DIALECTS, recognise
-from meshd.wire.sse import Splitter
+from meshd.dialects.table import DIALECTS, dialect_at, recognise
+from meshd.proxy.answer import splitter_of
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/*/request.*"))
+STREAMS = {
+    "stream.sse": b"text/event-stream; charset=utf-8",
+    "stream.json": b"application/json; charset=UTF-8",
+    "stream.ndjson": b"application/x-ndjson",
+    "stream.bin": b"application/vnd.amazon.eventstream",
+}
+"""Content-type of a streamed answer, by its file."""
 
 
 class Case:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.dialect: Dialect = DIALECTS[folder.parent.name]
         form = folder / "request.form"
         self.is_form = form.exists()
         self.body = form.read_bytes() if self.is_form else (folder / "request.json").read_bytes()
@@ -31,12 +37,18 @@ class Case:
         kind = b"application/json"
         if self.is_form:
             kind = b"multipart/form-data; boundary=" + self.body.partition(b"\r\n")[0][2:]
+        self.dialect: Dialect = dialect_at(folder.parent.name, self.expected["path"])
         self.headers = [(b"content-type", kind)]
 
     def ask(self, body: bytes | None = None) -> Ask:
         return self.dialect.read(
             self.expected["operation"], self.body if body is None else body, self.expected["path"], self.headers
         )
+
+    @property
+    def stream(self) -> str:
+        """The file of its streamed answer; empty where there is none."""
+        return next((name for name in STREAMS if (self.folder / name).exists()), "")
 
     def bytes_of(self, name: str) -> bytes | None:
         path = self.folder / name
@@ -52,7 +64,7 @@ of_read = pytest.mark.parametrize("case", READ, ids=NAMES.get)
 of_plain = pytest.mark.parametrize(
     "case", [case for case in READ if case.bytes_of("reply.json") or case.bytes_of("reply.bin")], ids=NAMES.get
 )
-of_streamed = pytest.mark.parametrize("case", [case for case in READ if case.bytes_of("stream.sse")], ids=NAMES.get)
+of_streamed = pytest.mark.parametrize("case", [case for case in READ if case.stream], ids=NAMES.get)
 
 
 def test_there_are_cases_for_every_dialect() -> None:
@@ -99,6 +111,8 @@ def test_rewrites(case: Case) -> None:
         assert json.loads(body) == json.loads(case.body) | rewrite["changes"]
         if not rewrite["changes"]:
             assert body is case.body
+        path = case.expected["path"]
+        assert case.dialect.redirect(ask, path) == rewrite.get("path", path)
 
 
 @of_plain
@@ -115,11 +129,12 @@ def test_plain_answer(case: Case) -> None:
 @of_streamed
 @pytest.mark.parametrize("piece_bytes", [1 << 20, 1, 37])
 def test_stream(case: Case, piece_bytes: int) -> None:
-    stream = case.bytes_of("stream.sse")
+    stream = case.bytes_of(case.stream)
     assert stream is not None
     ask = case.ask()
     meter = case.dialect.meter(ask)
-    splitter = Splitter()
+    splitter = splitter_of(meter, [(b"content-type", STREAMS[case.stream])], 1 << 20)
+    assert splitter is not None
     forwarded: list[bytes] = []
     tool_calls: list[str] = []
     assert not meter.is_terminal
@@ -130,8 +145,9 @@ def test_stream(case: Case, piece_bytes: int) -> None:
                 forwarded.append(event.raw)
                 tool_calls += event.tool_names
                 assert event.output_estimate == meter.output_estimate
-    assert splitter.rest() == b""
-    assert b"".join(forwarded) == (case.bytes_of("forwarded.sse") or stream)
+    rest = splitter.rest()
+    assert rest.strip() == b""
+    assert b"".join(forwarded) + rest == (case.bytes_of("forwarded.sse") or stream)
     _check(meter, tool_calls, case, ask)
 
 
@@ -147,7 +163,7 @@ def _check(meter: Meter, tool_calls: list[str], case: Case, ask: Ask) -> None:
         return
     assert meter.usage is not None
     assert {name: getattr(meter.usage, name) for name in expected["usage"]} == expected["usage"]
-    assert not meter.usage.is_estimated
+    assert meter.usage.is_estimated is expected.get("is_estimated", False)
     if not ask.unbounded:
         assert meter.usage.input_tokens <= ask.input_bound
         assert ask.has_output or meter.usage.total <= ask.input_bound
