@@ -7,6 +7,7 @@ by agent, model or a purse of their own go on counting: a part is no second budg
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,10 @@ class Delegated:
 
     def settle(self, outcome: Outcome) -> None:
         """Close the account; what it has left flows back."""
+        self.end()
+
+    def end(self) -> None:
+        """Do so, whatever became of the call."""
         self._ledger.orders.end(self._parent, self._child)
 
 
@@ -85,8 +90,11 @@ class Delegation:
             queue_s = settings.queue_s if settings is not None else purse.queue_s
             got = await self.ledger.delegate(parent, min(limit, TOKENS_MAX), child, tokens, floor, queue_s=queue_s)
         except StoreError as error:
-            self.ledger.orders.end(parent, child)
+            delegated.end()
             raise unavailable(purse, error) from error
+        except asyncio.CancelledError:
+            delegated.end()  # what was set aside by then comes back
+            raise
         if isinstance(got, Shortfall):
             raise exhausted(call, purse, got)
         ceiling = got if context.ceiling is None else min(context.ceiling, got)
