@@ -162,8 +162,8 @@ async def live(accounts: int) -> None:
         size_mb = sum(file.stat().st_size for file in Path(path).iterdir()) / 1e6
         await again.close()
     print(
-        f"{accounts:,} live accounts: {grown_mb:.1f} MB of memory ({grown_mb * 1000 / accounts:.2f} kB each), opened in "
-        f"{opened_s:.1f} s; killed with a call in flight on each, started again in {restart_s:.1f} s "
+        f"{accounts:,} live accounts: {grown_mb:.1f} MB of memory ({grown_mb * 1000 / accounts:.2f} kB each), opened "
+        f"in {opened_s:.1f} s; killed with a call in flight on each, started again in {restart_s:.1f} s "
         f"({again.started.recovered:,} leases settled); {size_mb:.0f} MB on disk"
     )
 
