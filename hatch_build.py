@@ -57,8 +57,10 @@ LEFT = (
     # Nothing here is on the way of a call.
     "ledger/desk.py",
     "ledger/directory.py",
+    "ledger/orders.py",
     "ledger/recovery.py",
     "ledger/upkeep.py",
+    "ledger/witness.py",
     "prices/table.py",
     "proxy/listener.py",
     "*/__init__.py",

@@ -126,10 +126,10 @@ def _cut_out(body: bytes, key: bytes) -> tuple[memoryview, list[Pairs], bytes] |
         return None
     # A guess: the last array, or the last before the tools, which end in two braces. A wrong one costs one pass.
     end = body.rfind(b"]", begin) + 1
-    if body[end - 3 : end] == b"}}]":
+    if body.endswith(b"}}]", begin, end):
         at = body.rfind(b'"tools":[', max(begin, end - _TOOLS_BYTES_MAX), end)
         end = body.rfind(b"]", begin, at) + 1 if at != -1 else end
-    if body[end - 2 : end] != b"}]":
+    if not body.endswith(b"}]", begin, end):
         return None
     array = memoryview(body)[begin:end]
     try:

@@ -138,8 +138,10 @@ class RequestReader:
             return 0
         at = len(before)
         stop = data.find(b"\r", at, at + _LENGTH_DIGITS_MAX + 1)
+        if stop == -1:
+            return 0
         digits = data[at:stop]
-        if stop == -1 or not digits.isdigit() or not data.startswith(behind, stop):
+        if not digits.isdigit() or not data.startswith(behind, stop):
             return 0
         self._begin(Request(method, target, fields), int(digits))
         return stop + len(behind)
@@ -328,7 +330,7 @@ def _split_length(block: bytes) -> tuple[bytes, int]:
     name, colon, value = block[at:stop].partition(b":")
     value = value.strip(b" \t")
     is_plain = len(name) == 14 and bool(colon) and value.isdigit() and len(value) <= _LENGTH_DIGITS_MAX
-    if not is_plain or (at and block[at - 2 : at] != b"\r\n") or lower.find(b"content-length", stop) != -1:
+    if not is_plain or (at and not block.endswith(b"\r\n", 0, at)) or lower.find(b"content-length", stop) != -1:
         return b"", -1
     return block[:at] + block[stop + 2 :], int(value)
 

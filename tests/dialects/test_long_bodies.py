@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from meshd.dialects import json_pairs as pairs_of
 from meshd.dialects.table import DIALECTS
-from meshd.refusal import Refused
+from meshd.refusal import Reason, Refused
 from tests.dialects.test_json_pairs import spell
 from tests.dialects.test_properties import like_object
 
@@ -151,3 +151,11 @@ def test_what_agents_send_is_read_in_one_pass(order: Callable[[dict[str, Any]], 
     assert short == long == plain
     assert plain[0] == "gpt-4o"
     assert plain[2] < len(body) + 300, "no message brings what the body does not show"
+
+
+@pytest.mark.parametrize("end", [b"", b"}", b"{}}}", b'"]"'])
+def test_a_long_body_whose_array_never_ends_is_malformed(end: bytes) -> None:
+    body = b'{"model":"gpt-4o","messages":[{"role":"user","content":"' + b"x" * 20_000 + b'"}' + end
+    with pytest.raises(Refused) as refused:
+        DIALECTS["openai"].read("chat", body)
+    assert refused.value.reason is Reason.MALFORMED

@@ -142,6 +142,7 @@ async def test_where_the_upstream_cannot_be_reached(mesh: Any) -> None:
     assert (await one.fetch(get())).status == 500
 
 
+@pytest.mark.uncompiled
 async def test_even_where_the_end_itself_is_broken(mesh: Any, upstream: Any) -> None:
     one = await mesh(plain_policy((await upstream(echo)).port))
     one.per_call.on_admit = raising

@@ -84,6 +84,21 @@ def test_the_corpus_reads_the_same_a_second_time(raw: bytes) -> None:
         assert Requests().feed([raw]) == expected
 
 
+def test_the_same_head_again_reads_the_same_cut_anywhere() -> None:
+    """Also just before the digits of its length, where there is none yet."""
+    raw = b"POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\nX: y\r\n\r\nbody"
+    expected = Requests().feed([raw])
+    for place in range(len(raw) + 1):
+        pieces = [piece for piece in (raw[:place], raw[place:]) if piece]
+        assert Requests().feed([raw, raw, *pieces]) == expected * 3, place
+
+
+def test_a_length_at_the_second_byte_of_the_fields() -> None:
+    """`start > end` in a slice of bytes is an error once it is compiled."""
+    raw = b"GET / HTTP/1.1\r\nxcontent-length: 4\r\n\r\n"
+    assert whole(raw) == Requests().feed([raw])
+
+
 @pytest.mark.parametrize("raw", REPLIES)
 @pytest.mark.parametrize("is_upgrade", [False, True])
 def test_replies_read_the_same_cut_anywhere(raw: bytes, is_upgrade: bool) -> None:
