@@ -225,6 +225,7 @@ class Outcome:
         "duration_s",
         "fault",
         "first_byte_s",
+        "held",
         "is_answered",
         "is_forwarded",
         "is_terminal",
@@ -271,6 +272,8 @@ class Outcome:
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.held: Any = None
+        """`meshd.filters.held.Held`, once it is settled: what was reserved and charged; None where no budget counts."""
 
 
 class Reply:

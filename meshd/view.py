@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from meshd.admin.view import (
-    AccountDump,
-    AccountsPage,
     BreakerDump,
     Check,
     PolicyDump,
@@ -16,11 +14,16 @@ from meshd.admin.view import (
     RuleDump,
     StatusDump,
 )
+from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.view_books import LedgerBooks
+from meshd.view_calls import call_of, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from meshd.admin.view import CallDump, CallsPage
+    from meshd.call import Call
     from meshd.filters.breaker import Breaker
     from meshd.filters.circuit import State
     from meshd.ledger import Ledger
@@ -51,10 +54,11 @@ def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, bre
     sources.breakers = breakers
     sources.store = lambda: ledger.state == "ok"
     sources.budget = lambda: BudgetReading(
-        reserved=ledger.reserved_tokens,
         spent=ledger.spent_tokens,
         refused=ledger.refused,
         bound_violations=ledger.bound_violations,
+        stranded=ledger.started.stranded_tokens,
+        scopes=tuple(sums_of(ledger.entries())),
     )
 
 
@@ -78,6 +82,7 @@ class View:
         self._agent = agent
         self._reloader = reloader
         self._ledger = ledger
+        self.books = LedgerBooks(ledger)
         self._breaker = breaker
         self._telemetry = telemetry
         self._proxy = proxy
@@ -114,11 +119,16 @@ class View:
             taken_at_s=self._telemetry.tally.policy_taken_s,
         )
 
-    def accounts(self, *, after: str, limit: int) -> AccountsPage:
-        """Return accounts in the order of their ids."""
-        found = [view for view in sorted(self._ledger.snapshot()) if view.id > after][: limit + 1]
-        dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
-        return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
+    def call(self, id: str) -> CallDump | None:
+        """Return what was decided of a call."""
+        return call_of(self._telemetry.provenance, self._live(), id)
+
+    def calls(self, *, is_refused: bool, limit: int) -> CallsPage:
+        """Return the last calls, or the last of those that were refused."""
+        return calls_of(self._telemetry.provenance, self._live(), is_refused=is_refused, limit=limit)
+
+    def _live(self) -> list[Call]:
+        return [exchange.call for exchange in self._proxy.live]
 
     def breakers(self) -> Sequence[BreakerDump]:
         """Return every breaker that is kept."""

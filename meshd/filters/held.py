@@ -22,7 +22,18 @@ upstream was given is the guarantee; this catches one that ignores it, and must 
 class Held:
     """Tokens held for one attempt: in `entry` where one account gave them at once, else in `reservations`."""
 
-    __slots__ = ("_bound", "_entry", "_input_bound", "_ledger", "_ran_tokens", "_reservations")
+    __slots__ = (
+        "_entry",
+        "_ledger",
+        "_ran_tokens",
+        "account",
+        "bound",
+        "charged",
+        "input_bound",
+        "is_estimated",
+        "limit",
+        "reservations",
+    )
 
     def __init__(
         self,
@@ -34,24 +45,34 @@ class Held:
     ) -> None:
         self._ledger = ledger
         self._entry = entry
-        self._input_bound = input_bound
-        self._bound = bound
-        self._reservations = reservations
+        self.input_bound = input_bound
+        self.bound = bound
+        self.reservations = reservations
         self._ran_tokens = 0
+        self.account = ""
+        self.limit = 0
+        if entry is not None:
+            self.account = entry.id
+            self.limit = entry.whole
+        self.charged = 0
+        self.is_estimated = False
 
     def settle(self, outcome: Outcome) -> None:
         """Charge what the attempt cost to each account, and give the rest back."""
-        output_bound = self._bound - self._input_bound
+        output_bound = self.bound - self.input_bound
         if self._ran_tokens > output_bound:
             output_bound = self._ran_tokens
-        tokens, is_estimated = charge_of(outcome, self._input_bound, output_bound)
+        tokens, is_estimated = charge_of(outcome, self.input_bound, output_bound)
         if is_estimated:
             self._ledger.estimated += 1
+        self.charged = tokens
+        self.is_estimated = is_estimated
+        outcome.held = self
         entry = self._entry
         if entry is not None:
             self._entry = None
-            self._ledger.pay(entry, self._bound, tokens)
-        for reservation in self._reservations:
+            self._ledger.pay(entry, self.bound, tokens)
+        for reservation in self.reservations:
             reservation.settle(tokens)
 
 
@@ -74,10 +95,17 @@ class HeldStream(Held):
         # Flat: a call to the class above costs as much as all of this, and most calls stream.
         self._ledger = ledger
         self._entry = entry
-        self._input_bound = input_bound
-        self._bound = bound
-        self._reservations = reservations
+        self.input_bound = input_bound
+        self.bound = bound
+        self.reservations = reservations
         self._ran_tokens = 0
+        self.account = ""
+        self.limit = 0
+        if entry is not None:
+            self.account = entry.id
+            self.limit = entry.whole
+        self.charged = 0
+        self.is_estimated = False
         self._cut_at = int((bound - input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
         self._is_error = is_error
 
@@ -86,7 +114,7 @@ class HeldStream(Held):
         if event.output_estimate <= self._cut_at:
             return event
         self._ran_tokens = event.output_estimate
-        granted = self._bound - self._input_bound
+        granted = self.bound - self.input_bound
         return Cut(
             f"the answer ran past its cap: about {event.output_estimate} tokens for {granted} granted",
             is_error=self._is_error,

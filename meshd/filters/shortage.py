@@ -39,6 +39,12 @@ def unread(call: Call, terms: Terms) -> Refused:
 
 def exhausted(call: Call, purse: Purse, short: Shortfall) -> Refused:
     """Return the refusal for an account that cannot cover a call."""
+    refused = _exhausted(call, purse, short)
+    refused.short = short
+    return refused
+
+
+def _exhausted(call: Call, purse: Purse, short: Shortfall) -> Refused:
     rule = purse.rule
     if call.policy.expose_amounts:
         amounts = (

@@ -1,8 +1,9 @@
 """Amounts with units, as they stand in a policy document.
 
-`Duration` is float seconds ("250ms", "30s", "5m", "1h30m", 30), `Size` is int bytes ("8MB", "64KiB", 65536) and
-`Count` is an int ("50k", "1M", "1.5k", 50000). A number is read exactly or refused: "0.5B" or "1.23456k" never
-rounds. `k`, `M` and `G` are decimal, `Ki`, `Mi` and `Gi` binary, as the SI and IEC 60027-2 have them.
+`Duration` is float seconds ("250ms", "30s", "5m", "1h30m", 30), `Size` is int bytes ("8MB", "64KiB", 65536),
+`Count` is an int ("50k", "1M", "1.5k", 50000); dollars ("5", "$5.00", 0.25) are an int of micro-dollars. A number is
+read exactly or refused: "0.5B", "1.23456k" or "$0.0000001" never rounds. `k`, `M` and `G` are decimal, `Ki`, `Mi` and
+`Gi` binary, as the SI and IEC 60027-2 have them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from pydantic import BeforeValidator, WithJsonSchema
 DURATION_S_MAX = 10 * 366 * 86_400.0
 COUNT_MAX = 10**15
 SIZE_BYTES_MAX = 2**50
+MONEY_MICRODOLLARS_MAX = 10**14
+"""A hundred million dollars: what an account can hold and a record of the journal can say many times over."""
+MICRO = 1_000_000
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86_400)}
 _COUNTS = {"": 1, "k": 1_000, "K": 1_000, "M": 10**6, "G": 10**9}
@@ -35,12 +39,14 @@ _NUMBER = r"[0-9]{1,18}(?:\.[0-9]{1,9})?"
 DURATION_PATTERN = rf"^(?:{_NUMBER}(?:ms|s|m|h|d))+$"
 SIZE_PATTERN = rf"^{_NUMBER} ?(?:B|kB|KB|MB|GB|KiB|MiB|GiB)$"
 COUNT_PATTERN = rf"^{_NUMBER}[kKMG]?$"
+MONEY_PATTERN = r"^\$?[0-9]{1,9}(?:\.[0-9]{1,6})?$"
 
 # `\Z` in place of `$`: Python's `$` also matches before a final line feed, JSON Schema's does not.
 _DURATION = re.compile(DURATION_PATTERN[:-1] + r"\Z")
 _DURATION_PART = re.compile(rf"({_NUMBER})(ms|s|m|h|d)")
 _SIZE = re.compile(rf"({_NUMBER}) ?(B|kB|KB|MB|GB|KiB|MiB|GiB)\Z")
 _COUNT = re.compile(rf"({_NUMBER})([kKMG]?)\Z")
+_MONEY = re.compile(MONEY_PATTERN[:-1] + r"\Z")
 
 
 def seconds(value: Any) -> float:
@@ -84,6 +90,36 @@ def count(value: Any) -> int:
             raise ValueError(f"{expected}, not {_quoted(value)}")
         return _whole(Decimal(match[1]) * _COUNTS[match[2]], value, COUNT_MAX)
     return _number(value, expected, COUNT_MAX)
+
+
+def microdollars(value: Any) -> int:
+    """Return the micro-dollars of an amount: "5", "$5.00", 5 or 0.25. Raises ValueError otherwise, or if it rounds."""
+    return _millionths(value, 'expected an amount of US dollars such as 5, "5.00" or "$0.25"', MONEY_MICRODOLLARS_MAX)
+
+
+def _millionths(value: Any, expected: str, most: int) -> int:
+    if isinstance(value, str):
+        if _MONEY.match(value) is None:
+            raise ValueError(f"{expected}, with six decimals at most, not {_quoted(value)}")
+        number = Decimal(value.removeprefix("$"))
+    elif type(value) in (int, float) and math.isfinite(value):
+        # A float's shortest spelling is what was written: 0.1 is a tenth.
+        number = Decimal(repr(value))
+    else:
+        raise ValueError(f"{expected}, not {_kind(value)}")
+    number *= MICRO
+    if not 0 <= number <= most:
+        raise ValueError(f"must be from $0 to ${most // MICRO}, not {_quoted(str(value))}")
+    if number != number.to_integral_value():
+        raise ValueError(f"{_quoted(str(value))} has more than six decimals")
+    return int(number)
+
+
+def dollars(amount: int) -> str:
+    """Return micro-dollars as people write them: `$5.00`, `$0.000125`."""
+    whole, rest = divmod(abs(amount), MICRO)
+    digits = f"{rest:06d}".rstrip("0").ljust(2, "0")
+    return f"{'-' if amount < 0 else ''}${whole:,}.{digits}"
 
 
 def _number(value: Any, expected: str, most: int) -> int:

@@ -53,6 +53,8 @@ class Ledger:
     ) -> None:
         """Use `open`, `in_memory` or `failed`. `later` sets a timer as the loop's `call_later` does."""
         self._desk = desk
+        self.holder = holder
+        """The name by which the owners of accounts know this sidecar."""
         self._faults = Faults()
         self._say = self._faults.say
         self._leases = Leases(
@@ -164,6 +166,19 @@ class Ledger:
         """Tokens held by attempts in flight, over all accounts."""
         return sum(entry.holder.reserved for entry in self._entries.values() if entry.holder is not None)
 
+    @property
+    def fault(self) -> StoreError | None:
+        """Why nothing more is spent, for good; None while the books are kept."""
+        return self._closed
+
+    def entry(self, account: str) -> Entry | None:
+        """Return an account that is in memory."""
+        return self._entries.get(account)
+
+    def entries(self) -> list[Entry]:
+        """Return all accounts that are in memory."""
+        return list(self._entries.values())
+
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
         views: list[AccountView] = []
@@ -215,7 +230,7 @@ class Ledger:
                 return None
             self.refused += 1
             used = holder.elsewhere - holder.lent + holder.spent
-            return Shortfall(account, limit, used, holder.reserved, bound, least, is_busy=False)
+            return Shortfall(account, holder.whole(limit), used, holder.reserved, bound, least, is_busy=False)
         return self._reserved(entry, holder, amount)
 
     def _reserved(self, entry: Entry, holder: Holder, amount: int) -> Reservation:

@@ -69,6 +69,8 @@ class TargetSeries:
     """What is counted for one direction and target."""
 
     __slots__ = (
+        "bound",
+        "charged",
         "direction",
         "duration",
         "estimated_input",
@@ -101,6 +103,9 @@ class TargetSeries:
         self.used_output = 0
         self.estimated_input = 0
         self.estimated_output = 0
+        self.bound = 0
+        """Tokens that were reserved for attempts that were charged, and what those were charged."""
+        self.charged = 0
         self.duration = Histogram(names.SECONDS_BUCKETS)
         self.first_byte = Histogram(names.SECONDS_BUCKETS)
 
