@@ -37,7 +37,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled simulate compile lint bench format lock clean venv
+.PHONY: help demo test test-compiled simulate replay fleet compile lint bench format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -52,6 +52,12 @@ test: $(STAMP) ## every test (ARGS=... goes to pytest)
 
 simulate: $(STAMP) ## a million random schedules of the ledger, beside check-then-charge (ARGS="HOW_MANY SEED")
 	@$(BIN)/python -m tests.ledger.simulate $(ARGS)
+
+replay: $(STAMP) ## LLM requests on one budget: false refusals, and how loose the bounds are (ARGS="--trace FILE")
+	@$(BIN)/python -m bench.replay $(ARGS)
+
+fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
+	@$(BIN)/python -m bench.fleet $(ARGS)
 
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
 

@@ -33,6 +33,8 @@ COMPILED = (
     "chain.py",
     "filters/*.py",
     "ledger/*.py",
+    "prices/*.py",
+    "tokens/encodings.py",
     "wire/*.py",
     "dialects/*.py",
     "proxy/*.py",
@@ -59,6 +61,7 @@ LEFT = (
     "ledger/directory.py",
     "ledger/recovery.py",
     "ledger/upkeep.py",
+    "prices/table.py",
     "proxy/listener.py",
     "*/__init__.py",
 )

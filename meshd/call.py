@@ -1,7 +1,7 @@
 """One intercepted exchange, in the words that every filter shares.
 
-A `Call` is made by a wire (HTTP/1.1 or HTTP/2, a filter never knows which), completed by a dialect (`Ask`),
-judged by the filters in order, sent in one or more attempts, and ends in one `Outcome` per attempt.
+A `Call` is made by a wire (a filter never knows which), completed by a dialect (`Ask`), judged by the filters in order,
+sent in one or more attempts, and ends in one `Outcome` per attempt.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class Evidence(str, Enum):
 class Usage:
     """Tokens that one attempt cost.
 
-    `input_tokens` includes cached ones, `output_tokens` includes reasoning: a dialect folds its own fields so.
+    `input_tokens` includes cached ones and those put into a cache, `output_tokens` includes reasoning: a dialect folds
+    its own fields so.
     """
 
-    __slots__ = ("cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
+    __slots__ = ("billed", "cached_tokens", "input_tokens", "is_estimated", "output_tokens", "reasoning_tokens")
 
     def __init__(
         self,
@@ -68,20 +69,24 @@ class Usage:
         cached_tokens: int = 0,
         reasoning_tokens: int = 0,
         is_estimated: bool = False,
+        billed: Any = None,
     ) -> None:
         self.input_tokens = input_tokens
         self.output_tokens = output_tokens
         self.cached_tokens = cached_tokens
         self.reasoning_tokens = reasoning_tokens
         self.is_estimated = is_estimated
+        self.billed = billed
+        """`meshd.prices.billed.Billed`: what the answer says that its price depends on; None where it says nothing."""
 
     @property
     def total(self) -> int:
         """Tokens to charge."""
         return self.input_tokens + self.output_tokens
 
-    def _values(self) -> tuple[int, int, int, int, bool]:
-        return (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens, self.is_estimated)
+    def _values(self) -> tuple[Any, ...]:
+        tokens = (self.input_tokens, self.output_tokens, self.cached_tokens, self.reasoning_tokens)
+        return (*tokens, self.is_estimated, self.billed)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Usage) and self._values() == other._values()
@@ -94,26 +99,14 @@ class Usage:
 
 
 class Ask:
-    """What an LLM request asks for, as its dialect read it, and what meshd grants of that.
-
-    What the client sent never changes; `model_granted` and `output_cap_granted` are set by filters and honoured by
-    `Dialect.rewrite`, so that what was judged is what is forwarded.
-    """
+    """What an LLM request asks for, as its dialect read it and never changes it, and what filters grant of that:
+    `Dialect.rewrite` honours it, so that what was judged is what is forwarded."""
 
     __slots__ = (
-        "choices",
-        "fields",
-        "has_output",
-        "input_bound",
-        "is_stream",
-        "is_usage_asked",
-        "model",
-        "model_granted",
-        "operation",
-        "output_cap",
-        "output_cap_granted",
-        "tools",
-    )
+        "begins", "bound_by", "choices", "degraded_by", "fields", "has_output", "input_bound", "is_sealed", "is_stream",
+        "is_usage_asked", "model", "model_granted", "operation", "other_models", "output_cap", "output_cap_granted",
+        "tier", "tools", "unbounded",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -127,27 +120,43 @@ class Ask:
         tools: tuple[str, ...] = (),
         is_usage_asked: bool = False,
         fields: Any = None,
+        tier: str = "",
+        unbounded: str = "",
     ) -> None:
         self.operation = operation
-        """`gen_ai.operation.name`: chat, embeddings."""
+        """`gen_ai.operation.name`: chat, embeddings, and the others that `docs/dialects.md` lists."""
         self.model = model
         self.is_stream = is_stream
         self.input_bound = input_bound
         """Tokens that the input cannot exceed."""
+        self.bound_by = "bytes"
+        """What that was made of: see `meshd.tokens.encodings`."""
         self.output_cap = output_cap
         """Output cap in tokens for each choice as the client set it; None where it set none."""
         self.choices = choices
         """How many answers are generated (`n`): they multiply the output bound."""
         self.has_output = has_output
-        """False where no output tokens can be billed (embeddings)."""
+        """False where the request has no cap of its output to be set: `input_bound` then bounds all that it costs."""
         self.tools = tools
         """Names of the tools that the request offers to the model."""
         self.is_usage_asked = is_usage_asked
         """The client itself asked for usage in the stream."""
         self.fields = fields
         """The dialect's own decoded map of the body, for `rewrite`; nobody else reads it."""
+        self.tier = tier
+        """The tier of service that the request asks for, empty where it asks for none: prices differ by it."""
+        self.begins = False
+        """The reply may come before the work is done: a later call reads what it has cost (OpenAI's `background`)."""
+        self.unbounded = unbounded
+        """Why no number of tokens is known that the call cannot exceed; empty where `input_bound` is one."""
+        self.other_models: tuple[str, ...] = ()
+        """Models that the provider may take besides, because the request says so."""
+        self.is_sealed = False
+        """The request is signed: it can be forwarded as it came, or not at all."""
         self.model_granted: str | None = None
-        self.output_cap_granted: int | None = None
+        self.output_cap_granted: int | None = None  # by a budget: the client's own where all of it fits
+        self.degraded_by = ""
+        """The rule whose budget put a cheaper model in the place of the one that was asked for."""
 
     @property
     def model_sent(self) -> str:
@@ -203,10 +212,8 @@ NOT_FORWARDED: Final = frozenset(
 
 
 def classify(status: int, fault: Fault, is_terminal: bool) -> Verdict:
-    """Say whether an attempt was the upstream's failure. Classifying is apart from reacting.
-
-    `status` is 0 where no head arrived; `is_terminal` is False for a stream that ended without its terminal event.
-    """
+    """Say whether an attempt was the upstream's failure: classifying is apart from reacting. `status` is 0 where no
+    head arrived; `is_terminal` is False for a stream that ended without its terminal event."""
     if fault is not _FAULT_NONE:
         return _NEUTRAL if fault in _NEUTRAL_FAULTS else _FAILURE
     if status == 429:
@@ -229,6 +236,7 @@ class Outcome:
         "is_answered",
         "is_forwarded",
         "is_terminal",
+        "microdollars",
         "now_s",
         "reason",
         "retry_after_s",
@@ -272,6 +280,8 @@ class Outcome:
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.microdollars: int | None = None
+        """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None
         """`meshd.filters.held.Held`, once it is settled: what was reserved and charged; None where no budget counts."""
 
@@ -307,33 +317,10 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent",
-        "ask",
-        "attempt",
-        "authority",
-        "body",
-        "context",
-        "credentials",
-        "dialect",
-        "direction",
-        "evidence",
-        "governed",
-        "headers",
-        "id",
-        "inject",
-        "method",
-        "now_s",
-        "path",
-        "peer",
-        "plan",
-        "policy",
-        "reply_headers",
-        "run_token",
-        "span",
-        "target",
-        "upstream",
-        "wall_s",
-    )
+        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
+        "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
+        "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -378,6 +365,8 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
+        self.earlier: Ask | None = None
+        """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Call, Outcome
     from meshd.filters.contract import Filter, Ticket
+    from meshd.ledger import Ledger
 
 log = logging.getLogger("meshd.chain")
 
@@ -78,6 +79,12 @@ class Chain:
         self.per_call: tuple[Filter, ...] = _in_order(filters, Scope.PER_CALL)
         self.per_attempt: tuple[Filter, ...] = _in_order(filters, Scope.PER_ATTEMPT)
         self._shadowed = shadowed
+
+    def keep_books(self, ledger: Ledger) -> None:
+        """Let the filters that spend go on with another ledger."""
+        for one in (*self.per_call, *self.per_attempt):
+            if isinstance(one, Budget | Delegation):
+                one.ledger = ledger
 
     def admit(
         self, filters: tuple[Filter, ...], call: Call, tickets: list[Ticket], start: int = 0

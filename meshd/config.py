@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,8 @@ class Config:
     inbound: Address = Address("127.0.0.1", 7401)
     admin: Address = Address("127.0.0.1", 7403)
     metrics: Address = Address("127.0.0.1", 9464)
-    store: str = ""
-    """URL of the store engine; empty for the embedded one in `home`."""
+    store: str = field(default="", repr=False)
+    """URL of the store engine; empty for the embedded one in `home`. It may hold a password, so it is not shown."""
     mesh_key: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
+from meshd.books import keep_trying, open_books
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
-from meshd.engines.port import StoreError
-from meshd.filters.allow_list import AllowList
+from meshd.engines.port import StoreError, StoreUnable
+from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
+from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.context import Context
@@ -36,6 +38,7 @@ from meshd.policy.upstreams import parse_url
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
+from meshd.tokens.counter import Counter
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
@@ -67,6 +70,7 @@ def build_chain(
     agent: str,
     shadowed: Callable[..., None],
     breaker_changed: Callable[..., None] | None = None,
+    bounds: Bounds | None = None,
 ) -> Chain:
     """Make the filters and put them in their order."""
     filters: dict[type, Any] = {
@@ -77,7 +81,7 @@ def build_chain(
         Approval: Approval(shadowed),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
-        Budget: Budget(ledger, shadowed),
+        Budget: Budget(ledger, shadowed, bounds, judge),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }
     assert set(filters) == {place.filter for place in FILTERS}
@@ -124,7 +128,10 @@ class Daemon:
         self.listen: Address = config.listen
         self.inbound: Address | None = None
         self.servers: Servers | None = None
+        self.counter = Counter()
         self._started_s = time.time()
+        self._why: StoreError | None = None
+        """Why the ledger could not be opened at the start."""
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._listeners: list[Listener] = []
@@ -146,18 +153,23 @@ class Daemon:
         self.keys = MeshKeys(config.key_file)
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
+        self.bounds = Bounds(self.counter)
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
             agent=config.agent,
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
+            bounds=self.bounds,
         )
         await self._listen(policy)
         for warning in policy.warnings:
             log.warning("%s", warning)
         loop = asyncio.get_running_loop()
         self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
+        if self._why is not None:
+            trying = keep_trying(config.home, config.store, self._why, self._use)
+            self._tasks.append(loop.create_task(trying))
         _keep_freed_memory()
         # What is alive now stays so: the collector need not look at it again.
         gc.freeze()
@@ -166,15 +178,21 @@ class Daemon:
         gc.enable()
 
     async def _open_ledger(self) -> Ledger:
-        if self.config.store not in ("", "sqlite:"):
-            engine = self.config.store.partition("://")[0]
-            raise StartError(f"--store {engine}: this build keeps its books in the embedded store only")
         try:
-            return await Ledger.open(self.config.home)
+            return await open_books(self.config.home, self.config.store)
+        except StoreUnable as error:
+            raise StartError(f"--store: {error}") from None
         except StoreError as error:
-            # Everything but budgets can go on; those refuse, and say so, until somebody has mended the store.
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
+            self._why = error
             return Ledger.failed(error)
+
+    def _use(self, ledger: Ledger) -> None:
+        """Take books that could not be opened at the start."""
+        ledger.refused += self.ledger.refused
+        self.ledger = ledger
+        self.chain.keep_books(ledger)
+        self.view.ledger = ledger
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint
@@ -209,8 +227,9 @@ class Daemon:
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
-        attach_sources(self.telemetry, self.reloader, self.ledger, breaker)
-        view = View(
+        budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
+        attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds)
+        view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
             ledger=self.ledger,
@@ -369,6 +388,7 @@ class Daemon:
             await self.servers.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
+        self.counter.close()
         if hasattr(self, "telemetry"):
             await asyncio.to_thread(self.telemetry.close)
         registry.remove(self.config.home, os.getpid())

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
     from meshd.admin.view import CallDump, CallsPage
     from meshd.call import Call
+    from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
+    from meshd.filters.budget import Budget
     from meshd.filters.circuit import State
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
@@ -43,7 +45,14 @@ def meshd_version() -> str:
         return "0"
 
 
-def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, breaker: Breaker) -> None:
+def attach_sources(
+    telemetry: Telemetry,
+    reloader: Reloader,
+    books: Callable[[], Ledger],
+    breaker: Breaker,
+    budget: Budget,
+    bounds: Bounds,
+) -> None:
     """Let a scrape read what is counted elsewhere."""
 
     def breakers() -> Iterator[BreakerReading]:
@@ -52,14 +61,26 @@ def attach_sources(telemetry: Telemetry, reloader: Reloader, ledger: Ledger, bre
     sources = telemetry.sources
     sources.rule_hits = lambda: reloader.policy.hits()
     sources.breakers = breakers
-    sources.store = lambda: ledger.state == "ok"
-    sources.budget = lambda: BudgetReading(
-        spent=ledger.spent_tokens,
-        refused=ledger.refused,
-        bound_violations=ledger.bound_violations,
-        stranded=ledger.started.stranded_tokens,
-        scopes=tuple(sums_of(ledger.entries())),
-    )
+    sources.store = lambda: books().state == "ok"
+
+    def spending() -> BudgetReading:
+        ledger = books()
+        return BudgetReading(
+            spent=ledger.spent_tokens,
+            refused=ledger.refused,
+            bound_violations=ledger.bound_violations,
+            stranded=ledger.started.stranded_tokens,
+            scopes=tuple(sums_of(ledger.accounts.values())),
+            counted=bounds.counted,
+            uncounted=bounds.uncounted,
+            models_raised=len(bounds.raised),
+            spent_microdollars=ledger.spent_microdollars,
+            warned=tuple(budget.tally.warned.items()),
+            degraded=tuple(budget.tally.degraded.items()),
+            unpriced=tuple(budget.tally.unpriced.items()),
+        )
+
+    sources.budget = spending
 
 
 class View:
@@ -81,8 +102,9 @@ class View:
         """`agent` is the name from the command line, empty for the policy's; `started_s` unix seconds."""
         self._agent = agent
         self._reloader = reloader
-        self._ledger = ledger
-        self.books = LedgerBooks(ledger)
+        self.ledger = ledger
+        """Another one in its place once the books, which could not be opened at the start, are."""
+        self.books = LedgerBooks(lambda: self.ledger)
         self._breaker = breaker
         self._telemetry = telemetry
         self._proxy = proxy
@@ -92,7 +114,7 @@ class View:
 
     def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
         """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""
-        state = self._ledger.state
+        state = self.ledger.state
         checks = [
             Check("policy", True, self._reloader.policy.digest[:DIGEST_DIGITS]),
             Check("store", state == "ok", "" if state == "ok" else "budgets refuse: see the log or the admin port"),
@@ -148,7 +170,7 @@ class View:
             connections_inbound=tally.connections_inbound,
             calls_open=len(self._proxy.live),
             is_draining=self._proxy.is_draining,
-            store=self._ledger.state,
+            store=self.ledger.state,
         )
 
     async def reload(self) -> ReloadResult:

@@ -17,11 +17,11 @@ from meshd.admin.view import (
 )
 from meshd.engines.port import StoreCorrupt, StoreError
 from meshd.ledger.account import Owner
-from meshd.ledger.entry import MONEY
+from meshd.prices import MONEY
 from meshd.telemetry.budgets import SCOPES, scope_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from meshd.ledger import Ledger
     from meshd.ledger.holder import Holder
@@ -40,8 +40,13 @@ def unit_of(account: str) -> str:
 class LedgerBooks:
     """The ledger of this sidecar as `Books`."""
 
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
+    def __init__(self, ledger: Callable[[], Ledger]) -> None:
+        """`ledger` returns the one that is in use: another comes where the books could not be opened at the start."""
+        self._opened = ledger
+
+    @property
+    def _ledger(self) -> Ledger:
+        return self._opened()
 
     async def page(self, *, after: str, limit: int) -> AccountsPage:
         """Return accounts in the order of their ids; one whose books are damaged says so, and hides no other."""
@@ -127,7 +132,7 @@ class LedgerBooks:
 
     def _dump(self, id: str, owner: Owner) -> AccountDump:
         ledger = self._ledger
-        entry = ledger.entry(id)
+        entry = ledger.accounts.get(id)
         own: Holder | None = entry.holder if entry is not None else None
         leases: list[LeaseDump] = []
         used, reserved = owner.settled, own.reserved if own is not None else 0

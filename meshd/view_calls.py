@@ -115,7 +115,7 @@ def _taken(one: Attempted) -> list[TakenDump]:
         return [TakenDump(one.account, unit_of(one.account), one.limit, one.bound, one.charged)]
     return [
         TakenDump(held.account, unit_of(held.account), held.limit, held.bound, held.charged)
-        for held in one.reservations
+        for held in (one.rest.reservations if one.rest is not None else ())
     ]
 
 

@@ -38,6 +38,8 @@ def declared() -> dict[str, list[str]]:
     groups = daemon["dependency-groups"]
     run = [need for need in daemon["project"]["dependencies"] if not need.startswith(OWN)]
     run += sdk["project"]["dependencies"]
+    # An image has the drivers of all engines.
+    run += [need for extra in daemon["project"]["optional-dependencies"].values() for need in extra]
     development = run + groups["build"] + groups["dev"]
     return {"run": run, "build": groups["build"], "dev": development, "bench": groups["bench"]}
 

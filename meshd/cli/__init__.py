@@ -26,6 +26,7 @@ COMMANDS: dict[str, Entry] = {
     "budget": Entry("meshd.cli.budget", "command", "Show the accounts of a running daemon, top them up, close them."),
     "check": Entry("meshd.cli.check", "command", "Name every problem of policy documents, by line and column."),
     "explain": Entry("meshd.cli.explain", "command", "Say what each filter would do with a request, and why."),
+    "tokens": Entry("meshd.cli.tokens", "command", "Say how many tokens a request would reserve, and how it is known."),
     "schema": Entry("meshd.cli.schema", "command", "Print the JSON Schema of policy documents."),
 }
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
-
 import click
 
 TOKENS_MAX = 2**53
-_DOLLARS = re.compile(r"(?:\$([0-9]{1,9}(?:\.[0-9]{1,6})?)|([0-9]{1,9}(?:\.[0-9]{1,6})?) ?usd)\Z", re.IGNORECASE)
 
 
 class Tokens(click.ParamType[int]):
@@ -25,6 +22,24 @@ class Tokens(click.ParamType[int]):
         return int(digits) * factor
 
 
+class Dollars(click.ParamType[int]):
+    """US dollars, as micro-dollars: 5, 0.25 or $5.00."""
+
+    name = "dollars"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return it; fail with words for whoever typed it."""
+        from meshd.filters.units import microdollars
+
+        try:
+            amount = microdollars(str(value).strip())
+        except ValueError:
+            amount = 0
+        if not amount:
+            self.fail(f"{str(value)!r} is not an amount of US dollars, for example 5, 0.25 or $5.00", param, ctx)
+        return amount
+
+
 class Amount(click.ParamType[dict[str, object]]):
     """Tokens or dollars, as the admin API takes them: `{"tokens": 50000}` or `{"dollars": "5.00"}`."""
 
@@ -37,11 +52,9 @@ class Amount(click.ParamType[dict[str, object]]):
         text = str(value).strip()
         if not text:
             self.fail("it is empty: a shell takes $5 for a variable of its own, so write '$5' or 5usd", param, ctx)
-        if found := _DOLLARS.match(text):
-            dollars = found[1] or found[2]
-            if not dollars.strip("0."):
-                self.fail(f"{text!r} adds nothing", param, ctx)
-            return {"dollars": dollars}
-        if "$" in text or "usd" in text.lower():
-            self.fail(f"{text!r} is not an amount of US dollars, for example '$5', '$0.25' or 5usd", param, ctx)
-        return {"tokens": Tokens().convert(text, param, ctx)}
+        is_suffixed = text.lower().endswith("usd")
+        if not is_suffixed and not text.startswith("$"):
+            return {"tokens": Tokens().convert(text, param, ctx)}
+        dollars = text[:-3].rstrip() if is_suffixed else text
+        Dollars().convert(dollars, param, ctx)
+        return {"dollars": dollars}

@@ -10,11 +10,11 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from meshd.cli.amounts import Tokens
+from meshd.cli.amounts import Dollars, Tokens
 from meshd.running import Door
 
 if TYPE_CHECKING:
@@ -27,13 +27,24 @@ EXIT_OWN_FAILURE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
 _WORKFLOW = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _LOOPBACK = "127.0.0.1,localhost,::1"
 _KEY_STAND_IN = "meshd-attaches-it"
-_DOORS_DEFAULT = (Door("openai", "llm", "openai"), Door("anthropic", "llm", "anthropic"))
+_DOORS_DEFAULT = (
+    Door("openai", "llm", "openai"),
+    Door("anthropic", "llm", "anthropic"),
+    Door("gemini", "llm", "gemini"),
+    Door("ollama", "llm", "ollama"),
+)
+_VARIABLES = (
+    ("anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+    ("gemini", "GOOGLE_GEMINI_BASE_URL", "GEMINI_API_KEY"),
+    ("ollama", "OLLAMA_HOST", "OLLAMA_API_KEY"),
+)
+"""By dialect: what its SDK reads its base URL from, which is the upstream's address as it stands, and its key."""
 
 _HELP = """Run COMMAND with its LLM calls, and those to other agents and tools, going through meshd.
 
-The base URLs that the OpenAI and Anthropic SDKs read are set to an address of this run alone, so that every call of
-the program and of its children is in one workflow. A daemon that runs already is used (MESHD_LISTEN, or the one of
-the state directory); where none does, a private one is started and ends with the command.
+The base URLs that the SDKs of OpenAI, Anthropic, Gemini and Ollama read are set to an address of this run alone, so
+that every call of the program and of its children is in one workflow. A daemon that runs already is used
+(MESHD_LISTEN, or the one of the state directory); where none does, a private one is started and ends with the command.
 
 The command keeps its standard streams, receives the signals that this process receives, and its exit code becomes
 this one's (128 + n where signal n ended it; 127 where the command is not found, 126 where it cannot be run, 125
@@ -43,12 +54,14 @@ where meshd itself failed).
 Examples:
   meshd exec -- python agent.py
   meshd exec --budget 50k -- python agent.py --task report
-  meshd exec --workflow nightly --budget 2M -- ./nightly.sh
+  meshd exec --workflow nightly --budget 2M --dollars 5 -- ./nightly.sh
   meshd exec --policy strict.yaml -- node agent.js
 
 \b
 What is set:
-  OPENAI_BASE_URL, OPENAI_API_BASE, ANTHROPIC_BASE_URL   for the LLM upstreams of the policy
+  OPENAI_BASE_URL, OPENAI_API_BASE, ANTHROPIC_BASE_URL,
+  GOOGLE_GEMINI_BASE_URL, OLLAMA_HOST
+                                      for the LLM upstreams of the policy
   MESHD_URL_<NAME>                    for every upstream: MESHD_URL_WRITER for the agent `writer`
   MESHD_URL, MESHD_WORKFLOW           the address of the run, and its workflow
   NO_PROXY, no_proxy                  loopback added: a company's proxy cannot reach it
@@ -58,6 +71,16 @@ Nothing is unforgeable within one user: a program that runs as you can read what
 included, and can call a provider directly if it has its key. This governs programs that do as their environment
 says. Run the program as another user, or in a container without your keys, where that is not enough.
 """
+
+
+class Limits(NamedTuple):
+    """What a run may spend; None where the policy alone says it."""
+
+    tokens: int | None = None
+    microdollars: int | None = None
+
+
+NO_LIMITS = Limits()
 
 
 def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
@@ -75,6 +98,12 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     help="Most tokens that its workflow may spend in all; where the policy says less, that holds.",
 )
 @click.option(
+    "--dollars",
+    type=Dollars(),
+    metavar="AMOUNT",
+    help="The same in US dollars, by the prices of the models.",
+)
+@click.option(
     "--policy",
     "policies",
     multiple=True,
@@ -82,24 +111,37 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
     metavar="FILE",
     help="Policy document, for a private daemon even where another runs.",
 )
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Engine of the store, for a private daemon even where another runs. A password is better in MESHD_STORE.",
+)
 @click.option("--proxy", "is_proxied", is_flag=True, help="Set HTTP_PROXY too: its calls are in no workflow.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def command(
-    workflow: str | None, budget: int | None, policies: tuple[str, ...], is_proxied: bool, command: tuple[str, ...]
+    workflow: str | None,
+    budget: int | None,
+    dollars: int | None,
+    policies: tuple[str, ...],
+    store: str | None,
+    is_proxied: bool,
+    command: tuple[str, ...],
 ) -> None:
     """Run a command; exits with the command's own code."""
-    sys.exit(execute(command, workflow=workflow, budget=budget, policies=policies, is_proxied=is_proxied))
+    limits = Limits(budget, dollars)
+    sys.exit(execute(command, workflow=workflow, limits=limits, policies=policies, store=store, is_proxied=is_proxied))
 
 
 def execute(
     command: Sequence[str],
     *,
     workflow: str | None = None,
-    budget: int | None = None,
+    limits: Limits = NO_LIMITS,
     policies: Sequence[str] = (),
+    store: str | None = None,
     is_proxied: bool = False,
 ) -> int:
-    """Run a command through a daemon and return the exit code. `budget` is in tokens. Messages go to stderr."""
+    """Run a command through a daemon and return the exit code. Messages go to stderr."""
     from meshd.cli import exec_daemon, exec_signals
     from meshd.config import ConfigError, from_environment
     from meshd.mesh_key import MeshKeyError
@@ -107,15 +149,15 @@ def execute(
     if (code := _check_command(command[0])) != 0:
         return code
     try:
-        config = from_environment()
-        place = None if policies else exec_daemon.find(config, os.environ)
+        config = from_environment(store=store)
+        place = None if policies or store else exec_daemon.find(config, os.environ)
         with contextlib.ExitStack() as stack:
             if place is None:
                 exec_signals.end_on_sigterm()
                 place = stack.enter_context(exec_daemon.private(config, policies, workflow))
             run = workflow or f"run-{secrets.token_hex(6)}"
-            root = run_address(place, run, budget, config.mesh_key)
-            _announce(place, run, budget, root)
+            root = run_address(place, run, limits, config.mesh_key)
+            _announce(place, run, limits, root)
             environ = environment(os.environ, place.running, root, run, is_proxied=is_proxied)
             try:
                 code = exec_signals.run(command, environ)
@@ -139,7 +181,7 @@ def _check_command(name: str) -> int:
     return EXIT_NOT_EXECUTABLE if is_there else EXIT_NOT_FOUND
 
 
-def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path | None = None) -> str:
+def run_address(place: Place, workflow: str, limits: Limits, mesh_key: Path | None = None) -> str:
     """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
     from meshd.filters.minting import mint_run
     from meshd.mesh_key import MeshKeys
@@ -150,7 +192,8 @@ def run_address(place: Place, workflow: str, budget: int | None, mesh_key: Path 
         agent=place.running.agent,
         wall_s=time.time(),
         nonce=secrets.token_bytes(8),
-        ceiling=budget,
+        ceiling=limits.tokens,
+        ceiling_microdollars=limits.microdollars,
     )
     return f"http://{place.running.listen}/w/{token}"
 
@@ -169,10 +212,11 @@ def environment(
         made["OPENAI_BASE_URL"] = made["OPENAI_API_BASE"] = f"{root}/{openai.name}{version}"
         if openai.is_keyed:
             made.setdefault("OPENAI_API_KEY", _KEY_STAND_IN)
-    if (anthropic := _door_of(doors, "anthropic")) is not None:
-        made["ANTHROPIC_BASE_URL"] = f"{root}/{anthropic.name}"
-        if anthropic.is_keyed:
-            made.setdefault("ANTHROPIC_API_KEY", _KEY_STAND_IN)
+    for dialect, address, key in _VARIABLES:
+        if (one := _door_of(doors, dialect)) is not None:
+            made[address] = f"{root}/{one.name}"
+            if one.is_keyed:
+                made.setdefault(key, _KEY_STAND_IN)
     for name in ("NO_PROXY", "no_proxy"):
         made[name] = ",".join(filter(None, [environ.get(name), _LOOPBACK]))
     if is_proxied:
@@ -190,18 +234,29 @@ def _door_of(doors: Sequence[Door], dialect: str) -> Door | None:
     return next((door for door in fitting if door.name == dialect), fitting[0] if fitting else None)
 
 
-def _announce(place: Place, workflow: str, budget: int | None, root: str) -> None:
-    amount = "the policy's budget" if budget is None else f"at most {budget:,} tokens"
+def _announce(place: Place, workflow: str, limits: Limits, root: str) -> None:
+    amounts = [] if limits.tokens is None else [f"{limits.tokens:,} tokens"]
+    if limits.microdollars is not None:
+        from meshd.filters.units import dollars
+
+        amounts.append(dollars(limits.microdollars))
+    amount = f"at most {' and '.join(amounts)}" if amounts else "the policy's budget"
     whose = "a private daemon" if place.is_private else "the daemon that runs"
     # The address lets whoever has it spend from this workflow: logs get its beginning only.
     _say(f"workflow {workflow}, {amount}, at {root[: root.index('/w/') + 7]}... ({whose})")
 
 
 def _tell_spending(place: Place, workflow: str) -> None:
-    from meshd.cli.exec_ledger import tokens_spent
+    from meshd.cli.exec_ledger import spent
 
-    if (spent := tokens_spent(place, workflow)) is not None:
-        _say(f"workflow {workflow} has spent {spent:,} tokens")
+    tokens, money = spent(place, workflow), spent(place, workflow, is_money=True)
+    amounts = [] if tokens is None else [f"{tokens:,} tokens"]
+    if money is not None:
+        from meshd.filters.units import dollars
+
+        amounts.append(dollars(money))
+    if amounts:
+        _say(f"workflow {workflow} has spent {' and '.join(amounts)}")
 
 
 def _say(message: str) -> None:

@@ -79,7 +79,7 @@ def private(config: Config, policies: Sequence[str], workflow: str | None) -> It
     try:
         found = registry.find(directory)
         if found is None:
-            child = _start(directory, policies, is_shared=workflow is not None)
+            child = _start(directory, policies, config.store, is_shared=workflow is not None)
             found = _wait_ready(directory, child)
         fcntl.flock(lock, fcntl.LOCK_SH)
         yield Place(found, directory, is_private=True)
@@ -132,11 +132,13 @@ def _sweep(home: Path) -> None:
                 os.close(lock)
 
 
-def _start(directory: Path, policies: Sequence[str], *, is_shared: bool) -> subprocess.Popen[bytes]:
+def _start(directory: Path, policies: Sequence[str], store: str, *, is_shared: bool) -> subprocess.Popen[bytes]:
     arguments = [sys.executable, "-m", "meshd.cli", "run", "--listen", "127.0.0.1:0"]
     for policy in policies:
         arguments += ["--policy", policy]
     environ = dict(os.environ, MESHD_HOME=str(directory))
+    if store:
+        environ["MESHD_STORE"] = store  # not an argument: everybody on the machine can read those
     environ |= dict.fromkeys(("MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
     with (directory / _LOG).open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module

@@ -94,13 +94,21 @@ def as_text(explained: Explained, columns: int) -> str:
 
 
 def _verdict(explained: Explained) -> str:
+    from meshd.proxy.forwarding import path_to_send
+    from meshd.refusal import Refused
+    from meshd.telemetry import redact
+
     refused = explained.refused
     if refused is not None:
         return f"The call is refused: {refused.status} {refused.reason.value}."
     call = explained.call
     if call is None or call.upstream is None:
         return "The call is answered by meshd."
-    address = f"{call.upstream.scheme}://{call.upstream.authority.decode()}{call.path}"
+    try:
+        path = path_to_send(call, b"" if call.upstream.key_header is not None else None)
+    except Refused as sealed:
+        return f"The call is refused: {sealed.status} {sealed.reason.value}: {sealed.message}"
+    address = redact.text(f"{call.upstream.scheme}://{call.upstream.authority.decode()}{path}")
     return f"The call goes to {address}."
 
 

@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream, build_chain
+from meshd.filters.bounds import Bounds
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.arrival import arrive, too_large
 from meshd.refusal import Refused
+from meshd.telemetry import redact
+from meshd.tokens.counter import Counter
 
 if TYPE_CHECKING:
     from meshd.chain import Chain
@@ -67,6 +70,7 @@ async def explain(
             ledger=ledger,
             agent=agent or asked.agent,
             shadowed=lambda _call, refused: told.append(refused),
+            bounds=Bounds(counter := Counter()),
         )
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
@@ -74,6 +78,7 @@ async def explain(
             refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, steps, told)
         finally:
             await ledger.close()
+            counter.close()
     reached = {step.name for step in steps}
     steps += [Step(name, "skip", "not reached") for name in ("address", "body", *_names(chain)) if name not in reached]
     return Explained(steps, refused, call)
@@ -112,7 +117,7 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         bytes_max = policy.limits.request_body_bytes_max
         if len(asked.body) > bytes_max:
             raise too_large(bytes_max)
-        ask = call.dialect.read(operation, asked.body)
+        ask = call.dialect.read(operation, asked.body, call.path, call.headers)
     except Refused as refused:
         return _refuse(steps, "body", refused)
     call.body, call.ask = asked.body, ask
@@ -134,7 +139,8 @@ def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> 
     is_tunnel = arrive(_Here(policy), call, request)
     upstream, name = call.upstream, call.target.name
     words = f"{upstream.kind.value} {name}" if upstream else f"{name}: no upstream of this name"
-    steps.append(Step("address", "pass", f"{words}{', a tunnel' if is_tunnel else ''}, {call.method} {call.path}"))
+    words += ", a tunnel" if is_tunnel else ""
+    steps.append(Step("address", "pass", f"{words}, {call.method} {redact.text(call.path)}"))
 
 
 async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]) -> Refused | None:

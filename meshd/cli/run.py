@@ -18,21 +18,27 @@ if TYPE_CHECKING:
     from meshd.config import Config
     from meshd.daemon import Daemon
 
+_VARIABLES = (("anthropic", "ANTHROPIC_BASE_URL"), ("gemini", "GOOGLE_GEMINI_BASE_URL"), ("ollama", "OLLAMA_HOST"))
+"""By dialect: what its SDK reads its base URL from, which is the upstream's address as it stands."""
+
 EPILOG = """\b
 Examples:
   meshd run
   meshd run --policy policy.yaml
   meshd run --upstream local=http://127.0.0.1:8000,dialect=openai
   meshd run --app http://127.0.0.1:9000 --mesh-key /etc/meshd/mesh.key
+  meshd run --store redis://redis.example:6379/0?password_file=/run/secrets/redis
 
 \b
-Then, for an OpenAI or Anthropic SDK:
+Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
   export OPENAI_BASE_URL=http://127.0.0.1:7400/openai/v1
   export ANTHROPIC_BASE_URL=http://127.0.0.1:7400/anthropic
+  export GOOGLE_GEMINI_BASE_URL=http://127.0.0.1:7400/gemini
+  export OLLAMA_HOST=http://127.0.0.1:7400/ollama
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_INBOUND, MESHD_ADMIN,
+Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_INBOUND, MESHD_ADMIN,
 MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
 MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 """
@@ -55,7 +61,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     metavar="NAME=URL[,dialect=D]",
     help="Add an upstream; may be given again.",
 )
-@click.option("--store", metavar="URL", help="Engine of the store. [default: embedded]")
+@click.option("--store", metavar="URL", help="Engine of the store: redis://, nats://, postgres://. [default: embedded]")
 @click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
 @click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
 @click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
@@ -163,10 +169,10 @@ def banner(daemon: Daemon) -> str:
         if upstream.dialect == "openai" and upstream.kind.value == "llm":
             lines.append(f"  export OPENAI_BASE_URL={base}/{name}{'' if upstream.base_path.endswith('/v1') else '/v1'}")
             break
-    for name, upstream in policy.upstreams.items():
-        if upstream.dialect == "anthropic":
-            lines.append(f"  export ANTHROPIC_BASE_URL={base}/{name}")
-            break
+    for dialect, variable in _VARIABLES:
+        named = next((name for name, upstream in policy.upstreams.items() if upstream.dialect == dialect), None)
+        if named is not None:
+            lines.append(f"  export {variable}={base}/{named}")
     lines += [
         "or let it be set up for one run:  meshd exec -- python agent.py",
         f"Upstreams: {', '.join(policy.upstreams) or 'none'}",
@@ -174,6 +180,10 @@ def banner(daemon: Daemon) -> str:
     if daemon.inbound is not None:
         lines.append(f"Inbound calls for {daemon.config.app}: {daemon.inbound}")
     config, servers = daemon.config, daemon.servers
+    if config.store:
+        from meshd.engines.url import shown
+
+        lines.append(f"Budgets are kept in {shown(config.store)}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",

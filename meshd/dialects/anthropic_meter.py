@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.anthropic_shapes import Block, Delta, Message, StreamEvent, UsageShape
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.prices.billed import Billed
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ _stream_event = msgspec.json.Decoder(StreamEvent)
 _message = msgspec.json.Decoder(Message)
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LF: Final = 0x0A
+_COUNTED: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
@@ -63,6 +65,7 @@ class AnthropicMeter:
         "_next",
         "_open",
         "_stop_reason",
+        "_written_long",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -84,6 +87,8 @@ class AnthropicMeter:
         self._next: tuple[str, int] = ("", 0)
         """What the event last read opens or closes; takes effect with the next, since a cut may stand in its place."""
         self._is_failed = False
+        self._written_long = -1
+        """Tokens put into the cache for an hour; -1 where no report has said."""
         self.usage: Usage | None = None
         self.output_estimate = 0
         self.is_terminal = False
@@ -229,6 +234,11 @@ class AnthropicMeter:
             counts[2] = _larger(counts[2], reported.cache_read_input_tokens)
         if type(made) is int:
             counts[3] = _larger(counts[3], made)
+        if reported.iterations is not None:
+            self._read_iterations(reported.iterations)
+        if type(reported.cache_creation) is dict:
+            written_long = count(reported.cache_creation.get("ephemeral_1h_input_tokens"))
+            self._written_long = max(self._written_long, -1 if written_long is None else written_long)
         if not is_final or type(made) is not int or not 0 <= made <= COUNT_MAX:
             return
         given, made = counts[0] + counts[1] + counts[2], counts[3]
@@ -236,9 +246,18 @@ class AnthropicMeter:
             return
         details = reported.output_tokens_details
         thinking = (count(details.get("thinking_tokens")) or 0) if type(details) is dict else 0
-        self.usage = Usage(given, made, counts[2], min(thinking, made))
+        billed = Billed(counts[1], self._written_long) if counts[1] else None
+        self.usage = Usage(given, made, counts[2], min(thinking, made), billed=billed)
         if made > self.output_estimate:
             self.output_estimate = event.output_estimate = made
+
+    def _read_iterations(self, iterations: Any) -> None:
+        """Take the sum where that is more: the totals leave out what compacting cost, and models that a tool asked."""
+        if type(iterations) is not list:
+            return
+        for at, name in enumerate(_COUNTED):
+            each = [count(one.get(name)) or 0 for one in iterations if type(one) is dict]
+            self._counts[at] = _larger(self._counts[at], sum(each))
 
     def cut(self, *, is_event_forwarded: bool = False) -> bytes:
         """See `Meter.cut`: closes what is open, then says `max_tokens` and stops."""

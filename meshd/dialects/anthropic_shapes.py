@@ -13,6 +13,8 @@ class UsageShape(msgspec.Struct, gc=False):
     cache_read_input_tokens: Any = None
     output_tokens: Any = None
     output_tokens_details: Any = None
+    iterations: Any = None
+    cache_creation: Any = None
 
 
 class Delta(msgspec.Struct, gc=False):

@@ -5,14 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Usage
+    from meshd.call import Ask, Headers, Usage
     from meshd.refusal import Refused
+    from meshd.tokens.counter import Texts
 
 
 class Event:
     """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
 
-    __slots__ = ("has_content", "output_estimate", "raw", "tool_names")
+    __slots__ = ("begun", "ended", "has_content", "output_estimate", "raw", "tool_names")
 
     def __init__(self) -> None:
         self.raw = b""
@@ -23,6 +24,10 @@ class Event:
         """The piece carries output that was generated (not a ping, role or usage alone)."""
         self.output_estimate = 0
         """`Meter.output_estimate` with this piece counted in, for those who see events and not the meter."""
+        self.begun = ""
+        """The id of work that goes on at the provider when this reply has ended, for a later call to read."""
+        self.ended = ""
+        """The id of such work, where the reply says that it is over."""
 
 
 class Meter(Protocol):
@@ -58,6 +63,26 @@ class Meter(Protocol):
         ...
 
 
+class Splitter(Protocol):
+    """Cuts the body of a reply into events, each unchanged."""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Return the events that `data` completes. Raises EventTooLarge, or FrameBroken."""
+        ...
+
+    def rest(self) -> bytes:
+        """Return what ended no event."""
+        ...
+
+
+class FramedMeter(Meter, Protocol):
+    """A meter whose streams are more than server-sent events: it says how a reply is framed."""
+
+    def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
+        """Return what cuts a reply of this type into events; None for a plain one, that is read whole."""
+        ...
+
+
 class Dialect(Protocol):
     """One body language."""
 
@@ -74,13 +99,22 @@ class Dialect(Protocol):
         """Say whether an unrecognised call costs nothing (listing models, say); others are bounded or refused."""
         ...
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """Read a request. Raises Refused(MALFORMED) on what is not JSON, too deep, or has duplicate keys
-        at a level that decides."""
+        at a level that decides.
+
+        `path` is what `recognise` was given: it may name the model. `headers` are the request's: they may say how
+        its body is to be taken apart.
+        """
         ...
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """Return the body to forward, with what was granted; `body` itself, untouched, where nothing differs."""
+        ...
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """Return the path to forward: where it names the model, with the one that was granted. Asked only where a
+        model was. Raises Refused(NOT_ALLOWED) for a name that no path can carry."""
         ...
 
     def meter(self, ask: Ask) -> Meter:
@@ -89,4 +123,40 @@ class Dialect(Protocol):
 
     def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
         """Return (content type, body) that this dialect's clients turn into their own typed exceptions."""
+        ...
+
+
+class DeferringDialect(Dialect, Protocol):
+    """A dialect in which the reply to a request may come before its work is done: see `Ask.begins`."""
+
+    def collects(self, method: str, path: str) -> str:
+        """Return the id of the work whose state a call reads; empty where it reads none."""
+        ...
+
+
+class Api(Protocol):
+    """One of the APIs of a dialect that has several: its part of what `Dialect` does."""
+
+    def read(self, operation: str, body: bytes, model: str, headers: Headers | None) -> Ask:
+        """See `Dialect.read`. `model` is what the path names, empty where the body does."""
+        ...
+
+    def rewrite(self, ask: Ask, body: bytes) -> bytes:
+        """See `Dialect.rewrite`."""
+        ...
+
+    def meter(self, ask: Ask) -> Meter:
+        """See `Dialect.meter`."""
+        ...
+
+
+class Counted(Protocol):
+    """What a dialect offers beside, where the tokens of its requests can be counted."""
+
+    def texts(self, ask: Ask) -> Texts | None:
+        """Return what a request that was read gives its model to read; None where it cannot be told apart.
+
+        Called in another thread, for asks whose bound is of bytes. The texts' tokens and the overhead together must
+        be a bound: what is not known of the model's own form is to be covered by the overhead.
+        """
         ...

@@ -1,4 +1,4 @@
-"""OpenAI chat completions and embeddings, as OpenAI and the many servers that copy it speak them.
+"""OpenAI's APIs, as OpenAI and the many servers that copy it speak them: chat completions here, the others beside it.
 
 Shapes as published in OpenAI's API reference and as the official SDK sends them. Cached and reasoning tokens are
 subsets of input and output here.
@@ -12,51 +12,68 @@ import msgspec
 
 from meshd.call import Ask
 from meshd.dialects import json_pairs as pairs_of
-from meshd.dialects.bounds import normalised_bytes
+from meshd.dialects import openai_paths as paths
 from meshd.dialects.json_pairs import Pairs, malformed
-from meshd.dialects.openai_meter import OpenAIMeter
+from meshd.dialects.openai_audio import Audio
+from meshd.dialects.openai_completions import Completions
+from meshd.dialects.openai_embeddings import Embeddings
+from meshd.dialects.openai_images import Images
+from meshd.dialects.openai_meter import OpenAIMeter, error_object
+from meshd.dialects.openai_paths import route_of
+from meshd.dialects.openai_request import (
+    CHOICES_MAX,
+    HOSTED_TURNS,
+    TOOLS_TOKENS,
+    Request,
+    bound_of,
+    is_image_bounded,
+    read_stream_options,
+    shown_bytes,
+    written,
+)
+from meshd.dialects.openai_responses import Responses
+from meshd.dialects.openai_texts import COUNTED, texts_of
+from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX
 from meshd.dialects.remembering import remembered
-from meshd.dialects.windows import is_byte_level, window
+from meshd.dialects.windows import is_openai, window
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
+    from meshd.call import Headers
+    from meshd.dialects.contract import Api, Meter
     from meshd.refusal import Refused
+    from meshd.tokens.counter import Texts
 
-CHOICES_MAX: Final = 128
-"""`n` as the API's reference allows it."""
-
-# What a server's chat template says of its own accord (a default system prompt, today's date), where the model is
-# not OpenAI's: there, the JSON around each message covers the template's own tokens.
-_TEMPLATE_TOKENS: Final = 128
-# Hidden instructions around tools and response formats.
-_TOOLS_TOKENS: Final = 256
-# Model turns that a tool hosted by the provider may take within one call, where the body does not limit them.
-_HOSTED_TURNS: Final = 10
+_EMBEDDINGS: Final = Embeddings()
+_RESPONSES: Final = Responses()
+_IMAGES: Final = Images()
+_AUDIO: Final = Audio()
+_APIS: Final[dict[str, Api]] = {
+    "text_completion": Completions(),
+    "responses": _RESPONSES,
+    "compaction": _RESPONSES,
+    "embeddings": _EMBEDDINGS,
+    "rerank": _EMBEDDINGS,
+    "moderation": _EMBEDDINGS,
+    "image_generation": _IMAGES,
+    "image_edit": _IMAGES,
+    "image_variation": _IMAGES,
+    "speech": _AUDIO,
+    "transcription": _AUDIO,
+    "translation": _AUDIO,
+}
+"""By operation; chat, of which there are the most by far, goes its own way."""
 
 _QUOTE: Final = 0x22
+_BRACE: Final = 0x7B
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "input_text", "output_text"})
 _RARE: Final = frozenset(
     {
         "max_completion_tokens", "n", "stream_options", "tools", "functions", "web_search_options", "response_format",
+        "service_tier",
     }
 )  # fmt: skip
 """Members that decide, besides those that most requests have: `model`, `messages`, `stream` and `max_tokens`."""
-_USAGE_ASKED: Final = b'{"include_usage":true}'
-
-
-class Request:
-    """What `rewrite` and the meter need to know of a request that was read."""
-
-    __slots__ = ("adds_usage", "caps", "messages", "pairs", "stream_options")
-
-    def __init__(self, pairs: Pairs, messages: list[Pairs] | None) -> None:
-        self.pairs = pairs
-        self.messages = messages
-        """The members of each message, where they were read with the body."""
-        self.caps: list[tuple[str, int]] = []
-        """The cap fields that the client used, with their values."""
-        self.adds_usage = False
-        """meshd asks for usage in the stream, and the client did not: its chunk is not forwarded."""
-        self.stream_options: bytes = _USAGE_ASKED
 
 
 class OpenAI:
@@ -65,33 +82,29 @@ class OpenAI:
     name = "openai"
 
     def recognise(self, method: str, path: str) -> str | None:
-        """See `Dialect.recognise`. A path that names its own model (Azure's deployments) is not read here: the body's
-        model would be judged and the path's served."""
-        if method != "POST":
-            return None
-        path = path.partition("?")[0].removesuffix("/")
-        if path.endswith("/chat/completions"):
-            operation = "chat"
-        elif path.endswith("/embeddings"):
-            operation = "embeddings"
-        else:
-            return None
-        return None if "/deployments/" in path or "/engines/" in path else operation
+        """See `Dialect.recognise`."""
+        return route_of(path).operation if method == "POST" else None
 
     def is_free(self, method: str, path: str) -> bool:
-        """See `Dialect.is_free`: listing models and reading about one."""
-        return method in ("GET", "HEAD") and "/models/" in path.partition("?")[0] + "/"
+        """See `Dialect.is_free`: what runs no model (listing models, reading or ending a response)."""
+        return paths.is_free(method, path)
 
-    def read(self, operation: str, body: bytes) -> Ask:
-        """See `Dialect.read`."""
+    def collects(self, method: str, path: str) -> str:
+        """See `DeferringDialect.collects`: reading a response by its id."""
+        return paths.response_of(path) if method == "GET" else ""
+
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
+        """See `Dialect.read`. A model that the path names (Azure's deployments) is the one that is judged, and
+        `rewrite` writes it over the body's: whichever of the two a server heeds, it is served."""
+        named = route_of(path).model if path else ""
+        if operation != "chat":
+            api = _APIS.get(operation)
+            return (api if api is not None else _EMBEDDINGS).read(operation, body, named, headers)
         pairs, messages = pairs_of.read_long_body(body, "messages")
-        model = pairs_of.text(pairs, "model") or ""
-        bound = len(body) if is_byte_level(model) else normalised_bytes(body) + _TEMPLATE_TOKENS
-        if operation == "embeddings":
-            if _is_embedding_input_hidden(pairs):
-                bound = window(model)
-            return Ask("embeddings", model, input_bound=bound, has_output=False, fields=Request(pairs, None))
-        return self._read_chat(Request(pairs, messages), model, bound)
+        said = pairs_of.text(pairs, "model") or ""
+        model = named or said
+        request = Request(pairs, said, messages)
+        return self._read_chat(request, model, shown_bytes(request, body, model))
 
     def _read_chat(self, request: Request, model: str, bound: int) -> Ask:
         pairs = request.pairs
@@ -102,9 +115,11 @@ class OpenAI:
         if not _RARE.isdisjoint(pairs):
             return self._read_rare(request, model, bound, is_stream, cap)
         request.adds_usage = is_stream
-        if _is_input_hidden(request):
-            bound = window(model)
-        return Ask("chat", model, is_stream, bound, cap, fields=request)
+        if _is_input_hidden(request, model):
+            ask = Ask("chat", model, is_stream, window(model), cap, fields=request)
+            ask.bound_by = WINDOW
+            return ask
+        return Ask("chat", model, is_stream, bound_of(request, model, bound), cap, fields=request)
 
     def _read_rare(self, request: Request, model: str, bound: int, is_stream: bool, cap: int | None) -> Ask:
         pairs = request.pairs
@@ -113,69 +128,56 @@ class OpenAI:
             request.caps.append(("max_completion_tokens", other))
             # Which of the two a server heeds is not known: the larger one bounds the output.
             cap = max(cap or 0, other)
-        is_usage_asked = _read_stream_options(request, pairs, is_stream)
+        is_usage_asked = read_stream_options(request, pairs, is_stream)
         tools: tuple[str, ...] = ()
         turns = 1
         is_hidden = False
         if "tools" in pairs or "functions" in pairs or "web_search_options" in pairs:
             tools, is_hosted, is_searching = _read_tools(pairs)
-            turns = _HOSTED_TURNS if is_hosted else 1
+            turns = HOSTED_TURNS if is_hosted else 1
             is_hidden = is_hosted or is_searching
-            bound += _TOOLS_TOKENS
+            request.hidden_tokens += TOOLS_TOKENS
         if "response_format" in pairs:
-            bound += _TOOLS_TOKENS
-        if is_hidden or _is_input_hidden(request):
-            bound = window(model) * turns
+            request.hidden_tokens += TOOLS_TOKENS
         choices = pairs_of.integer(pairs, "n", least=1, most=CHOICES_MAX) or 1
-        return Ask(
-            "chat", model, is_stream, bound, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request
-        )
+        ask = Ask("chat", model, is_stream, 0, cap, choices, tools=tools, is_usage_asked=is_usage_asked, fields=request)
+        if is_hidden or _is_input_hidden(request, model):
+            ask.input_bound = window(model) * turns
+            ask.bound_by = WINDOW
+        else:
+            ask.input_bound = bound_of(request, model, bound)
+        if "service_tier" in pairs:
+            ask.tier = (pairs_of.text(pairs, "service_tier") or "")[:TIER_CHARACTERS_MAX]
+        return ask
+
+    def texts(self, ask: Ask) -> Texts | None:
+        """See `Counted.texts`."""
+        if ask.operation not in COUNTED:
+            return None
+        request: Request = ask.fields
+        return texts_of(ask, request.pairs, request.messages, request.hidden_tokens)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`. A grant lowers the client's cap and never raises it."""
-        request: Request = ask.fields
-        edits: dict[str, bytes] = {}
-        granted = ask.output_cap_granted
-        if granted is not None and ask.has_output:
-            if not request.caps:
-                # The older name is the one that every other server knows, some as the only one; OpenAI's own
-                # reasoning models refuse it.
-                name = "max_completion_tokens" if is_byte_level(ask.model_sent) else "max_tokens"
-                edits[name] = b"%d" % granted
-            for name, cap in request.caps:
-                if cap > granted:
-                    edits[name] = b"%d" % granted
-        if ask.model_granted is not None and ask.model_granted != ask.model:
-            edits["model"] = msgspec.json.encode(ask.model_granted)
-        if request.adds_usage:
-            edits["stream_options"] = request.stream_options
-        return pairs_of.write(request.pairs, edits) if edits else body
+        if ask.operation != "chat":
+            return _APIS[ask.operation].rewrite(ask, body)
+        # The older name is the one that every other server knows, some as the only one; OpenAI's own reasoning models
+        # refuse it.
+        return written(ask, body, "max_completion_tokens" if is_openai(ask.model_sent) else "max_tokens")
 
-    def meter(self, ask: Ask) -> OpenAIMeter:
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`."""
+        return paths.with_model(path, ask.model_sent)
+
+    def meter(self, ask: Ask) -> Meter:
         """See `Dialect.meter`."""
+        if ask.operation != "chat":
+            return _APIS[ask.operation].meter(ask)
         return OpenAIMeter(ask, drops_usage=ask.fields.adds_usage)
 
     def refusal_body(self, refused: Refused, *, call_id: str) -> tuple[bytes, bytes]:
         """See `Dialect.refusal_body`. The SDK reads `error.message`, `.type`, `.param` and `.code`."""
         return b"application/json", msgspec.json.encode({"error": error_object(refused)})
-
-
-def error_object(refused: Refused) -> dict[str, str | None]:
-    """Return the `error` member of a body or stream event."""
-    row = refused.row
-    return {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
-
-
-def _read_stream_options(request: Request, pairs: Pairs, is_stream: bool) -> bool:
-    """Return whether the client asked for usage; where it did not say, prepare to ask for it in its place."""
-    raw = pairs_of.member(pairs, "stream_options") if "stream_options" in pairs else None
-    options = pairs_of.read_object(raw, "'stream_options'") if raw is not None else None
-    asked = pairs_of.flag(options, "include_usage") if options is not None else None
-    if is_stream and asked is None:
-        request.adds_usage = True
-        if options:
-            request.stream_options = pairs_of.write(options, {"include_usage": b"true"})
-    return is_stream and asked is True
 
 
 def _read_tools(pairs: Pairs) -> tuple[tuple[str, ...], bool, bool]:
@@ -222,8 +224,9 @@ def _name(pairs: Pairs, where: str, at: int) -> str:
     return pairs_of.text(pairs, "name", where, at) or malformed(f"{where}[{at}] has no name")
 
 
-def _is_input_hidden(request: Request) -> bool:
-    """Say whether a message brings input whose tokens its bytes do not bound: images, sound, files, references."""
+def _is_input_hidden(request: Request, model: str) -> bool:
+    """Say whether a message brings input whose tokens nothing here bounds: sound, files, references, and images for
+    a model that no published rule bounds them for. Others are added to `hidden_tokens`."""
     messages = request.messages
     if messages is None:
         raw = request.pairs.get("messages")
@@ -245,22 +248,10 @@ def _is_input_hidden(request: Request) -> bool:
         if first == 0x5B:
             for part in pairs_of.read_objects(content, "'messages'", index):
                 kind = pairs_of.text(part, "type", "'messages'", index)
-                is_hidden = is_hidden or kind not in _TEXT_PARTS
-        elif first == 0x7B:
+                if kind not in _TEXT_PARTS and not (
+                    kind == "image_url" and is_image_bounded(part, request, model, "'messages'", index)
+                ):
+                    is_hidden = True
+        elif first == _BRACE:
             is_hidden = True
     return is_hidden
-
-
-def _is_embedding_input_hidden(pairs: Pairs) -> bool:
-    """Say whether something other than text or tokens is to be embedded (some servers take images so)."""
-    raw = pairs.get("input")
-    if raw is None or "messages" in pairs:
-        return True
-    value = memoryview(raw)
-    if value[0] == 0x22:
-        return False
-    if value[0] != 0x5B:
-        malformed(f"'input' must be a string or an array, not {pairs_of.shown(raw)}")
-    if b"{" not in bytes(raw):
-        return False
-    return any(memoryview(item)[0] == 0x7B for item in pairs_of.read_items(raw, "'input'"))

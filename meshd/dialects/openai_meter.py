@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
-from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
+from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX, served, usage_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ def _decode_again(data: bytes, error: Exception) -> Answer | None:
     answer = Answer()
     try:
         members = _members.decode(data)
-        for name in ("id", "model", "created", "error"):
+        for name in ("id", "model", "created", "error", "service_tier"):
             if name in members:
                 setattr(answer, name, msgspec.json.decode(members[name]))
     except _NONSENSE:
@@ -61,6 +62,9 @@ def _decode_or_none(raw: msgspec.Raw | None, kind: Any) -> Any:
 class OpenAIMeter:
     """See `Meter`. Usage that is missing or absurd stays None: it is never zero."""
 
+    _object: ClassVar[str] = "chat.completion.chunk"
+    _id_prefix: ClassVar[str] = "chatcmpl"
+
     __slots__ = (
         "_ask",
         "_content_bytes",
@@ -72,6 +76,7 @@ class OpenAIMeter:
         "_is_done",
         "_is_failed",
         "_seen",
+        "_tier",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -86,12 +91,13 @@ class OpenAIMeter:
         self._event = Event()
         self._content_bytes = 0
         self._created: int | None = None
-        self._seen = {0} if ask.choices == 1 else set(range(ask.choices))
+        self._seen = {0} if ask.choices == 1 else set(range(min(ask.choices, _CHOICES_MAX)))
         self._finished: set[int] = set()
         self._finishing: list[int] = []
         """Choices that the event last read finishes: a cut in its place must still finish them itself."""
         self._is_done = False
         self._is_failed = False
+        self._tier = ""
         self.usage: Usage | None = None
         self.output_estimate = 0
         self.is_terminal = False
@@ -154,6 +160,8 @@ class OpenAIMeter:
             content = choice.delta or choice.message
             if content is not None:
                 self._read_content(content, event)
+            elif choice.text is not None and (size := size_of(choice.text)):
+                self._generated(size, event)
             index = choice.index
             if index != 0 and type(index) is int and index not in self._seen and len(self._seen) < _CHOICES_MAX:
                 self._seen.add(index)
@@ -175,6 +183,8 @@ class OpenAIMeter:
             self.response_id = answer.id
         if type(answer.model) is str and answer.model:
             self.response_model = answer.model
+        if type(answer.service_tier) is str:
+            self._tier = answer.service_tier[:TIER_CHARACTERS_MAX]
         # Azure's first chunk has neither: only the next one says who answers.
         if self.response_id:
             self._created = answer.created if type(answer.created) is int else 0
@@ -190,17 +200,29 @@ class OpenAIMeter:
         if content.tool_calls is not None or content.function_call is not None:
             size += _read_calls(content, event)
         if size:
-            event.has_content = True
-            self._content_bytes = generated = self._content_bytes + size
-            estimate = generated // BYTES_PER_TOKEN
-            if estimate > self.output_estimate:
-                self.output_estimate = event.output_estimate = estimate
+            self._generated(size, event)
+
+    def _generated(self, size: int, event: Event) -> None:
+        event.has_content = True
+        self._content_bytes = generated = self._content_bytes + size
+        estimate = generated // BYTES_PER_TOKEN
+        if estimate > self.output_estimate:
+            self.output_estimate = event.output_estimate = estimate
 
     def _read_usage(self, reported: UsageShape, event: Event) -> None:
         """Keep a sane report. Running reports only grow, so a smaller one does not replace a larger."""
-        usage = _usage_of(reported, has_output=self._ask.has_output)
+        usage = usage_of(
+            reported.prompt_tokens,
+            reported.completion_tokens,
+            reported.total_tokens,
+            reported.prompt_tokens_details,
+            reported.completion_tokens_details,
+            self._ask.has_output,
+        )
         if usage is None or (usage.output_tokens == 0 and self._content_bytes):
             return
+        if self._tier:
+            served(usage, self._tier)
         known = self.usage
         if known is None or usage.total >= known.total:
             self.usage = usage
@@ -212,10 +234,7 @@ class OpenAIMeter:
         if self._is_done:
             return b""
         finished = self._finished.union(self._finishing) if is_event_forwarded else self._finished
-        pieces = []
-        for index in sorted(self._seen - finished):
-            choice = {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
-            pieces.append(self._chunk([choice], None))
+        pieces = [self._chunk([self._ending(index)], None) for index in sorted(self._seen - finished)]
         if self._ask.is_usage_asked:
             usage = self.usage or Usage(self._ask.input_bound // BYTES_PER_TOKEN, self.output_estimate)
             counts = {"prompt_tokens": usage.input_tokens, "completion_tokens": usage.output_tokens}
@@ -223,10 +242,13 @@ class OpenAIMeter:
         pieces.append(_DONE)
         return b"".join(pieces)
 
+    def _ending(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": "length"}
+
     def _chunk(self, choices: list[dict[str, Any]], usage: dict[str, int] | None) -> bytes:
         chunk: dict[str, Any] = {
-            "id": self.response_id or "chatcmpl-meshd",
-            "object": "chat.completion.chunk",
+            "id": self.response_id or f"{self._id_prefix}-meshd",
+            "object": self._object,
             "created": self._created or 0,
             "model": self.response_model or self._ask.model_sent,
             "choices": choices,
@@ -237,9 +259,13 @@ class OpenAIMeter:
 
     def error_event(self, refused: Refused) -> bytes:
         """See `Meter.error_event`. No `[DONE]` behind it: a broken answer must not look like a whole one."""
-        row = refused.row
-        error = {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
-        return b"data: " + msgspec.json.encode({"error": error}) + b"\n\n"
+        return b"data: " + msgspec.json.encode({"error": error_object(refused)}) + b"\n\n"
+
+
+def error_object(refused: Refused) -> dict[str, str | None]:
+    """Return the `error` member of a body or stream event."""
+    row = refused.row
+    return {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
 
 
 def _read_calls(content: Content, event: Event) -> int:
@@ -257,35 +283,3 @@ def _read_calls(content: Content, event: Event) -> int:
                 size += len(function.name)
     event.tool_names += tuple(names)
     return size
-
-
-def _usage_of(reported: UsageShape, *, has_output: bool) -> Usage | None:
-    """Return a report as Usage, None where it is missing or absurd.
-
-    Output is what the total leaves beside the input where that is more: some servers count reasoning there only.
-    """
-    given: Any = reported.prompt_tokens
-    made: Any = reported.completion_tokens
-    # What nearly every server says needs no second look: two counts and their sum.
-    is_usual = type(given) is type(made) is int and given >= 0 <= made and given + made == reported.total_tokens
-    if not is_usual or given + made > COUNT_MAX:
-        given, made, total = count(given), count(made), count(reported.total_tokens)
-        if given is None:
-            return None
-        rest = max(total - given, 0) if total is not None else None
-        if made is None:
-            if rest is None and has_output:
-                return None
-            made = rest or 0
-        elif rest is not None:
-            made = max(made, rest)
-    if given + made == 0:
-        return None
-    cached = reasoning = 0
-    details = reported.prompt_tokens_details
-    if type(details) is dict:
-        cached = min(count(details.get("cached_tokens")) or 0, given)
-    details = reported.completion_tokens_details
-    if type(details) is dict:
-        reasoning = min(count(details.get("reasoning_tokens")) or 0, made)
-    return Usage(given, made, cached, reasoning)

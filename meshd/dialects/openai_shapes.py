@@ -1,4 +1,4 @@
-"""What answers of OpenAI chat completions and embeddings may hold; members of other types are kept as they came."""
+"""What answers of OpenAI's APIs may hold; members of other types are kept as they came."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ class Choice(msgspec.Struct, gc=False):
     index: Any = 0
     delta: Content | None = None
     message: Content | None = None
+    text: Any = None
     finish_reason: Any = None
 
 
@@ -58,3 +59,11 @@ class Answer(Chunk, gc=False):
     id: Any = None
     model: Any = None
     created: Any = None
+    service_tier: Any = None
+
+
+class RankAnswer(msgspec.Struct, gc=False):
+    """What an answer to a ranking may say of tokens."""
+
+    usage: Any = None
+    meta: Any = None

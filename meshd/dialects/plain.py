@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
 
 if TYPE_CHECKING:
+    from meshd.call import Headers
     from meshd.refusal import Refused
 
 _SAFE: Final = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -29,13 +30,17 @@ class Plain:
         to say."""
         return method in _SAFE
 
-    def read(self, operation: str, body: bytes) -> Ask:
+    def read(self, operation: str, body: bytes, path: str = "", headers: Headers | None = None) -> Ask:
         """See `Dialect.read`: an ask for which nothing but the size of its body is known."""
         return Ask(operation, "", input_bound=len(body), has_output=False)
 
     def rewrite(self, ask: Ask, body: bytes) -> bytes:
         """See `Dialect.rewrite`: never."""
         return body
+
+    def redirect(self, ask: Ask, path: str) -> str:
+        """See `Dialect.redirect`: never."""
+        return path
 
     def meter(self, ask: Ask) -> PlainMeter:
         """See `Dialect.meter`."""

@@ -1,21 +1,67 @@
-"""Every dialect that this build speaks. A new one is a file and a line here; the golden suite picks it up."""
+"""Every dialect that this build speaks. A new one is a file and a line here; the golden suite picks it up.
+
+An upstream has one dialect, and may serve a second body language below other paths: Ollama speaks OpenAI's and
+Anthropic's under `/v1`, Vertex AI serves Claude beside Gemini. `dialect_at` says which one a path is written in.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
 from meshd.dialects.anthropic import Anthropic
+from meshd.dialects.anthropic_vertex import AnthropicOnVertex, is_on_vertex
+from meshd.dialects.bedrock import Bedrock
+from meshd.dialects.gemini import Gemini
+from meshd.dialects.ollama import Ollama
 from meshd.dialects.openai import OpenAI
 from meshd.dialects.plain import Plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.dialects.contract import Dialect
 
+_OPENAI: Final = OpenAI()
+_ANTHROPIC: Final = Anthropic()
+_ON_VERTEX: Final = AnthropicOnVertex()
+_GEMINI: Final = Gemini()
+_OLLAMA: Final = Ollama()
+
 DIALECTS: Final[dict[str, Dialect]] = {
-    "openai": OpenAI(),
-    "anthropic": Anthropic(),
+    "openai": _OPENAI,
+    "anthropic": _ANTHROPIC,
+    "gemini": _GEMINI,
+    "ollama": _OLLAMA,
+    "bedrock": Bedrock(),
     "plain": Plain(),
 }
+
+
+def _anthropic_at(path: str) -> Dialect:
+    return _ON_VERTEX if is_on_vertex(path) else _ANTHROPIC
+
+
+def _gemini_at(path: str) -> Dialect:
+    return _ON_VERTEX if is_on_vertex(path) else _GEMINI
+
+
+def _ollama_at(path: str) -> Dialect:
+    if "/v1/" not in path.partition("?")[0]:
+        return _OLLAMA
+    return _ANTHROPIC if _ANTHROPIC.recognise("POST", path) else _OPENAI
+
+
+_AT: Final[dict[str, Callable[[str], Dialect]]] = {
+    "anthropic": _anthropic_at,
+    "gemini": _gemini_at,
+    "ollama": _ollama_at,
+}
+
+
+def dialect_at(name: str, path: str) -> Dialect:
+    """Return what speaks at a path of an upstream whose dialect is `name`."""
+    at = _AT.get(name)
+    return DIALECTS[name] if at is None else at(path)
 
 
 def recognise(method: str, path: str) -> tuple[str, str] | None:
@@ -23,8 +69,8 @@ def recognise(method: str, path: str) -> tuple[str, str] | None:
 
     For what has no upstream to say which dialect it speaks, such as `meshd explain`.
     """
-    for name, dialect in DIALECTS.items():
-        operation = dialect.recognise(method, path)
+    for name in DIALECTS:
+        operation = dialect_at(name, path).recognise(method, path)
         if operation is not None:
             return name, operation
     return None

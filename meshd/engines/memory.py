@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshd.engines.port import Ability, Change, Record, StoreClosed, StoreError, number_in
+from meshd.engines.port import Ability, Change, Record, StoreClosed, StoreError, sum_of
 from meshd.engines.watchers import Watchers
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ class MemoryStore:
     """Keeps records in a dict. Nothing survives the process."""
 
     name = "memory"
-    caution = ""
+    caution = "it keeps nothing beyond this process"
 
     def __init__(self) -> None:
         self.abilities: frozenset[Ability] = frozenset()
@@ -52,10 +52,9 @@ class MemoryStore:
     async def take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
         self._check()
         record = self._spaces.get(space, {}).get(key)
-        total = (number_in(self.name, key, record.value) if record is not None else 0) + amount
-        if total > ceiling:
-            return None
-        self._write(Change(space, key, b"%d" % total))
+        total = sum_of(self.name, key, record.value if record is not None else None, amount, ceiling)
+        if total is not None:
+            self._write(Change(space, key, b"%d" % total))
         return total
 
     async def keys(self, space: str, after: str = "", limit: int = 1000) -> list[str]:

@@ -10,7 +10,7 @@ that was deleted and made again never has a version that it had before.
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,7 +65,8 @@ class Store(Protocol):
     async def take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
         """Add `amount` to the number kept there (0 where there is none) unless the sum would pass `ceiling`.
 
-        Return the sum, or None where nothing was added. A number is a record: decimal digits, with a version.
+        Return the sum, or None where nothing was added. A number is a record: decimal digits, with a version. An
+        amount below 0 gives back; a sum below 0 is StoreUnable, and nothing is changed.
         """
         ...
 
@@ -117,8 +118,27 @@ class StoreUnable(StoreError):
     """This engine cannot do what is asked of it."""
 
 
-def number_in(store: str, key: str, value: bytes) -> int:
-    """Return the number that `Store.take` keeps in a record. Raises StoreCorrupt where it is none."""
-    if value.isdigit() and len(value) <= 18:
-        return int(value)
-    raise StoreCorrupt(f"the number under {key} in the {store} store is damaged")
+NUMBER_MAX: Final = 10**18 - 1
+"""Largest number that `Store.take` keeps."""
+
+
+def sum_of(store: str, key: str, value: bytes | None, amount: int, ceiling: int) -> int | None:
+    """Decide what `Store.take` decides, of the record that stands there: the sum, or None."""
+    if value is not None and not (value.isdigit() and len(value) <= 18):
+        raise damaged_number(store, key)
+    total = int(value or b"0") + amount
+    if total > min(ceiling, NUMBER_MAX):
+        return None
+    if total < 0:
+        raise below_zero(store, key)
+    return total
+
+
+def damaged_number(store: str, key: str) -> StoreCorrupt:
+    """Say that what should be a number is none."""
+    return StoreCorrupt(f"the number under {key} in the {store} store is damaged")
+
+
+def below_zero(store: str, key: str) -> StoreUnable:
+    """Say that more would be given back than was taken."""
+    return StoreUnable(f"the number under {key} in the {store} store would fall below 0")

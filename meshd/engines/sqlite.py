@@ -23,7 +23,7 @@ from meshd.engines.port import (
     StoreLocked,
     StoreNewer,
     StoreReadOnly,
-    number_in,
+    sum_of,
 )
 from meshd.engines.watchers import Watchers
 
@@ -252,10 +252,9 @@ class SqliteStore:
 
     def _take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
         row = self._connection.execute(_READ, (space, key)).fetchone()
-        total = (number_in(self.name, key, row[1]) if row is not None else 0) + amount
-        if total > ceiling:
-            return None
-        self._write_one(space, key, b"%d" % total, None)
+        total = sum_of(self.name, key, row[1] if row is not None else None, amount, ceiling)
+        if total is not None:
+            self._write_one(space, key, b"%d" % total, None)
         return total
 
     def _keys(self, space: str, after: str, limit: int) -> list[str]:

@@ -97,14 +97,24 @@ def _judge_llm(call: Call, allow: AllowSettings) -> None:
     if ask is None:
         # What cannot be read cannot be found allowed: another API of the same provider would lift the limit.
         if call.dialect is None or not call.dialect.is_free(call.method, call.path):
+            bare = call.path.partition("?")[0]  # The query is where keys are.
             raise _refused(
                 allow,
-                f"{call.method} {call.path[:200]} on {call.target.name} is no request that meshd can read, so its "
+                f"{call.method} {bare[:200]} on {call.target.name} is no request that meshd can read, so its "
                 "model and tools cannot be checked.",
             )
         return
-    if allow.models is not None and not names(allow.models).admits(ask.model_sent):
-        raise _refused(allow, f"The model {ask.model_sent[:128]!r} is not allowed.{_list(allow.models)}")
+    if allow.models is not None:
+        admitted = names(allow.models)
+        if not admitted.admits(ask.model_sent):
+            raise _refused(allow, f"The model {ask.model_sent[:128]!r} is not allowed.{_list(allow.models)}")
+        for model in ask.other_models:
+            if not admitted.admits(model):
+                raise _refused(
+                    allow,
+                    f"The model {model[:128]!r}, which the request lets the provider take besides, is not allowed."
+                    f"{_list(allow.models)}",
+                )
     if allow.tools is not None and ask.tools:
         foreign = names(allow.tools).first_foreign(ask.tools)
         if foreign is not None:

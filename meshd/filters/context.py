@@ -283,6 +283,7 @@ def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float
         context.ceiling,
         parent,
         context.memory,
+        context.ceiling_microdollars,
     )
 
 

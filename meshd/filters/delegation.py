@@ -7,6 +7,7 @@ by agent, model or a purse of their own go on counting: a part is no second budg
 
 from __future__ import annotations
 
+import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Final
 
@@ -46,6 +47,10 @@ class Delegated:
 
     def settle(self, outcome: Outcome) -> None:
         """Close the account; what it has left flows back."""
+        self.end()
+
+    def end(self) -> None:
+        """Do so, whatever became of the call."""
         self._ledger.orders.end(self._parent, self._child)
 
 
@@ -53,10 +58,10 @@ class Delegation:
     """Gives what the rule or the caller says, on calls to agents."""
 
     name = "delegation"
-    __slots__ = ("_ledger", "_random_bytes")
+    __slots__ = ("_random_bytes", "ledger")
 
     def __init__(self, ledger: Ledger, random_bytes: Callable[[int], bytes]) -> None:
-        self._ledger = ledger
+        self.ledger = ledger
         self._random_bytes = random_bytes
 
     def admit(self, call: Call) -> Wait | None:
@@ -80,13 +85,16 @@ class Delegation:
         if call.policy.workflow_tokens is not None and not parent.startswith(UNATTRIBUTED):
             limit = min(limit, call.policy.workflow_tokens)
         child = f"{DELEGATED}{self._random_bytes(8).hex()}/{root_of(parent)}"
-        delegated = Delegated(self._ledger, parent, child)
+        delegated = Delegated(self.ledger, parent, child)
         try:
             queue_s = settings.queue_s if settings is not None else purse.queue_s
-            got = await self._ledger.delegate(parent, min(limit, TOKENS_MAX), child, tokens, floor, queue_s=queue_s)
+            got = await self.ledger.delegate(parent, min(limit, TOKENS_MAX), child, tokens, floor, queue_s=queue_s)
         except StoreError as error:
-            self._ledger.orders.end(parent, child)
+            delegated.end()
             raise unavailable(purse, error) from error
+        except asyncio.CancelledError:
+            delegated.end()  # what was set aside by then comes back
+            raise
         if isinstance(got, Shortfall):
             raise exhausted(call, purse, got)
         ceiling = got if context.ceiling is None else min(context.ceiling, got)
@@ -100,6 +108,7 @@ class Delegation:
             ceiling,
             context.parent,
             context.memory,
+            context.ceiling_microdollars,
         )
         return delegated
 

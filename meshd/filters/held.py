@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.filters.contract import Cut
-from meshd.ledger.cost import charge_of
+from meshd.ledger.cost import charge_of, cost_of
 
 if TYPE_CHECKING:
-    from meshd.call import Outcome
+    from meshd.call import Ask, Outcome
     from meshd.dialects.contract import Event
+    from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
+    from meshd.prices.price import Quote
 
 STREAM_MARGIN: Final = 1.5
 STREAM_MARGIN_TOKENS: Final = 256
@@ -19,12 +21,45 @@ STREAM_MARGIN_TOKENS: Final = 256
 upstream was given is the guarantee; this catches one that ignores it, and must never cut an honest answer."""
 
 
+class Rest:
+    """What an attempt holds where one account did not give all of it at once: tokens of several, micro-dollars, or
+    what was waited for."""
+
+    __slots__ = ("_money", "_quote", "_tokens")
+
+    def __init__(
+        self, tokens: tuple[Reservation, ...], money: tuple[Reservation, ...] = (), quote: Quote | None = None
+    ) -> None:
+        self._tokens = tokens
+        self._money = money
+        self._quote = quote
+        """The price of `money`; None where there is none."""
+
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Those of tokens, then those of money; settled or not."""
+        return (*self._tokens, *self._money)
+
+    def settle(self, tokens: int, outcome: Outcome, input_bound: int, output_bound: int) -> None:
+        """Charge each account, and say in the outcome what the attempt cost."""
+        for reservation in self._tokens:
+            reservation.settle(tokens)
+        quote = self._quote
+        if quote is not None:
+            self._quote = None
+            outcome.microdollars = cost = cost_of(outcome, quote, input_bound, output_bound)
+            for reservation in self._money:
+                reservation.settle(cost)
+
+
 class Held:
-    """Tokens held for one attempt: in `entry` where one account gave them at once, else in `reservations`."""
+    """What is held for one attempt: in `entry` where one account gave it at once, else in `rest`."""
 
     __slots__ = (
+        "_bounds",
         "_entry",
         "_ledger",
+        "_model",
         "_ran_tokens",
         "account",
         "bound",
@@ -32,22 +67,25 @@ class Held:
         "input_bound",
         "is_estimated",
         "limit",
-        "reservations",
+        "rest",
     )
 
     def __init__(
         self,
         ledger: Ledger,
         entry: Entry | None,
-        input_bound: int,
+        ask: Ask,
         bound: int,
-        reservations: tuple[Reservation, ...] = (),
+        rest: Rest | None,
+        bounds: Bounds,
     ) -> None:
         self._ledger = ledger
         self._entry = entry
-        self.input_bound = input_bound
+        self._bounds = bounds
+        self._model = ask.model_sent
+        self.input_bound = ask.input_bound
         self.bound = bound
-        self.reservations = reservations
+        self.rest = rest
         self._ran_tokens = 0
         self.account = ""
         self.limit = 0
@@ -68,12 +106,16 @@ class Held:
         self.charged = tokens
         self.is_estimated = is_estimated
         outcome.held = self
+        usage = outcome.usage
+        if usage is not None and usage.input_tokens > self.input_bound and not usage.is_estimated:
+            self._bounds.passed(self._model, self.input_bound, usage.input_tokens)
         entry = self._entry
         if entry is not None:
             self._entry = None
             self._ledger.pay(entry, self.bound, tokens)
-        for reservation in self.reservations:
-            reservation.settle(tokens)
+        rest = self.rest
+        if rest is not None:
+            rest.settle(tokens, outcome, self.input_bound, output_bound)
 
 
 class HeldStream(Held):
@@ -87,17 +129,20 @@ class HeldStream(Held):
         self,
         ledger: Ledger,
         entry: Entry | None,
-        input_bound: int,
+        ask: Ask,
         bound: int,
-        reservations: tuple[Reservation, ...],
+        rest: Rest | None,
+        bounds: Bounds,
         is_error: bool,
     ) -> None:
         # Flat: a call to the class above costs as much as all of this, and most calls stream.
         self._ledger = ledger
         self._entry = entry
-        self.input_bound = input_bound
+        self._bounds = bounds
+        self._model = ask.model_sent
+        self.input_bound = ask.input_bound
         self.bound = bound
-        self.reservations = reservations
+        self.rest = rest
         self._ran_tokens = 0
         self.account = ""
         self.limit = 0
@@ -106,7 +151,7 @@ class HeldStream(Held):
             self.limit = entry.whole
         self.charged = 0
         self.is_estimated = False
-        self._cut_at = int((bound - input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
+        self._cut_at = int((bound - ask.input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
         self._is_error = is_error
 
     def on_event(self, event: Event) -> Event | Cut:

@@ -94,6 +94,7 @@ def _due(context: codec.Context, deadline_s: float) -> codec.Context:
         context.ceiling,
         context.parent,
         context.memory,
+        context.ceiling_microdollars,
     )
 
 

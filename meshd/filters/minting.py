@@ -114,6 +114,7 @@ def mint_run(
     nonce: bytes,
     life_s: int = 30 * 86_400,
     ceiling: int | None = None,
+    ceiling_microdollars: int | None = None,
     deadline_s: float | None = None,
 ) -> str:
     """Return the opaque part of a per-run address, `/w/<it>/...`: every call through it belongs to `workflow`.
@@ -123,7 +124,14 @@ def mint_run(
     """
     if WORKFLOW.match(workflow.encode("utf-8", "replace")) is None:
         raise ValueError("a workflow's name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
-    context = codec.Context(workflow, agent, deadline_s=deadline_s, account="workflow/" + workflow, ceiling=ceiling)
+    context = codec.Context(
+        workflow,
+        agent,
+        deadline_s=deadline_s,
+        account="workflow/" + workflow,
+        ceiling=codec.NO_CEILING if ceiling is None and ceiling_microdollars is not None else ceiling,
+        ceiling_microdollars=ceiling_microdollars,
+    )
     expires_s = int(wall_s) + life_s
     return codec.mint(context, keys.ring, audience=_RUN, expires_s=expires_s, nonce=nonce).decode()
 
@@ -139,6 +147,7 @@ def moved(context: codec.Context, agent: str, hops: int, path: tuple[str, ...]) 
         context.ceiling,
         context.parent,
         context.memory,
+        context.ceiling_microdollars,
     )
 
 

@@ -103,7 +103,7 @@ def _reroute(call: Call, route: RouteSettings) -> None:
         elif call.dialect is None or not call.dialect.is_free(call.method, call.path):
             raise Refused(
                 Reason.NOT_ALLOWED,
-                f"The rule {route.rule} sets the model, and {call.method} {call.path[:200]} is no request whose model "
+                f"The rule {route.rule} sets the model, and {operation_of(call)[:200]} is no request whose model "
                 f"meshd can read on {call.target.name}.",
                 rule=route.rule,
             )

@@ -1,7 +1,7 @@
 """Amounts with units, as they stand in a policy document.
 
 `Duration` is float seconds ("250ms", "30s", "5m", "1h30m", 30), `Size` is int bytes ("8MB", "64KiB", 65536),
-`Count` is an int ("50k", "1M", "1.5k", 50000); dollars ("5", "$5.00", 0.25) are an int of micro-dollars. A number is
+`Count` is an int ("50k", "1M", "1.5k", 50000) and `Money` an int of micro-dollars ("5", "$5.00", 0.25). A number is
 read exactly or refused: "0.5B", "1.23456k" or "$0.0000001" never rounds. `k`, `M` and `G` are decimal, `Ki`, `Mi` and
 `Gi` binary, as the SI and IEC 60027-2 have them.
 """
@@ -21,6 +21,7 @@ SIZE_BYTES_MAX = 2**50
 MONEY_MICRODOLLARS_MAX = 10**14
 """A hundred million dollars: what an account can hold and a record of the journal can say many times over."""
 MICRO = 1_000_000
+RATE_PICODOLLARS_MAX = 100_000 * MICRO
 
 _SECONDS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86_400)}
 _COUNTS = {"": 1, "k": 1_000, "K": 1_000, "M": 10**6, "G": 10**9}
@@ -97,6 +98,19 @@ def microdollars(value: Any) -> int:
     return _millionths(value, 'expected an amount of US dollars such as 5, "5.00" or "$0.25"', MONEY_MICRODOLLARS_MAX)
 
 
+def rate(value: Any) -> int:
+    """Return pico-dollars a token for US dollars a million tokens, 0.15 or "0.15". Raises ValueError otherwise."""
+    return _millionths(value, "expected US dollars for a million tokens such as 0.15", RATE_PICODOLLARS_MAX)
+
+
+def times(value: Any) -> int:
+    """Return the thousandths of a factor from 1 to 100 such as 2 or 1.75. Raises ValueError otherwise."""
+    number = Decimal(repr(value)) * 1000 if type(value) in (int, float) and math.isfinite(value) else Decimal(0)
+    if not 1000 <= number <= 100_000 or number != number.to_integral_value():
+        raise ValueError(f"expected a factor from 1 to 100, with three decimals at most, such as 1.75, not {value}")
+    return int(number)
+
+
 def _millionths(value: Any, expected: str, most: int) -> int:
     if isinstance(value, str):
         if _MONEY.match(value) is None:
@@ -162,3 +176,15 @@ Size = Annotated[int, BeforeValidator(size_bytes), WithJsonSchema(_schema(SIZE_P
 """Bytes."""
 Count = Annotated[int, BeforeValidator(count), WithJsonSchema(_schema(COUNT_PATTERN, "integer", COUNT_MAX))]
 """A whole number."""
+Money = Annotated[
+    int,
+    BeforeValidator(microdollars),
+    WithJsonSchema(_schema(MONEY_PATTERN, "number", MONEY_MICRODOLLARS_MAX // MICRO)),
+]
+"""Micro-dollars."""
+Rate = Annotated[
+    int, BeforeValidator(rate), WithJsonSchema(_schema(MONEY_PATTERN, "number", RATE_PICODOLLARS_MAX // MICRO))
+]
+"""Pico-dollars a token."""
+Times = Annotated[int, BeforeValidator(times), WithJsonSchema({"type": "number", "minimum": 1, "maximum": 100})]
+"""Thousandths."""

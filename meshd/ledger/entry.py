@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from meshd.prices import MONEY
+
 if TYPE_CHECKING:
     import asyncio
 
@@ -16,8 +18,6 @@ WAIT: Final = 0
 """`fit`: it does not fit now, but might when calls in flight have settled."""
 NEVER: Final = -1
 """`fit`: it would not fit if nothing were in flight."""
-MONEY: Final = "/@usd"
-"""Ends the name of an account whose amounts are micro-dollars, wherever tokens are spoken of."""
 
 
 class Shortfall(NamedTuple):
@@ -62,6 +62,11 @@ class Reservation:
         """What the account might spend in all when this was reserved."""
         self.bound = bound
         self.charged = 0
+
+    @property
+    def entry(self) -> Entry | None:
+        """The account; None once it is settled."""
+        return self._entry
 
     def settle(self, tokens: int) -> None:
         """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
@@ -111,6 +116,7 @@ class Entry:
         "id",
         "is_asking",
         "is_fresh",
+        "is_money",
         "is_wanted",
         "is_wanting",
         "largest",
@@ -123,6 +129,7 @@ class Entry:
 
     def __init__(self, id: str) -> None:
         self.id = id
+        self.is_money = id.endswith(MONEY)
         self.holder: Holder | None = None
         """None until the owner has been asked for the first time."""
         self.waiting: deque[Waiter] = deque()

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from meshd.ledger.holder import Holder
 
 HOLDER: Final = "local"
+REPORT_S: Final = 10.0
+"""How often a shared store is told what was spent under leases; admissions never wait for it."""
 OPEN_MAX: Final = 16_384
 """Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
 
@@ -53,8 +55,7 @@ class Ledger:
     ) -> None:
         """Use `open`, `in_memory` or `failed`. `later` sets a timer as the loop's `call_later` does."""
         self._desk = desk
-        self.holder = holder
-        """The name by which the owners of accounts know this sidecar."""
+        self.holder = holder  # the name by which the owners of accounts know this sidecar
         self._faults = Faults()
         self._say = self._faults.say
         self._leases = Leases(
@@ -62,17 +63,20 @@ class Ledger:
         )
         self.orders = Orders(desk)
         self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
-        self._entries = self._leases.entries
+        self.accounts = self._entries = self._leases.entries
         self._used_last: Entry | None = None
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
-        self._closed: StoreError | None = None
+        self._reporting: asyncio.Task[None] | None = None
+        self.fault: StoreError | None = None
+        """Why nothing more is spent, for good."""
         self.started = Start(epoch, 0, 0)
         self.refused = 0
         """Reservations that were not made, since the start of the process."""
         self.spent_tokens = 0
         """Tokens charged since the start of the process."""
+        self.spent_microdollars = 0
         self.bound_violations = 0
         """Attempts that cost more than their bound. The guarantee holds given sound bounds, so this is published."""
         self.estimated = 0
@@ -116,6 +120,8 @@ class Ledger:
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
                 ledger._keep_journal(directory, holder, record, before, segment_bytes)
+                if Ability.SHARED in store.abilities:
+                    ledger._reporting = asyncio.get_running_loop().create_task(ledger._report_for_ever())
             except BaseException:
                 await store.close()
                 raise
@@ -151,42 +157,37 @@ class Ledger:
     def failed(cls, error: StoreError) -> Ledger:
         """Return a ledger whose every reservation raises `error`: budgets fail closed, everything else runs on."""
         ledger = cls.in_memory()
-        ledger._closed = error
+        ledger.fault = error
         return ledger
 
     @property
     def state(self) -> str:
         """ "ok", or what is wrong."""
-        if self._closed is not None:
-            return str(self._closed)
+        if self.fault is not None:
+            return str(self.fault)
         return str(self._faults) or "ok"
 
     @property
     def reserved_tokens(self) -> int:
         """Tokens held by attempts in flight, over all accounts."""
-        return sum(entry.holder.reserved for entry in self._entries.values() if entry.holder is not None)
+        return self._reserved_in(is_money=False)
 
     @property
-    def fault(self) -> StoreError | None:
-        """Why nothing more is spent, for good; None while the books are kept."""
-        return self._closed
+    def reserved_microdollars(self) -> int:
+        """The same of accounts that hold money."""
+        return self._reserved_in(is_money=True)
 
-    def entry(self, account: str) -> Entry | None:
-        """Return an account that is in memory."""
-        return self._entries.get(account)
-
-    def entries(self) -> list[Entry]:
-        """Return all accounts that are in memory."""
-        return list(self._entries.values())
+    def _reserved_in(self, *, is_money: bool) -> int:
+        entries = self._entries.values()
+        return sum(one.holder.reserved for one in entries if one.holder is not None and one.is_money is is_money)
 
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
-        views: list[AccountView] = []
-        for entry in self._entries.values():
-            holder = entry.holder
-            if holder is not None:
-                views.append(AccountView(entry.id, entry.limit, holder.elsewhere + holder.spent, holder.reserved))
-        return views
+        return [
+            AccountView(one.id, one.limit, holder.elsewhere + holder.spent, holder.reserved)
+            for one in self._entries.values()
+            if (holder := one.holder) is not None
+        ]
 
     # The hot path.
 
@@ -196,7 +197,7 @@ class Ledger:
         Whoever is given an entry calls `pay` with it, exactly once. Raises StoreError where it cannot be logged.
         """
         entry = self._entries.get(account)
-        if entry is None or entry.waiting or self._closed is not None:
+        if entry is None or entry.waiting or self.fault is not None:
             return None
         holder = entry.holder
         if holder is None or not holder.is_volatile:
@@ -213,8 +214,8 @@ class Ledger:
 
         Raises StoreError where the reservation cannot be logged.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self.fault is not None:
+            raise self.fault
         entry = self._entries.get(account)
         if entry is None or entry.waiting:
             return None
@@ -268,7 +269,10 @@ class Ledger:
             tokens = min(tokens, TOKENS_MAX)
         holder.reserved -= bound
         holder.spent += tokens
-        self.spent_tokens += tokens
+        if entry.is_money:
+            self.spent_microdollars += tokens
+        else:
+            self.spent_tokens += tokens
         if self._journal is not None:
             self._note(self._journal, holder)
         if entry.waiting:
@@ -311,8 +315,8 @@ class Ledger:
 
         `is_durable`: on return the reservation survives a crash of the host. Raises StoreError.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self.fault is not None:
+            raise self.fault
         entry = self._leases.entry(account)
         future = asyncio.get_running_loop().create_future()
         taken = await self._line.join(entry, Waiter(limit, bound, least, future, is_volatile=not is_durable), queue_s)
@@ -352,22 +356,35 @@ class Ledger:
 
     def _lost(self, error: StoreError) -> None:
         """Spend nothing more: the leases of this process are somebody else's, or the store is another."""
-        if self._closed is None:
+        if self.fault is None:
             _log.critical("budgets are refused from now on: %s", error)
-            self._closed = error
+            self.fault = error
             for entry in self._entries.values():
                 self._line.dismiss(entry, error)
+
+    async def _report_for_ever(self) -> None:
+        """Let those who share the store see what was spent here, and learn whether this run is still the last."""
+        while True:
+            await asyncio.sleep(REPORT_S)
+            try:
+                await self._leases.report()
+            except StoreError as error:
+                self._say(error, "store")
+            else:
+                self._say(None, "store")
 
     async def close(self) -> None:
         """Settle the books and let go: what is still reserved counts as spent at its bound. Closing twice is fine.
 
         A store that fails here is logged, not raised: the journal stays, and the next start settles from it.
         """
-        if self._closed is not None and self._directory is None:
+        if self.fault is not None and self._directory is None:
             return
-        self._closed = StoreClosed("the ledger was closed")
+        self.fault = StoreClosed("the ledger was closed")
         for entry in self._entries.values():
-            self._line.dismiss(entry, self._closed)
+            self._line.dismiss(entry, self.fault)
+        if self._reporting is not None:
+            self._reporting.cancel()
         await self.orders.finish()
         await self._leases.finish()
         try:

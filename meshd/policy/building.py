@@ -5,17 +5,18 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from meshd.call import Kind
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.policy.checking import compile_match, rule_name
-from meshd.policy.compiled import Limits, Policy, Upstream
+from meshd.policy.compiled import DialectName, Limits, Policy, Upstream
 from meshd.policy.matching import Match, Matcher, Rule
 from meshd.policy.model import NAME_PATTERN, UpstreamSection
 from meshd.policy.planning import named, planner
+from meshd.policy.pricing import price_book
 from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
     RESERVED_NAMES,
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from meshd.policy.report import Location, Report
 
 GOVERNANCE = "governance"
+_DIALECTS: tuple[str, ...] = get_args(DialectName)
+_LLM_DIALECTS = " or ".join(", ".join(name for name in _DIALECTS if name != "plain").rsplit(", ", 1))
 _NAME = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _KEY_HEADERS_REFUSED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect", "keep-alive"}
@@ -88,13 +91,14 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
     section = known.get(name)
     if section is None and name in WELL_KNOWN:
         section = UpstreamSection(url=WELL_KNOWN[name][0], kind="llm", dialect=WELL_KNOWN[name][1])
-    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True)
+    # Its prices stay the document's: they are found by the upstream's name.
+    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude={"prices"})
     fields["url"] = url
     for option in options:
         key, _, value = option.partition("=")
         if key not in ("dialect", "kind"):
             raise ValueError(f"{shown(option)} is neither dialect=... nor kind=...")
-        choices = {"dialect": ("openai", "anthropic", "plain"), "kind": ("llm", "tool", "agent", "host")}[key]
+        choices = {"dialect": _DIALECTS, "kind": ("llm", "tool", "agent", "host")}[key]
         if value not in choices:
             raise ValueError(f"{key} is one of {', '.join(choices)}, not {shown(value)}")
         fields[key] = value
@@ -114,7 +118,7 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
     elif kind is Kind.LLM and dialect == "plain" and not section.unmetered:
         found.append(
-            ((), "an LLM needs dialect: openai or anthropic, or unmetered: true if nobody is to count its tokens")
+            ((), f"an LLM needs dialect: {_LLM_DIALECTS}, or unmetered: true if nobody is to count its tokens")
         )
     elif kind is not Kind.LLM and dialect != "plain":
         found.append((("dialect",), f"only an LLM speaks {dialect}; this is of kind {kind.value}"))
@@ -172,6 +176,8 @@ def policy(
         rules=tuple(rules),
         matcher=Matcher(rules, planner()),
         workflow_tokens=_workflow_tokens(rules),
+        prices=price_book(document),
+        tenant=document.tenant or "",
         expose_amounts=document.errors.expose_amounts,
         hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
         digest=digest,
@@ -201,8 +207,12 @@ def _governance(document: Document) -> Rule | None:
     """Make the short form's rule: it is the last, and fits everything."""
     short = document.governance
     budget = allow = approval = None
-    if short.max_tokens_per_workflow is not None:
-        budget = named(BudgetSettings.model_validate({"tokens": short.max_tokens_per_workflow}), GOVERNANCE)
+    if short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None:
+        # Read already: an int of micro-dollars must not be read as dollars again.
+        settings = BudgetSettings.model_construct(
+            tokens=short.max_tokens_per_workflow, dollars=short.max_dollars_per_workflow
+        )
+        budget = named(settings, GOVERNANCE)
     if short.allowed_tools is not None:
         allow = named(AllowSettings.model_validate({"tools": short.allowed_tools}), GOVERNANCE)
     if short.human_in_the_loop_required:
@@ -215,7 +225,8 @@ def _governance(document: Document) -> Rule | None:
 def _workflow_tokens(rules: list[Rule]) -> int | None:
     """What is delegated on a call to an agent comes out of every budget of the workflow, whichever calls it is for."""
     budgets = [rule.budget for rule in rules if rule.budget is not None and not rule.is_shadow]
-    return min((one.tokens for one in budgets if one.per == "workflow" and not one.account), default=None)
+    plain = [one for one in budgets if one.per == "workflow" and not one.account and one.window is None]
+    return min((one.tokens for one in plain if one.tokens is not None), default=None)
 
 
 UNATTRIBUTED_TOKENS = 100_000
@@ -227,7 +238,8 @@ def _unattributed_tokens(document: Document) -> int:
     if set_tokens is not None:
         return set_tokens
     budgets = [rule.budget for rule in document.rules if rule.budget is not None and not rule.shadow]
-    tokens = [UNATTRIBUTED_TOKENS, *(budget.tokens for budget in budgets if budget.per == "workflow")]
+    tokens = [UNATTRIBUTED_TOKENS]
+    tokens += [one.tokens for one in budgets if one.per == "workflow" and one.tokens is not None]
     if document.governance is not None and document.governance.max_tokens_per_workflow is not None:
         tokens.append(document.governance.max_tokens_per_workflow)
     return min(tokens)
@@ -259,7 +271,8 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     """Report what loads, and may not be what was meant."""
     short = document.governance
     binds = [rule for rule in document.rules if rule.budget is not None and not rule.shadow]
-    if short.max_tokens_per_workflow is None and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
+    is_short_set = short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None
+    if not is_short_set and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
         report.warn((), "no budget is set: nothing limits what a workflow may spend")
     if short.human_in_the_loop_required:
         report.warn(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
+from meshd.policy.checking_budgets import BudgetChecker
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -22,7 +23,12 @@ INBOUND_NAME = "app"
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
 SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "delegate", "deny", "route", "idempotency")
 UNENFORCED = ("fallback", "approval", "idempotency")
-OPERATIONS = frozenset({"chat", "embeddings"})
+OPERATIONS = frozenset(
+    {
+        "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",
+        "responses", "speech", "text_completion", "transcription", "translation",
+    }
+)  # fmt: skip
 """What the dialects of LLMs read; every other operation is a method and a path."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 
@@ -53,6 +59,7 @@ class Checker:
         self.report = report
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
+        self.budgets = BudgetChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -96,6 +103,7 @@ class Checker:
             self.report.error(
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
+        self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from meshd.filters.fallback_settings import RetrySettings
     from meshd.filters.routing_settings import RouteSettings
     from meshd.policy.matching import Matcher, Rule
+    from meshd.policy.pricing import PriceBook
 
-DialectName = Literal["openai", "anthropic", "plain"]
+DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
 Protocol = Literal["auto", "http/1.1", "h2"]
 
 
@@ -161,10 +162,13 @@ class Policy:
     rules: tuple[Rule, ...]
     """In the document's order; the last is the short form's, where it sets something."""
     matcher: Matcher
+    prices: PriceBook
+    tenant: str = ""
+    """Whose sidecar this is, for budgets that are counted so."""
     workflow_tokens: int | None = None
     """Tokens of the smallest budget that counts a workflow's own account; None where there is none."""
     expose_amounts: bool = True
-    """Refusals say how many tokens were used and allowed."""
+    """Refusals and warnings say how much was used and allowed."""
     hosts_allowed: tuple[str, ...] = ()
     """Host names that the listener accepts besides its own, for pods; lower case, without ports."""
     digest: str = ""

@@ -160,7 +160,7 @@ def _merged(files: list[DocumentFile], problems: list[Problem]) -> Mapping | Non
     return root if is_whole else None
 
 
-_UNITED = ("governance", "limits", "upstreams", "errors")
+_UNITED = ("governance", "limits", "upstreams", "prices", "errors")
 
 
 def _merge(into: Mapping, tree: Mapping, problems: list[Problem], *, depth: int) -> None:

@@ -14,11 +14,13 @@ from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.delegation_settings import DelegateSettings
 from meshd.filters.fallback_settings import RetrySettings
 from meshd.filters.routing_settings import RouteSettings
-from meshd.filters.units import Count, Duration, Size
+from meshd.filters.units import Count, Duration, Money, Rate, Size, Times
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 """Names of upstreams and agents: they stand in paths, in host names and in metric labels."""
 RULE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
+MODEL_PATTERN = r"^[!-~]{1,128}$"
+"""Models, with `*` and `?`, whose price is said."""
 HOST_PATTERN = r"^[A-Za-z0-9_.-]{1,253}$|^[0-9A-Fa-f:.]{2,45}$"
 
 KindName = Literal["llm", "tool", "agent", "host"]
@@ -61,10 +63,12 @@ class Section(BaseModel):
 
 
 class Governance(Section):
-    """The short form: three keys that hold for every call."""
+    """The short form: a few keys that hold for every call."""
 
     max_tokens_per_workflow: Annotated[Count, Field(ge=1)] | None = None
     """Tokens that one workflow may spend on LLMs, however many agents take part in it."""
+    max_dollars_per_workflow: Annotated[Money, Field(ge=1)] | None = None
+    """US dollars that one workflow may spend on LLMs, by the prices of the models. Beside the tokens, or alone."""
     human_in_the_loop_required: bool = False
     """A person must allow every tool call that can change something. This build can ask nobody, so it refuses them."""
     allowed_tools: tuple[str, ...] | None = None
@@ -122,7 +126,8 @@ class KeySection(Section):
     """A provider's key that meshd attaches, so that the agent need not have it. Sent to this upstream's origin only."""
 
     header: Annotated[str, Field(pattern=r"^[A-Za-z0-9-]{1,64}$")] | None = None
-    """Header field for the key. Unset: `x-api-key` for anthropic, else `authorization` (as `Bearer KEY`)."""
+    """Header field for the key. Unset: `x-api-key` for anthropic, `x-goog-api-key` for gemini, else `authorization` (as
+    `Bearer KEY`)."""
     env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")] | None = None
     """Environment variable of meshd that holds the key."""
     file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
@@ -151,14 +156,54 @@ class TimeoutsSection(Section):
     """Time between two pieces of a reply."""
 
 
+class LongSection(Section):
+    """What a model costs where a call's input is long: US dollars for a million tokens."""
+
+    above: Annotated[Count, Field(ge=1)]
+    """Input tokens above which the whole call is charged so."""
+    input: Rate
+    """Input, no less than without `long`."""
+    cached_input: Rate | None = None
+    """Input that was in the provider's cache. Unset: as `input` here."""
+    cache_write: Rate | None = None
+    """Input that the provider puts into its cache. Unset: as `input` here."""
+    cache_write_long: Rate | None = None
+    """The same, to be kept for longer. Unset: as `cache_write` here."""
+    output: Rate
+    """Output, reasoning included."""
+
+
+class PriceSection(Section):
+    """What a model costs: US dollars for a million tokens."""
+
+    input: Rate
+    """Input. 0 is a price: nothing is held for it."""
+    cached_input: Rate | None = None
+    """Input that was in the provider's cache. Unset: as `input`."""
+    cache_write: Rate | None = None
+    """Input that the provider puts into its cache. Unset: as `input`."""
+    cache_write_long: Rate | None = None
+    """The same, to be kept for longer. Unset: as `cache_write`."""
+    output: Rate
+    """Output, reasoning included; 0 for embeddings."""
+    priority: Times | None = None
+    """Times all of this costs where the provider may serve a call with priority, which holds unless the request says
+    that it does not. Unset: 1."""
+    long: LongSection | None = None
+    """Other prices for long inputs."""
+
+
+Prices = dict[Annotated[str, Field(pattern=MODEL_PATTERN)], PriceSection]
+
+
 class UpstreamSection(Section):
     """An address that serves a target."""
 
     url: Annotated[str, Field(min_length=1, max_length=2048)]
     """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment."""
     kind: KindName | None = None
-    """What it is. May be left out for a well-known LLM and where `dialect` is `openai` or `anthropic`."""
-    dialect: Literal["openai", "anthropic", "plain"] | None = None
+    """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
+    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"] | None = None
     """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
     protocol: Literal["auto", "http/1.1", "h2"] = "auto"
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
@@ -176,6 +221,8 @@ class UpstreamSection(Section):
     """Connections to it."""
     timeouts: TimeoutsSection = TimeoutsSection()
     """How long it may be silent."""
+    prices: Prices = {}
+    """What its models cost, before the document's own `prices`."""
 
 
 class MatchSection(Section):
@@ -192,7 +239,7 @@ class MatchSection(Section):
     model: Globs | None = None
     """Model that an LLM call asks for."""
     operation: Globs | None = None
-    """`chat` or `embeddings` for an LLM; else method and path, as in `DELETE /invoices/*`."""
+    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`."""
 
 
 class RuleSection(Section):
@@ -205,7 +252,7 @@ class RuleSection(Section):
     shadow: bool = False
     """Decide, count and trace, but let every call pass."""
     budget: BudgetSettings | None = None
-    """A token budget. Every budget that matches applies."""
+    """A budget of tokens, dollars or both. Every budget that matches applies."""
     breaker: BreakerSettings | None = None
     """When to stop calling a failing upstream. Unset: on, with its defaults."""
     retry: RetrySettings | None = None
@@ -230,7 +277,7 @@ class ErrorsSection(Section):
     """What refusals say."""
 
     expose_amounts: bool = True
-    """Say how many tokens were used and allowed."""
+    """Say how many tokens and dollars were used and allowed."""
 
 
 class Document(Section):
@@ -238,6 +285,8 @@ class Document(Section):
 
     agent: Annotated[str, Field(pattern=NAME_PATTERN)] = "agent"
     """Name of the agent beside this sidecar."""
+    tenant: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """Whose sidecar this is, for budgets `per: tenant`. No caller can say it."""
     governance: Governance = Governance()
     """The short form."""
     limits: LimitsSection = LimitsSection()
@@ -246,6 +295,8 @@ class Document(Section):
     """Addresses by name. Unset: the well-known LLM APIs."""
     rules: tuple[RuleSection, ...] = ()
     """Rules, in order: for each filter the first that matches and sets it wins."""
+    prices: Prices = {}
+    """What models cost, by name or glob; the first that fits, before the table that comes with meshd."""
     errors: ErrorsSection = ErrorsSection()
     """What refusals say."""
     hosts_allowed: tuple[Annotated[str, Field(pattern=HOST_PATTERN)], ...] = ()

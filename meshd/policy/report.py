@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from meshd.policy.model import HOST_PATTERN, NAME_PATTERN, RULE_NAME_PATTERN, Document
+from meshd.policy.model import HOST_PATTERN, MODEL_PATTERN, NAME_PATTERN, RULE_NAME_PATTERN, Document
 from meshd.policy.problem import Problem, shown
 from meshd.policy.reading import Mapping, Node, Scalar, Sequence, find
 
@@ -24,6 +24,7 @@ _PATTERNS = {
     NAME_PATTERN: "expected a name of a-z, 0-9, '-', '_' and '.', at most 63, beginning with a letter or digit",
     RULE_NAME_PATTERN: "expected a name of letters, digits, '-', '_' and '.', 63 at most",
 }
+_PATTERNS[MODEL_PATTERN] = "expected a model's name without spaces, `*` and `?` included, 128 characters at most"
 _PATTERNS[HOST_PATTERN] = "expected a host name or an address, without a port"
 _TYPES = {
     "string_type": "a text",

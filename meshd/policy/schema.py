@@ -23,7 +23,10 @@ def json_schema() -> dict[str, Any]:
         if field.get("type") == "array":
             description = field.pop("description", "")
             allow[name] = {"anyOf": [{"type": "string"}, field], "description": description}
-    schema["properties"]["upstreams"]["additionalProperties"] = False
+    schema["$defs"]["BudgetSettings"]["anyOf"] = [{"required": [key]} for key in ("tokens", "dollars")]
+    sections = (schema["properties"], schema["$defs"]["UpstreamSection"]["properties"])
+    for named in (sections[0]["upstreams"], *(section["prices"] for section in sections)):
+        named["additionalProperties"] = False
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "title": TITLE}
 
 
@@ -121,9 +124,8 @@ def _size(value: int) -> str:
 
 def _unit(field: dict[str, Any]) -> str:
     patterns = " ".join(choice.get("pattern", "") for choice in field.get("anyOf", []))
-    return (
-        "duration" if "ms|s|m" in patterns else "size" if "KiB" in patterns else "count" if "kKMG" in patterns else ""
-    )
+    marks = {"ms|s|m": "duration", "KiB": "size", "kKMG": "count", "\\$?": "dollars"}
+    return next((unit for mark, unit in marks.items() if mark in patterns), "")
 
 
 def _kind(field: dict[str, Any]) -> str:

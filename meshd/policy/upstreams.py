@@ -20,15 +20,19 @@ if TYPE_CHECKING:
 WELL_KNOWN: dict[str, tuple[str, DialectName]] = {
     "openai": ("https://api.openai.com", "openai"),
     "anthropic": ("https://api.anthropic.com", "anthropic"),
+    "gemini": ("https://generativelanguage.googleapis.com", "gemini"),
     "groq": ("https://api.groq.com/openai", "openai"),
     "mistral": ("https://api.mistral.ai", "openai"),
     "openrouter": ("https://openrouter.ai/api", "openai"),
     "deepseek": ("https://api.deepseek.com", "openai"),
     "together": ("https://api.together.xyz", "openai"),
     "xai": ("https://api.x.ai", "openai"),
-    "ollama": ("http://127.0.0.1:11434", "openai"),
+    "ollama": ("http://127.0.0.1:11434", "ollama"),
 }
-"""LLM APIs whose base URL behind meshd is `http://127.0.0.1:7400/<name>/v1` (for Anthropic's SDK without `/v1`)."""
+"""LLM APIs whose base URL behind meshd is `http://127.0.0.1:7400/<name>`, with `/v1` behind it for OpenAI's SDK."""
+
+_KEY_HEADERS: dict[DialectName, str] = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
+"""Where a provider's key stands that is no bearer token."""
 
 RESERVED_NAMES = frozenset({"w", "app"})
 """`/w/<opaque>/...` is a per-run address; `app` is the target of calls that come in: the agent beside the sidecar."""
@@ -174,7 +178,7 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
     dialect = dialect_of(name, section)
     key_header = None
     if section.key is not None:
-        default = "x-api-key" if dialect == "anthropic" else "authorization"
+        default = _KEY_HEADERS.get(dialect, "authorization")
         key_header = (section.key.header or default).lower().encode()
     return Upstream(
         name=name,

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.filters.contract import Cut
 from meshd.refusal import Reason, Refused
+from meshd.wire.event_stream import FrameBroken
 from meshd.wire.sse import EventTooLarge, Splitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call, Headers
+    from meshd.dialects import contract
     from meshd.dialects.contract import Event, Meter
     from meshd.filters.contract import Ticket
 
@@ -102,22 +104,28 @@ class Answer:
 
 
 class StreamAnswer(Answer):
-    """A stream of server-sent events: each is read and forwarded when its last byte is there."""
+    """A stream of events, server-sent or framed otherwise: each is read and forwarded when its last byte is there."""
 
     __slots__ = ("_splitter",)
 
     is_rewritten = True
 
-    def __init__(self, meter: Meter, watchers: tuple[Any, ...], inflater: Inflater | None) -> None:
+    def __init__(
+        self,
+        meter: Meter,
+        watchers: tuple[Any, ...],
+        inflater: Inflater | None,
+        splitter: contract.Splitter | None = None,
+    ) -> None:
         super().__init__(meter, watchers, inflater)
-        self._splitter = Splitter()
+        self._splitter = Splitter() if splitter is None else splitter
 
     def data(self, data: bytes) -> bytes:
         if self._inflater is not None:
             data = self._inflater.feed(data)
         try:
             raws = self._splitter.feed(data)
-        except EventTooLarge as error:
+        except (EventTooLarge, FrameBroken) as error:
             raise AnswerError(str(error)) from None
         if len(raws) != 1:
             return self._many(raws)
@@ -146,7 +154,7 @@ class StreamAnswer(Answer):
         rest = self._splitter.rest()
         if not rest or self.cut is not None:
             return b""
-        # A last event without its blank line: clients read it, so it is metered too.
+        # A last event without what ends it: clients read it, so it is metered too.
         event = self.meter.read_event(rest)
         return self._watch(event) if event is not None else b""
 
@@ -194,12 +202,33 @@ class PlainAnswer(Answer):
         return self._is_held
 
 
-def is_event_stream(headers: Headers) -> bool:
-    """Say whether a reply is a stream of server-sent events."""
-    for name, value in headers:  # noqa: SIM110  # a generator costs as much as all of the rest
-        if name == b"content-type" and value[:17].lower() == b"text/event-stream":
-            return True
-    return False
+def content_type_of(headers: Headers) -> bytes:
+    """Return a reply's content-type; empty where it has none."""
+    for name, value in headers:
+        if name == b"content-type":
+            return value
+    return b""
+
+
+_FRAMED: Final[dict[type, bool]] = {}
+"""Whether meters of a class know of framings; there are as many as dialects."""
+
+
+def splitter_of(meter: Meter, headers: Headers, event_bytes_max: int) -> contract.Splitter | None:
+    """Return what cuts a reply into events: server-sent ones, or those that its meter knows. None for a plain reply.
+
+    An event may hold an image, or repeat a whole answer: it may be as long as a plain reply.
+    """
+    content_type = content_type_of(headers)
+    kind = meter.__class__
+    is_framed = _FRAMED.get(kind)
+    if is_framed is None:
+        is_framed = _FRAMED[kind] = hasattr(kind, "splitter_for")
+    if is_framed:
+        framed: Any = meter
+        splitter: contract.Splitter | None = framed.splitter_for(content_type, event_bytes_max)
+        return splitter
+    return Splitter(event_bytes_max) if content_type[:17].lower() == b"text/event-stream" else None
 
 
 def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
@@ -249,14 +278,14 @@ def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> 
             watchers.append(on_event)
             is_judged = is_judged or getattr(ticket, "judges_whole", False)
     bytes_max = call.policy.limits.reply_body_bytes_max
-    assert call.ask is not None
-    meter = call.dialect.meter(call.ask)
+    meter = call.dialect.meter(call.ask or call.earlier)
     try:
         inflater = inflater_for(headers, bytes_max)
     except AnswerError:
         if is_judged:
             raise
         return None  # It cannot be metered, so it is charged at its bound; it can still be passed on.
-    if is_event_stream(headers):
-        return StreamAnswer(meter, tuple(watchers), inflater)
+    splitter = splitter_of(meter, headers, bytes_max)
+    if splitter is not None:
+        return StreamAnswer(meter, tuple(watchers), inflater, splitter)
     return PlainAnswer(meter, tuple(watchers), inflater, is_held=is_judged, bytes_max=bytes_max)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from meshd.call import Kind
-from meshd.dialects.table import DIALECTS
+from meshd.dialects.gemini import key_in
+from meshd.dialects.table import DIALECTS, dialect_at
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _LLM: Final = Kind.LLM
 
 _PLAIN: Final = DIALECTS["plain"]
+_GEMINI: Final = "gemini"
 
 
 class Door(Protocol):
@@ -34,7 +36,9 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
     _, upstream, call.path, call.run_token, call.target = located
     call.upstream = upstream
     if upstream is not None:
-        call.dialect = DIALECTS[upstream.dialect]
+        call.dialect = dialect_at(upstream.dialect, call.path)
+        if upstream.dialect == _GEMINI and "?" in call.path and (key := key_in(call.path)) is not None:
+            call.credentials = [*call.credentials, (b"x-goog-api-key", key)]
     is_tunnel = is_connect or bool(request.upgrade)
     if request.fields.origin and not book.is_origin_allowed(request.fields.origin):
         raise Refused(

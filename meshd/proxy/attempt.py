@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.call import NOT_FORWARDED, Fault, Outcome, ReplyHead, Verdict, classify
 from meshd.chain import settle
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
-from meshd.proxy.forwarding import added_fields
+from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused
@@ -45,6 +45,7 @@ class Attempt:
         "_heard_s",
         "_is_paused",
         "_is_request_paused",
+        "_path",
         "_sent_s",
         "call",
         "exchange",
@@ -76,8 +77,7 @@ class Attempt:
         self._heard_s = 0.0
         self._first_byte_s: float | None = None
         self._detached_bytes = 0
-        self._is_paused = False
-        self._is_request_paused = False
+        self._is_paused = self._is_request_paused = False
         self._fields_added: Headers = []
 
     # ------------------------------------------------------------------ the request goes out
@@ -88,6 +88,7 @@ class Attempt:
         proxy = exchange.proxy
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
+        self._path = path_to_send(call, pool.key)
         self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context)
         connection = pool.acquire(self)
         if connection is not None:
@@ -105,7 +106,7 @@ class Attempt:
         connection.open(
             self,
             method=call.method,
-            path=call.path,
+            path=self._path,
             added=self._fields_added,
             has_body=has_body,
             content_length=length,
@@ -155,7 +156,7 @@ class Attempt:
         if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
             return
         watching = watchers_in(self.exchange.tickets, self.tickets)
-        if self.call.ask is not None and 200 <= status < 300:
+        if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
             except AnswerError as error:

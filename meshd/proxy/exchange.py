@@ -206,7 +206,7 @@ class Exchange:
         call = self.call
         self._held = None
         try:
-            ask = call.dialect.read(self._operation, body)
+            ask = call.dialect.read(self._operation, body, call.path, call.headers)
         except Refused as refused:
             self.refuse(refused)
             return

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.ledger.entry import MONEY
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -49,7 +47,7 @@ def sums_of(entries: Iterable[Entry]) -> list[ScopeSums]:
         holder = entry.holder
         if holder is None:
             continue
-        key = (scope_of(entry.id), entry.id.endswith(MONEY))
+        key = (scope_of(entry.id), entry.is_money)
         sums = found.get(key)
         if sums is None:
             sums = found[key] = ScopeSums(key[0], key[1])

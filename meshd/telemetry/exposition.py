@@ -109,7 +109,9 @@ class Exposition(Collector):
         estimated: dict[tuple[str, ...], float] = {}
         bound: dict[tuple[str, ...], float] = {}
         charged: dict[tuple[str, ...], float] = {}
+        costs: dict[tuple[str, ...], float] = {}
         for t in targets:
+            _add(costs, (t.target,), t.microdollars)
             _add(bound, (t.target,), t.bound)
             _add(charged, (t.target,), t.charged)
             for verdict, count in zip(VERDICTS, t.verdicts, strict=True):
@@ -125,6 +127,7 @@ class Exposition(Collector):
         yield _counter(names.TOKENS_ESTIMATED, estimated.items())
         yield _counter(names.BOUND_TOKENS, bound.items())
         yield _counter(names.CHARGED_TOKENS, charged.items())
+        yield _counter(names.COST, costs.items())
 
     def _models(self) -> Iterator[Family]:
         models = [((m.operation, m.provider, m.model), m) for m in list(self._series.models.values())]
@@ -134,6 +137,7 @@ class Exposition(Collector):
         durations = [((*key, ""), m.duration) for key, m in models]
         yield _histogram(names.OPERATION_DURATION, [*durations, *list(self._series.errors.items())])
         yield _histogram(names.TIME_TO_FIRST_CHUNK, ((key, m.first_chunk) for key, m in models))
+        yield _counter(names.MODEL_COST, [(key, m.microdollars) for key, m in models if m.microdollars])
 
     def _policy(self) -> Iterator[Family]:
         tally, hits = self._tally, list(self.reading.rule_hits.items())
@@ -154,6 +158,22 @@ class Exposition(Collector):
         yield _counter(names.BUDGET_SPENT, [((), budget.spent)] if budget else [])
         yield _counter(names.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
         yield _counter(names.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
+        counted = [(("lowered",), budget.counted), (("kept",), budget.uncounted)] if budget else []
+        yield _counter(names.BOUND_COUNTS, counted)
+        yield _gauge(names.BOUNDS_RAISED, [((), budget.models_raised)] if budget else [])
+        bounds = [((one.family, one.bound_by), one) for one in list(self._series.bounds.values())]
+        yield _counter(names.INPUT_BOUND, ((key, one.bound) for key, one in bounds))
+        yield _counter(names.INPUT_USED, ((key, one.used) for key, one in bounds))
+        yield _histogram(names.BOUND_RATIO, ((key, one.ratio) for key, one in bounds))
+        yield _counter(names.BUDGET_SPENT_MONEY, [((), budget.spent_microdollars)] if budget else [])
+        passed = (budget.warned, budget.degraded, budget.unpriced) if budget else ((), (), ())
+        for metric, counts in zip(
+            (names.BUDGET_WARNED, names.BUDGET_DEGRADED, names.BUDGET_UNPRICED), passed, strict=True
+        ):
+            rows: dict[tuple[str, ...], float] = {}
+            for rule, count in counts:
+                _add(rows, (label(rule),), count)
+            yield _counter(metric, rows.items())
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:

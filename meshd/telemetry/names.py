@@ -34,6 +34,8 @@ VERDICT: Final = "verdict"
 FAULT: Final = "fault"
 STATE: Final = "state"
 SCOPE: Final = "scope"
+FAMILY: Final = "family"
+BOUND: Final = "bound"
 VERSION: Final = "version"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
@@ -155,11 +157,61 @@ CHARGED_TOKENS: Final = Metric(
 BUDGET_SPENT: Final = Metric(
     "meshd_budget_spent_tokens_total", "counter", "Tokens charged to accounts since the start of this process."
 )
+BUDGET_SPENT_MONEY: Final = Metric(
+    "meshd_budget_spent_microdollars_total",
+    "counter",
+    "Micro-dollars charged to accounts since the start of this process; twice where two budgets count a call.",
+)
 BUDGET_REFUSED: Final = Metric("meshd_budget_refused_total", "counter", "Attempts that no account could cover.")
+BUDGET_WARNED: Final = Metric(
+    "meshd_budget_warned_total", "counter", "Attempts with which a budget was past its `warn_at`, by its rule.", (RULE,)
+)
+BUDGET_DEGRADED: Final = Metric(
+    "meshd_budget_degraded_total", "counter", "Attempts for which a budget chose a cheaper model, by its rule.", (RULE,)
+)
+BUDGET_UNPRICED: Final = Metric(
+    "meshd_budget_unpriced_total",
+    "counter",
+    "Attempts on a dollar budget with a model whose price is not known, by the budget's rule.",
+    (RULE,),
+)
+COST: Final = Metric(
+    "meshd_cost_microdollars_total",
+    "counter",
+    "What attempts cost that a dollar budget counts, each once, by upstream.",
+    (TARGET,),
+)
+MODEL_COST: Final = Metric(
+    "meshd_model_cost_microdollars_total", "counter", "The same by model, as it was sent.", _MODEL_LABELS
+)
 BOUND_VIOLATIONS: Final = Metric(
     "meshd_budget_bound_violations_total",
     "counter",
     "Attempts whose reported usage passed the bound that was reserved for them.",
+)
+BOUND_COUNTS: Final = Metric(
+    "meshd_bound_counts_total",
+    "counter",
+    "Requests whose tokens were counted because an account could not cover their bound, by what that did to it.",
+    (RESULT,),
+)
+BOUNDS_RAISED: Final = Metric(
+    "meshd_bounds_raised_models", "gauge", "Models whose bounds are multiplied because they passed one."
+)
+INPUT_BOUND: Final = Metric(
+    "meshd_input_bound_tokens_total",
+    "counter",
+    "Input tokens that were reserved for attempts whose usage was reported.",
+    (FAMILY, BOUND),
+)
+INPUT_USED: Final = Metric(
+    "meshd_input_used_tokens_total", "counter", "Input tokens that those attempts used.", (FAMILY, BOUND)
+)
+BOUND_RATIO: Final = Metric(
+    "meshd_input_bound_ratio",
+    "histogram",
+    "How many times the input that was used its bound was; below 1 the bound was none.",
+    (FAMILY, BOUND),
 )
 POLICY_RELOADS: Final = Metric(
     "meshd_policy_reloads_total", "counter", "Policy reloads, by whether the document was taken.", (RESULT,)
@@ -203,6 +255,10 @@ BREAKER_STATES: Final = ("closed", "half_open", "open")
 SECONDS_BUCKETS: Final = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
 )  # fmt: skip
+RATIO_BUCKETS: Final = (
+    0.999, 1.01, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 64.0, 1024.0,
+)  # fmt: skip
+"""The first holds what was no bound."""
 GEN_AI_SECONDS_BUCKETS: Final = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
@@ -249,6 +305,9 @@ MESHD_SHADOW: Final = "meshd.shadow"
 MESHD_VERDICT: Final = "meshd.verdict"
 MESHD_USAGE_ESTIMATED: Final = "meshd.usage.is_estimated"
 MESHD_CAP_GRANTED: Final = "meshd.output_cap_granted"
+MESHD_MODEL_ASKED: Final = "meshd.model_asked"
+MESHD_DEGRADED_BY: Final = "meshd.model_degraded_by"
+MESHD_COST: Final = "meshd.cost_microdollars"
 
 ATTRIBUTES: Final[frozenset[str]] = frozenset(
     {
@@ -257,7 +316,7 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
         URL_PATH, MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
         MESHD_EVIDENCE, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT, MESHD_USAGE_ESTIMATED,
-        MESHD_CAP_GRANTED,
+        MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST,
     }
 )  # fmt: skip
 """Every attribute that a span of ours may carry."""
@@ -280,6 +339,7 @@ _PROVIDER_HOSTS: Final = (
     ("api.perplexity.ai", "perplexity"),
     ("api.cohere.com", "cohere"),
 )
+_PROVIDER_DIALECTS: Final = {"gemini": "gcp.gemini", "bedrock": "aws.bedrock"}
 
 
 @lru_cache(maxsize=1024)
@@ -288,4 +348,4 @@ def provider(host: str, dialect: str) -> str:
     for suffix, name in _PROVIDER_HOSTS:
         if host == suffix or host.endswith(("." + suffix, "-" + suffix)):
             return name
-    return dialect
+    return _PROVIDER_DIALECTS.get(dialect, dialect)

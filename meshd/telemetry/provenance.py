@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Ask, Direction, Fault, Kind, Target, Verdict
+from meshd.call import Direction, Fault, Kind, Target, Verdict
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
-    from meshd.filters.held import Held
-    from meshd.ledger.entry import Reservation, Shortfall
+    from meshd.call import Ask, Call, Outcome
+    from meshd.filters.held import Held, Rest
+    from meshd.ledger.entry import Shortfall
     from meshd.refusal import Reason, Refused
 
 ATTEMPTS_MAX: Final = 10_000
@@ -30,8 +30,6 @@ _OUTBOUND: Final = Direction.OUTBOUND
 _SUCCESS: Final = Verdict.SUCCESS
 _FAULT_NONE: Final = Fault.NONE
 _NOWHERE: Final = Target(Kind.HOST, "")
-_SAYS_BOUND: Final = hasattr(Ask, "bound_by")
-"""Requests say what the bound of their input is made of."""
 
 
 class Attempted:
@@ -40,7 +38,7 @@ class Attempted:
     __slots__ = (
         "account", "agent", "bound", "bound_by", "cached_tokens", "call", "cap_asked", "cap_granted", "charged",
         "choices", "direction", "fault", "first_byte_s", "has_budget", "input_bound", "input_tokens", "is_estimated",
-        "is_forwarded", "limit", "model_sent", "number", "operation", "output_tokens", "reservations", "sequence",
+        "is_forwarded", "limit", "model_sent", "number", "operation", "output_tokens", "rest", "sequence",
         "status", "target", "took_s", "verdict", "wall_s", "workflow",
     )  # fmt: skip
 
@@ -64,14 +62,14 @@ class Attempted:
         self.has_budget = False
         """A budget counts it; the next eight mean something only then."""
         self.account = ""
-        """Empty where there are reservations in its place."""
+        """Empty where several accounts gave it, or one did later: then `rest` has what they did."""
         self.limit = 0
         self.bound = 0
         """The most that it could cost, in tokens."""
         self.input_bound = 0
         self.charged = 0
         self.is_estimated = False
-        self.reservations: tuple[Reservation, ...] = ()
+        self.rest: Rest | None = None
         self.input_tokens = NONE
         self.output_tokens = NONE
         self.cached_tokens = NONE
@@ -98,22 +96,6 @@ class Attempted:
         self.is_forwarded = outcome.is_forwarded
         self.first_byte_s = outcome.first_byte_s
         self.took_s = outcome.duration_s
-        ask = call.ask
-        if ask is None:
-            self.target = call.target
-            self.operation = self.model_sent = self.bound_by = ""
-            self.has_budget = False
-            self.input_tokens = NONE
-            return
-        self.target = call.target if len(ask.model) <= NAME_CHARACTERS_MAX else short(call.target)
-        self._write_ask(ask)
-        usage = outcome.usage
-        if usage is None:
-            self.input_tokens = NONE
-        else:
-            self.input_tokens = usage.input_tokens
-            self.output_tokens = usage.output_tokens
-            self.cached_tokens = usage.cached_tokens
         held: Held | None = outcome.held
         self.has_budget = held is not None
         if held is not None:
@@ -123,7 +105,22 @@ class Attempted:
             self.input_bound = held.input_bound
             self.charged = held.charged
             self.is_estimated = held.is_estimated
-            self.reservations = held.reservations
+            self.rest = held.rest
+        usage = outcome.usage
+        if usage is None:
+            self.input_tokens = NONE
+        else:
+            self.input_tokens = usage.input_tokens
+            self.output_tokens = usage.output_tokens
+            self.cached_tokens = usage.cached_tokens
+        ask = call.ask
+        if ask is None:
+            self.target = call.target
+            self.operation = self.model_sent = self.bound_by = ""
+            self.cap_asked = self.cap_granted = NONE
+            return
+        self.target = call.target if len(ask.model) <= NAME_CHARACTERS_MAX else short(call.target)
+        self._write_ask(ask)
 
     def _write_ask(self, ask: Ask) -> None:
         self.operation = ask.operation
@@ -132,8 +129,7 @@ class Attempted:
         self.choices = ask.choices
         self.cap_asked = asked if asked is not None else NONE
         self.cap_granted = cap if cap is not None else self.cap_asked
-        if _SAYS_BOUND:
-            self.bound_by = getattr(ask, "bound_by")  # noqa: B009 - this build's requests may not say it
+        self.bound_by = ask.bound_by
 
 
 class Denied:

@@ -13,10 +13,11 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Verdict
+from meshd.dialects.windows import family
 from meshd.telemetry import names
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Fault
+    from meshd.call import Ask, Call, Fault
     from meshd.refusal import Reason
 
 _INBOUND: Final = Direction.INBOUND
@@ -78,6 +79,7 @@ class TargetSeries:
         "faults",
         "first_byte",
         "kind",
+        "microdollars",
         "provider",
         "refusals",
         "results",
@@ -106,6 +108,8 @@ class TargetSeries:
         self.bound = 0
         """Tokens that were reserved for attempts that were charged, and what those were charged."""
         self.charged = 0
+        self.microdollars = 0
+        """What attempts cost that a dollar budget counts."""
         self.duration = Histogram(names.SECONDS_BUCKETS)
         self.first_byte = Histogram(names.SECONDS_BUCKETS)
 
@@ -113,7 +117,16 @@ class TargetSeries:
 class ModelSeries:
     """What is counted for one (operation, provider, model): attempts that succeeded and tokens used."""
 
-    __slots__ = ("duration", "first_chunk", "input_tokens", "model", "operation", "output_tokens", "provider")
+    __slots__ = (
+        "duration",
+        "first_chunk",
+        "input_tokens",
+        "microdollars",
+        "model",
+        "operation",
+        "output_tokens",
+        "provider",
+    )
 
     def __init__(self, operation: str, provider: str, model: str) -> None:
         self.operation = operation
@@ -123,6 +136,7 @@ class ModelSeries:
         self.first_chunk = Histogram(names.GEN_AI_SECONDS_BUCKETS)
         self.input_tokens = Histogram(names.TOKEN_BUCKETS)
         self.output_tokens = Histogram(names.TOKEN_BUCKETS)
+        self.microdollars = 0
 
     def observe_tokens(self, given: int, made: int) -> None:
         """Count what one attempt used; an answer of no output is no observation of it."""
@@ -136,10 +150,30 @@ class ModelSeries:
             histogram.total += made
 
 
+class BoundSeries:
+    """What is counted for one (model family, kind of bound) of attempts whose usage was reported."""
+
+    __slots__ = ("bound", "bound_by", "family", "ratio", "used")
+
+    def __init__(self, family: str, bound_by: str) -> None:
+        self.family = family
+        self.bound_by = bound_by
+        self.bound = 0
+        """Input tokens."""
+        self.used = 0
+        self.ratio = Histogram(names.RATIO_BUCKETS)
+
+    def observe(self, bound: int, used: int) -> None:
+        """Count the bound and what was used, both in tokens."""
+        self.bound += bound
+        self.used += used
+        self.ratio.observe(bound / used)
+
+
 class Series:
     """All counters, found by what a call carries. Lookups that miss are slow and rare."""
 
-    __slots__ = ("errors", "inbound", "model_names", "models", "outbound", "shadowed", "unknown")
+    __slots__ = ("bounds", "errors", "inbound", "model_names", "models", "outbound", "shadowed", "unknown")
 
     def __init__(self) -> None:
         self.outbound: dict[str, TargetSeries] = {}
@@ -152,6 +186,7 @@ class Series:
         self.errors: dict[tuple[str, str, str, str], Histogram] = {}
         self.model_names: set[str] = set()
         self.shadowed: dict[tuple[str, str], int] = {}
+        self.bounds: dict[tuple[str, str], BoundSeries] = {}
 
     def targets(self) -> list[TargetSeries]:
         """Return every target's series that has seen a call, each once."""
@@ -207,6 +242,14 @@ class Series:
         found = self.models.get((operation, provider, shown))
         if found is None:
             found = self.models[operation, provider, shown] = ModelSeries(operation, provider, shown)
+        return found
+
+    def of_bound(self, ask: Ask) -> BoundSeries:
+        """Return the series of a request's bound. Families and kinds of bounds are both closed sets."""
+        key = (family(ask.model_sent), ask.bound_by)
+        found = self.bounds.get(key)
+        if found is None:
+            found = self.bounds[key] = BoundSeries(*key)
         return found
 
     def of_error(self, operation: str, provider: str, model: str, error: str) -> Histogram:

@@ -27,7 +27,7 @@ class BreakerReading(NamedTuple):
 
 
 class BudgetReading(NamedTuple):
-    """Sums over all accounts, in tokens; counts since the start of the process."""
+    """Sums over all accounts, in tokens and in micro-dollars; counts since the start of the process."""
 
     spent: int = 0
     refused: int = 0
@@ -35,6 +35,15 @@ class BudgetReading(NamedTuple):
     stranded: int = 0
     """Counted as spent at the start, since nobody could say that it was not."""
     scopes: tuple[ScopeSums, ...] = ()
+    counted: int = 0
+    uncounted: int = 0
+    models_raised: int = 0
+    """Now."""
+    spent_microdollars: int = 0
+    warned: tuple[tuple[str, int], ...] = ()
+    """By rule, as are the next two."""
+    degraded: tuple[tuple[str, int], ...] = ()
+    unpriced: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(slots=True)

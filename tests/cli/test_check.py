@@ -25,7 +25,7 @@ def test_a_good_document(tmp_path: Path) -> None:
     path.write_text("rules: [{match: {kind: llm}, budget: {tokens: 5}, shadow: true}]")
     result = run("check", str(path))
     assert result.exit_code == 0
-    assert result.stdout == f"{path}: fine. 9 upstreams, 1 rule, 2 warnings\n"
+    assert result.stdout == f"{path}: fine. 10 upstreams, 1 rule, 2 warnings\n"
     assert "no budget is set" in result.stderr
     assert f'warning: {path}:1:9: "rule-1" is in shadow' in result.stderr
 

@@ -14,11 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from meshd import running as registry
-from meshd.cli.exec import command, environment, run_address
+from meshd.cli.exec import Limits, command, environment, run_address
 from meshd.cli.exec_daemon import Place
 from meshd.mesh_key import MeshKeys
 from meshd.running import Door, Running
-from meshd_sdk.context import Audience, verify
+from meshd_sdk.context import NO_CEILING, Audience, verify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,6 +44,22 @@ def test_the_sdks_are_pointed_at_the_run() -> None:
     assert (environ["MESHD_URL"], environ["MESHD_WORKFLOW"]) == (ROOT, "w1")
 
 
+@pytest.mark.parametrize(
+    ("dialect", "variable", "key"),
+    [
+        ("anthropic", "ANTHROPIC_BASE_URL", "ANTHROPIC_API_KEY"),
+        ("gemini", "GOOGLE_GEMINI_BASE_URL", "GEMINI_API_KEY"),
+        ("ollama", "OLLAMA_HOST", "OLLAMA_API_KEY"),
+    ],
+)
+def test_each_dialects_own_client_is_pointed_at_the_run(dialect: str, variable: str, key: str) -> None:
+    environ = made((Door("mine", "llm", dialect), Door("keyed", "llm", dialect, is_keyed=True)))
+    assert environ[variable] == f"{ROOT}/mine"
+    assert key not in environ
+    assert made((Door("keyed", "llm", dialect, is_keyed=True),))[key] == "meshd-attaches-it"
+    assert variable not in made((Door("mine", "tool", dialect),))
+
+
 def test_every_upstream_has_a_variable() -> None:
     environ = made()
     assert environ["MESHD_URL_WEB_SEARCH"] == f"{ROOT}/web-search"
@@ -64,10 +80,12 @@ def test_a_version_in_the_upstreams_own_url_is_not_doubled() -> None:
     assert made((Door("local", "llm", "openai", base_path="/v1"),))["OPENAI_BASE_URL"] == f"{ROOT}/local"
 
 
-def test_a_daemon_of_which_only_the_address_is_known_serves_the_two_well_known_ones() -> None:
+def test_a_daemon_of_which_only_the_address_is_known_serves_the_well_known_ones() -> None:
     environ = made(())
     assert environ["OPENAI_BASE_URL"] == f"{ROOT}/openai/v1"
     assert environ["ANTHROPIC_BASE_URL"] == f"{ROOT}/anthropic"
+    assert environ["GOOGLE_GEMINI_BASE_URL"] == f"{ROOT}/gemini"
+    assert environ["OLLAMA_HOST"] == f"{ROOT}/ollama"
 
 
 def test_loopback_never_goes_to_a_companys_proxy() -> None:
@@ -90,17 +108,18 @@ def test_a_key_that_meshd_attaches_is_stood_in_for(is_keyed: bool, expected: str
     assert made(doors, {"OPENAI_API_KEY": "mine"})["OPENAI_API_KEY"] == "mine"
 
 
-@pytest.mark.parametrize("budget", [None, 50_000])
-def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, budget: int | None) -> None:
+@pytest.mark.parametrize("limits", [Limits(), Limits(50_000), Limits(None, 5_000_000), Limits(50_000, 250_000)])
+def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, limits: Limits) -> None:
     place = Place(Running(pid=2, listen="127.0.0.1:7400", agent="ann"), tmp_path, is_private=False)
-    root = run_address(place, "nightly", budget)
+    root = run_address(place, "nightly", limits)
     base, _, token = root.partition("/w/")
     verified = verify(token.encode(), MeshKeys(tmp_path / "mesh.key").ring, now_s=time.time())
     assert base == "http://127.0.0.1:7400"
     assert verified.audience is Audience.RUN
     context = verified.context
     assert (context.workflow, context.agent, context.account) == ("nightly", "ann", "workflow/nightly")
-    assert context.ceiling == budget
+    assert context.ceiling_microdollars == limits.microdollars
+    assert context.ceiling == (NO_CEILING if limits.tokens is None and limits.microdollars else limits.tokens)
 
 
 def invoke(*arguments: str) -> Any:
@@ -115,6 +134,12 @@ def invoke(*arguments: str) -> Any:
         ["--budget", "-5", "--", "true"],
         ["--budget", "1e9", "--", "true"],
         ["--budget", "9" * 40, "--", "true"],
+        ["--dollars", "0", "--", "true"],
+        ["--dollars", "-5", "--", "true"],
+        ["--dollars", "five", "--", "true"],
+        ["--dollars", "0.0000001", "--", "true"],
+        ["--dollars", "nan", "--", "true"],
+        ["--dollars", "9" * 40, "--", "true"],
         ["--workflow", "", "--", "true"],
         ["--workflow", "two words", "--", "true"],
         ["--workflow", "x" * 65, "--", "true"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import pytest
 
 from meshd import running as registry
 from meshd.cli.exec_daemon import _named
+from tests.engines.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,6 +82,7 @@ class Bench:
             f"upstreams:\n"
             f'  openai: {{url: "{provider.url}", kind: llm, dialect: openai}}\n'
             f'  anthropic: {{url: "{provider.url}", kind: llm, dialect: anthropic}}\n'
+            f'prices: {{"*": {{input: 1, output: 1}}}}\n'
             f"rules:\n"
             f"  - {{name: all, match: {{kind: llm}}, budget: {{tokens: 2000, output_default: 100, floor: 1}}}}\n"
         )
@@ -139,6 +142,17 @@ def test_the_smaller_of_the_two_budgets_stops_a_run_to_the_token(
     assert f"has spent {int(spent):,} tokens" in err
 
 
+def test_dollars_stop_a_run_as_tokens_do(bench: Bench) -> None:
+    """A token costs a micro-dollar here."""
+    policy = ("--policy", str(bench.policy), "--dollars", "0.0006")
+    code, out, err = bench.run("k-dollars", *policy, "--", sys.executable, "-c", _OPENAI)
+    status, spent = out.split()
+    assert (code, status) == (0, "402"), err
+    assert 0 < int(spent) == bench.provider.billed("k-dollars") <= 600
+    assert "at most $0.0006," in err
+    assert f"has spent {int(spent):,} tokens and $0.000{int(spent)}"[:-1] in err
+
+
 def test_a_named_workflow_keeps_its_account_between_runs(bench: Bench) -> None:
     arguments = ("--policy", str(bench.policy), "--workflow", "nightly", "--", sys.executable, "-c", _OPENAI)
     first, second = bench.run("k-nightly", *arguments), bench.run("k-nightly", *arguments)
@@ -146,6 +160,26 @@ def test_a_named_workflow_keeps_its_account_between_runs(bench: Bench) -> None:
     assert second[1] == "402 0\n", second[2]
     assert bench.left_over() == [_named("nightly")]
     assert registry.find(bench.home / _named("nightly")) is None
+
+
+async def test_two_machines_share_the_account_of_a_workflow_in_a_store(bench: Bench, tmp_path: Path) -> None:
+    async with place_of("redis", tmp_path) as place:
+        arguments = ("--policy", str(bench.policy), "--workflow", "nightly", "--", sys.executable, "-c", _OPENAI)
+        first = await asyncio.to_thread(bench.run, "k-one", "--store", place.url, *arguments)
+        assert first[1].startswith("402 "), first[2]
+        # Another state directory, as another machine has; its own policy would let it spend as much again.
+        bench.home = tmp_path / "another home"
+        bench.home.mkdir()
+        second = await asyncio.to_thread(bench.run, "k-two", "--store", place.url, *arguments)
+        assert second[1] == "402 0\n", second[2]
+
+
+def test_a_store_that_does_not_exist_is_refused_without_its_password(bench: Bench) -> None:
+    arguments = ("--store", "kafka://me:canary@127.0.0.1:1", "--", sys.executable, "-c", "raise SystemExit(7)")
+    code, out, err = bench.run("k", *arguments)
+    assert (code, out) == (125, ""), err
+    assert "Kafka keeps no store" in err
+    assert "canary" not in err
 
 
 def test_a_daemon_that_runs_already_is_used_and_left_alone(bench: Bench) -> None:

@@ -99,7 +99,7 @@ def test_a_model_that_is_not_allowed(policy: Path) -> None:
 
 
 def test_a_budget_that_is_too_small(policy: Path) -> None:
-    body = {**CHAT["body"], "messages": [{"role": "user", "content": "x" * 300}]}
+    body = {**CHAT["body"], "messages": [{"role": "user", "content": "a gale " * 150}]}
     document, steps = said(policy, {**CHAT, "body": body})
     assert (document["status"], document["reason"]) == (402, "budget_exhausted")
     assert (steps["budget"], steps["breaker"]) == ("refuse", "skip")
@@ -122,6 +122,32 @@ def test_raw_http_written_by_hand_or_captured(policy: Path) -> None:
         assert document["target"]["model"] == "x-mini"
         assert document["workflow"] == "a"
     assert said(policy, b"GET /writer/card HTTP/1.1\n")[0]["target"]["kind"] == "agent"
+
+
+def test_a_model_in_the_path_and_a_key_in_the_query(tmp_path: Path) -> None:
+    document = tmp_path / "policy.yaml"
+    document.write_text(
+        'upstreams: {gemini: {url: "https://generativelanguage.googleapis.com"}}\n'
+        "rules: [{name: cheap, match: {model: dear}, route: {model: small}}]\n"
+    )
+    request = {"url": "/gemini/v1beta/models/dear:generateContent?key=AIza-secret", "body": {"contents": []}}
+    result = run(document, request)
+    assert "AIza-secret" not in result.output
+    assert "gemini chat, model dear" in " ".join(result.output.split())
+    assert "googleapis.com/v1beta/models/small:generateContent" in result.output
+
+
+def test_a_signed_request_that_would_have_to_be_changed(tmp_path: Path) -> None:
+    document = tmp_path / "policy.yaml"
+    document.write_text(
+        'upstreams: {aws: {url: "https://bedrock-runtime.eu-west-1.amazonaws.com", kind: llm, dialect: bedrock}}\n'
+        "rules: [{match: {kind: llm}, budget: {tokens: 9000, output_default: 64}}]\n"
+    )
+    request: dict[str, Any] = {"url": "/aws/model/anthropic.x/invoke", "body": {"messages": []}}
+    request["headers"] = {"authorization": "AWS4-HMAC-SHA256 Credential=x"}
+    assert "This request is signed" in run(document, request).output
+    request["body"]["max_tokens"] = 60
+    assert "The call goes to" in run(document, request).output
 
 
 def test_what_the_wire_the_address_and_the_dialect_refuse(policy: Path) -> None:

@@ -39,7 +39,8 @@ def read(**members: Any) -> Ask:
         ("GET", "/v1/messages", None, False),
         ("GET", "/v1/models", None, True),
         ("GET", "/v1/models/claude-x", None, True),
-        ("POST", "/v1/files?x=/messages", None, False),
+        ("POST", "/v1/files?x=/messages", None, True),
+        ("POST", "/v1/sessions?x=/messages", None, False),
     ],
 )
 def test_recognise(method: str, path: str, operation: str | None, is_free: bool) -> None:
@@ -102,12 +103,16 @@ IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png"
         ({"type": "tool_result", "tool_use_id": "t", "content": "x"}, False),
         ({"type": "tool_result", "tool_use_id": "t"}, False),
         ({"type": "tool_result", "tool_use_id": "t", "content": [{"type": "text", "text": "x"}]}, False),
-        ({"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}, True),
+        ({"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}, False),
+        ({"type": "tool_result", "tool_use_id": "t", "content": [IMAGE, {"type": "something_new"}]}, True),
         ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "x"}}, False),
         ({"type": "document", "source": {"type": "url", "url": "https://example.org/a.pdf"}}, True),
         ({"type": "document", "source": {"type": "file", "file_id": "f"}}, True),
         ({"type": "document"}, True),
-        (IMAGE, True),
+        (IMAGE, False),
+        ({"type": "image", "source": {"type": "url", "url": "https://example.org/a.png"}}, False),
+        ({"type": "image"}, True),
+        ({"type": "image", "source": None}, True),
         ({"type": "container_upload", "file_id": "f"}, True),
         ({"type": "something_new"}, True),
         ({}, True),
@@ -122,7 +127,8 @@ def test_input_that_the_body_does_not_show_is_bounded_by_the_window(block: dict[
 
 def test_a_system_prompt_in_blocks() -> None:
     assert read(system=[{"type": "text", "text": "x"}]).input_bound < 1_000
-    assert read(system=[IMAGE]).input_bound == WINDOW
+    assert read(system=[IMAGE]).input_bound < 3_000
+    assert read(system=[{"type": "document"}]).input_bound == WINDOW
 
 
 @pytest.mark.parametrize(
@@ -143,11 +149,92 @@ def test_what_the_service_runs_is_bounded_by_a_window_each_turn(
     assert ask.input_bound == 10 * WINDOW
 
 
+ADDED = {
+    "type": "tool_addition",
+    "tool": {"type": "tool_definition", "definition": {"type": "web_search_x", "name": "w"}},
+}
+
+
+@pytest.mark.parametrize(
+    ("block", "name"),
+    [
+        (ADDED, "w"),
+        ({"type": "tool_addition", "tool": {"type": "tool_reference", "name": "old"}}, "old"),
+        ({"type": "tool_addition", "tool": {"definition": {"type": "mcp_toolset"}}}, "mcp_toolset"),
+        ({"type": "tool_addition"}, "tool_addition"),
+    ],
+)
+def test_a_tool_that_a_message_adds_is_offered_too(block: dict[str, Any], name: str) -> None:
+    ask = read(tools=[{"name": "a"}], messages=[{"role": "user", "content": [block]}])
+    assert ask.tools == ("a", name)
+    assert ask.input_bound == 10 * WINDOW
+
+
+def test_a_thread_hides_what_was_said_before() -> None:
+    assert read(thread={"type": "continue", "previous_message_id": "msg_1"}).input_bound == WINDOW
+    assert read(thread=None).input_bound < 1_000
+
+
+def test_a_tool_that_asks_another_model_has_that_ones_window_too() -> None:
+    ask = read(tools=[{"type": "advisor_20260301", "name": "advisor", "model": "claude-3-opus-latest"}])
+    assert ask.other_models == ("claude-3-opus-latest",)
+    assert ask.input_bound == 20 * WINDOW
+
+
+@pytest.mark.parametrize(
+    ("fallbacks", "models", "choices", "cap"),
+    [
+        ([], (), 1, 100),
+        ([{"model": "claude-3-x"}], ("claude-3-x",), 2, 100),
+        ([{"model": "claude-3-x", "max_tokens": 900}, {"model": "y"}], ("claude-3-x", "y"), 3, 900),
+        ("default", ("default",), 4, 100),
+        (None, (), 1, 100),
+    ],
+)
+def test_each_model_that_the_service_may_take_in_turn_is_covered(
+    fallbacks: Any, models: tuple[str, ...], choices: int, cap: int
+) -> None:
+    ask = read(fallbacks=fallbacks)
+    assert (ask.other_models, ask.choices, ask.output_cap) == (models, choices, cap)
+    assert ask.input_bound >= choices * read().input_bound
+
+
+@pytest.mark.parametrize("fallbacks", [7, [7], [{}], [{"model": 1}], [{"model": "m", "max_tokens": "9"}]])
+def test_fallbacks_that_are_nonsense_are_refused(fallbacks: Any) -> None:
+    with pytest.raises(Refused) as caught:
+        read(fallbacks=fallbacks)
+    assert caught.value.reason is Reason.MALFORMED
+
+
+@pytest.mark.parametrize(
+    ("iterations", "counted"),
+    [
+        ([{"type": "message", "input_tokens": 5, "output_tokens": 2}], Usage(5, 2)),
+        (
+            [{"input_tokens": 5, "output_tokens": 2}, {"type": "compaction", "input_tokens": 9, "output_tokens": 4}],
+            Usage(14, 6),
+        ),
+        ([{"input_tokens": 5, "cache_read_input_tokens": 7, "output_tokens": 2}], Usage(12, 2, 7)),
+        ([7, {"input_tokens": -5, "output_tokens": "2"}, None], Usage(5, 2)),
+        ("much", Usage(5, 2)),
+        ([], Usage(5, 2)),
+    ],
+)
+def test_what_the_totals_leave_out_is_counted(iterations: Any, counted: Usage) -> None:
+    usage = {"input_tokens": 5, "output_tokens": 2, "iterations": iterations}
+    meter = AnthropicMeter(read())
+    meter.read_message(json.dumps({"content": [], "usage": usage}).encode())
+    assert meter.usage == counted
+    streamed = AnthropicMeter(read(stream=True))
+    streamed.read_event(b"data: " + json.dumps({"type": "message_delta", "usage": usage}).encode() + b"\n\n")
+    assert streamed.usage == counted
+
+
 def test_tools_bring_a_hidden_prompt() -> None:
     plain = read().input_bound
-    assert read(tools=[{"name": "a", "input_schema": {"type": "object"}}]).input_bound > plain + 700
-    assert read(tools=[{"type": "bash_20250124", "name": "bash"}]).input_bound > plain + 2_000
-    assert read(output_config={"format": {"type": "json_schema"}}).input_bound > plain + 700
+    assert read(tools=[{"name": "a", "input_schema": {"type": "object"}}]).input_bound > plain + 1_000
+    assert read(tools=[{"type": "bash_20250124", "name": "bash"}]).input_bound > plain + 2_300
+    assert read(output_config={"format": {"type": "json_schema"}}).input_bound > plain + 1_000
 
 
 def test_the_bound_covers_a_tokenizer_that_normalises() -> None:

@@ -30,13 +30,16 @@ def read(operation: str = "chat", **members: Any) -> Ask:
         ("POST", "/openai/v1/chat/completions?x=/embeddings", "chat"),
         ("POST", "/v1/embeddings", "embeddings"),
         ("GET", "/v1/chat/completions", None),
-        ("POST", "/v1/responses", None),
-        ("POST", "/v1/completions", None),
+        ("POST", "/v1/responses", "responses"),
+        ("POST", "/v1/completions", "text_completion"),
         ("POST", "/v1/chat/completions/abc", None),
         ("POST", "/v1/CHAT/completions", None),
         ("POST", "/v1/x?/chat/completions", None),
-        ("POST", "/openai/deployments/mine/chat/completions?api-version=1", None),
-        ("POST", "/v1/engines/gpt-4/chat/completions", None),
+        ("POST", "/v1/Chat/completions", None),
+        ("POST", "/v1/chat/./completions", None),
+        ("POST", "/v1//chat//completions", "chat"),
+        ("POST", "/openai/deployments/mine/chat/completions?api-version=1", "chat"),
+        ("POST", "/v1/engines/gpt-4/chat/completions", "chat"),
         ("POST", "", None),
     ],
 )
@@ -50,10 +53,11 @@ def test_recognise(method: str, path: str, operation: str | None) -> None:
         ("GET", "/v1/models", True),
         ("GET", "/v1/models/gpt-4o?x=1", True),
         ("HEAD", "/models", True),
+        ("GET", "/llm/models", True),
         ("POST", "/v1/models", False),
         ("DELETE", "/v1/models/ft:gpt-4o:me", False),
-        ("GET", "/v1/chat/completions?a=/models/", False),
-        ("GET", "/v1/responses/r1", False),
+        ("GET", "/v1/realtime?a=/models/", False),
+        ("GET", "/v1/responses/r1?stream=true", True),
         ("POST", "/v1/responses", False),
     ],
 )
@@ -111,6 +115,7 @@ def test_what_decides_must_have_its_type(members: dict[str, Any], says: str) -> 
         b'{"model":"m","functions":[{"name":"a","name":"b"}]}',
         b'{"model":"m","messages":[{"role":"user","content":[{"type":"image_url"}],"content":"text"}]}',
         b'{"model":"m","messages":[{"role":"user","content":[{"type":"image_url","type":"text"}]}]}',
+        b'{"model":"m","messages":[{"content":[{"type":"image_url","image_url":{"detail":"low","detail":"high"}}]}]}',
     ],
 )
 def test_duplicates_are_refused_at_every_level_that_decides(body: bytes) -> None:
@@ -132,7 +137,11 @@ def test_null_is_absent() -> None:
     [
         ({"type": "text", "text": "x"}, False),
         ({"type": "refusal", "refusal": "no"}, False),
-        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, True),
+        ({"type": "image_url", "image_url": {"url": "data:image/png;base64,AAAA"}}, False),
+        ({"type": "image_url"}, True),
+        ({"type": "image_url", "image_url": None}, True),
+        ({"type": "image_url", "image_url": {"url": 7}}, True),
+        ({"type": "image_url", "image_url": ["x"]}, True),
         ({"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}, True),
         ({"type": "file", "file": {"file_id": "file-1"}}, True),
         ({"type": "something_new"}, True),
@@ -142,6 +151,7 @@ def test_null_is_absent() -> None:
 def test_input_that_the_body_does_not_show_is_bounded_by_the_window(part: dict[str, Any], is_hidden: bool) -> None:
     ask = read(messages=[{"role": "user", "content": [{"type": "text", "text": "see"}, part]}])
     assert (ask.input_bound == window("gpt-4o-mini")) is is_hidden
+    assert (ask.bound_by == "window") is is_hidden
     assert window("gpt-4o-mini") == 128_000
 
 

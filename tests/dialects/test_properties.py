@@ -10,12 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from meshd.call import Ask, Usage
+from meshd.dialects.openai_paths import OPERATIONS as OPENAI
 from meshd.dialects.table import DIALECTS
 from meshd.refusal import Reason, Refused
 from tests.dialects.test_golden import READ
 from tests.dialects.test_json_pairs import objects, spell, values
 
-OPERATIONS = [("openai", "chat"), ("openai", "embeddings"), ("anthropic", "chat"), ("plain", "chat")]
+OPERATIONS = [
+    *(("openai", name) for name in OPENAI.values()),
+    *((dialect, name) for dialect in ("gemini", "ollama") for name in ("chat", "embeddings")),
+    *((dialect, "chat") for dialect in ("anthropic", "bedrock", "plain")),
+]
+PATHS = {
+    "gemini": "/v1beta/models/m:streamGenerateContent",
+    "bedrock": "/model/anthropic.m/invoke-with-response-stream",
+}
+"""Where the model stands in the path, and is no part of the body."""
 of_each = pytest.mark.parametrize(("dialect", "operation"), OPERATIONS)
 
 NAMES = [
@@ -24,8 +34,22 @@ NAMES = [
     "thinking", "budget_tokens", "mcp_servers", "source", "role", "web_search_options", "id", "choices", "delta",
     "message", "usage", "index", "finish_reason", "tool_calls", "function_call", "prompt_tokens", "completion_tokens",
     "total_tokens", "input_tokens", "output_tokens", "cache_read_input_tokens", "content_block", "stop_reason", "error",
+    "contents", "parts", "generationConfig", "generation_config", "maxOutputTokens", "candidateCount", "inlineData",
+    "functionDeclarations", "functionCall", "functionResponse", "systemInstruction", "candidates", "finishReason",
+    "usageMetadata", "promptTokenCount", "candidatesTokenCount", "totalTokenCount", "thoughtsTokenCount", "requests",
+    "options", "num_predict", "num_ctx", "images", "prompt", "response", "done", "prompt_eval_count", "eval_count",
+    "fallbacks", "iterations", "tool", "definition", "thread", "compaction", "bytes", "Messages",
+    "prompt", "best_of", "query", "documents", "instructions", "previous_response_id", "encrypted_content", "output",
+    "max_output_tokens", "max_tool_calls", "server_label", "quality", "size", "partial_images", "chunking_strategy",
+    "response", "item", "output_index", "content_index", "sequence_number", "status", "meta", "tool_usage", "image_gen",
 ]  # fmt: skip
-WORDS = ["text", "image_url", "function", "tool_result", "tool_use", "message_start", "message_delta", "message_stop"]
+WORDS = [
+    "text", "image_url", "function", "tool_result", "tool_use", "message_start", "message_delta", "message_stop", "mcp",
+    "tool_addition",
+    "message", "function_call_output", "reasoning", "namespace", "additional_tools", "gpt-image-1", "whisper-1",
+    "response.created", "response.output_item.added", "response.output_text.delta", "response.output_item.done",
+    "response.completed", "response.failed", "image_generation.completed", "transcript.text.done", "incomplete",
+]  # fmt: skip
 leaves = st.none() | st.booleans() | st.integers() | st.sampled_from([*WORDS, "", "x" * 50]) | st.floats() | st.text()
 bodies = st.recursive(
     leaves,
@@ -40,7 +64,7 @@ like_object = st.dictionaries(st.sampled_from(NAMES), bodies, max_size=8).map(la
 def damaged(draw: Any) -> bytes:
     """A golden file with some of its bytes changed, doubled or lost."""
     case = draw(st.sampled_from(READ))
-    name = draw(st.sampled_from(["request.json", "reply.json", "stream.sse"]))
+    name = draw(st.sampled_from(["request.json", "reply.json", "stream.sse", "stream.ndjson", "stream.bin"]))
     data = bytearray(case.bytes_of(name) or case.body)
     for _ in range(draw(st.integers(0, 4))):
         at = draw(st.integers(0, len(data) - 1))
@@ -53,16 +77,22 @@ def damaged(draw: Any) -> bytes:
 any_bytes = st.binary(max_size=200) | like_json | like_object | damaged()
 
 
+def read_at(name: str, operation: str, body: bytes) -> Ask:
+    dialect: Any = DIALECTS[name]
+    ask: Ask = dialect.read(operation, body, PATHS.get(name, ""))
+    return ask
+
+
 def read_or_refuse(dialect: str, operation: str, body: bytes) -> Ask | Refused:
     try:
-        return DIALECTS[dialect].read(operation, body)
+        return read_at(dialect, operation, body)
     except Refused as refused:
         return refused
 
 
 @of_each
 @given(body=any_bytes)
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_any_bytes_are_an_ask_or_a_refusal(dialect: str, operation: str, body: bytes) -> None:
     ask = read_or_refuse(dialect, operation, body)
     if isinstance(ask, Refused):
@@ -76,8 +106,8 @@ def test_any_bytes_are_an_ask_or_a_refusal(dialect: str, operation: str, body: b
     ask.output_cap_granted = 7
     ask.model_granted = "other"
     if dialect != "plain":
-        rewritten = DIALECTS[dialect].read(operation, DIALECTS[dialect].rewrite(ask, body))
-        assert rewritten.model == "other"
+        rewritten = read_at(dialect, operation, DIALECTS[dialect].rewrite(ask, body))
+        assert rewritten.model == ("other" if dialect not in PATHS else ask.model)
         assert rewritten.tools == ask.tools
         assert rewritten.choices == ask.choices
         assert not ask.has_output or (rewritten.output_cap is not None and rewritten.output_cap <= 7)
@@ -85,14 +115,20 @@ def test_any_bytes_are_an_ask_or_a_refusal(dialect: str, operation: str, body: b
 
 @of_each
 @given(pieces=st.lists(any_bytes | any_bytes.map(lambda data: b"data: " + data + b"\n\n"), max_size=6))
-@settings(max_examples=150)
+@settings(max_examples=60)
 def test_no_answer_makes_a_meter_raise(dialect: str, operation: str, pieces: list[bytes]) -> None:
-    ask = DIALECTS[dialect].read(operation, b'{"model":"m","input":"x","stream":true}')
-    meter = DIALECTS[dialect].meter(ask)
+    ask = read_at(dialect, operation, b'{"model":"m","input":"x","stream":true,"content":"x"}')
+    meter: Any = DIALECTS[dialect].meter(ask)
     for piece in pieces:
         event = meter.read_event(piece)
         assert event is None or event.raw is piece
         _check_sane(meter.usage, meter.output_estimate)
+    if hasattr(meter, "splitter_for"):
+        meter = DIALECTS[dialect].meter(ask)
+        meter.splitter_for(b"application/json", 1 << 20)
+        for piece in pieces:
+            assert meter.read_event(piece).raw is piece
+            _check_sane(meter.usage, meter.output_estimate)
     for is_event_forwarded in (False, True):
         assert isinstance(meter.cut(is_event_forwarded=is_event_forwarded), bytes)
     whole = DIALECTS[dialect].meter(ask)

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from tests.end_to_end.apis import Apis
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -60,6 +62,7 @@ class Provider:
         self.tokens: dict[str, int] = defaultdict(int)
         """Billed so far, by API key: what was read and what was generated, whether anybody listened or not."""
         self.attempts: dict[str, int] = defaultdict(int)
+        self._apis = Apis()
         self._gates: dict[str, asyncio.Event] = defaultdict(asyncio.Event)
         self._loop = asyncio.new_event_loop()
         self._is_up = threading.Event()
@@ -139,20 +142,23 @@ class Provider:
             return web.json_response(
                 {"object": "list", "data": [{"id": "m", "object": "model", "created": 1, "owned_by": "me"}]}
             )
-        if not path.endswith(("/chat/completions", "/messages", "/embeddings")):
-            return web.json_response({"path": request.path_qs, "body": len(seen.body)}, headers={"x-provider": "yes"})
-        asked = seen.json
         key = request.headers.get("authorization", "").removeprefix("Bearer ") or request.headers.get("x-api-key", "")
-        job = Job(asked, act, input_tokens(asked))
-        self.tokens[key] += job.input_tokens
-        if path.endswith("/embeddings"):
-            return web.json_response(embeddings(job))
-        form = ANTHROPIC if path.endswith("/messages") else OPENAI
 
         def bill(words: int) -> None:
             self.tokens[key] += words
             seen.words_sent += words
 
+        if not path.endswith(("/chat/completions", "/messages", "/embeddings")):
+            found = await self._apis.answer(request, seen.body, act, bill)
+            if found is not None:
+                return found  # type: ignore[no-any-return]
+            return web.json_response({"path": request.path_qs, "body": len(seen.body)}, headers={"x-provider": "yes"})
+        asked = seen.json
+        job = Job(asked, act, input_tokens(asked))
+        self.tokens[key] += job.input_tokens
+        if path.endswith("/embeddings"):
+            return web.json_response(embeddings(job))
+        form = ANTHROPIC if path.endswith("/messages") else OPENAI
         if asked.get("stream"):
             return await self._stream(request, form, job, bill)
         bill(job.words)

@@ -282,3 +282,25 @@ def test_whatever_ends_a_call_its_reservation_ends_too(sidecars: Callable[[str],
     until(lambda: settled(sidecar))
     until(lambda: sidecar.admin("/v1/status")["status"]["calls_open"] == 0)
     assert fetch(f"{sidecar.url}/openai/v1/models")[0] == 200
+
+
+def test_a_call_that_does_not_fit_by_its_bytes_is_counted_and_goes_out(
+    sidecars: Callable[[str], Sidecar], provider: Provider
+) -> None:
+    sidecar = sidecars("counted").start(document(provider.url, tokens=1_000))
+    prompt = "The keeper trims the lamp and writes the wind down. " * 60
+    messages = [{"role": "user", "content": prompt}]
+    with client_of(sidecar, key(), "counted") as client:
+        with pytest.raises(openai.APIStatusError, match="Budget exhausted"):
+            client.chat.completions.create(model="m", messages=messages)  # type: ignore[arg-type]
+        client.chat.completions.create(
+            model="gpt-4o",
+            messages=messages,  # type: ignore[arg-type]
+            max_tokens=20,
+            extra_headers=act(words=5),
+        )
+    until(lambda: settled(sidecar))
+    assert sidecar.metric("meshd_bound_counts_total", result="lowered") == 1
+    assert sidecar.metric("meshd_input_bound_ratio_count", family="openai", bound="count") == 1
+    assert sidecar.metric("meshd_budget_bound_violations_total") == 0
+    assert sidecar.metric("meshd_budget_refused_total") == 1, "the one that could not be counted"

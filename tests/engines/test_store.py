@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -11,21 +11,21 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from meshd.engines.memory import MemoryStore
-from meshd.engines.port import Change, Record, Store, StoreClosed, StoreCorrupt, StoreError
-from meshd.engines.sqlite import SqliteStore
-
-# A new engine gets its line here.
-ENGINES: dict[str, Callable[[Path], Store]] = {
-    "memory": lambda _: MemoryStore(),
-    "sqlite": lambda path: SqliteStore(path / "store.db"),
-}
+from meshd.engines.port import Change, Record, Store, StoreClosed, StoreCorrupt, StoreError, StoreUnable
+from tests.engines.places import PLACES, SHARED, Place, place_of
 
 pytestmark = pytest.mark.both_loops
 
 
-@pytest.fixture(params=ENGINES)
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Store]:
-    engine = ENGINES[request.param](tmp_path)
+@pytest.fixture(params=PLACES)
+async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
+    async with place_of(request.param, tmp_path) as one:
+        yield one
+
+
+@pytest.fixture
+async def store(place: Place) -> AsyncIterator[Store]:
+    engine = await place.open()
     yield engine
     await engine.close()
 
@@ -90,6 +90,27 @@ async def test_a_take_adds_up_to_its_ceiling(store: Store) -> None:
     assert await store.read("space", ["m"]) == {}
 
 
+async def test_a_take_is_exact_up_to_its_eighteen_digits(store: Store) -> None:
+    most = 10**18 - 1
+    assert await store.take("space", "n", 9_007_199_254_740_993, ceiling=most) == 9_007_199_254_740_993
+    assert await store.take("space", "n", 999_999_999, ceiling=most) == 9_007_200_254_740_992
+    assert await store.take("space", "n", most - 9_007_200_254_740_992, ceiling=most) == most
+    assert await store.take("space", "n", 1, ceiling=10**30) is None
+    assert await store.take("space", "n", 10**30, ceiling=10**30) is None
+    assert (await store.read("space", ["n"]))["n"].value == b"999999999999999999"
+
+
+async def test_a_take_gives_back_what_was_taken_and_no_more(store: Store) -> None:
+    assert await store.take("space", "n", 2_000_000_000, ceiling=3_000_000_000) == 2_000_000_000
+    assert await store.take("space", "n", -1_000_000_001, ceiling=3_000_000_000) == 999_999_999
+    with pytest.raises(StoreUnable, match="fall below 0"):
+        await store.take("space", "n", -1_000_000_000, ceiling=3_000_000_000)
+    with pytest.raises(StoreUnable, match="fall below 0"):
+        await store.take("space", "m", -1, ceiling=10)
+    assert await store.take("space", "n", 0, ceiling=-1) is None
+    assert await store.take("space", "n", -999_999_999, ceiling=0) == 0
+
+
 async def test_takes_at_once_never_pass_the_ceiling(store: Store) -> None:
     got = await asyncio.gather(*(store.take("space", "n", 3, ceiling=40) for _ in range(20)))
     assert sorted(one for one in got if one is not None) == list(range(3, 40, 3))
@@ -134,6 +155,44 @@ async def test_keys_are_paged_in_byte_order(store: Store) -> None:
     assert await store.keys("space") == ordered
     assert await store.keys("space", after=ordered[1], limit=2) == ordered[2:4]
     assert await store.keys("space", after="\U0001f600") == []
+
+
+async def test_a_deleted_record_has_no_key(store: Store) -> None:
+    await store.write([Change("space", name, b"") for name in "abcdef"])
+    await store.write([Change("space", name, None) for name in "abde"])
+    assert await store.keys("space") == ["c", "f"]
+    assert await store.keys("space", limit=1) == ["c"]
+    assert await store.keys("space", after="c", limit=1) == ["f"]
+    assert await store.write([Change("space", "a", None, expected=0), Change("space", "c", None, expected=0)]) == [
+        True,
+        False,
+    ]
+    assert await store.write([Change("space", "a", b"again", expected=0)]) == [True]
+    assert await store.keys("space") == ["a", "c", "f"]
+
+
+NAMES = ["a:b", "a", "a%3Ab", "a.b", "*", ">", " ", "", "=", "=2E", "a/b", "$KV", "\r\n", "\x7f", "ä" * 100]
+
+
+async def test_no_two_names_are_one(store: Store) -> None:
+    pairs = [(space, key) for space in NAMES for key in NAMES]
+    for space, key in pairs:
+        assert await store.write([Change(space, key, f"{space}|{key}".encode(), expected=0)]) == [True]
+    for space in NAMES:
+        found = await store.read(space, NAMES)
+        assert {key: one.value for key, one in found.items()} == {key: f"{space}|{key}".encode() for key in NAMES}
+        assert await store.keys(space) == sorted((name for name in NAMES if name), key=str.encode)
+
+
+async def test_a_large_record_and_a_large_batch(store: Store) -> None:
+    value = bytes(range(256)) * 2000
+    batch = [Change("space", f"{number:04d}", value[:number]) for number in range(1500)]
+    assert await store.write([Change("space", "large", value), *batch]) == [True] * 1501
+    assert (await store.read("space", ["large"]))["large"].value == value
+    found = await store.read("space", [change.key for change in batch])
+    assert {key: one.value for key, one in found.items()} == {change.key: change.value for change in batch}
+    assert await store.write([change._replace(value=None) for change in batch]) == [True] * 1500
+    assert await store.keys("space") == ["large"]
 
 
 async def test_writers_at_once_all_count(store: Store) -> None:
@@ -183,25 +242,64 @@ changes = st.lists(
 )
 
 
+@pytest.mark.parametrize("place", [name for name in PLACES if name != "memory"], indirect=True)
+async def test_what_one_wrote_another_reads(place: Place) -> None:
+    first = await place.open()
+    await first.write([Change("space", "a", b"one")])
+    version = (await first.read("space", ["a"]))["a"].version
+    await first.close()
+    second = await place.open()
+    assert await second.read("space", ["a"]) == {"a": Record(version, b"one")}
+    await second.write([Change("space", "b", b"two")])
+    assert (await second.read("space", ["b"]))["b"].version > version
+    await second.close()
+
+
+@pytest.mark.parametrize("place", SHARED, indirect=True)
+async def test_many_at_once_share_one_store(place: Place) -> None:
+    # Opened at once, as sidecars that start together do, while there is nothing there yet.
+    stores = await asyncio.gather(*(place.open() for _ in range(16)))
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    await stores[0].watch("space", heard.put_nowait)
+    taken = await asyncio.gather(*(one.take("space", "n", 7, ceiling=7 * 20) for one in stores for _ in range(3)))
+    assert sorted(sum_ for sum_ in taken if sum_ is not None) == list(range(7, 7 * 21, 7))
+    made = await asyncio.gather(*(one.write([Change("space", "once", b"", expected=0)]) for one in stores))
+    assert sorted(made) == [[False]] * 15 + [[True]]
+    while await heard.get() not in ("once", ""):
+        pass
+    names = [f"{number:02d}" for number in range(40)]
+    # In opposite orders, which must not make them wait in a circle.
+    await asyncio.gather(
+        *(
+            one.write([Change("space", name, b"x") for name in (names if number % 2 else reversed(names))])
+            for number, one in enumerate(stores)
+        )
+    )
+    assert set(await stores[5].keys("space")) == {"n", "once", *names}
+    await asyncio.gather(*(one.close() for one in stores))
+
+
+@pytest.mark.parametrize("engine", [name for name in PLACES if name != "memory"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(changes, max_size=12))
-def test_sqlite_does_what_the_model_does(batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory) -> None:
-    path = tmp_path_factory.mktemp("model") / "store.db"
-
+def test_an_engine_does_what_the_model_does(
+    engine: str, batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
     async def run() -> None:
-        model, real = MemoryStore(), SqliteStore(path)
-        try:
-            for batch in batches:
-                # Versions themselves may differ; which one a record has is what decides: rank them.
-                assert await model.write(_ranked(batch, await _all(model))) == await real.write(
-                    _ranked(batch, await _all(real))
-                )
-                assert _values(await _all(model)) == _values(await _all(real))
-        finally:
-            await real.close()
-        again = SqliteStore(path)
-        assert _values(await _all(again)) == _values(await _all(model))
-        await again.close()
+        async with place_of(engine, tmp_path_factory.mktemp("model")) as place:
+            model, real = MemoryStore(), await place.open()
+            try:
+                for batch in batches:
+                    # Versions themselves may differ; which one a record has is what decides: rank them.
+                    assert await model.write(_ranked(batch, await _all(model))) == await real.write(
+                        _ranked(batch, await _all(real))
+                    )
+                    assert _values(await _all(model)) == _values(await _all(real))
+            finally:
+                await real.close()
+            again = await place.open()
+            assert _values(await _all(again)) == _values(await _all(model))
+            await again.close()
 
     asyncio.run(run())
 

@@ -56,6 +56,20 @@ def test_models() -> None:
         assert "is not allowed. Allowed: gpt-*-mini, exact." in refused(call(ask=chat(model), of=of)).message
 
 
+def test_models_that_the_provider_may_take_besides_are_judged_too() -> None:
+    of = rule("allow: {models: ['gpt-*-mini']}", "kind: llm")
+    ask = chat("gpt-5-mini")
+    ask.other_models = ("gpt-4-mini", "gpt-6")
+    assert "'gpt-6', which the request lets the provider take besides" in refused(call(ask=ask, of=of)).message
+    ask.other_models = ("gpt-4-mini",)
+    assert AllowList().admit(routed(call(ask=ask, of=of))) is None
+
+
+def test_a_key_in_the_query_is_not_said() -> None:
+    of = rule("allow: {models: ['gpt-*']}", "kind: llm")
+    assert "AIza-secret" not in refused(call(path="/v1/brand-new?key=AIza-secret", of=of)).message
+
+
 def test_an_alias_is_judged_by_what_it_stands_for() -> None:
     of = policy(
         "rules:\n- {name: a, match: {model: big}, route: {model: small}}\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import resource
 import sys
 import tempfile
 import time
@@ -132,7 +133,43 @@ async def main() -> None:
             await ledger.close()
 
 
+ACCOUNTS = 20_000
+
+
+def resident_mb() -> float:
+    """Return the resident memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
+
+
+async def live(accounts: int) -> None:
+    """Hold a reservation on as many accounts, end as a kill would, and start again; print memory and seconds."""
+    with tempfile.TemporaryDirectory() as path:
+        ledger = await Ledger.open(Path(path), open_max=accounts)
+        before_mb, began = resident_mb(), time.perf_counter()
+        for at in range(0, accounts, 500):
+            names = [f"workflow/{number}" for number in range(at, at + 500)]
+            await asyncio.gather(*(ledger.wait(name, 10**9, 5000, 5000, queue_s=60) for name in names))
+        opened_s, grown_mb = time.perf_counter() - began, resident_mb() - before_mb
+        assert ledger._journal is not None
+        assert ledger._directory is not None
+        await ledger._leases.finish()
+        ledger._journal.close()
+        ledger._directory.close()
+        await ledger._desk.store.close()
+        began = time.perf_counter()
+        again = await Ledger.open(Path(path))
+        restart_s = time.perf_counter() - began
+        size_mb = sum(file.stat().st_size for file in Path(path).iterdir()) / 1e6
+        await again.close()
+    print(
+        f"{accounts:,} live accounts: {grown_mb:.1f} MB of memory ({grown_mb * 1000 / accounts:.2f} kB each), opened "
+        f"in {opened_s:.1f} s; killed with a call in flight on each, started again in {restart_s:.1f} s "
+        f"({again.started.recovered:,} leases settled); {size_mb:.0f} MB on disk"
+    )
+
+
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(main())
+        runner.run(live(ACCOUNTS))
     sys.exit(0)

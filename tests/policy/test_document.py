@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from meshd.call import Kind, Target
+from meshd.dialects import openai_paths
 from meshd.dialects.table import DIALECTS
 from meshd.policy.checking import OPERATIONS
 from meshd.policy.compiled import Limits, Policy
@@ -224,7 +225,7 @@ MISTAKES = {
     ),
     "operation that is none": (
         f"{UPSTREAMS}rules:\n  - match: {{operation: chats}}\n    deny: x",
-        ["5:24: fits no operation; there are chat, embeddings"],
+        ["5:24: fits no operation; there are chat, compaction, embeddings"],
     ),
     "operation of no LLM": (
         f"{UPSTREAMS}rules:\n  - match: {{target: writer, operation: chat}}\n    deny: x",
@@ -282,7 +283,7 @@ def test_mistake(text: str | bytes, expected: list[str]) -> None:
 
 
 def test_the_operations_are_those_of_the_dialects() -> None:
-    paths = ("/v1/chat/completions", "/v1/embeddings", "/v1/messages")
+    paths = ("/v1/messages", *(f"/v1/{path}" for path in openai_paths.OPERATIONS))
     read_by = {dialect.recognise("POST", path) for dialect in DIALECTS.values() for path in paths}
     assert read_by - {None} == OPERATIONS
 

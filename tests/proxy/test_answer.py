@@ -14,7 +14,7 @@ from meshd.filters.budget import Budget
 from meshd.filters.contract import Cut
 from meshd.filters.held import HeldStream
 from meshd.ledger import Ledger
-from meshd.proxy.answer import AnswerError, PlainAnswer, StreamAnswer, inflater_for, is_event_stream
+from meshd.proxy.answer import AnswerError, PlainAnswer, StreamAnswer, inflater_for, splitter_of
 from meshd_sdk.context import Context
 from tests.filters.calls import call, outcome, policy
 
@@ -166,7 +166,51 @@ def test_a_plain_reply_of_nonsense_passes_as_it_is(dialect: str, body: bytes, is
     ],
 )
 def test_a_stream_is_known_by_its_type(headers: list[tuple[bytes, bytes]], is_stream: bool) -> None:
-    assert is_event_stream(headers) is is_stream
+    assert (splitter_of(meter_of("openai"), headers, 1 << 20) is not None) is is_stream
+
+
+GEMINI: Any = DIALECTS["gemini"]
+GEMINI_BODY = b'{"contents":[]}'
+
+
+@pytest.mark.parametrize(
+    ("meter", "content_type", "module"),
+    [
+        (meter_of("ollama"), b"application/x-ndjson", "ndjson"),
+        (meter_of("ollama"), b"application/json; charset=utf-8", ""),
+        (meter_of("ollama"), b"text/event-stream", ""),
+        (meter_of("openai"), b"application/x-ndjson", ""),
+        (GEMINI.meter(GEMINI.read("chat", GEMINI_BODY)), b"application/json", ""),
+        (GEMINI.meter(GEMINI.read("chat", GEMINI_BODY)), b"text/event-stream", "sse"),
+        (
+            GEMINI.meter(GEMINI.read("chat", GEMINI_BODY, "/models/m:streamGenerateContent")),
+            b"application/json; charset=UTF-8",
+            "json_array",
+        ),
+        (meter_of("bedrock"), b"application/vnd.amazon.eventstream", "event_stream"),
+        (meter_of("bedrock"), b"application/json", ""),
+    ],
+)
+def test_the_meter_says_how_a_reply_is_framed(meter: Any, content_type: bytes, module: str) -> None:
+    splitter = splitter_of(meter, [(b"content-type", content_type)], 1 << 20)
+    assert type(splitter).__module__.rpartition(".")[2] == (module or "builtins")
+
+
+def test_a_frame_that_is_broken_breaks_the_answer() -> None:
+    meter = meter_of("bedrock")
+    splitter = splitter_of(meter, [(b"content-type", b"application/vnd.amazon.eventstream")], 1 << 20)
+    answer = StreamAnswer(meter, (), None, splitter)
+    with pytest.raises(AnswerError, match="checksum"):
+        answer.data(b"event: no frame at all")
+
+
+def test_the_rest_of_an_array_is_forwarded() -> None:
+    meter = GEMINI.meter(GEMINI.read("chat", GEMINI_BODY, "/models/m:streamGenerateContent"))
+    splitter = splitter_of(meter, [(b"content-type", b"application/json")], 1 << 20)
+    answer = StreamAnswer(meter, (), None, splitter)
+    body = b'[{"candidates":[{"finishReason":"STOP"}]}\n]\n'
+    assert answer.data(body[:7]) + answer.data(body[7:]) + answer.end() == body
+    assert meter.is_terminal
 
 
 @pytest.mark.parametrize("value", [b"", b"identity", b"Identity, ", b" "])

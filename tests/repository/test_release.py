@@ -17,7 +17,18 @@ DAEMON = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SDK = tomllib.loads((ROOT / "sdk" / "pyproject.toml").read_text())
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==([^\s\\;]+)(?:\s*;[^\\]*)?\s*\\$")
 
-HEAVY = ("grpc", "pydantic", "google.protobuf", "opentelemetry", "aiohttp", "sqlite3", "tiktoken", "prometheus_client")
+HEAVY = (
+    "grpc",
+    "pydantic",
+    "google.protobuf",
+    "opentelemetry",
+    "aiohttp",
+    "sqlite3",
+    "tiktoken",
+    "prometheus_client",
+    "hiredis",
+    "asyncpg",
+)
 
 
 def locked(name: str) -> dict[str, str]:
@@ -31,6 +42,7 @@ def needs(name: str) -> list[Requirement]:
     groups = DAEMON["dependency-groups"]
     run = [need for need in DAEMON["project"]["dependencies"] if not need.startswith("meshd-sdk")]
     run += SDK["project"]["dependencies"]
+    run += [need for extra in DAEMON["project"]["optional-dependencies"].values() for need in extra]
     development = run + groups["build"] + groups["dev"]
     declared = {"run": run, "build": groups["build"], "dev": development, "bench": groups["bench"]}
     return [Requirement(need) for need in declared[name]]

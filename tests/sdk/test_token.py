@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from meshd_sdk.context import (
     HOPS_MAX,
+    NO_CEILING,
     TOKEN_BYTES_MAX,
     Audience,
     Context,
@@ -45,6 +46,12 @@ contexts = st.builds(
     ceiling=st.none() | st.integers(0, 2**63 - 1),
     parent=st.sampled_from(["", PARENT]),
     memory=st.lists(names, max_size=3).map(tuple),
+).flatmap(
+    lambda context: (
+        st.just(context)
+        if context.ceiling is None
+        else st.builds(replace, st.just(context), ceiling_microdollars=st.none() | st.integers(0, 2**63 - 1))
+    )
 )
 
 
@@ -246,3 +253,27 @@ def test_the_codec_imports_nothing_but_the_standard_library() -> None:
         env={"PYTHONPATH": os.pathsep.join(sys.path)},
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_ceiling_in_money_travels_beside_one_in_tokens() -> None:
+    """One alone is nonsense: whoever knows tokens only must not take such a context for one without a limit."""
+    context = replace(FULL, ceiling=NO_CEILING, ceiling_microdollars=5_000_000)
+    assert verify(minted(context), RING, now_s=NOW_S).context == context
+    for wrong in (replace(FULL, ceiling=None), FULL):
+        for money in (-1, 2**63) if wrong.ceiling is not None else (5,):
+            with pytest.raises(ValueError, match="money"):
+                minted(replace(wrong, ceiling_microdollars=money))
+
+
+def test_every_cut_of_a_token_with_money_is_found() -> None:
+    token = minted(replace(FULL, ceiling_microdollars=1))
+    for length in range(len(token)):
+        why(token[:length])
+
+
+def test_a_signed_token_whose_money_is_missing_is_refused() -> None:
+    data = base64.urlsafe_b64decode(minted(replace(FULL, ceiling=None)) + b"==")
+    payload = bytearray(data[len(KEY.prefix) : -16])
+    payload[1] |= 4
+    assert why(signed(bytes(payload))) is Why.MALFORMED
+    assert why(signed(bytes(payload[:40]))) is Why.MALFORMED

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshd.call import Direction, Fault, Kind, Usage, Verdict
+from meshd.call import Ask, Direction, Fault, Kind, Usage, Verdict
+from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held
 from meshd.ledger import Ledger
 from meshd.ledger.entry import Entry
@@ -21,7 +22,7 @@ from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
 from meshd.telemetry.sources import BreakerReading, BudgetReading
 from meshd.telemetry.telemetry import Telemetry
-from tests.telemetry.calls import call, outcome, upstream
+from tests.telemetry.calls import call, outcome, run_through, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +75,7 @@ def busy() -> Telemetry:
     charged = call(llm, is_stream=True)
     telemetry.started(charged)
     ended = outcome(usage=Usage(12, 34), first_byte_s=0.02, is_forwarded=True, is_terminal=True)
-    Held(Ledger.in_memory(), None, 50, 150).settle(ended)
+    Held(Ledger.in_memory(), None, Ask("chat", "m", input_bound=50), 150, None, Bounds()).settle(ended)
     telemetry.attempted(charged, ended)
     telemetry.ended(charged, 200, ended, None)
     run(telemetry, call(llm), usage=Usage(3, 4, is_estimated=True))
@@ -95,9 +96,13 @@ def busy() -> Telemetry:
     telemetry.sources.breakers = lambda: [
         BreakerReading("openai", "closed"), BreakerReading("openai", "open"), BreakerReading("writer", "half_open"),
     ]  # fmt: skip
+    telemetry.series.outbound["openai"].microdollars = 75
+    next(iter(telemetry.series.models.values())).microdollars = 75
     telemetry.sources.budget = lambda: BudgetReading(
-        spent=20, refused=3, bound_violations=1, stranded=7, scopes=tuple(sums_of(accounts()))
-    )
+        spent=20, refused=3, bound_violations=1, counted=5, uncounted=2, models_raised=1,
+        spent_microdollars=9, stranded=7, scopes=tuple(sums_of(accounts())),
+        warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
+    )  # fmt: skip
     telemetry.sources.store = lambda: True
     return telemetry
 
@@ -319,7 +324,7 @@ def test_bound_and_charge_can_be_divided() -> None:
     # What was given back whole says nothing about bounds.
     released = call(upstream())
     ended = outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT)
-    Held(Ledger.in_memory(), None, 50, 150).settle(ended)
+    Held(Ledger.in_memory(), None, Ask("chat", "m", input_bound=50), 150, None, Bounds()).settle(ended)
     telemetry.attempted(released, ended)
     assert value(telemetry, "meshd_bound_tokens_total", target="openai") == 150
 
@@ -381,3 +386,81 @@ def test_totals_say_what_happened() -> None:
 )  # fmt: skip
 def test_a_provider_is_known_by_its_host(host: str, expected: str) -> None:
     assert names.provider(host, "anthropic") == expected
+
+
+def test_bounds_are_published_beside_what_was_used() -> None:
+    telemetry = Telemetry()
+    for bound, used, model in (
+        (400, 100, "gpt-4o"),
+        (90, 100, "gpt-4o"),
+        (300, 100, "claude-opus-5-5"),
+        (10, 5, "m\n1"),
+    ):
+        made = call(upstream(), model=model)
+        assert made.ask is not None
+        made.ask.input_bound = bound
+        run(telemetry, made, usage=Usage(used, 7))
+    counted = call(upstream())
+    assert counted.ask is not None
+    counted.ask.input_bound, counted.ask.bound_by = 105, "count"
+    run(telemetry, counted, usage=Usage(100, 7))
+    of_bytes = {"family": "openai", "bound": "bytes"}
+    assert value(telemetry, "meshd_input_bound_tokens_total", **of_bytes) == 490
+    assert value(telemetry, "meshd_input_used_tokens_total", **of_bytes) == 200
+    assert value(telemetry, "meshd_input_bound_ratio_count", **of_bytes) == 2
+    # What was no bound stands out.
+    assert value(telemetry, "meshd_input_bound_ratio_bucket", le="0.999", **of_bytes) == 1
+    assert value(telemetry, "meshd_input_bound_ratio_bucket", le="4.0", **of_bytes) == 2
+    assert value(telemetry, "meshd_input_used_tokens_total", family="openai", bound="count") == 100
+    assert value(telemetry, "meshd_input_used_tokens_total", family="anthropic", bound="bytes") == 100
+    assert value(telemetry, "meshd_input_used_tokens_total", family="other", bound="bytes") == 5
+
+
+def test_an_estimate_and_an_empty_input_say_nothing_of_a_bound() -> None:
+    telemetry = Telemetry()
+    run(telemetry, call(upstream()), usage=Usage(100, 7, is_estimated=True))
+    run(telemetry, call(upstream()), usage=Usage(0, 7))
+    run(telemetry, call(upstream()))
+    assert [name for name, _ in scrape(telemetry) if name.startswith("meshd_input_")] == []
+
+
+def test_no_model_that_an_agent_makes_up_is_a_series_of_its_own() -> None:
+    telemetry = Telemetry()
+    for number in range(3_000):
+        made = call(upstream(), model=f"claude-{number}" if number % 2 else f"made-up-{number}")
+        run(telemetry, made, usage=Usage(1, 1))
+    assert set(telemetry.series.bounds) == {("anthropic", "bytes"), ("other", "bytes")}
+
+
+def test_what_attempts_cost_is_counted_once_by_upstream_and_by_model() -> None:
+    telemetry = Telemetry()
+    for model, verdict, cost in [
+        ("gpt-4o", Verdict.SUCCESS, 75),
+        ("gpt-4o", Verdict.FAILURE, 25),
+        ("invented", Verdict.FAILURE, 3),
+        ("gpt-4o", Verdict.SUCCESS, None),
+        ("free", Verdict.SUCCESS, 0),
+    ]:
+        made, ended = call(upstream(), model=model), outcome(verdict, status=200 if verdict is Verdict.SUCCESS else 502)
+        ended.microdollars = cost
+        run_through(telemetry, made, ended)
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    assert 'meshd_cost_microdollars_total{target="openai"} 103.0' in text
+    labels = 'gen_ai_operation_name="chat",gen_ai_provider_name="openai",gen_ai_request_model'
+    assert f'meshd_model_cost_microdollars_total{{{labels}="gpt-4o"}} 100.0' in text
+    assert f'meshd_model_cost_microdollars_total{{{labels}="other"}} 3.0' in text, "nobody has answered for its name"
+    assert "invented" not in text
+
+
+def test_thresholds_are_counted_by_rule() -> None:
+    telemetry = busy()
+    telemetry.read_sources()
+    text = telemetry.render()[0].decode()
+    for line in (
+        'meshd_budget_warned_total{rule="flow"} 2.0',
+        'meshd_budget_degraded_total{rule="flow"} 1.0',
+        'meshd_budget_unpriced_total{rule="daily"} 4.0',
+        "meshd_budget_spent_microdollars_total 9.0",
+    ):
+        assert line in text

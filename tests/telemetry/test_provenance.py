@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshd.call import Direction, Fault, Kind, Usage, Verdict
-from meshd.filters.held import Held
+from meshd.call import Ask, Direction, Fault, Kind, Usage, Verdict
+from meshd.filters.bounds import Bounds
+from meshd.filters.held import Held, Rest
+from meshd.filters.underway import Begun, Underway
 from meshd.ledger import Ledger
 from meshd.refusal import Reason, Refused
 from meshd.telemetry.provenance import NONE, Provenance
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from meshd.call import Call, Outcome
 
 SECRET = "sk-canary-4242"
+ASK = Ask("chat", "gpt-4o", input_bound=50)
 
 
 def named(id: str, **more: object) -> Call:
@@ -34,7 +37,7 @@ async def held(ledger: Ledger, account: str = "workflow/w", *, limit: int = 1000
     first.settle(0)  # type: ignore[union-attr]
     entry = ledger.hold(account, limit, bound)
     assert entry is not None
-    return Held(ledger, entry, 50, bound)
+    return Held(ledger, entry, ASK, bound, None, Bounds())
 
 
 def settled(ticket: Held, **more: object) -> Outcome:
@@ -58,6 +61,7 @@ async def test_an_attempt_says_what_it_reserved_and_what_it_was_charged() -> Non
     assert (taken.account, taken.unit, taken.limit) == ("workflow/w", "tokens", 1000)
     assert (taken.bound, taken.charged) == (150, 46)
     assert (attempt.input_bound, attempt.output_cap_asked, attempt.output_cap) == (50, 400, 100)
+    assert attempt.bound_by == "bytes"
     assert (attempt.charged_tokens, attempt.is_estimated, attempt.is_bound_passed) == (46, False, False)
     assert (attempt.input_tokens, attempt.output_tokens, attempt.cached_tokens) == (12, 34, 5)
     assert (attempt.status, attempt.verdict, attempt.fault, attempt.took_s) == (200, "success", "none", 0.2)
@@ -67,7 +71,7 @@ async def test_several_accounts_are_named_each_with_its_own_limit() -> None:
     ledger, provenance = Ledger.in_memory(), Provenance()
     limits = {"agent/a": 700, "workflow/w": 900}
     taken = [await ledger.wait(name, limit, 150, 150, queue_s=0) for name, limit in limits.items()]
-    ticket = Held(ledger, None, 50, 150, tuple(taken))  # type: ignore[arg-type]
+    ticket = Held(ledger, None, ASK, 150, Rest(tuple(taken)), Bounds())  # type: ignore[arg-type]
     # The limit is the one by which this call was judged, whatever a later one brings.
     await ledger.wait("agent/a", 9000, 1, 1, queue_s=0)
     provenance.attempted(named("c-1"), settled(ticket, usage=Usage(100, 100)))
@@ -158,7 +162,7 @@ def test_a_record_that_is_written_over_keeps_nothing_of_the_one_before() -> None
     full = named("c-1")
     assert full.ask is not None
     full.ask.model_granted, full.ask.output_cap = "gpt-4o-mini", 7
-    ticket = Held(ledger, None, 50, 150)
+    ticket = Held(ledger, None, ASK, 150, None, Bounds())
     provenance.attempted(full, settled(ticket, usage=Usage(1, 2, 3), first_byte_s=0.1))
     provenance.attempted(named("c-2"), outcome(Verdict.NEUTRAL, status=404))
     found = call_of(provenance, [], "c-2")
@@ -211,3 +215,25 @@ def test_names_of_any_length_cost_little(length: int) -> None:
     kept += [one.message for one in provenance.refusals()]
     assert sum(map(sys.getsizeof, kept)) < 2500
     assert provenance.attempts()[0].cap_asked == NONE
+
+
+async def test_work_that_goes_on_is_charged_by_the_call_that_reads_its_end() -> None:
+    ledger, provenance, underway = Ledger.in_memory(), Provenance(), Underway()
+    first = named("begins")
+    (await ledger.wait("workflow/w", 1000, 1, 1, queue_s=0)).settle(0)  # type: ignore[union-attr]
+    begun = Begun(underway, first, ASK, ledger, ledger.hold("workflow/w", 1000, 150), 150, None, Bounds())
+    begun._id = "resp_1"
+    ended = outcome(is_forwarded=True)
+    begun.settle(ended)
+    provenance.attempted(first, ended)
+    reads = named("reads", operation="", model="")
+    reads.ask = None
+    read = outcome(is_forwarded=True, is_terminal=True, usage=Usage(12, 34))
+    begun.charge(read)
+    provenance.attempted(reads, read)
+    for id, charged, tokens in (("begins", 0, None), ("reads", 46, 12)):
+        found = call_of(provenance, [], id)
+        assert found is not None
+        (attempt,) = found.attempts
+        assert [(one.account, one.bound, one.charged) for one in attempt.accounts] == [("workflow/w", 150, charged)]
+        assert attempt.input_tokens == tokens

@@ -206,3 +206,20 @@ def test_every_attribute_stands_in_the_table() -> None:
         run_through(telemetry, call(upstream("x", kind, "h")), outcome(usage=Usage(1, 1)))
         run_through(telemetry, call(upstream("x", kind, "h")), None, Refused(Reason.LOOP, "no", rule="r"))
     assert {key for span in sink.spans for key in span.attributes} <= names.ATTRIBUTES
+
+
+def test_a_span_says_what_it_cost_and_that_the_model_is_another() -> None:
+    sink = Kept()
+    made = call(upstream(), headers=[(b"traceparent", PARENT.encode())])
+    assert made.ask is not None
+    made.ask.model_granted, made.ask.degraded_by = "gpt-4o-mini", "daily"
+    ended = outcome(usage=Usage(10, 5))
+    ended.microdollars = 42
+    run_through(telemetry_with(sink), made, ended)
+    found = sink.spans[0].attributes
+    assert found[names.REQUEST_MODEL] == "gpt-4o-mini"
+    assert (found[names.MESHD_MODEL_ASKED], found[names.MESHD_DEGRADED_BY]) == ("gpt-4o", "daily")
+    assert found[names.MESHD_COST] == 42
+    plain = Kept()
+    run_through(telemetry_with(plain), call(upstream(), headers=[(b"traceparent", PARENT.encode())]), outcome())
+    assert names.MESHD_COST not in plain.spans[0].attributes

@@ -1,0 +1,267 @@
+"""One connection to a NATS server: its text protocol, and requests whose answers come to an inbox of our own.
+
+https://docs.nats.io/reference/reference-protocols/nats-protocol. It is small; and what a store needs of it is what
+clients made for messaging do otherwise: that a request fails the moment its connection does, that nothing is kept to be
+sent over the next one, and that a password is not said in clear where TLS was asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
+
+import msgspec
+
+from meshd.engines.link import Asked
+from meshd.engines.port import StoreError, StoreUnable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+PING_EVERY_S: Final = 5.0
+LINE_BYTES_MAX: Final = 1 << 20
+"""Of a line of the protocol; the server's INFO, with all the addresses of a cluster, is the longest."""
+MESSAGE_BYTES_MAX: Final = 64 << 20
+
+
+class Message(NamedTuple):
+    """What arrived on a subject."""
+
+    subject: str
+    reply: str
+    status: int
+    """Of an answer without content, for example 503 where nobody listens; 0 where there is none."""
+    headers: bytes
+    data: bytes
+
+
+class Info(msgspec.Struct):
+    """What a server says of itself first."""
+
+    version: str = ""
+    headers: bool = False
+    jetstream: bool = False
+    max_payload: int = 1 << 20
+    tls_required: bool = False
+    tls_available: bool = False
+    auth_required: bool = False
+    nonce: str = ""
+
+
+class Wire(asyncio.Protocol):
+    """See the module. `lost` is called once, with this connection, when it is gone."""
+
+    def __init__(self, where: str, timeout_s: float, inbox: str, lost: Callable[[Wire, StoreError], None]) -> None:
+        self._where = where
+        self._timeout_s = timeout_s
+        self._inbox = inbox
+        self._lost = lost
+        self._loop = asyncio.get_running_loop()
+        self._asked = Asked(self._late)
+        self._last_ask = 0
+        self._buffer = bytearray()
+        self._lines: list[bytes] = []
+        self._transport: asyncio.Transport | None = None
+        self._pinging: asyncio.TimerHandle | None = None
+        self._is_pong_due = False
+        self._why: StoreError | None = None
+        self._heard: dict[int, Callable[[Message], None]] = {}
+        self._last_sid = 0
+        self._pong: asyncio.Future[None] | None = None
+        self.payload_max = 0
+        """Bytes of one message, its headers among them, that the server takes."""
+        self.info: asyncio.Future[Info] = self._loop.create_future()
+
+    @property
+    def is_open(self) -> bool:
+        return self._transport is not None
+
+    # What is said.
+
+    async def sign_in(self, host: str, tls: ssl.SSLContext | None, options: Callable[[Info], dict[str, Any]]) -> Info:
+        """Wait for the server's word, go over to TLS where asked for, and sign in. Raises StoreError."""
+        info = await self.info
+        if tls is not None or info.tls_required:
+            if not (info.tls_required or info.tls_available):
+                raise StoreUnable(f"{self._where} does not speak TLS; say nats:// only where nobody can listen")
+            assert self._transport is not None
+            transport = await self._loop.start_tls(
+                self._transport, self, tls or ssl.create_default_context(), server_hostname=host
+            )
+            self._transport = cast("asyncio.Transport", transport)
+        if not info.headers:
+            raise StoreUnable(f"{self._where} is NATS {info.version or 'of no version'}, which has no headers")
+        common: dict[str, Any] = {
+            "verbose": False,
+            "pedantic": False,
+            "headers": True,
+            "no_responders": True,
+            "protocol": 1,
+        }
+        common |= {"lang": "python", "name": "meshd", "version": "1", "echo": True}
+        self._send(b"CONNECT ", msgspec.json.encode(common | options(info)), b"\r\nPING\r\n")
+        self._pong = self._loop.create_future()
+        await self._pong
+        self.payload_max = info.max_payload
+        self.subscribe(f"{self._inbox}.*", self._answered)
+        self.keep_alive()
+        return info
+
+    def _send(self, *parts: bytes) -> None:
+        if self._transport is None:
+            raise self._why or StoreError(f"{self._where} is not connected")
+        if not self._lines:
+            self._loop.call_soon(self._flush)
+        self._lines += parts
+
+    def _flush(self) -> None:
+        lines, self._lines = self._lines, []
+        if self._transport is not None:
+            self._transport.write(b"".join(lines))
+
+    def publish(self, subject: str, data: bytes = b"", headers: bytes = b"", reply: str = "") -> None:
+        """Send a message; `headers` are whole lines, each with its end."""
+        to = f"{subject} {reply}".rstrip().encode()
+        if headers:
+            head = b"NATS/1.0\r\n" + headers + b"\r\n"
+            self._send(b"HPUB %b %d %d\r\n" % (to, len(head), len(head) + len(data)), head, data, b"\r\n")
+        else:
+            self._send(b"PUB %b %d\r\n" % (to, len(data)), data, b"\r\n")
+
+    def ask(
+        self, subject: str, data: bytes = b"", headers: bytes = b"", timeout_s: float | None = None
+    ) -> asyncio.Future[Message]:
+        """Send a request; the future raises StoreError where the connection is lost before the answer."""
+        self._last_ask += 1
+        self.publish(subject, data, headers, f"{self._inbox}.{self._last_ask}")
+        return self._asked.add(self._last_ask, timeout_s or self._timeout_s)
+
+    def new_inbox(self) -> str:
+        """Return a subject of our own, beside those that answers come to."""
+        self._last_ask += 1
+        return f"{self._inbox}x.{self._last_ask}"
+
+    def subscribe(self, subject: str, heard: Callable[[Message], None]) -> int:
+        """Call `heard` with each message of a subject; return what `unsubscribe` takes."""
+        self._last_sid += 1
+        self._heard[self._last_sid] = heard
+        self._send(b"SUB %b %d\r\n" % (subject.encode(), self._last_sid))
+        return self._last_sid
+
+    def unsubscribe(self, sid: int) -> None:
+        if self._heard.pop(sid, None) is not None and self._transport is not None:
+            self._send(b"UNSUB %d\r\n" % sid)
+
+    def keep_alive(self) -> None:
+        self._pinging = self._loop.call_later(PING_EVERY_S, self._ping)
+
+    def _ping(self) -> None:
+        if self._is_pong_due:
+            self._late(PING_EVERY_S)
+        elif self._transport is not None:
+            self._is_pong_due = True
+            self._send(b"PING\r\n")
+            self.keep_alive()
+
+    # What is heard.
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            while self._transport is not None and self._take_one():
+                pass
+        except (ValueError, IndexError, msgspec.MsgspecError):
+            self.abort(StoreError(f"{self._where} does not speak NATS's protocol: is that the right port?"))
+
+    def _take_one(self) -> bool:
+        """Read one line, and the message that it begins; False where it is not there as a whole yet."""
+        buffer = self._buffer
+        end = buffer.find(b"\r\n", 0, LINE_BYTES_MAX)
+        if end < 0:
+            if len(buffer) >= LINE_BYTES_MAX or (not self.info.done() and not b"INFO ".startswith(bytes(buffer[:5]))):
+                raise ValueError("no line")
+            return False
+        line = bytes(buffer[:end])
+        if line.startswith((b"MSG ", b"HMSG ")):
+            fields = line.split(b" ")
+            size = int(fields[-1])
+            head_size = int(fields[-2]) if fields[0] == b"HMSG" else 0
+            if not 0 <= head_size <= size <= MESSAGE_BYTES_MAX:
+                raise ValueError("no size")
+            begin = end + 2
+            if len(buffer) < begin + size + 2:
+                return False
+            body = bytes(buffer[begin : begin + size])
+            del buffer[: begin + size + 2]
+            numbers = 2 if head_size else 1
+            reply = fields[3].decode() if len(fields) == 4 + numbers else ""
+            self._deliver(int(fields[2]), fields[1].decode(), reply, body[:head_size], body[head_size:])
+            return True
+        del buffer[: end + 2]
+        self._take_line(line)
+        return True
+
+    def _take_line(self, line: bytes) -> None:
+        if line == b"PING":
+            self._send(b"PONG\r\n")
+        elif line == b"PONG":
+            self._is_pong_due = False
+            if self._pong is not None and not self._pong.done():
+                self._pong.set_result(None)
+        elif line.startswith(b"INFO "):
+            info = msgspec.json.decode(line[5:], type=Info)
+            if not self.info.done():
+                self.info.set_result(info)
+        elif line.startswith(b"-ERR"):
+            self._refused(line[4:].decode(errors="replace").strip(" '"))
+        elif line != b"+OK":
+            raise ValueError("no such line")
+
+    def _refused(self, text: str) -> None:
+        lower = text.lower()
+        if "permissions violation" in lower:
+            # The server keeps the connection; what was asked for gets no answer, so it is not waited for.
+            self._asked.fail(StoreUnable(f"{self._where} does not let this user do what meshd must: {text[:200]}"))
+        elif "authorization" in lower or "authentication" in lower:
+            self.abort(StoreUnable(f"{self._where} refuses the user, the password or the key"))
+        else:
+            self.abort(StoreError(f"{self._where} ended the connection: {text[:200]}"))
+
+    def _deliver(self, sid: int, subject: str, reply: str, head: bytes, data: bytes) -> None:
+        if (heard := self._heard.get(sid)) is None:
+            return
+        first, _, headers = head.partition(b"\r\n")
+        status = first.split(b" ")[1] if b" " in first else b""
+        heard(Message(subject, reply, int(status) if status.isdigit() else 0, headers, data))
+
+    def _answered(self, message: Message) -> None:
+        key = message.subject.rpartition(".")[2]
+        if key.isdigit():
+            self._asked.answer(int(key), message)
+
+    def _late(self, seconds: float) -> None:
+        self.abort(StoreError(f"{self._where} did not answer within {seconds:g} s"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reason = f": {exc}" if exc is not None and str(exc) else ""
+        self.abort(StoreError(f"{self._where} closed the connection{reason}"))
+
+    def abort(self, error: StoreError) -> None:
+        """Let go at once; whoever waits is told `error`, and that what was asked may have been done or not."""
+        transport, self._transport = self._transport, None
+        if transport is None:
+            return
+        self._why = error
+        transport.abort()
+        if self._pinging is not None:
+            self._pinging.cancel()
+        for waiting in (self.info, self._pong):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(error)
+                waiting.exception()
+        self._asked.fail(error)
+        self._lost(self, error)
