@@ -41,6 +41,8 @@ COMPILED = (
     "policy/addressing.py",
     "policy/matching.py",
     "telemetry/telemetry.py",
+    "telemetry/budgets.py",
+    "telemetry/provenance.py",
     "telemetry/series.py",
     "telemetry/spans.py",
     "telemetry/tally.py",

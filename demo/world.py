@@ -118,8 +118,8 @@ class World:
 
     async def ledger(self, workflow: str) -> int:
         """Return the tokens that meshd's ledger charged to a workflow."""
-        found = await self.admin("/v1/workflows?limit=1000")
-        return sum(int(entry["spent"]) for entry in found["accounts"] if entry["id"] == f"workflow/{workflow}")
+        found = await self.admin("/v1/accounts?limit=1000")
+        return sum(int(entry["used"]) for entry in found["accounts"] if entry["id"] == f"workflow/{workflow}")
 
 
 def billed(books: Event, *keys: str) -> int:

@@ -19,10 +19,10 @@ The words, in the order in which to read them:
     tokens/     exact counts where a bound does not fit, in a thread       Counter
     ledger/     accounts, leases, reservations: nothing is overspent       Ledger, Owner, Holder
     engines/    where state is kept, behind a port that fits on one screen Store
-    telemetry/  metrics, spans, logs; every name in one table              Telemetry
+    telemetry/  metrics, spans, logs, provenance; all names in one table   Telemetry
     admin/      health, metrics and the admin API                          AdminView
     daemon      builds all of this once, swaps the policy, drains          Daemon
-    cli/        run, exec, check, explain, tokens, schema
+    cli/        run, exec, budget, check, explain, tokens, schema
 
 Imports go one way, as the layers in pyproject.toml have it, and a test keeps it so. There is no task and no await on
 the way of a call, unless a filter returns Wait.

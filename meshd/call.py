@@ -232,6 +232,7 @@ class Outcome:
         "duration_s",
         "fault",
         "first_byte_s",
+        "held",
         "is_answered",
         "is_forwarded",
         "is_terminal",
@@ -281,6 +282,8 @@ class Outcome:
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
+        self.held: Any = None
+        """`meshd.filters.held.Held`, once it is settled: what was reserved and charged; None where no budget counts."""
 
 
 class Reply:

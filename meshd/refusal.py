@@ -8,7 +8,7 @@ status from 500, whatever the reason was, so a budget or a loop must not answer 
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -109,6 +109,8 @@ class Refused(Exception):
         self.is_shadow = is_shadow
         self.status = row.status if status is None else status
         """The HTTP status; the wire may name a more exact one (431, 408, 417, 501) for the same reason."""
+        self.short: Any = None
+        """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 
     @property
     def row(self) -> Row:
@@ -126,6 +128,7 @@ def refusal_headers(refused: Refused, *, call_id: str, workflow: str) -> Headers
         (b"x-meshd-decision", b"refuse"),
         (b"x-meshd-reason", refused.reason.value.encode()),
         (b"x-meshd-workflow", workflow.encode("latin-1", "replace")),
+        (b"x-meshd-call", call_id.encode()),
         (b"x-request-id", call_id.encode()),
         (b"request-id", call_id.encode()),
         (b"cache-control", b"no-store"),

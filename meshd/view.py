@@ -7,8 +7,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 from meshd.admin.view import (
-    AccountDump,
-    AccountsPage,
     BreakerDump,
     Check,
     PolicyDump,
@@ -16,11 +14,16 @@ from meshd.admin.view import (
     RuleDump,
     StatusDump,
 )
+from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.view_books import LedgerBooks
+from meshd.view_calls import call_of, calls_of
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from meshd.admin.view import CallDump, CallsPage
+    from meshd.call import Call
     from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
     from meshd.filters.budget import Budget
@@ -63,14 +66,14 @@ def attach_sources(
     def spending() -> BudgetReading:
         ledger = books()
         return BudgetReading(
-            reserved=ledger.reserved_tokens,
             spent=ledger.spent_tokens,
             refused=ledger.refused,
             bound_violations=ledger.bound_violations,
+            stranded=ledger.started.stranded_tokens,
+            scopes=tuple(sums_of(ledger.accounts.values())),
             counted=bounds.counted,
             uncounted=bounds.uncounted,
             models_raised=len(bounds.raised),
-            reserved_microdollars=ledger.reserved_microdollars,
             spent_microdollars=ledger.spent_microdollars,
             warned=tuple(budget.tally.warned.items()),
             degraded=tuple(budget.tally.degraded.items()),
@@ -101,6 +104,7 @@ class View:
         self._reloader = reloader
         self.ledger = ledger
         """Another one in its place once the books, which could not be opened at the start, are."""
+        self.books = LedgerBooks(lambda: self.ledger)
         self._breaker = breaker
         self._telemetry = telemetry
         self._proxy = proxy
@@ -137,11 +141,16 @@ class View:
             taken_at_s=self._telemetry.tally.policy_taken_s,
         )
 
-    def accounts(self, *, after: str, limit: int) -> AccountsPage:
-        """Return accounts in the order of their ids."""
-        found = [view for view in sorted(self.ledger.snapshot()) if view.id > after][: limit + 1]
-        dumps = [AccountDump(view.id, view.total, view.spent, view.reserved) for view in found[:limit]]
-        return AccountsPage(dumps, dumps[-1].id if len(found) > limit else "")
+    def call(self, id: str) -> CallDump | None:
+        """Return what was decided of a call."""
+        return call_of(self._telemetry.provenance, self._live(), id)
+
+    def calls(self, *, is_refused: bool, limit: int) -> CallsPage:
+        """Return the last calls, or the last of those that were refused."""
+        return calls_of(self._telemetry.provenance, self._live(), is_refused=is_refused, limit=limit)
+
+    def _live(self) -> list[Call]:
+        return [exchange.call for exchange in self._proxy.live]
 
     def breakers(self) -> Sequence[BreakerDump]:
         """Return every breaker that is kept."""

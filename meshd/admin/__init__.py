@@ -4,7 +4,9 @@
     token     the bearer token of the admin port, in a file of the state directory
     doors     what every request passes first: Host, Origin, token; errors as problem+json
     health    /metrics, /livez, /readyz, /readyz/outbound
-    api       /v1/...: policy, workflows, breakers, status, reload, drain
+    api       /v1/...: policy, breakers, status, reload, drain; and the next two
+    accounts  /v1/accounts: shown and ordered
+    calls     /v1/calls: what was decided of each
     server    starts and stops both
 
 aiohttp is imported only below this package, and not on the hot path.

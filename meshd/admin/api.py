@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from meshd.admin.accounts import Accounts
+from meshd.admin.calls import Calls
 from meshd.admin.doors import Problem, no_body, only_queries, reply
 
 if TYPE_CHECKING:
     from meshd.admin.view import AdminView
     from meshd.telemetry.telemetry import Telemetry
-
-PAGE_DEFAULT = 100
-PAGE_MAX = 1000
-CURSOR_LENGTH_MAX = 512
 
 
 class Api:
@@ -30,11 +28,12 @@ class Api:
         """Return what this port answers to."""
         return [
             web.get("/v1/policy", self.policy),
-            web.get("/v1/workflows", self.workflows),
             web.get("/v1/breakers", self.breakers),
             web.get("/v1/status", self.status),
             web.post("/v1/reload", self.reload),
             web.post("/v1/drain", self.drain),
+            *Accounts(self._view).routes(),
+            *Calls(self._view).routes(),
         ]
 
     async def policy(self, request: web.Request) -> web.Response:
@@ -44,18 +43,6 @@ class Api:
         if found is None:
             raise Problem(503, "No policy yet", "No document has been taken since the start.")
         return reply(found)
-
-    async def workflows(self, request: web.Request) -> web.Response:
-        """Accounts by id: `limit` at a time, from the one that follows `after`."""
-        query = only_queries(request, "limit", "after")
-        text = query.get("limit", str(PAGE_DEFAULT))
-        limit = int(text) if text.isascii() and text.isdecimal() and len(text) <= 6 else 0
-        if not 1 <= limit <= PAGE_MAX:
-            raise Problem(400, "Bad limit", f"limit is a number from 1 to {PAGE_MAX}.")
-        after = query.get("after", "")
-        if len(after) > CURSOR_LENGTH_MAX or not (after.isprintable() or not after):
-            raise Problem(400, "Bad cursor", "after is the next_after of the page before.")
-        return reply(self._view.accounts(after=after, limit=limit))
 
     async def breakers(self, request: web.Request) -> web.Response:
         """Every breaker and its state."""

@@ -10,7 +10,7 @@ import asyncio
 import hmac
 import ipaddress
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
+T = TypeVar("T")
+
+PAGE_DEFAULT = 100
+PAGE_MAX = 1000
 BODY_BYTES_MAX = 4096
 BODY_TIMEOUT_S = 10.0
 _log = logging.getLogger("meshd.admin")
@@ -172,14 +176,37 @@ def only_queries(request: web.Request, *known: str) -> dict[str, str]:
     return found
 
 
+def page_limit(query: dict[str, str]) -> int:
+    """Return the query's `limit`. Raises Problem(400) on what is no number, or too large a one."""
+    text = query.get("limit", str(PAGE_DEFAULT))
+    limit = int(text) if text.isascii() and text.isdecimal() and len(text) <= 6 else 0
+    if not 1 <= limit <= PAGE_MAX:
+        raise Problem(400, "Bad limit", f"limit is a number from 1 to {PAGE_MAX}.")
+    return limit
+
+
 async def no_body(request: web.Request) -> None:
-    """Raise Problem on a request that brings a body: nothing here takes one. An empty JSON object passes."""
+    """Raise Problem on a request that brings a body and takes none. An empty JSON object passes."""
+    wanted = "This request takes no body."
+    if (await _body(request, wanted)).strip() not in (b"", b"{}"):
+        raise Problem(400, "Body not wanted", wanted)
+
+
+async def json_body(request: web.Request, type: type[T]) -> T:
+    """Return the body of a request as a `type`. Raises Problem, naming the field that is not as it should be."""
+    wanted = f"A JSON object of at most {BODY_BYTES_MAX} bytes is expected."
+    body = await _body(request, wanted)
+    try:
+        return msgspec.json.decode(body, type=type)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise Problem(400, "Bad body", f"{wanted} {error}") from None
+
+
+async def _body(request: web.Request, wanted: str) -> bytes:
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = await request.read()
+            return await request.read()
     except web.HTTPRequestEntityTooLarge:
-        raise Problem(413, "Body too large", "This request takes no body.", {"Connection": "close"}) from None
+        raise Problem(413, "Body too large", wanted, {"Connection": "close"}) from None
     except TimeoutError:
-        raise Problem(408, "Body too slow", "This request takes no body.", {"Connection": "close"}) from None
-    if body.strip() not in (b"", b"{}"):
-        raise Problem(400, "Body not wanted", "This request takes no body.")
+        raise Problem(408, "Body too slow", wanted, {"Connection": "close"}) from None

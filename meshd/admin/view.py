@@ -5,11 +5,11 @@ Every method is called on the loop's thread and must not block; what is returned
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,55 @@ class PolicyDump:
 
 
 @dataclass(frozen=True, slots=True)
+class LeaseDump:
+    """What one holder (a sidecar) has of an account, by the owner's books; the one that was asked knows better."""
+
+    holder: str
+    outstanding: int
+    """It may still spend so much. Whether it is alive nobody can say without a clock."""
+    spent: int
+    is_open: bool
+    is_own: bool = False
+    """The holder is the sidecar that was asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class AccountDump:
-    """One account of the ledger, in tokens."""
+    """One account, all amounts in `unit`: the owner's books, and what this sidecar knows beyond them."""
 
     id: str
+    scope: str
+    """What is counted together: workflow, agent and so on."""
+    unit: str
+    """tokens or microdollars."""
     total: int
-    spent: int
+    """The limit, with what operators added."""
+    extra: int
+    """Of it, what operators added."""
+    used: int
+    """Spent, with what this sidecar has not reported yet."""
+    settled: int
+    """Spent, as the books have it."""
     reserved: int
+    """Held for calls in flight, here. What is in flight elsewhere is a part of `leases`."""
+    delegated: int
+    left: int
+    """May still be spent: neither used, reserved here nor delegated."""
+    available: int
+    """Nobody has spent it or has it on lease."""
+    leases: Sequence[LeaseDump] = ()
+    wants: Mapping[str, int] = field(default_factory=dict)
+    """By holder: what it waits for."""
+    children: Mapping[str, int] = field(default_factory=dict)
+    """By account: what was delegated to it and has not come back."""
+    parent: str = ""
+    is_closed: bool = False
+    is_open_here: bool = False
+    """This sidecar has it in memory."""
+    frozen: str = ""
+    """Why nothing is granted any more; empty where something is."""
+    damage: str = ""
+    """Why its books cannot be read; then no amount means anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +104,149 @@ class AccountsPage:
 
     accounts: Sequence[AccountDump]
     next_after: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What an order to an account led to."""
+
+    account: AccountDump
+    is_new: bool = False
+    """Nobody had used the account before."""
+    written_off: int = 0
+
+
+class BooksAway(Exception):
+    """The books cannot be reached or kept; the message is for the operator."""
+
+
+class UnknownAccount(Exception):
+    """Nobody has used an account of this name, or the holder has no lease on it."""
+
+
+class OrderRefused(Exception):
+    """An order that would do harm, or mean nothing; the message says what to do."""
+
+
+class Books(Protocol):
+    """The accounts, as these ports know them. Every method may raise BooksAway."""
+
+    async def page(self, *, after: str, limit: int) -> AccountsPage:
+        """Return at most `limit` accounts whose ids sort after `after`."""
+        ...
+
+    async def account(self, id: str) -> AccountDump:
+        """Return one account. Raises UnknownAccount."""
+        ...
+
+    async def top_up(self, id: str, amount: int, unit: str) -> Ordered:
+        """Add to an account's limit. Raises OrderRefused where it counts another unit or would hold too much."""
+        ...
+
+    async def close(self, id: str) -> Ordered:
+        """Let an account grant nothing more. Raises UnknownAccount."""
+        ...
+
+    async def reopen(self, id: str) -> Ordered:
+        """Undo a close or a freeze. Raises UnknownAccount."""
+        ...
+
+    async def write_off(self, id: str, holder: str) -> Ordered:
+        """Count a holder's lease as spent. Raises UnknownAccount, and OrderRefused for the lease of a living one."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TakenDump:
+    """What an attempt took from one account, in `unit`."""
+
+    account: str
+    unit: str
+    limit: int
+    bound: int
+    """Reserved."""
+    charged: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptDump:
+    """One attempt that has ended."""
+
+    number: int
+    accounts: Sequence[TakenDump]
+    """Empty where no budget counts the call."""
+    input_bound: int
+    bound_by: str
+    """What the input's bound is made of, where that is known."""
+    choices: int
+    output_cap_asked: int | None
+    output_cap: int | None
+    """As it was sent; smaller than the one asked for where the budget had no more."""
+    model_sent: str
+    """Empty where it is the one that was asked for."""
+    charged_tokens: int
+    is_estimated: bool
+    is_bound_passed: bool
+    input_tokens: int | None
+    """As reported, or meshd's own count; None where nothing is known."""
+    output_tokens: int | None
+    cached_tokens: int | None
+    status: int
+    verdict: str
+    fault: str
+    is_forwarded: bool
+    first_byte_s: float | None
+    took_s: float
+    """From the call's first byte to the attempt's end."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalDump:
+    """One refusal, in the words that the client got."""
+
+    attempt: int
+    """The attempt that was refused; 0 where it never came to one."""
+    reason: str
+    status: int
+    rule: str
+    message: str
+    is_shadow: bool
+    """The rule only would have refused."""
+    account: str = ""
+    """Where an account had too little: which, and how it stood, in `unit`."""
+    unit: str = ""
+    limit: int | None = None
+    used: int | None = None
+    reserved: int | None = None
+    bound: int | None = None
+    least: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CallDump:
+    """What was decided of one call."""
+
+    id: str
+    began_at_s: float
+    """Unix seconds."""
+    is_open: bool
+    """Still in flight."""
+    direction: str
+    agent: str
+    workflow: str
+    kind: str
+    target: str
+    model: str
+    operation: str
+    attempts: Sequence[AttemptDump] = ()
+    refusals: Sequence[RefusalDump] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CallsPage:
+    """Calls, the newest first; only those that are still remembered."""
+
+    calls: Sequence[CallDump]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +298,15 @@ class AdminView(Protocol):
         """Return the document in force, None before the first."""
         ...
 
-    def accounts(self, *, after: str, limit: int) -> AccountsPage:
-        """Return at most `limit` accounts whose ids sort after `after`."""
+    @property
+    def books(self) -> Books: ...
+
+    def call(self, id: str) -> CallDump | None:
+        """Return what was decided of a call; None where it is not known, or not any more."""
+        ...
+
+    def calls(self, *, is_refused: bool, limit: int) -> CallsPage:
+        """Return the last calls, or the last of those that were refused."""
         ...
 
     def breakers(self) -> Sequence[BreakerDump]: ...

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
+from meshd.cli.amounts import Dollars, Tokens
 from meshd.running import Door
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from meshd.running import Running
 
 EXIT_OWN_FAILURE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
-_BUDGET_MAX = 2**53
 _WORKFLOW = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
 _LOOPBACK = "127.0.0.1,localhost,::1"
 _KEY_STAND_IN = "meshd-attaches-it"
@@ -83,33 +83,6 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits()
 
 
-class _Tokens(click.ParamType[int]):
-    name = "tokens"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip()
-        factor = {"k": 1000, "m": 1_000_000}.get(text[-1:].lower(), 1)
-        digits = text[:-1] if factor > 1 else text
-        if not digits.isascii() or not digits.isdigit() or not 0 < int(digits[:20]) * factor <= _BUDGET_MAX:
-            self.fail(f"{text!r} is not a number of tokens, for example 50000, 50k or 2M", param, ctx)
-        return int(digits) * factor
-
-
-class _Dollars(click.ParamType[int]):
-    name = "dollars"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from meshd.filters.units import microdollars
-
-        try:
-            amount = microdollars(str(value).strip())
-        except ValueError:
-            amount = 0
-        if not amount:
-            self.fail(f"{str(value)!r} is not an amount of US dollars, for example 5, 0.25 or $5.00", param, ctx)
-        return amount
-
-
 def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -> str | None:
     if value is not None and _WORKFLOW.match(value) is None:
         raise click.BadParameter("a name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
@@ -120,13 +93,13 @@ def _workflow(_ctx: click.Context, _param: click.Parameter, value: str | None) -
 @click.option("--workflow", callback=_workflow, metavar="NAME", help="Workflow to join; a new one otherwise.")
 @click.option(
     "--budget",
-    type=_Tokens(),
+    type=Tokens(),
     metavar="TOKENS",
     help="Most tokens that its workflow may spend in all; where the policy says less, that holds.",
 )
 @click.option(
     "--dollars",
-    type=_Dollars(),
+    type=Dollars(),
     metavar="AMOUNT",
     help="The same in US dollars, by the prices of the models.",
 )

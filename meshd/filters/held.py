@@ -35,6 +35,11 @@ class Rest:
         self._quote = quote
         """The price of `money`; None where there is none."""
 
+    @property
+    def reservations(self) -> tuple[Reservation, ...]:
+        """Those of tokens, then those of money; settled or not."""
+        return (*self._tokens, *self._money)
+
     def settle(self, tokens: int, outcome: Outcome, input_bound: int, output_bound: int) -> None:
         """Charge each account, and say in the outcome what the attempt cost."""
         for reservation in self._tokens:
@@ -50,7 +55,20 @@ class Rest:
 class Held:
     """What is held for one attempt: in `entry` where one account gave it at once, else in `rest`."""
 
-    __slots__ = ("_bound", "_bounds", "_entry", "_input_bound", "_ledger", "_model", "_ran_tokens", "_rest")
+    __slots__ = (
+        "_bounds",
+        "_entry",
+        "_ledger",
+        "_model",
+        "_ran_tokens",
+        "account",
+        "bound",
+        "charged",
+        "input_bound",
+        "is_estimated",
+        "limit",
+        "rest",
+    )
 
     def __init__(
         self,
@@ -65,29 +83,39 @@ class Held:
         self._entry = entry
         self._bounds = bounds
         self._model = ask.model_sent
-        self._input_bound = ask.input_bound
-        self._bound = bound
-        self._rest = rest
+        self.input_bound = ask.input_bound
+        self.bound = bound
+        self.rest = rest
         self._ran_tokens = 0
+        self.account = ""
+        self.limit = 0
+        if entry is not None:
+            self.account = entry.id
+            self.limit = entry.whole
+        self.charged = 0
+        self.is_estimated = False
 
     def settle(self, outcome: Outcome) -> None:
         """Charge what the attempt cost to each account, and give the rest back."""
-        output_bound = self._bound - self._input_bound
+        output_bound = self.bound - self.input_bound
         if self._ran_tokens > output_bound:
             output_bound = self._ran_tokens
-        tokens, is_estimated = charge_of(outcome, self._input_bound, output_bound)
+        tokens, is_estimated = charge_of(outcome, self.input_bound, output_bound)
         if is_estimated:
             self._ledger.estimated += 1
+        self.charged = tokens
+        self.is_estimated = is_estimated
+        outcome.held = self
         usage = outcome.usage
-        if usage is not None and usage.input_tokens > self._input_bound and not usage.is_estimated:
-            self._bounds.passed(self._model, self._input_bound, usage.input_tokens)
+        if usage is not None and usage.input_tokens > self.input_bound and not usage.is_estimated:
+            self._bounds.passed(self._model, self.input_bound, usage.input_tokens)
         entry = self._entry
         if entry is not None:
             self._entry = None
-            self._ledger.pay(entry, self._bound, tokens)
-        rest = self._rest
+            self._ledger.pay(entry, self.bound, tokens)
+        rest = self.rest
         if rest is not None:
-            rest.settle(tokens, outcome, self._input_bound, output_bound)
+            rest.settle(tokens, outcome, self.input_bound, output_bound)
 
 
 class HeldStream(Held):
@@ -112,10 +140,17 @@ class HeldStream(Held):
         self._entry = entry
         self._bounds = bounds
         self._model = ask.model_sent
-        self._input_bound = ask.input_bound
-        self._bound = bound
-        self._rest = rest
+        self.input_bound = ask.input_bound
+        self.bound = bound
+        self.rest = rest
         self._ran_tokens = 0
+        self.account = ""
+        self.limit = 0
+        if entry is not None:
+            self.account = entry.id
+            self.limit = entry.whole
+        self.charged = 0
+        self.is_estimated = False
         self._cut_at = int((bound - ask.input_bound) * STREAM_MARGIN) + STREAM_MARGIN_TOKENS
         self._is_error = is_error
 
@@ -124,7 +159,7 @@ class HeldStream(Held):
         if event.output_estimate <= self._cut_at:
             return event
         self._ran_tokens = event.output_estimate
-        granted = self._bound - self._input_bound
+        granted = self.bound - self.input_bound
         return Cut(
             f"the answer ran past its cap: about {event.output_estimate} tokens for {granted} granted",
             is_error=self._is_error,

@@ -61,6 +61,12 @@ def _glob(model: str) -> str:
 
 def exhausted(call: Call, purse: Purse, short: Shortfall) -> Refused:
     """Return the refusal for an account that cannot cover a call."""
+    refused = _exhausted(call, purse, short)
+    refused.short = short
+    return refused
+
+
+def _exhausted(call: Call, purse: Purse, short: Shortfall) -> Refused:
     rule, is_money = purse.rule, purse.is_money
     unit = "" if is_money else " tokens"
     if call.policy.expose_amounts:

@@ -115,6 +115,7 @@ class Begun(Held):
         """Hold on to the tokens where the work goes on, else settle as every call."""
         is_begun = self._id and outcome.usage is None and outcome.is_forwarded and 200 <= outcome.status < 300
         self.outcome = outcome
+        outcome.held = self
         if not is_begun or not self._underway.keep(self, self._id, outcome.now_s):
             super().settle(outcome)
 

@@ -51,12 +51,17 @@ class AccountView(NamedTuple):
 class Reservation:
     """Tokens held for one attempt. Settle it exactly once."""
 
-    __slots__ = ("_entry", "_ledger", "bound")
+    __slots__ = ("_entry", "_ledger", "account", "bound", "charged", "limit")
 
     def __init__(self, ledger: Ledger, entry: Entry, bound: int) -> None:
         self._ledger = ledger
         self._entry: Entry | None = entry
+        self.account = entry.id
+        """Whose tokens are held."""
+        self.limit = entry.whole
+        """What the account might spend in all when this was reserved."""
         self.bound = bound
+        self.charged = 0
 
     @property
     def entry(self) -> Entry | None:
@@ -67,12 +72,8 @@ class Reservation:
         """Charge `tokens`, all of them, and give the rest of the bound back. Never raises; twice is as once."""
         entry, self._entry = self._entry, None
         if entry is not None:
+            self.charged = tokens
             self._ledger.pay(entry, self.bound, tokens)
-
-    @property
-    def account(self) -> str:
-        """Whose tokens are held; empty once it is settled."""
-        return self._entry.id if self._entry is not None else ""
 
     def lend(self) -> Report:
         """End the reservation without a charge, since another account is to have its tokens: what the owner is told."""
@@ -152,6 +153,11 @@ class Entry:
         """What the owner knows to be spent."""
 
     @property
+    def whole(self) -> int:
+        """Tokens that it may spend in all, by the last call's limit and what operators added."""
+        return self.holder.whole(self.limit) if self.holder is not None else self.limit
+
+    @property
     def is_idle(self) -> bool:
         """Nothing is reserved, nobody waits, no message is under way."""
         holder = self.holder
@@ -171,7 +177,8 @@ class Entry:
         used = holder.elsewhere - holder.lent + holder.spent if holder is not None else 0
         reserved = holder.reserved + holder.lent if holder is not None else 0
         is_closed = holder is not None and holder.is_closed
-        return Shortfall(self.id, waiter.limit, used, reserved, waiter.bound, waiter.least, is_busy, is_closed)
+        limit = holder.whole(waiter.limit) if holder is not None else waiter.limit
+        return Shortfall(self.id, limit, used, reserved, waiter.bound, waiter.least, is_busy, is_closed)
 
 
 def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
@@ -180,7 +187,7 @@ def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
     Less than the bound is given only where the bound would not fit even with nothing in flight, here and with other
     holders: a call that only has to wait a moment is not worth a shorter answer.
     """
-    left_idle = min(limit + holder.extra, holder.cap) - holder.elsewhere - holder.spent
+    left_idle = holder.whole(limit) - holder.elsewhere - holder.spent
     left = left_idle - holder.reserved
     if bound <= left:
         return bound
@@ -192,5 +199,4 @@ def fit(holder: Holder, limit: int, bound: int, least: int) -> int:
 
 def wish(holder: Holder, limit: int, bound: int, least: int) -> int:
     """Return how many tokens a call would reserve if all came back that is in flight or held elsewhere."""
-    limit = min(limit + holder.extra, holder.cap)
-    return max(least, min(bound, limit - holder.elsewhere - holder.spent + holder.lent))
+    return max(least, min(bound, holder.whole(limit) - holder.elsewhere - holder.spent + holder.lent))

@@ -70,6 +70,11 @@ class Holder:
         """Tokens of the lease that are neither spent, reserved nor given back."""
         return self.granted - self.returned - self.spent - self.reserved
 
+    def whole(self, limit: int) -> int:
+        """Return what the account may spend in all where a policy says `limit`: operators add, a parent's gift caps."""
+        whole, cap = limit + self.extra, self.cap
+        return whole if whole < cap else cap  # every call comes here, and `min` would box both
+
     def lacking(self, bound: int) -> int:
         """Tokens to ask for so that the lease covers `bound` beside all that is reserved already."""
         return bound + self.reserved - max(0, self.granted - self.returned - self.spent)

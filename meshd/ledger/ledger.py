@@ -55,6 +55,7 @@ class Ledger:
     ) -> None:
         """Use `open`, `in_memory` or `failed`. `later` sets a timer as the loop's `call_later` does."""
         self._desk = desk
+        self.holder = holder  # the name by which the owners of accounts know this sidecar
         self._faults = Faults()
         self._say = self._faults.say
         self._leases = Leases(
@@ -62,13 +63,14 @@ class Ledger:
         )
         self.orders = Orders(desk)
         self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
-        self._entries = self._leases.entries
+        self.accounts = self._entries = self._leases.entries
         self._used_last: Entry | None = None
         self._journal: Journal | None = None
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
         self._reporting: asyncio.Task[None] | None = None
-        self._closed: StoreError | None = None
+        self.fault: StoreError | None = None
+        """Why nothing more is spent, for good."""
         self.started = Start(epoch, 0, 0)
         self.refused = 0
         """Reservations that were not made, since the start of the process."""
@@ -155,14 +157,14 @@ class Ledger:
     def failed(cls, error: StoreError) -> Ledger:
         """Return a ledger whose every reservation raises `error`: budgets fail closed, everything else runs on."""
         ledger = cls.in_memory()
-        ledger._closed = error
+        ledger.fault = error
         return ledger
 
     @property
     def state(self) -> str:
         """ "ok", or what is wrong."""
-        if self._closed is not None:
-            return str(self._closed)
+        if self.fault is not None:
+            return str(self.fault)
         return str(self._faults) or "ok"
 
     @property
@@ -181,12 +183,11 @@ class Ledger:
 
     def snapshot(self) -> list[AccountView]:
         """Return the accounts in memory, the one used last at the end."""
-        views: list[AccountView] = []
-        for entry in self._entries.values():
-            holder = entry.holder
-            if holder is not None:
-                views.append(AccountView(entry.id, entry.limit, holder.elsewhere + holder.spent, holder.reserved))
-        return views
+        return [
+            AccountView(one.id, one.limit, holder.elsewhere + holder.spent, holder.reserved)
+            for one in self._entries.values()
+            if (holder := one.holder) is not None
+        ]
 
     # The hot path.
 
@@ -196,7 +197,7 @@ class Ledger:
         Whoever is given an entry calls `pay` with it, exactly once. Raises StoreError where it cannot be logged.
         """
         entry = self._entries.get(account)
-        if entry is None or entry.waiting or self._closed is not None:
+        if entry is None or entry.waiting or self.fault is not None:
             return None
         holder = entry.holder
         if holder is None or not holder.is_volatile:
@@ -213,8 +214,8 @@ class Ledger:
 
         Raises StoreError where the reservation cannot be logged.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self.fault is not None:
+            raise self.fault
         entry = self._entries.get(account)
         if entry is None or entry.waiting:
             return None
@@ -230,7 +231,7 @@ class Ledger:
                 return None
             self.refused += 1
             used = holder.elsewhere - holder.lent + holder.spent
-            return Shortfall(account, limit, used, holder.reserved, bound, least, is_busy=False)
+            return Shortfall(account, holder.whole(limit), used, holder.reserved, bound, least, is_busy=False)
         return self._reserved(entry, holder, amount)
 
     def _reserved(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
@@ -314,8 +315,8 @@ class Ledger:
 
         `is_durable`: on return the reservation survives a crash of the host. Raises StoreError.
         """
-        if self._closed is not None:
-            raise self._closed
+        if self.fault is not None:
+            raise self.fault
         entry = self._leases.entry(account)
         future = asyncio.get_running_loop().create_future()
         taken = await self._line.join(entry, Waiter(limit, bound, least, future, is_volatile=not is_durable), queue_s)
@@ -355,9 +356,9 @@ class Ledger:
 
     def _lost(self, error: StoreError) -> None:
         """Spend nothing more: the leases of this process are somebody else's, or the store is another."""
-        if self._closed is None:
+        if self.fault is None:
             _log.critical("budgets are refused from now on: %s", error)
-            self._closed = error
+            self.fault = error
             for entry in self._entries.values():
                 self._line.dismiss(entry, error)
 
@@ -377,11 +378,11 @@ class Ledger:
 
         A store that fails here is logged, not raised: the journal stays, and the next start settles from it.
         """
-        if self._closed is not None and self._directory is None:
+        if self.fault is not None and self._directory is None:
             return
-        self._closed = StoreClosed("the ledger was closed")
+        self.fault = StoreClosed("the ledger was closed")
         for entry in self._entries.values():
-            self._line.dismiss(entry, self._closed)
+            self._line.dismiss(entry, self.fault)
         if self._reporting is not None:
             self._reporting.cancel()
         await self.orders.finish()

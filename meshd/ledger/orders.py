@@ -41,6 +41,10 @@ class Orders:
         """Return the books of up to `limit` accounts, by name, from the first beyond `after`."""
         return await self._desk.owners(await self._desk.store.keys(ACCOUNTS, after, limit))
 
+    async def names(self, after: str = "", limit: int = 100) -> list[str]:
+        """Return the names of up to `limit` accounts, from the first beyond `after`."""
+        return await self._desk.store.keys(ACCOUNTS, after, limit)
+
     async def books(self, account: str) -> Owner:
         """Return the books of an account; empty ones where nobody has used it."""
         return await self._desk.owner(account)

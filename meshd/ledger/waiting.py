@@ -92,6 +92,7 @@ class Line:
             return self._refuse(entry, waiter)
         if WAIT < amount <= holder.room and (holder.is_volatile or not waiter.is_volatile):
             entry.waiting.popleft()
+            entry.limit = waiter.limit
             try:
                 waiter.future.set_result(self._take(entry, holder, amount))
             except StoreError as error:

@@ -15,7 +15,7 @@ from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import forwardable_reply, forwardable_trailers, retry_after_s
+from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
@@ -77,8 +77,7 @@ class Attempt:
         self._heard_s = 0.0
         self._first_byte_s: float | None = None
         self._detached_bytes = 0
-        self._is_paused = False
-        self._is_request_paused = False
+        self._is_paused = self._is_request_paused = False
         self._fields_added: Headers = []
 
     # ------------------------------------------------------------------ the request goes out
@@ -183,6 +182,7 @@ class Attempt:
         call, answer = self.call, self._answer
         is_inflated = answer is not None and answer.is_inflated
         fields = forwardable_reply(headers, (b"content-encoding",) if is_inflated else ())
+        fields.append((CALL_ID, call.id.encode()))
         if call.reply_headers:
             fields += call.reply_headers
         exchange.is_answered = True

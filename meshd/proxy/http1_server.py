@@ -265,8 +265,9 @@ class Http1Session(asyncio.Protocol):
 
     def _last_words(self, error: WireError) -> None:
         self._is_replied = self._is_request_whole = self._is_close_wanted = True
-        reply = wire_refusal(error, self._proxy.next_id())
-        self._proxy.telemetry.malformed(self.direction, error)
+        call_id = self._proxy.next_id()
+        reply = wire_refusal(error, call_id)
+        self._proxy.telemetry.malformed(self.direction, error, call_id)
         self.send_head(reply.status, reply.headers, len(reply.body), has_body=True)
         self.send_data(reply.body)
         self._linger()

@@ -240,8 +240,9 @@ class Http2Session(asyncio.Protocol):
         try:
             request = read_request(event.headers, event.end_stream)
         except WireError as error:
-            reply = wire_refusal(error, self._proxy.next_id())
-            self._proxy.telemetry.malformed(self.direction, error)
+            call_id = self._proxy.next_id()
+            reply = wire_refusal(error, call_id)
+            self._proxy.telemetry.malformed(self.direction, error, call_id)
             stream.send_head(reply.status, reply.headers, len(reply.body), has_body=True)
             stream.send_data(reply.body)
             stream.send_end([])

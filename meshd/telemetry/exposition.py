@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from meshd.telemetry.names import Metric
     from meshd.telemetry.series import Histogram, Series, TargetSeries
+    from meshd.telemetry.sources import BudgetReading
     from meshd.telemetry.tally import Tally
 
 
@@ -106,9 +107,13 @@ class Exposition(Collector):
         faults: dict[tuple[str, ...], float] = {}
         retries: dict[tuple[str, ...], float] = {}
         estimated: dict[tuple[str, ...], float] = {}
+        bound: dict[tuple[str, ...], float] = {}
+        charged: dict[tuple[str, ...], float] = {}
         costs: dict[tuple[str, ...], float] = {}
         for t in targets:
             _add(costs, (t.target,), t.microdollars)
+            _add(bound, (t.target,), t.bound)
+            _add(charged, (t.target,), t.charged)
             for verdict, count in zip(VERDICTS, t.verdicts, strict=True):
                 _add(attempts, (t.target, verdict), count)
             for fault, count in list(t.faults.items()):
@@ -120,6 +125,8 @@ class Exposition(Collector):
         yield _counter(names.ATTEMPT_FAULTS, faults.items())
         yield _counter(names.RETRIES, retries.items())
         yield _counter(names.TOKENS_ESTIMATED, estimated.items())
+        yield _counter(names.BOUND_TOKENS, bound.items())
+        yield _counter(names.CHARGED_TOKENS, charged.items())
         yield _counter(names.COST, costs.items())
 
     def _models(self) -> Iterator[Family]:
@@ -146,7 +153,8 @@ class Exposition(Collector):
     def _budget_and_breakers(self) -> Iterator[Family]:
         reading = self.reading
         budget = reading.budget
-        yield _gauge(names.BUDGET_RESERVED, [((), budget.reserved)] if budget else [])
+        yield from _scopes(budget)
+        yield _gauge(names.BUDGET_STRANDED, [((), budget.stranded)] if budget else [])
         yield _counter(names.BUDGET_SPENT, [((), budget.spent)] if budget else [])
         yield _counter(names.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
         yield _counter(names.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
@@ -157,7 +165,6 @@ class Exposition(Collector):
         yield _counter(names.INPUT_BOUND, ((key, one.bound) for key, one in bounds))
         yield _counter(names.INPUT_USED, ((key, one.used) for key, one in bounds))
         yield _histogram(names.BOUND_RATIO, ((key, one.ratio) for key, one in bounds))
-        yield _gauge(names.BUDGET_RESERVED_MONEY, [((), budget.reserved_microdollars)] if budget else [])
         yield _counter(names.BUDGET_SPENT_MONEY, [((), budget.spent_microdollars)] if budget else [])
         passed = (budget.warned, budget.degraded, budget.unpriced) if budget else ((), (), ())
         for metric, counts in zip(
@@ -197,6 +204,29 @@ class Exposition(Collector):
         yield _counter(names.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(names.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(names.STARTED_AT, [((), self._started_s)])
+
+
+def _scopes(budget: BudgetReading | None) -> Iterator[Family]:
+    """Yield what the accounts come to, by what they count together; those of money apart from those of tokens."""
+    found = budget.scopes if budget else ()
+    accounts: dict[tuple[str, ...], float] = {}
+    for sums in found:
+        _add(accounts, (sums.scope,), sums.accounts, keep_zero=True)
+    yield _gauge(names.BUDGET_ACCOUNTS, accounts.items())
+    tokens = [sums for sums in found if not sums.is_money]
+    money = [sums for sums in found if sums.is_money]
+    for metrics, those in ((_OF_TOKENS, tokens), (_OF_MONEY, money)):
+        limit, used, reserved, leased = metrics
+        yield _gauge(limit, [((sums.scope,), sums.limit) for sums in those])
+        yield _gauge(used, [((sums.scope,), sums.used) for sums in those])
+        yield _gauge(reserved, [((sums.scope,), sums.reserved) for sums in those])
+        yield _gauge(leased, [((sums.scope,), sums.leased) for sums in those])
+
+
+_OF_TOKENS = (names.BUDGET_LIMIT, names.BUDGET_USED, names.BUDGET_RESERVED, names.BUDGET_LEASED)
+_OF_MONEY = (
+    names.BUDGET_LIMIT_MONEY, names.BUDGET_USED_MONEY, names.BUDGET_RESERVED_MONEY, names.BUDGET_LEASED_MONEY,
+)  # fmt: skip
 
 
 def _by_direction(outbound: int, inbound: int) -> list[tuple[tuple[str, ...], float]]:

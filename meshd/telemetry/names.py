@@ -33,6 +33,7 @@ RULE: Final = "rule"
 VERDICT: Final = "verdict"
 FAULT: Final = "fault"
 STATE: Final = "state"
+SCOPE: Final = "scope"
 FAMILY: Final = "family"
 BOUND: Final = "bound"
 VERSION: Final = "version"
@@ -112,14 +113,49 @@ CONNECTIONS: Final = Metric("meshd_connections_open", "gauge", "Open connections
 CONNECTIONS_OPENED: Final = Metric(
     "meshd_connections_opened_total", "counter", "Connections that were opened.", (DIRECTION,)
 )
+BUDGET_ACCOUNTS: Final = Metric(
+    "meshd_budget_accounts_open", "gauge", "Accounts in memory, by what they count together.", (SCOPE,)
+)
+BUDGET_LIMIT: Final = Metric(
+    "meshd_budget_limit_tokens", "gauge", "Limits of the accounts in memory, added up, top-ups included.", (SCOPE,)
+)
+BUDGET_USED: Final = Metric(
+    "meshd_budget_used_tokens", "gauge", "Tokens that the accounts in memory have spent, over all sidecars.", (SCOPE,)
+)
 BUDGET_RESERVED: Final = Metric(
-    "meshd_budget_reserved_tokens", "gauge", "Tokens reserved for attempts in flight, over all accounts."
+    "meshd_budget_reserved_tokens", "gauge", "Tokens reserved for attempts in flight, over all accounts.", (SCOPE,)
+)
+BUDGET_LEASED: Final = Metric(
+    "meshd_budget_leased_tokens",
+    "gauge",
+    "Tokens on lease to this sidecar: what it strands where it vanishes.",
+    (SCOPE,),
+)
+BUDGET_LIMIT_MONEY: Final = Metric(
+    "meshd_budget_limit_microdollars", "gauge", "The limits of accounts of money, likewise.", (SCOPE,)
+)
+BUDGET_USED_MONEY: Final = Metric(
+    "meshd_budget_used_microdollars", "gauge", "What accounts of money have spent, likewise.", (SCOPE,)
+)
+BUDGET_RESERVED_MONEY: Final = Metric(
+    "meshd_budget_reserved_microdollars", "gauge", "Micro-dollars reserved for attempts in flight.", (SCOPE,)
+)
+BUDGET_LEASED_MONEY: Final = Metric(
+    "meshd_budget_leased_microdollars", "gauge", "Micro-dollars on lease to this sidecar.", (SCOPE,)
+)
+BUDGET_STRANDED: Final = Metric(
+    "meshd_budget_stranded_tokens",
+    "gauge",
+    "Tokens of the run before that were counted as spent at this start, since nobody could say that they were not.",
+)
+BOUND_TOKENS: Final = Metric(
+    "meshd_bound_tokens_total", "counter", "What was reserved for attempts that were charged, each once.", (TARGET,)
+)
+CHARGED_TOKENS: Final = Metric(
+    "meshd_charged_tokens_total", "counter", "What those attempts were charged, each once.", (TARGET,)
 )
 BUDGET_SPENT: Final = Metric(
     "meshd_budget_spent_tokens_total", "counter", "Tokens charged to accounts since the start of this process."
-)
-BUDGET_RESERVED_MONEY: Final = Metric(
-    "meshd_budget_reserved_microdollars", "gauge", "Micro-dollars reserved for attempts in flight, over all accounts."
 )
 BUDGET_SPENT_MONEY: Final = Metric(
     "meshd_budget_spent_microdollars_total",

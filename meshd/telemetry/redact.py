@@ -7,6 +7,7 @@ wherever it stands (a message, an exception's text, a URL, a path). Taking out t
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any
 
 MARK = "[redacted]"
@@ -99,13 +100,19 @@ def anything(value: Any, depth: int = 0) -> Any:
     if depth >= DEPTH_MAX:
         return "..."
     if isinstance(value, dict):
-        return {text(_name(key)): _field(_name(key), item, depth) for key, item in value.items()}
+        return {_key(name): _field(name, item, depth) for key, item in value.items() for name in (_name(key),)}
     if isinstance(value, list | tuple | set | frozenset):
         items = list(value)
         if len(items) == 2 and isinstance(items[0], str | bytes) and is_secret_header(_name(items[0])):
             return [_name(items[0]), MARK]
         return [anything(item, depth + 1) for item in items]
     return text(str(value))
+
+
+@lru_cache(maxsize=512)
+def _key(name: str) -> str:
+    """Return a mapping's key without secrets. The same few come again and again, and most look at first like a key."""
+    return text(name)
 
 
 def _name(value: Any) -> str:

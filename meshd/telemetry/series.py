@@ -70,6 +70,8 @@ class TargetSeries:
     """What is counted for one direction and target."""
 
     __slots__ = (
+        "bound",
+        "charged",
         "direction",
         "duration",
         "estimated_input",
@@ -103,6 +105,9 @@ class TargetSeries:
         self.used_output = 0
         self.estimated_input = 0
         self.estimated_output = 0
+        self.bound = 0
+        """Tokens that were reserved for attempts that were charged, and what those were charged."""
+        self.charged = 0
         self.microdollars = 0
         """What attempts cost that a dollar budget counts."""
         self.duration = Histogram(names.SECONDS_BUCKETS)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
+    from meshd.telemetry.budgets import ScopeSums
+
 T = TypeVar("T")
 _log = logging.getLogger("meshd.telemetry")
 
@@ -27,15 +29,16 @@ class BreakerReading(NamedTuple):
 class BudgetReading(NamedTuple):
     """Sums over all accounts, in tokens and in micro-dollars; counts since the start of the process."""
 
-    reserved: int = 0
     spent: int = 0
     refused: int = 0
     bound_violations: int = 0
+    stranded: int = 0
+    """Counted as spent at the start, since nobody could say that it was not."""
+    scopes: tuple[ScopeSums, ...] = ()
     counted: int = 0
     uncounted: int = 0
     models_raised: int = 0
     """Now."""
-    reserved_microdollars: int = 0
     spent_microdollars: int = 0
     warned: tuple[tuple[str, int], ...] = ()
     """By rule, as are the next two."""

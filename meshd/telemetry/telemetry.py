@@ -11,10 +11,11 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Direction, Fault, Kind, Verdict
+from meshd.call import Call, Direction, Fault, Kind, Verdict
 from meshd.refusal import Reason
 from meshd.telemetry import names, redact, sources, spans
 from meshd.telemetry.logs import FloodGate
+from meshd.telemetry.provenance import Provenance
 from meshd.telemetry.series import Series
 from meshd.telemetry.sources import Sources
 from meshd.telemetry.tally import Tally
@@ -22,8 +23,9 @@ from meshd.telemetry.tally import Tally
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call, Outcome, Usage
+    from meshd.call import Ask, Outcome, Usage
     from meshd.dialects.contract import Meter
+    from meshd.filters.held import Held
     from meshd.refusal import Refused
     from meshd.telemetry.exposition import Exposition
     from meshd.telemetry.series import ModelSeries, TargetSeries
@@ -91,6 +93,7 @@ class Telemetry:
         self.sources = Sources()
         self.tally = Tally()
         self.series = Series()
+        self.provenance = Provenance()
         self.version = version
         self._clock = clock
         self._wall_clock = wall_clock
@@ -120,7 +123,12 @@ class Telemetry:
 
     def attempted(self, call: Call, outcome: Outcome) -> None:
         """An attempt ended, the last one of the call too."""
+        self.provenance.attempted(call, outcome)
         series = self.series.of_call(call)
+        held: Held | None = outcome.held
+        if held is not None and held.charged:
+            series.bound += held.bound
+            series.charged += held.charged
         verdict, first_byte_s = outcome.verdict, outcome.first_byte_s
         if call.attempt > 1:
             series.retries += 1
@@ -194,6 +202,8 @@ class Telemetry:
         else:
             result = _result(call, outcome, refused)
         series.results[result] += 1
+        if refused is not None:
+            self.provenance.denied(call, refused)
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
         series.duration.observe(duration_s)
         span = call.span
@@ -209,6 +219,7 @@ class Telemetry:
     def shadowed(self, call: Call, refused: Refused) -> None:
         """A rule in shadow would have refused the call."""
         self.series.shadow(refused.rule, refused.reason.value)
+        self.provenance.denied(call, refused, is_shadow=True)
         if call.span is not None:
             call.span.is_shadowed = True
         if self._gate.is_open(("shadow", refused.rule, refused.reason.value), self._clock()):
@@ -237,8 +248,14 @@ class Telemetry:
 
     # The rest is rare.
 
-    def malformed(self, direction: Direction, refused: Refused) -> None:
-        """Bytes came that never became a call: they count as a refusal of no known target."""
+    def malformed(self, direction: Direction, refused: Refused, call_id: str = "") -> None:
+        """Bytes came that never became a call: they count as a refusal of no known target.
+
+        `call_id` is what the peer was told that they are called, where it was told anything.
+        """
+        if call_id:
+            never = Call(call_id, direction, "", "", "", [], self._clock(), self._wall_clock())
+            self.provenance.denied(never, refused)
         series = self.series.unknown[direction.value]
         series.results[names.REFUSED] += 1
         series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1

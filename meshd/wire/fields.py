@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from meshd.call import Headers
 
 OURS: Final = b"x-meshd-"
+CALL_ID: Final = b"x-meshd-call"
+"""Reply field: by this name the decisions about the call can be read back (`meshd budget call`)."""
 
 HOP_BY_HOP: Final = frozenset(
     {

@@ -161,9 +161,9 @@ class Sidecar:
         return found
 
     def accounts(self) -> dict[str, tuple[int, int, int]]:
-        """Every account in the books: id -> (total, spent, reserved)."""
-        page = self.admin("/v1/workflows?limit=1000")
-        return {one["id"]: (one["total"], one["spent"], one["reserved"]) for one in page["accounts"]}
+        """Every account in the books: id -> (total, used, reserved)."""
+        page = self.admin("/v1/accounts?limit=1000")
+        return {one["id"]: (one["total"], one["used"], one["reserved"]) for one in page["accounts"]}
 
     def signal(self, number: int) -> None:
         assert self.process is not None

@@ -69,7 +69,7 @@ async def test_what_a_store_may_lose_is_said_once_and_its_password_never(
         assert sidecar.log.count("appendonly is off") == 1
         assert f"Budgets are kept in redis://{server.address}/0\n" in sidecar.log
         seen = [sidecar.get(path)[1] for path in ("/metrics", "/readyz")]
-        seen += [json.dumps(sidecar.admin(path)) for path in ("/v1/status", "/v1/policy", "/v1/workflows")]
+        seen += [json.dumps(sidecar.admin(path)) for path in ("/v1/status", "/v1/policy", "/v1/accounts")]
         server.kill()
         until(lambda: chat(sidecar, "new")[0] == 503)
         seen += [chat(sidecar, "newer")[1], sidecar.get("/readyz")[1], json.dumps(sidecar.admin("/v1/status"))]

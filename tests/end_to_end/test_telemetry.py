@@ -185,7 +185,7 @@ def test_health_says_what_is_so(sidecar: Sidecar, provider: Provider) -> None:
     checks = {check["name"]: check for check in json.loads(sidecar.get("/readyz")[1])["checks"]}
     assert checks["policy"]["detail"] == sidecar.admin("/v1/policy")["digest"][:12]
     assert sidecar.running is not None
-    for path in ("/v1/policy", "/v1/status", "/v1/workflows", "/v1/breakers"):
+    for path in ("/v1/policy", "/v1/status", "/v1/accounts", "/v1/calls", "/v1/breakers"):
         assert fetch(f"http://{sidecar.running['admin']}{path}")[0] == 401
         assert sidecar.get(path)[0] == 404, "the open port has none of it"
 
@@ -204,7 +204,7 @@ def test_no_secret_comes_out_anywhere(sidecar: Sidecar, provider: Provider, coll
     secret = f"{shape}{uuid.uuid4().hex}"
     sidecar.start(policy(provider), MESHD_LOG="debug", MESHD_OTLP_ENDPOINT=collector.url, MESHD_SAMPLE_RATIO="1")
     all_sorts(sidecar, secret)
-    for path in ("/v1/policy", "/v1/status", "/v1/workflows?limit=1000", "/v1/breakers"):
+    for path in ("/v1/policy", "/v1/status", "/v1/accounts?limit=1000", "/v1/calls?limit=1000", "/v1/breakers"):
         assert secret not in json.dumps(sidecar.admin(path)), path
     for path in ("/metrics", "/readyz", "/livez"):
         assert secret not in sidecar.get(path)[1], path

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshd.call import Direction, Fault, Kind, Usage, Verdict
+from meshd.call import Ask, Direction, Fault, Kind, Usage, Verdict
+from meshd.filters.bounds import Bounds
+from meshd.filters.held import Held
+from meshd.ledger import Ledger
+from meshd.ledger.entry import Entry
+from meshd.ledger.holder import Holder
 from meshd.refusal import Reason, Refused
 from meshd.telemetry import names
+from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
 from meshd.telemetry.sources import BreakerReading, BudgetReading
 from meshd.telemetry.telemetry import Telemetry
@@ -48,11 +54,30 @@ def value(telemetry: Telemetry, name: str, **labels: str) -> float | None:
     return scrape(telemetry).get((name, tuple(sorted(labels.items()))))
 
 
+def accounts() -> list[Entry]:
+    """Accounts as the ledger has them in memory: two workflows, one of them topped up, and one of money."""
+    made = []
+    for id, limit, spent in (("workflow/a", 1000, 300), ("workflow/b", 500, 0), ("agent/a/@usd", 5_000_000, 1_250_000)):
+        entry, holder = Entry(id), Holder("local", 1, 1)
+        holder.granted, holder.spent, holder.reserved, holder.total = spent + 100, spent, 40, limit
+        entry.holder, entry.limit = holder, limit
+        made.append(entry)
+    first = made[0].holder
+    assert first is not None
+    first.extra, first.total, first.elsewhere, first.lent = 200, 1200, 150, 50
+    return [*made, Entry("workflow/not-met-yet")]
+
+
 def busy() -> Telemetry:
     """Telemetry in which every metric has samples."""
     telemetry = Telemetry(version="1.2.3")
     llm, agent = upstream(), upstream("writer", Kind.AGENT, "writer.svc")
-    run(telemetry, call(llm, is_stream=True), usage=Usage(12, 34))
+    charged = call(llm, is_stream=True)
+    telemetry.started(charged)
+    ended = outcome(usage=Usage(12, 34), first_byte_s=0.02, is_forwarded=True, is_terminal=True)
+    Held(Ledger.in_memory(), None, Ask("chat", "m", input_bound=50), 150, None, Bounds()).settle(ended)
+    telemetry.attempted(charged, ended)
+    telemetry.ended(charged, 200, ended, None)
     run(telemetry, call(llm), usage=Usage(3, 4, is_estimated=True))
     run(telemetry, call(llm), refused=Refused(Reason.BUDGET_EXHAUSTED, "used up"))
     run(telemetry, call(agent, direction=Direction.INBOUND))
@@ -74,8 +99,8 @@ def busy() -> Telemetry:
     telemetry.series.outbound["openai"].microdollars = 75
     next(iter(telemetry.series.models.values())).microdollars = 75
     telemetry.sources.budget = lambda: BudgetReading(
-        reserved=10, spent=20, refused=3, bound_violations=1, counted=5, uncounted=2, models_raised=1,
-        reserved_microdollars=7, spent_microdollars=9,
+        spent=20, refused=3, bound_violations=1, counted=5, uncounted=2, models_raised=1,
+        spent_microdollars=9, stranded=7, scopes=tuple(sums_of(accounts())),
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
     telemetry.sources.store = lambda: True
@@ -261,6 +286,49 @@ def test_a_source_that_raises_leaves_the_rest_standing(caplog: pytest.LogCapture
     assert "a source of metrics failed" in caplog.text
 
 
+def test_accounts_are_added_up_by_what_they_count_together_and_money_apart() -> None:
+    telemetry = busy()
+    shown = scrape(telemetry)
+    of_workflow = {key[0]: found for key, found in shown.items() if key[1] == (("scope", "workflow"),)}
+    assert of_workflow == {
+        "meshd_budget_accounts_open": 2,
+        "meshd_budget_limit_tokens": 1700,
+        "meshd_budget_used_tokens": 400,
+        "meshd_budget_reserved_tokens": 80,
+        "meshd_budget_leased_tokens": 200,
+    }
+    of_agent = {key[0]: found for key, found in shown.items() if key[1] == (("scope", "agent"),)}
+    assert of_agent == {
+        "meshd_budget_accounts_open": 1,
+        "meshd_budget_limit_microdollars": 5_000_000,
+        "meshd_budget_used_microdollars": 1_250_000,
+        "meshd_budget_reserved_microdollars": 40,
+        "meshd_budget_leased_microdollars": 100,
+    }
+    assert value(telemetry, "meshd_budget_stranded_tokens") == 7
+
+
+def test_names_that_agents_choose_make_no_scope() -> None:
+    entries = []
+    for number in range(50):
+        entry = Entry(f"odd-{number}/x")
+        entry.holder = Holder("local", 1, 1)
+        entries.append(entry)
+    assert [(one.scope, one.accounts) for one in sums_of(entries)] == [("other", 50)]
+
+
+def test_bound_and_charge_can_be_divided() -> None:
+    telemetry = busy()
+    assert value(telemetry, "meshd_bound_tokens_total", target="openai") == 150
+    assert value(telemetry, "meshd_charged_tokens_total", target="openai") == 46
+    # What was given back whole says nothing about bounds.
+    released = call(upstream())
+    ended = outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT)
+    Held(Ledger.in_memory(), None, Ask("chat", "m", input_bound=50), 150, None, Bounds()).settle(ended)
+    telemetry.attempted(released, ended)
+    assert value(telemetry, "meshd_bound_tokens_total", target="openai") == 150
+
+
 def test_the_worst_breaker_of_an_upstream_is_shown() -> None:
     telemetry = busy()
     states = {
@@ -393,7 +461,6 @@ def test_thresholds_are_counted_by_rule() -> None:
         'meshd_budget_warned_total{rule="flow"} 2.0',
         'meshd_budget_degraded_total{rule="flow"} 1.0',
         'meshd_budget_unpriced_total{rule="daily"} 4.0',
-        "meshd_budget_reserved_microdollars 7.0",
         "meshd_budget_spent_microdollars_total 9.0",
     ):
         assert line in text
