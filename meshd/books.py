@@ -36,8 +36,9 @@ async def open_books(home: Path, store: str) -> Ledger:
     engine = await open_store(store, home)
     try:
         if engine.name == "memory":
-            return Ledger.in_memory(store=engine)
-        ledger = await Ledger.open(home, store=engine)
+            ledger = Ledger.in_memory(store=engine)
+        else:
+            ledger = await Ledger.open(home, store=engine)
     except BaseException:
         await engine.close()
         raise

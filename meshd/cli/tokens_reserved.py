@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, NamedTuple
 
 from meshd.cli.explain_request import RequestError, read_request
-from meshd.dialects.table import DIALECTS, recognise
+from meshd.dialects.table import dialect_at, recognise
 from meshd.dialects.windows import WINDOW_UNKNOWN, family, window
 from meshd.filters.purse import OUTPUT_DEFAULT
 from meshd.ledger.cost import bound_of
@@ -15,7 +15,7 @@ from meshd.tokens.counter import Counter
 from meshd.tokens.encodings import BYTES, encoding_of
 
 if TYPE_CHECKING:
-    from meshd.call import Ask
+    from meshd.call import Ask, Headers
 
 
 class Counted(NamedTuple):
@@ -61,20 +61,21 @@ def reserved(data: bytes, *, dialect: str = "", operation: str = "chat", counter
     `data` is a request as `meshd explain` takes it, or with `dialect` a bare JSON body. Raises RequestError, or
     Refused for what meshd would not forward.
     """
-    body, name, operation = _body_of(data, dialect, operation)
-    one = DIALECTS[name]
-    ask = one.read(operation, body)
+    body, name, operation, path, headers = _body_of(data, dialect, operation)
+    one = dialect_at(name, path)
+    ask = one.read(operation, body, path, headers)
     cap, bound = bound_of(ask, OUTPUT_DEFAULT)
     counted, uncounted = _count(ask, getattr(one, "texts", None), counter or Counter())
     return Reserved(name, ask, len(body), cap, ask.output_cap is not None, bound, counted, uncounted)
 
 
-def _body_of(data: bytes, dialect: str, operation: str) -> tuple[bytes, str, str]:
+def _body_of(data: bytes, dialect: str, operation: str) -> tuple[bytes, str, str, str, Headers]:
+    """Return the body, the dialect's name, the operation, the path and the header fields: none of a bare body."""
     if not data.strip():
         raise RequestError("it is empty")
     if data.lstrip()[:1] == b"{" and not _has_url(data):
         if dialect:
-            return data.strip(), dialect, operation
+            return data.strip(), dialect, operation, "", []
         raise RequestError(
             "this is no request with a url; if it is a request's body, say with --dialect how to read it"
         )
@@ -84,7 +85,7 @@ def _body_of(data: bytes, dialect: str, operation: str) -> tuple[bytes, str, str
         raise RequestError("there is no request in it")
     found: tuple[str, str] | None
     if dialect:
-        known = DIALECTS[dialect].recognise(request.method, request.target)
+        known = dialect_at(dialect, request.target).recognise(request.method, request.target)
         found = (dialect, known) if known is not None else None
     else:
         found = recognise(request.method, request.target)
@@ -93,7 +94,7 @@ def _body_of(data: bytes, dialect: str, operation: str) -> tuple[bytes, str, str
             f"{request.method} {request.target} is no request that a dialect reads"
             f"{f' ({dialect})' if dialect else ''}: a budget bounds or refuses it by its path alone"
         )
-    return asked.body, *found
+    return asked.body, *found, request.target, request.fields.headers
 
 
 def _has_url(data: bytes) -> bool:

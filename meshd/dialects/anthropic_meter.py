@@ -234,11 +234,9 @@ class AnthropicMeter:
             counts[2] = _larger(counts[2], reported.cache_read_input_tokens)
         if type(made) is int:
             counts[3] = _larger(counts[3], made)
+        self._written_long = max(self._written_long, _written_long(reported.cache_creation))
         if reported.iterations is not None:
             self._read_iterations(reported.iterations)
-        if type(reported.cache_creation) is dict:
-            written_long = count(reported.cache_creation.get("ephemeral_1h_input_tokens"))
-            self._written_long = max(self._written_long, -1 if written_long is None else written_long)
         if not is_final or type(made) is not int or not 0 <= made <= COUNT_MAX:
             return
         given, made = counts[0] + counts[1] + counts[2], counts[3]
@@ -258,6 +256,10 @@ class AnthropicMeter:
         for at, name in enumerate(_COUNTED):
             each = [count(one.get(name)) or 0 for one in iterations if type(one) is dict]
             self._counts[at] = _larger(self._counts[at], sum(each))
+        long = [_written_long(one.get("cache_creation")) for one in iterations if type(one) is dict]
+        said = [one for one in long if one >= 0]
+        if said:
+            self._written_long = max(self._written_long, sum(said))
 
     def cut(self, *, is_event_forwarded: bool = False) -> bytes:
         """See `Meter.cut`: closes what is open, then says `max_tokens` and stops."""
@@ -293,6 +295,12 @@ class AnthropicMeter:
         row = refused.row
         error = {"type": row.anthropic_type, "message": refused.message, "details": {"error_code": row.code}}
         return _event("error", {"error": error})
+
+
+def _written_long(reported: Any) -> int:
+    """Return the tokens that were put into the cache to be kept for an hour; -1 where that is not said."""
+    written = count(reported.get("ephemeral_1h_input_tokens")) if type(reported) is dict else None
+    return -1 if written is None else written
 
 
 def _larger(known: int, reported: int) -> int:

@@ -11,6 +11,7 @@ import msgspec
 from meshd.call import Usage
 from meshd.dialects.anthropic_meter import AnthropicMeter
 from meshd.dialects.counting import count
+from meshd.prices.billed import Billed
 from meshd.wire import event_stream, sse
 
 if TYPE_CHECKING:
@@ -90,7 +91,8 @@ def _metrics_of(data: bytes) -> Usage | None:
         return None
     if given is None or made is None or given + cached + written == 0:
         return None
-    return Usage(given + cached + written, made, cached)
+    billed = Billed(written) if written else None
+    return Usage(given + cached + written, made, cached, billed=billed)
 
 
 def _carried(payload: bytes) -> bytes:

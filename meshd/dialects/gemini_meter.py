@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
 from meshd.dialects.gemini_shapes import Answer, Candidate, Content, Feedback, UsageShape
+from meshd.prices.billed import Billed
 from meshd.wire import json_array, sse
 
 if TYPE_CHECKING:
@@ -28,6 +29,11 @@ _STATUSES: Final = {
     3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED",
     9: "FAILED_PRECONDITION", 13: "INTERNAL", 14: "UNAVAILABLE", 16: "UNAUTHENTICATED",
 }  # fmt: skip
+_TIERS: Final = {
+    "standard": "standard", "flex": "flex", "priority": "priority",
+    "ON_DEMAND": "standard", "ON_DEMAND_FLEX": "flex", "ON_DEMAND_PRIORITY": "priority",
+}  # fmt: skip
+"""Others are charged as the request asked."""
 
 
 def error_object(refused: Refused) -> dict[str, Any]:
@@ -294,4 +300,13 @@ def _usage_of(reported: UsageShape, *, has_output: bool) -> Usage | None:
     if not 0 < given + made <= COUNT_MAX:
         return None
     cached = min(count(reported.cached_content_token_count) or 0, given)
-    return Usage(given, made if has_output else 0, cached, min(thoughts, made))
+    tier = _tier_of(reported)
+    billed = Billed(tier=tier) if tier else None
+    return Usage(given, made if has_output else 0, cached, min(thoughts, made), billed=billed)
+
+
+def _tier_of(reported: UsageShape) -> str:
+    """Return the tier that a report names: Google's own API by the request's word, Vertex AI by the traffic's."""
+    if type(reported.service_tier) is str:
+        return _TIERS.get(reported.service_tier.lower(), "")
+    return _TIERS.get(reported.traffic_type, "") if type(reported.traffic_type) is str else ""

@@ -40,6 +40,8 @@ class UsageShape(msgspec.Struct, gc=False, rename="camel"):
     thoughts_token_count: Any = None
     tool_use_prompt_token_count: Any = None
     total_token_count: Any = None
+    service_tier: Any = None
+    traffic_type: Any = None
 
 
 class Feedback(msgspec.Struct, gc=False, rename="camel"):

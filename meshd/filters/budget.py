@@ -8,7 +8,7 @@ from meshd.call import Kind, Wait
 from meshd.engines.port import StoreError
 from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held, HeldStream
-from meshd.filters.purse import UNATTRIBUTED, account_of, terms_for
+from meshd.filters.purse import UNATTRIBUTED, account_of, price_for, terms_for
 from meshd.filters.shortage import amount_of, exhausted, unavailable, unpriced, unread, whose
 from meshd.filters.taking import Taken
 from meshd.filters.thresholds import DEGRADED, STEPS_MAX, WARNING, Tally, count, degrade, forget, is_past, warning
@@ -153,8 +153,9 @@ class Budget:
         need = need_of(ask, terms.output_default, terms.floor)
         if not terms.has_money:
             return Taken(need, None)
-        if terms.price is not None:
-            return Taken(need, quoted(terms.price, ask, call.body))
+        price = price_for(call, ask, terms)
+        if price is not None:
+            return Taken(need, quoted(price, ask, call.body))
         binding = [purse for purse in terms.binding if purse.is_money]
         for purse in binding or [purse for purse in terms.trials if purse.is_money]:
             count(self.tally.unpriced, purse.rule)
@@ -311,7 +312,8 @@ class Budget:
         if ask is None or ask.unbounded:
             return "owes no tokens"
         need = need_of(ask, terms.output_default, terms.floor)
-        quote = None if terms.price is None else quoted(terms.price, ask, call.body)
+        price = price_for(call, ask, terms)
+        quote = None if price is None else quoted(price, ask, call.body)
         taken = Taken(need, quote)
         reserves = f"{need.input_bound + need.choices * need.cap:,} tokens"
         priced = ""

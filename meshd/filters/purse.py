@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.filters.window import Window
 from meshd.prices import MONEY
+from meshd.prices.price import dearest
 from meshd_sdk.context import NO_CEILING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meshd.call import Call
+    from meshd.call import Ask, Call
     from meshd.filters.budget_settings import BudgetSettings
     from meshd.prices.price import Price
 
@@ -137,6 +138,20 @@ def terms_for(call: Call) -> Terms:
         target = call.target
         terms.price, terms.is_priced = call.policy.prices.find(target.name, target.model), True
     return terms
+
+
+def price_for(call: Call, ask: Ask, terms: Terms) -> Price | None:
+    """Return what a call costs by `terms`: the dearest of the models that may serve it; None where the price of one is
+    not known."""
+    if terms.price is None or not ask.other_models:
+        return terms.price
+    prices = [terms.price]
+    for model in ask.other_models:
+        price = call.policy.prices.find(call.target.name, model)
+        if price is None:
+            return None
+        prices.append(price)
+    return dearest(prices)
 
 
 def terms_of(budgets: Sequence[BudgetSettings]) -> Terms:

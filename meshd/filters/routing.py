@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Kind, Target
+from meshd.dialects.rebounding import bound_anew
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -100,6 +101,8 @@ def _reroute(call: Call, route: RouteSettings) -> None:
         ask = call.ask
         if ask is not None:
             ask.model_granted = model = route.model
+            if model != ask.model:
+                bound_anew(call, ask)
         elif call.dialect is None or not call.dialect.is_free(call.method, call.path):
             raise Refused(
                 Reason.NOT_ALLOWED,

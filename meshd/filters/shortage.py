@@ -42,11 +42,14 @@ def unread(call: Call, terms: Terms) -> Refused:
 
 def unpriced(call: Call, purse: Purse) -> Refused:
     """Return the refusal for a model whose price nobody has said, on a budget that is nothing but dollars."""
-    model = call.target.model[:128]
+    target, ask = call.target, call.ask
+    models = [target.model, *(ask.other_models if ask is not None else ())]
+    unknown = [model for model in models if call.policy.prices.find(target.name, model) is None]
+    model = (unknown or models)[0][:128]
     whose_budget = f"the dollar budget of rule {purse.rule}" if purse.rule else "what its workflow may spend in dollars"
     return Refused(
         Reason.NOT_ALLOWED,
-        f"The price of the model {model!r} on {call.target.name} is not known, so it cannot be charged to "
+        f"The price of the model {model!r} on {target.name} is not known, so it cannot be charged to "
         f"{whose_budget}. Say it in the policy, in dollars for a million tokens "
         f'(`prices: {{"{_glob(model)}": {{input: 0.15, output: 0.60}}}}`; 0 is a price), or set `tokens` beside '
         "`dollars`.",

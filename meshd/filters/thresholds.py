@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Target
+from meshd.dialects.rebounding import bound_anew
 from meshd.filters.units import dollars
 from meshd.refusal import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call
+    from meshd.call import Call
     from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.purse import Purse
     from meshd.ledger.entry import Entry
@@ -86,20 +87,23 @@ def degrade(call: Call, purse: Purse, judge: Callable[[Call, AllowSettings], Non
     ask, to = call.ask, purse.degrade_to
     if ask is None or not ask.has_output or not to or to in (ask.model, ask.model_sent):
         return False
+    if ask.is_sealed and call.upstream.key_header is None:
+        return False
     was_granted, was_target, was_plan = ask.model_granted, call.target, call.plan
-    was_bound, was_bound_by = ask.input_bound, ask.bound_by
+    was_bound, was_bound_by, was_unbounded = ask.input_bound, ask.bound_by, ask.unbounded
     ask.model_granted = to
     call.target = Target(was_target.kind, was_target.name, to)
     plan = call.plan = call.policy.plan(call.target, call.agent, ask.operation)
     try:
         is_allowed = _may_be_sent(call, was_plan, judge)
         if is_allowed:
-            is_allowed = _is_bounded_anew(call, ask)
+            bound_anew(call, ask)
+            is_allowed = not ask.unbounded
     except Refused:
         is_allowed = False
     if not is_allowed:
         ask.model_granted, call.target, call.plan = was_granted, was_target, was_plan
-        ask.input_bound, ask.bound_by = was_bound, was_bound_by
+        ask.input_bound, ask.bound_by, ask.unbounded = was_bound, was_bound_by, was_unbounded
         return False
     plan.hit()
     ask.degraded_by = purse.degrade_rule
@@ -123,16 +127,6 @@ def _may_be_sent(call: Call, before: Any, judge: Callable[[Call, AllowSettings],
             return False
         judge(call, allow)
     return True
-
-
-def _is_bounded_anew(call: Call, ask: Ask) -> bool:
-    """Bound the input for the model that is now sent: tokenizers and windows differ. False where nobody can."""
-    dialect, body = call.dialect, call.body
-    if body is None or dialect is None:
-        return True
-    again: Ask = dialect.read(ask.operation, dialect.rewrite(ask, body), dialect.redirect(ask, call.path), call.headers)
-    ask.input_bound, ask.bound_by = again.input_bound, again.bound_by
-    return not again.unbounded
 
 
 def forget(call: Call, *names: bytes) -> None:

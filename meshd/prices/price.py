@@ -82,6 +82,31 @@ class Price:
         """Where it stands, for people: the table and its date, or the policy."""
 
 
+def dearest(prices: list[Price]) -> Price:
+    """Return a price that none of them is above: for a call that any of their models may serve."""
+    if len(prices) == 1:
+        return prices[0]
+    above = [price.long_above for price in prices if price.long is not None]
+    return Price(
+        _most([price.standard for price in prices]),
+        long_above=min(above, default=0),
+        long=_most([price.long or price.standard for price in prices]) if above else None,
+        priority=max([price.priority for price in prices]),
+        fast=max([price.fast for price in prices]),
+        source="the dearest of " + ", ".join(dict.fromkeys([price.source for price in prices])),
+    )
+
+
+def _most(rates: list[Rates]) -> Rates:
+    return Rates(
+        max([one.input for one in rates]),
+        max([one.cached_input for one in rates]),
+        max([one.cache_write for one in rates]),
+        max([one.cache_write_long for one in rates]),
+        max([one.output for one in rates]),
+    )
+
+
 class Quote:
     """The price of one call: what its request says of tiers and caches is taken in.
 

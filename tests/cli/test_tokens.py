@@ -110,6 +110,15 @@ def test_why_there_is_no_count(body: dict[str, Any], dialect: str, why: str) -> 
     assert why in run(body, "--dialect", dialect).stdout
 
 
+def test_a_path_that_names_the_model_is_read() -> None:
+    body = {"contents": [{"parts": [{"text": "Is it foggy?"}]}], "cachedContent": "c"}
+    found = said({"url": "/gemini/v1beta/models/gemini-2.5-pro:generateContent", "body": body})
+    assert (found["dialect"], found["model"], found["input_bound"]) == ("gemini", "gemini-2.5-pro", 1_048_576)
+    claude = "/gemini/v1/projects/p/locations/l/publishers/anthropic/models/claude-opus-4-7:rawPredict"
+    found = said({"url": claude, "body": {"max_tokens": 7, "messages": []}}, "--dialect", "gemini")
+    assert (found["model"], found["output_cap"]) == ("claude-opus-4-7", 7)
+
+
 def test_an_unknown_window_is_said_to_be() -> None:
     assert "not known" in run({"model": "mine", "messages": []}, "--dialect", "openai").stdout
 

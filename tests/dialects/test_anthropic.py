@@ -199,6 +199,18 @@ def test_each_model_that_the_service_may_take_in_turn_is_covered(
     assert ask.input_bound >= choices * read().input_bound
 
 
+def test_whoever_may_read_the_input_bounds_it() -> None:
+    large = [{"model": "claude-opus-4-7"}]
+    assert read(thread={"type": "continue"}, fallbacks=large).input_bound == 2 * 1_000_000
+    seen = [{"role": "user", "content": [IMAGE]}]
+    alone = read(messages=seen).input_bound
+    assert 1_568 < alone < 3_000
+    assert 2 * 4_784 < read(messages=seen, fallbacks=large).input_bound < 2 * 6_500
+    # No rule bounds an image in front of a model that nobody knows.
+    unknown = read(messages=seen, fallbacks=[{"model": "other"}])
+    assert (unknown.input_bound, unknown.bound_by) == (2 * WINDOW_UNKNOWN, "window")
+
+
 @pytest.mark.parametrize("fallbacks", [7, [7], [{}], [{"model": 1}], [{"model": "m", "max_tokens": "9"}]])
 def test_fallbacks_that_are_nonsense_are_refused(fallbacks: Any) -> None:
     with pytest.raises(Refused) as caught:

@@ -9,8 +9,11 @@ import pytest
 
 from meshd.call import Usage
 from meshd.dialects.anthropic import Anthropic
+from meshd.dialects.gemini import Gemini
 from meshd.dialects.openai import OpenAI
 from meshd.prices.billed import Billed
+from meshd.prices.price import quoted
+from meshd.prices.table import table
 
 CHAT = {"model": "gpt-5.4", "messages": [{"role": "user", "content": "Is it foggy?"}]}
 RESPONSES = {"model": "gpt-5.4", "input": "Is it foggy?"}
@@ -97,6 +100,19 @@ def test_a_stream_says_its_tier_at_its_beginning() -> None:
         ),
         ({"cache_creation_input_tokens": 30, "cache_creation": {"ephemeral_1h_input_tokens": -4}}, Billed(30)),
         ({"cache_creation_input_tokens": 30, "cache_creation": "all"}, Billed(30)),
+        (
+            {
+                "cache_creation_input_tokens": 30,
+                "cache_creation": {"ephemeral_1h_input_tokens": 0},
+                "iterations": [
+                    {"cache_creation_input_tokens": 10, "cache_creation": {"ephemeral_1h_input_tokens": 10}},
+                    {"cache_creation_input_tokens": 20, "cache_creation": {"ephemeral_1h_input_tokens": 5}},
+                    {"cache_creation": {"ephemeral_1h_input_tokens": "all"}},
+                ],
+            },
+            Billed(30, 15),
+        ),
+        ({"cache_creation_input_tokens": 30, "iterations": [{"input_tokens": 1}]}, Billed(30)),
     ],
 )
 def test_an_anthropic_answer_says_what_it_kept_and_for_how_long(said: dict[str, Any], billed: Billed | None) -> None:
@@ -109,3 +125,35 @@ def test_an_anthropic_answer_says_what_it_kept_and_for_how_long(said: dict[str, 
     }
     written = said.get("cache_creation_input_tokens", 0)
     assert usage_of(Anthropic(), "chat", CLAUDE, answer) == Usage(5 + written, 2, billed=billed)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said", "tier", "microdollars"),
+    [
+        # gemini-2.5-flash: 700 at $0.30, 300 of the cache at $0.03, 100 at $2.50 for a million.
+        ({}, {}, "", 469),
+        ({}, {"trafficType": "ON_DEMAND"}, "standard", 469),
+        ({"serviceTier": "priority"}, {}, "", 845),
+        ({"serviceTier": "priority"}, {"trafficType": "ON_DEMAND"}, "standard", 469),
+        ({}, {"trafficType": "ON_DEMAND_PRIORITY"}, "priority", 845),
+        ({"serviceTier": "priority"}, {"serviceTier": "STANDARD"}, "standard", 469),
+        ({"serviceTier": "priority"}, {"trafficType": "PROVISIONED_THROUGHPUT"}, "", 845),
+        ({"serviceTier": "priority"}, {"serviceTier": ["x"], "trafficType": 7}, "", 845),
+    ],
+)
+def test_a_gemini_call_is_charged_at_the_tier_that_served_it(
+    asked: dict[str, Any], said: dict[str, Any], tier: str, microdollars: int
+) -> None:
+    dialect = Gemini()
+    body = json.dumps({"contents": [{"parts": [{"text": "Is it foggy?"}]}]} | asked).encode()
+    ask = dialect.read("chat", body, "/v1beta/models/gemini-2.5-flash:generateContent")
+    meter = dialect.meter(ask)
+    counts = {
+        "promptTokenCount": 1_000, "cachedContentTokenCount": 300, "candidatesTokenCount": 60, "thoughtsTokenCount": 40,
+        "totalTokenCount": 1_100,
+    }  # fmt: skip
+    meter.read_message(json.dumps({"candidates": [], "usageMetadata": counts | said}).encode())
+    assert meter.usage == Usage(1_000, 100, 300, 40, billed=Billed(tier=tier) if tier else None)
+    price = table().find(ask.model)
+    assert price is not None
+    assert quoted(price, ask, body).charge(meter.usage) == microdollars

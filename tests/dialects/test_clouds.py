@@ -11,6 +11,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.bedrock import Bedrock
 from meshd.dialects.bedrock_meter import BedrockMeter
 from meshd.dialects.table import dialect_at
+from meshd.prices.billed import Billed
 from meshd.refusal import Reason, Refused
 from meshd.wire.event_stream import Splitter, decode
 from tests.wire.frames import chunk, event
@@ -147,7 +148,7 @@ def test_bedrocks_own_counts_stand_in_for_missing_ones() -> None:
     for said in (START, OPEN, WORDS, {"type": "message_stop", "amazon-bedrock-invocationMetrics": metrics}):
         made.read_event(chunk(said))
     assert made.is_terminal
-    assert made.usage == Usage(12, 5, 3)
+    assert made.usage == Usage(12, 5, 3, billed=Billed(2))
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import pytest
 from meshd.call import Ask, Usage
 from meshd.dialects.gemini import Gemini, key_in, without_key
 from meshd.dialects.gemini_meter import GeminiMeter
-from meshd.dialects.windows import WINDOW_UNKNOWN
+from meshd.dialects.images import image_tokens_max
+from meshd.dialects.windows import WINDOW_UNKNOWN, window
 from meshd.refusal import Reason, Refused
 from meshd.wire.json_array import Splitter
 
@@ -43,6 +44,10 @@ def part(**members: Any) -> Ask:
         ({"contents": [7]}, "expected `object`"),
         ({"contents": [{"parts": ["x"]}]}, "'contents'[0]: expected `object`"),
         ({"contents": [{"parts": [{"functionResponse": 7}]}]}, "'contents'[0]: expected `object`"),
+        ({"contents": [{"parts": [{"inlineData": 7}]}]}, "'contents'[0]: expected `object`"),
+        ({"contents": [{"parts": [{"mediaResolution": 7}]}]}, "'contents'[0]: expected `object`"),
+        ({"generationConfig": {"responseModalities": 7}}, "'responseModalities': expected `array`"),
+        ({"serviceTier": 7}, "'serviceTier'"),
         ({"tools": "all"}, "'tools': expected `array`"),
         ({"tools": [{"functionDeclarations": [{}]}]}, "function without a name"),
         ({"tools": [{"functionDeclarations": [{"name": 1}]}]}, "'name' of 'tools'[0]"),
@@ -111,7 +116,7 @@ def test_input_that_the_body_does_not_show_is_bounded_by_the_window(members: dic
         (b'[{"text":"\\"}]"}]', False),
         (b'[{"text":"x"},{"inlineData":{}}]', True),
         (b'[{"text":"x","inlineData":{}}]', True),
-        (b'[{"text":"x","inlineData":7}]', True),
+        (b'[{"text":"x","videoMetadata":7}]', True),
         (b'[{"text":"\\","inlineData":{}}]', None),
         (b'[{"text":7,"inlineData":{}}]', True),
         (b'[ {"text":"x","fileData":{}}]', True),
@@ -126,9 +131,92 @@ def test_a_text_alone_is_known_by_its_quotes(parts: bytes, is_hidden: bool | Non
     assert (DIALECT.read("chat", body, PATH).input_bound == WINDOW_UNKNOWN) is is_hidden
 
 
-def test_the_tier_is_read_since_prices_differ_by_it() -> None:
-    assert read(serviceTier="priority").tier == read(service_tier="priority").tier == "priority"
-    assert read().tier == ""
+@pytest.mark.parametrize(
+    ("member", "field", "tier"),
+    [
+        (None, None, "standard"),
+        ("PRIORITY", None, "priority"),
+        ("flex", b"priority", "flex"),
+        ("unspecified", None, "standard"),
+        ("standard", b"priority", "priority"),
+        (None, b"Flex", "flex"),
+        (None, b"x" * 90, "x" * 32),
+    ],
+)
+def test_the_tier_is_read_since_prices_differ_by_it(member: str | None, field: bytes | None, tier: str) -> None:
+    headers = [(b"host", b"x")] + ([(b"x-vertex-ai-llm-shared-request-type", field)] if field else [])
+    for name in ("serviceTier", "service_tier"):
+        body = json.dumps({"contents": CONTENTS, name: member}).encode()
+        assert DIALECT.read("chat", body, PATH, headers).tier == tier
+
+
+IMAGE = {"mimeType": "image/png", "data": "A" * 4_000_000}
+SEES = "/v1beta/models/gemini-3-flash-preview:generateContent"
+SEES_WINDOW = window("gemini-3-flash-preview")
+SEES_MOST = image_tokens_max("gemini-3-flash-preview") or 0
+
+
+@pytest.mark.parametrize(
+    ("members", "is_hidden"),
+    [
+        ({"inlineData": IMAGE}, False),
+        ({"inline_data": {"mime_type": "image/webp", "data": "AA"}}, False),
+        ({"inlineData": IMAGE, "mediaResolution": {"level": "MEDIA_RESOLUTION_ULTRA_HIGH"}}, False),
+        ({"inlineData": IMAGE, "mediaResolution": {"numTokens": 90_000}}, True),
+        ({"inlineData": IMAGE, "media_resolution": {"num_tokens": 90_000}}, True),
+        ({"inlineData": IMAGE, "videoMetadata": {"fps": 24}}, True),
+        ({"inlineData": {"mimeType": "image/png"}}, True),
+        ({"inlineData": {"mimeType": "image/png", "data": 7}}, True),
+        ({"inlineData": {"mimeType": "application/pdf", "data": "AA"}}, True),
+        ({"inlineData": {"data": "AA"}}, True),
+        # What stands there is the file's to say, whatever the request calls it.
+        ({"fileData": {"mimeType": "image/png", "fileUri": "https://example.org/f"}}, True),
+    ],
+)
+def test_an_image_costs_its_published_most(members: dict[str, Any], is_hidden: bool) -> None:
+    ask = read(SEES, contents=[{"parts": [{"text": "see"}, members]}])
+    assert (ask.bound_by == "window") is is_hidden
+    if is_hidden:
+        assert ask.input_bound == SEES_WINDOW
+    else:
+        assert SEES_MOST < ask.input_bound < SEES_MOST + 1_000
+
+
+def test_many_images_cost_a_window_at_most() -> None:
+    two = read(SEES, contents=[{"parts": [{"inlineData": IMAGE}]}] * 2).input_bound
+    assert 2 * SEES_MOST < two < 2 * SEES_MOST + 1_000
+    small = {"inlineData": {"mimeType": "image/png", "data": "AA"}}
+    assert read(SEES, contents=[{"parts": [small] * 1_000}]).input_bound == SEES_WINDOW
+
+
+@pytest.mark.parametrize(
+    ("model", "config", "is_unbounded"),
+    [
+        ("gemini-2.5-flash", {}, False),
+        ("gemini-2.5-flash", {"responseModalities": ["TEXT"]}, False),
+        ("gemini-2.5-flash", {"responseModalities": "TEXT"}, False),
+        ("gemini-2.5-flash", {"response_modalities": ["TEXT", "IMAGE"]}, True),
+        ("gemini-2.5-flash", {"responseModalities": ["AUDIO"]}, True),
+        ("gemini-2.5-flash", {"responseModalities": [2]}, True),
+        ("gemini-2.5-flash", {"responseModalities": None}, False),
+        ("gemini-2.5-flash-image", {}, True),
+        ("gemini-3-pro-image-preview", {}, True),
+        ("gemini-3-pro-image-preview", {"responseModalities": ["TEXT"]}, False),
+        ("gemini-2.5-pro-preview-tts", {}, True),
+    ],
+)
+def test_nothing_bounds_pictures_and_sound_that_are_made(model: str, config: Any, is_unbounded: bool) -> None:
+    ask = read(f"/v1beta/models/{model}:generateContent", generationConfig=config)
+    assert bool(ask.unbounded) is is_unbounded
+
+
+def test_each_embedding_that_is_no_text_has_a_window_of_its_own() -> None:
+    path = "/v1beta/models/gemini-embedding-001:batchEmbedContents"
+    text, other = ({"content": {"parts": [part]}} for part in ({"text": "x"}, {"fileData": {"fileUri": "f"}}))
+    for requests, bound_by in (([text, text], "bytes"), ([text, other, text], "window")):
+        ask = DIALECT.read("embeddings", json.dumps({"requests": requests}).encode(), path)
+        assert ask.bound_by == bound_by
+        assert (ask.input_bound == 3 * 2_048) is (bound_by == "window")
 
 
 def test_a_cache_hides_its_input() -> None:

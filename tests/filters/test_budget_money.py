@@ -437,3 +437,30 @@ async def test_a_cheaper_model_is_counted_anew(ledger: Ledger) -> None:
     assert call.ask is not None
     assert (call.ask.model_sent, call.ask.bound_by) == ("gpt-4o-mini", "count")
     assert books(ledger)[USD] == (0, (call.ask.input_bound + 50) * 100)
+
+
+async def test_models_that_may_be_taken_besides_are_held_and_charged_at_the_dearest(
+    ledger: Ledger, budget: Budget
+) -> None:
+    call = asked(DOLLARS, "small")
+    assert call.ask is not None
+    call.ask.other_models = ("big", "free")
+    ticket = await held(budget, call)
+    assert books(ledger) == {USD: (0, 100 * 10 + 50 * 40)}
+    assert "the dearest of" in budget.explain(call)
+    settle(ticket, 80, 7)
+    assert books(ledger) == {USD: (80 * 10 + 7 * 40, 0)}
+
+
+async def test_one_of_them_without_a_price_is_named(ledger: Ledger, budget: Budget) -> None:
+    call = asked(DOLLARS)
+    assert call.ask is not None
+    call.ask.other_models = ("small", "nobody-knows")
+    error = await refused(budget, call)
+    assert error.reason is Reason.NOT_ALLOWED
+    assert "'nobody-knows'" in error.message
+    beside = asked(BOTH)
+    assert beside.ask is not None
+    beside.ask.other_models = ("nobody-knows",)
+    await held(budget, beside)
+    assert books(ledger) == {"workflow/w1": (0, 150)}, "tokens hold, dollars are not counted"

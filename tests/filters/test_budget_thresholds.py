@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from meshd.dialects.gemini import Gemini
 from meshd.filters.allow_list import judge
 from meshd.filters.budget import CLAMPED, Budget
 from meshd.filters.held import Held
@@ -288,6 +289,34 @@ async def test_the_input_is_bounded_anew_for_the_cheaper_model(budget: Budget) -
     assert call.ask.model_sent == "small"
     assert call.ask.input_bound > before
     assert b'"small"' in call.dialect.rewrite(call.ask, call.body)
+
+
+async def test_a_signed_request_keeps_its_model(budget: Budget) -> None:
+    of = spend("0.01", CHEAPER)
+    settle(await held(budget, asked(of)), 100, 100)
+    for is_sealed in (True, False):
+        call = asked(of)
+        assert call.ask is not None
+        call.ask.is_sealed = is_sealed
+        settle(await held(budget, call), 0, 0)
+        assert call.ask.model_sent == ("big" if is_sealed else "small")
+
+
+@pytest.mark.parametrize(("cheaper", "is_sent"), [("gemini-3-pro-image-preview", False), ("gemini-3-flash", True)])
+async def test_a_model_that_nothing_bounds_is_not_sent(budget: Budget, cheaper: str, is_sent: bool) -> None:
+    of = document(
+        f"{{name: d, match: {{target: openai}}, budget: {{dollars: 1, degrade: {{at: 0.0001, to: {cheaper}}}}}}}",
+        f'\n  "{cheaper}": {{input: 1, output: 1}}',
+    )
+    dialect, path = Gemini(), "/v1beta/models/big:generateContent"
+    body = b'{"contents":[{"parts":[{"text":"x"}]}]}'
+    for _ in range(2):
+        call = asked(of)
+        call.ask, call.body, call.path, call.dialect = dialect.read("chat", body, path), body, path, dialect
+        ticket = await held(budget, call)
+        settle(ticket, 100, 100)
+    assert call.ask is not None
+    assert call.ask.model_sent == call.target.model == (cheaper if is_sent else "big")
 
 
 async def test_on_trial_it_is_counted_and_changes_nothing(budget: Budget) -> None:

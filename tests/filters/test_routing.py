@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from meshd.call import Call, Kind, Target
+from meshd.dialects.gemini import Gemini
 from meshd.dialects.openai import OpenAI
 from meshd.filters.routing import Routing
 from meshd.refusal import Reason, Refused
@@ -130,3 +133,30 @@ def test_the_operation_of_a_plain_call_is_its_method_and_path() -> None:
         made = call("billing", method=method, path=path, of=of)
         FILTER.admit(made)
         assert (made.plan.allow is not None) is is_denied
+
+
+def test_the_input_is_bounded_for_the_model_that_a_route_sends() -> None:
+    """An image costs 1,500 tokens at most in front of gpt-4o, and 48,000 in front of gpt-4o-mini."""
+    of = policy("rules: [{name: cheap, match: {model: gpt-4o}, route: {model: gpt-4o-mini}}]")
+    image = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
+    body = json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": [image]}]}).encode()
+    dialect = OpenAI()
+    one = call(ask=dialect.read("chat", body), of=of, body=body)
+    one.dialect = dialect
+    assert one.ask is not None
+    before = one.ask.input_bound
+    Routing().admit(one)
+    assert one.ask.model_sent == "gpt-4o-mini"
+    assert one.ask.input_bound - before > 40_000
+    assert dialect.rewrite(one.ask, body) != body
+
+
+def test_a_route_to_a_model_that_nothing_bounds_leaves_the_call_without_a_bound() -> None:
+    of = policy("rules: [{name: draw, match: {model: big}, route: {model: gemini-3-pro-image-preview}}]")
+    path, body, dialect = "/v1beta/models/big:generateContent", b'{"contents":[]}', Gemini()
+    one = call(ask=dialect.read("chat", body, path), of=of, body=body, path=path)
+    one.dialect = dialect
+    assert one.ask is not None
+    assert not one.ask.unbounded
+    Routing().admit(one)
+    assert one.ask.unbounded

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from meshd.call import Ask, Usage
 from meshd.prices.billed import Billed
-from meshd.prices.price import RATE_MAX, TIMES_ONE, Price, Quote, Rates, quoted, times_of
+from meshd.prices.price import RATE_MAX, TIMES_ONE, Price, Quote, Rates, dearest, quoted, times_of
 
 MINI = Price(Rates(150_000, 75_000, 150_000, 150_000, 600_000))
 """$0.15 in, $0.075 cached, $0.60 out."""
@@ -195,3 +195,21 @@ def test_a_clamped_cap_fits_and_the_next_one_does_not(
         assert quote.most(given_tokens, choices * found) <= amount
     if found < cap and price.standard.output:
         assert quote.most(given_tokens, choices * (found + 1)) > amount
+
+
+SEVERAL = [MINI, CLAUDE, TIERED, LONG]
+
+
+@given(st.integers(0, 10**6), st.integers(0, 10**5), st.integers(0, 10**6), st.sampled_from(["", "default", "fast"]))
+def test_the_dearest_of_several_prices_is_below_none_of_them(given_: int, made: int, cached: int, tier: str) -> None:
+    usage = Usage(given_, made, min(cached, given_), billed=Billed(tier=tier))
+    quote = Quote(dearest(SEVERAL), tier)
+    assert all(Quote(price, tier).charge(usage) <= quote.charge(usage) for price in SEVERAL)
+    assert all(Quote(price, tier).most(given_, made) <= quote.most(given_, made) for price in SEVERAL)
+    assert quote.charge(usage) <= quote.most(given_, made)
+
+
+def test_one_price_is_its_own_dearest() -> None:
+    assert dearest([LONG]) is LONG
+    assert dearest([MINI, MINI]).standard.all == MINI.standard.all
+    assert dearest([MINI, MINI]).long is None
