@@ -9,6 +9,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 from meshd.filters.window import Window
+from meshd.ledger.account import CHILDREN
 from meshd.prices import MONEY
 from meshd.prices.price import dearest
 from meshd_sdk.context import NO_CEILING
@@ -27,7 +28,7 @@ QUEUE_S: Final = 2.0
 UNATTRIBUTED: Final = "unattributed/"
 DELEGATED_FLOOR: Final = 1000
 """Fewest tokens worth giving to an agent."""
-DELEGATED: Final = "delegated/"
+DELEGATED: Final = CHILDREN
 """Before the name of a child account: `delegated/ID/` and the account that all was delegated from at first."""
 NAME_CHARACTERS_MAX: Final = 64
 _SAFE: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._:-")

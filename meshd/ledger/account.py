@@ -14,10 +14,14 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+CHILDREN: Final = "delegated/"
+"""How the names of child accounts begin: what no parent has given has nothing, whatever a policy says."""
 LEASE_TOKENS_MAX: Final = 4_000_000
 """Most tokens of one grant: what a holder that vanishes can strand, beyond half of what the account has left."""
 WANT_STEPS: Final = 256
 """Steps of the owner after which a want that was not renewed is forgotten: its holder may be gone."""
+ORDERS_MAX: Final = 16
+"""Top-ups that are remembered."""
 STAKES_MAX: Final = 64
 """Stakes kept; beyond, those that are closed leave."""
 
@@ -43,6 +47,8 @@ class Request(NamedTuple):
     """Reservations under this lease may be logged without a sync: a crash of the host forgets them."""
     seen: int = 0
     """Largest sequence of the owner that the holder has heard of."""
+    granted: int = 0
+    """Tokens that the holder was granted, as far as it has heard: books that know of fewer have lost some."""
 
 
 class Report(NamedTuple):
@@ -58,6 +64,7 @@ class Report(NamedTuple):
     returned: int
     is_closed: bool = False
     seen: int = 0
+    granted: int = 0
 
 
 Message = Request | Report
@@ -88,6 +95,8 @@ class Answer(NamedTuple):
     is_closed: bool = False
     is_child: bool = False
     """`total` is all that there is, whatever a policy says: it was given by a parent."""
+    slot: int = 0
+    """Of the asker's lease, as the books have it."""
     frozen: str = ""
     """Why nothing is granted any more, until an operator has looked; empty where something is."""
 
@@ -137,6 +146,10 @@ class Owner(msgspec.Struct, omit_defaults=True):
     is_closed: bool = False
     """Nothing is granted any more, and what comes back stays."""
     frozen: str = ""
+    is_swept: bool = False
+    """Closed stakes were left out: a holder that has none here may have had one."""
+    orders: list[str] = []
+    """Ids of the last top-ups: one that is told again is not made again."""
 
     @property
     def outstanding(self) -> int:
@@ -161,6 +174,8 @@ class Owner(msgspec.Struct, omit_defaults=True):
         stake = self.stakes.get(message.holder)
         if stake is not None and message.epoch < stake.epoch:
             return self._answer(message.holder, stake, is_stale=True)
+        if message.granted and (stake is None or stake.epoch == message.epoch):
+            stake = self._known(message, stake)
         if isinstance(message, Request):
             return self._request(message, stake, lease_tokens_max)
         self.wants.pop(message.holder, None)
@@ -174,13 +189,25 @@ class Owner(msgspec.Struct, omit_defaults=True):
             stake.is_open = False
         return self._answer(message.holder, stake)
 
+    def _known(self, message: Message, stake: Stake | None) -> Stake | None:
+        """Hold what a holder was granted against the books, and take up again a stake that was left out."""
+        if stake is None and self.is_swept:
+            # Only closed ones are left out, and these were settled: nothing of it is to be charged again.
+            granted = message.spent + message.returned
+            slot = message.slot if isinstance(message, Request) else 0
+            stake = Stake(message.epoch, slot, 0, granted, message.returned, message.spent)
+            self.stakes[message.holder] = stake
+        elif stake is None or message.granted > stake.granted:
+            self.freeze(self.sequence)
+        return stake
+
     def freeze(self, seen: int) -> None:
         """Stop granting: a step that was acknowledged is gone from the log, and with it grants that were made."""
         self.frozen = self.frozen or (
-            f"the store has lost writes that it had acknowledged: step {seen} of this account was seen, "
-            f"and the books say {self.sequence}"
+            f"the store has lost writes that it had acknowledged: what was seen of step {seen} of this account is not "
+            f"in its books, which are at step {self.sequence}"
         )
-        self.sequence = seen
+        self.sequence = max(self.sequence, seen)
 
     def _request(self, message: Request, stake: Stake | None, lease_tokens_max: int) -> Answer:
         if not self.parent and message.total + self.extra > self.total:
@@ -236,7 +263,25 @@ class Owner(msgspec.Struct, omit_defaults=True):
     def _make_room(self) -> None:
         # What a closed stake was good for is to void a request that comes in late; by now none will.
         if len(self.stakes) >= STAKES_MAX:
+            self.is_swept = True
             self.stakes = {name: stake for name, stake in self.stakes.items() if stake.is_open}
+
+    @property
+    def is_ended(self) -> bool:
+        """It is a child that is closed, and nobody has anything of it any more: its rest is due to its parent."""
+        return bool(self.parent) and self.is_closed and not self.outstanding and not self.children
+
+    def next_to_tell(self) -> str:
+        """Return the holder that waits for longest and can be served now; "*" where some holder waits in vain."""
+        might = self.available + self.outstanding + self.delegated
+        served = ""
+        oldest = 0
+        for name, want in self.wants.items():
+            if want.need > might:
+                return "*"
+            if want.need <= self.available and (not served or want.sequence < oldest):
+                served, oldest = name, want.sequence
+        return served
 
     def _wanted_by_others(self, holder: str) -> int:
         wanted = 0
@@ -249,8 +294,12 @@ class Owner(msgspec.Struct, omit_defaults=True):
 
     # Operators, and the accounts above and below.
 
-    def top_up(self, tokens: int) -> None:
-        """Add tokens to what the policy gives."""
+    def top_up(self, tokens: int, order: str = "") -> None:
+        """Add tokens to what the policy gives; twice under one `order` is as once."""
+        if order and order in self.orders:
+            return
+        if order:
+            self.orders = [*self.orders[1 - ORDERS_MAX :], order]
         self.sequence += 1
         self.total += tokens
         self.available += tokens
@@ -272,11 +321,12 @@ class Owner(msgspec.Struct, omit_defaults=True):
         stake.is_open = False
         return lost
 
-    def reopen(self) -> None:
-        """Grant again, on an operator's word that the books are right."""
+    def reopen(self, *, is_child: bool = False) -> None:
+        """Grant again, on an operator's word that the books are right. What a child has left is its parent's."""
         self.sequence += 1
         self.frozen = ""
-        self.is_closed = False
+        if not is_child and not self.parent:
+            self.is_closed = False
 
     def transfer(self, child: str, tokens: int) -> int:
         """Set tokens aside for a child account; return how many it has, 0 where there are too few. Twice is as once."""
@@ -292,6 +342,8 @@ class Owner(msgspec.Struct, omit_defaults=True):
     def receive(self, parent: str, tokens: int) -> None:
         """Take the tokens that a parent has set aside for this account. Twice is as once."""
         if not self.parent:
+            if not self.sequence:
+                self.is_closed = False  # as long as nobody has closed it, it was so for want of a parent alone
             self.sequence += 1
             self.parent = parent
             self.total = self.available = tokens
@@ -321,5 +373,6 @@ class Owner(msgspec.Struct, omit_defaults=True):
             is_stale,
             self.is_closed,
             bool(self.parent),
+            stake.slot,
             self.frozen,
         )

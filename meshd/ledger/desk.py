@@ -8,23 +8,26 @@ these and nothing else.
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import msgspec
 
-from meshd.engines.port import Change, StoreCorrupt
-from meshd.ledger.account import LEASE_TOKENS_MAX, Answer, Message, Owner, Stake
+from meshd.engines.port import Change, StoreCorrupt, StoreError
+from meshd.ledger.account import CHILDREN, LEASE_TOKENS_MAX, Answer, Message, Owner, Request, Stake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from meshd.engines.port import Record, Store
 
+_log = logging.getLogger("meshd.ledger")
+
 ACCOUNTS: Final = "account"
 RECALL: Final = "recall"
-"""Space of notices: a record is written under an account's name when somebody waits for what others hold of it."""
+"""Space of notices: an account's name is written there when somebody waits for what others hold of it, or it closes."""
 FREED: Final = "freed"
-"""Likewise, when something that somebody waits for has come back or is known to be spent, or more was added."""
+"""Likewise `HOLDER/ACCOUNT`, when that holder can have now what it waits for; `*/ACCOUNT` for all of them."""
 BATCH_MAX: Final = 500
 _IDENTITY: Final = ("mesh", ("identity",))
 
@@ -54,30 +57,41 @@ def leases_of(holder: str) -> str:
 class Desk:
     """Reads, steps and writes owners. Every method may raise StoreError."""
 
-    __slots__ = ("_lease_tokens_max", "identity", "store")
+    __slots__ = ("_due", "_lease_tokens_max", "identity", "store")
 
     def __init__(self, store: Store, *, lease_tokens_max: int = LEASE_TOKENS_MAX) -> None:
         self.store = store
         self.identity = ""
         """By which the store is known; empty where only this process has it."""
         self._lease_tokens_max = lease_tokens_max
+        self._due: dict[str, None] = {}
+        """Child accounts whose rest is due to their parents."""
 
     async def owner(self, account: str) -> Owner:
         """Return the books of an account as they stand; empty ones where there are none yet."""
         return _owner(account, (await self.store.read(ACCOUNTS, (account,))).get(account))
 
     async def owners(self, accounts: Sequence[str]) -> dict[str, Owner]:
-        """Return the books of several accounts."""
+        """Return the books of several accounts, without those that are damaged."""
         found = await self.store.read(ACCOUNTS, accounts)
-        return {account: _owner(account, found.get(account)) for account in accounts}
+        owners: dict[str, Owner] = {}
+        for account in accounts:
+            try:
+                owners[account] = _owner(account, found.get(account))
+            except StoreCorrupt as error:
+                _log.error("%s; other accounts go on", error)
+        return owners
 
     async def tell(self, account: str, message: Message) -> Answer:
         """Take one message to the owner of `account`; its answer is in the owner's log when this returns."""
-        return (await self.tell_all([(account, message)]))[0]
+        answer = (await self.tell_all([(account, message)]))[0]
+        if isinstance(answer, StoreCorrupt):
+            raise answer
+        return answer
 
-    async def tell_all(self, messages: Sequence[tuple[str, Message]]) -> list[Answer]:
-        """Take many messages, each to another account."""
-        answers: dict[str, Answer] = {}
+    async def tell_all(self, messages: Sequence[tuple[str, Message]]) -> list[Answer | StoreCorrupt]:
+        """Take many messages, each to another account; for one whose books are damaged the answer says so."""
+        answers: dict[str, Answer | StoreCorrupt] = {}
         for at in range(0, len(messages), BATCH_MAX):
             batch = messages[at : at + BATCH_MAX]
             while batch:
@@ -85,28 +99,31 @@ class Desk:
         return [answers[account] for account, _ in messages]
 
     async def _tell(
-        self, messages: Sequence[tuple[str, Message]], answers: dict[str, Answer]
+        self, messages: Sequence[tuple[str, Message]], answers: dict[str, Answer | StoreCorrupt]
     ) -> list[tuple[str, Message]]:
         """Step the owners once; return the messages whose owner somebody else has stepped meanwhile."""
         found = await self.store.read(ACCOUNTS, [account for account, _ in messages])
         indexed: list[Change] = []
         stepped: list[Change] = []
         steps: list[_Step] = []
-        ended: list[tuple[str, Owner]] = []
         for account, message in messages:
             record = found.get(account)
-            owner = _owner(account, record)
+            try:
+                owner = _owner(account, record)
+            except StoreCorrupt as error:
+                answers[account] = error
+                continue
+            if record is None and account.startswith(CHILDREN):
+                # A part that has ended: it is gone from the books, and nothing is to be written of it.
+                answers[account] = owner.step(message._replace(seen=0, granted=0))
+                continue
             was_open = _is_open(owner.stakes.get(message.holder))
-            might_come = owner.outstanding
+            had = owner.available
             answer = owner.step(message, self._lease_tokens_max)
             is_open = _is_open(owner.stakes.get(message.holder))
-            if owner.parent and owner.is_closed and not owner.outstanding:
-                ended.append((account, owner))
-            notice = RECALL if message.holder in owner.wants else ""
-            if not notice and owner.wants and owner.outstanding < might_come:
-                notice = FREED
             stepped.append(Change(ACCOUNTS, account, _encode(owner), record.version if record else 0))
-            steps.append(_Step(account, message, answer, was_open and not is_open, notice))
+            notice = _notice(owner, account, message, had)
+            steps.append(_Step(account, message, answer, owner, was_open and not is_open, notice))
             if is_open and not was_open:
                 indexed.append(Change(leases_of(message.holder), account, b""))
         # In this order: an index that names a lease too many costs a look, one too few would lose it.
@@ -120,14 +137,21 @@ class Desk:
             answers[step.account] = step.answer
             if step.is_closed:
                 after.append(Change(leases_of(step.message.holder), step.account, None))
-            if step.notice:
-                after.append(Change(step.notice, step.account, step.message.holder.encode()))
-        if after:
-            await self.store.write(after)
-        for account, owner in ended:
-            if account in answers:
-                await self._flow_back(account, owner)
+            after += step.notice
+            if step.owner.is_ended:
+                self._due[step.account] = None
+        await self._afterwards(after)
         return again
+
+    async def _afterwards(self, changes: list[Change]) -> None:
+        """Do what follows from steps that were made. Where that fails they are made all the same: it is tried again,
+        or whoever waits asks by itself."""
+        try:
+            if changes:
+                await self.store.write(changes)
+            await self.flow_back()
+        except StoreError as error:
+            _log.warning("after a step of the books: %s", error)
 
     async def order(self, account: str, change: Callable[[Owner], T], *, notice: str = "") -> T:
         """Change the books of an account as an operator or a delegating caller asks, and return what `change` does.
@@ -141,19 +165,38 @@ class Desk:
             written = Change(ACCOUNTS, account, _encode(owner), record.version if record else 0)
             if (await self.store.write([written]))[0]:
                 break
-        if notice:
-            await self.store.write([Change(notice, account, b"")])
-        if owner.parent and owner.is_closed and not owner.outstanding:
-            await self._flow_back(account, owner)
+        if owner.is_ended:
+            self._due[account] = None
+        await self._afterwards(_told(notice, account if notice == RECALL else f"*/{account}") if notice else [])
         return result
 
-    async def _flow_back(self, child: str, owner: Owner) -> None:
-        """A child account is closed and nobody holds a lease on it: what it has left goes to its parent (rule 9).
+    async def flow_back(self) -> None:
+        """Give what ended child accounts have left to their parents (rule 9). Raises StoreError; then it is still due.
 
-        Where a crash comes between, the next word about the child does it, or the next `end` of the delegation.
+        Twice is as once. Where a crash comes between, whoever delegated ends the child again when it is back.
         """
-        left = owner.available
-        await self.order(owner.parent, lambda parent: parent.take_back(child, left), notice=FREED)
+        while self._due:
+            child = next(iter(self._due))
+            record = (await self.store.read(ACCOUNTS, (child,))).get(child)
+            owner, version = _owner(child, record), record.version if record is not None else 0
+            if owner.is_ended:
+                left = owner.available
+                await self._take_back(owner.parent, child, left)
+                # It is of no use any more, and its name stands for nothing without a parent.
+                await self.store.write([Change(ACCOUNTS, child, None, version)])
+            self._due.pop(child, None)
+
+    async def _take_back(self, parent: str, child: str, left: int) -> None:
+        while True:
+            record = (await self.store.read(ACCOUNTS, (parent,))).get(parent)
+            owner = _owner(parent, record)
+            owner.take_back(child, left)
+            written = Change(ACCOUNTS, parent, _encode(owner), record.version if record else 0)
+            if (await self.store.write([written]))[0]:
+                break
+        if owner.is_ended:
+            self._due[parent] = None
+        await self.store.write(_told(FREED, f"*/{parent}"))
 
     async def read_identity(self) -> str:
         """Return what the store calls itself; "" where it has no name yet."""
@@ -205,9 +248,29 @@ class _Step(NamedTuple):
     account: str
     message: Message
     answer: Answer
+    owner: Owner
     is_closed: bool
-    notice: str
-    """The space in which others are told of it; empty where it is none of their business."""
+    notice: list[Change]
+    """How others are told of it; empty where it is none of their business."""
+
+
+def _notice(owner: Owner, account: str, message: Message, had: int) -> list[Change]:
+    """Say whom a step concerns: whoever has what somebody waits for, or who can have it now.
+
+    One that waits is told when its turn has come, and all when one of them waits in vain: were each told of all that
+    comes back, the end of a budget that many share would be a storm.
+    """
+    if message.holder in owner.wants:
+        return _told(RECALL, account)
+    if owner.wants and (owner.available != had or isinstance(message, Request)):
+        name = owner.next_to_tell()
+        return _told(FREED, f"{name}/{account}") if name else []
+    return []
+
+
+def _told(space: str, key: str) -> list[Change]:
+    # Written and gone: whoever watches is told, and nothing is left behind.
+    return [Change(space, key, b""), Change(space, key, None)]
 
 
 def _is_open(stake: Stake | None) -> bool:
@@ -216,7 +279,7 @@ def _is_open(stake: Stake | None) -> bool:
 
 def _owner(account: str, record: Record | None) -> Owner:
     if record is None:
-        return Owner()
+        return Owner(is_closed=account.startswith(CHILDREN))
     try:
         owner = _decode(record.value)
     except msgspec.MsgspecError as error:

@@ -75,11 +75,17 @@ class Reservation:
             self.charged = tokens
             self._ledger.pay(entry, self.bound, tokens)
 
-    def lend(self) -> Report:
-        """End the reservation without a charge, since another account is to have its tokens: what the owner is told."""
+    def lending(self) -> Report:
+        """Say what the owner is told once another account has these tokens."""
+        assert self._entry is not None
+        assert self._entry.holder is not None
+        return self._entry.holder.lending(self.bound)
+
+    def lend(self) -> None:
+        """End the reservation without a charge, since the tokens are no longer this holder's."""
         entry, self._entry = self._entry, None
-        assert entry is not None
-        return self._ledger.lend(entry, self.bound)
+        if entry is not None:
+            self._ledger.lend(entry, self.bound)
 
     def shrink(self, bound: int) -> None:
         """Hold fewer tokens than before."""
@@ -112,6 +118,8 @@ class Entry:
     """One account in memory."""
 
     __slots__ = (
+        "frees",
+        "given_back",
         "holder",
         "id",
         "is_asking",
@@ -122,6 +130,7 @@ class Entry:
         "largest",
         "limit",
         "poll",
+        "recalls",
         "refill_below",
         "reported",
         "waiting",
@@ -151,6 +160,11 @@ class Entry:
         """Ask for more when the lease has less room than this; -1 where the owner has nothing more to give."""
         self.reported = 0
         """What the owner knows to be spent."""
+        self.given_back = 0
+        """What the owner knows to have been given back."""
+        self.recalls = 0
+        self.frees = 0
+        """Notices heard: an answer to what was asked before the last of them does not know of it."""
 
     @property
     def whole(self) -> int:
@@ -162,6 +176,12 @@ class Entry:
         """Nothing is reserved, nobody waits, no message is under way."""
         holder = self.holder
         return holder is not None and not holder.reserved and not self.waiting and not self.is_asking
+
+    @property
+    def is_told(self) -> bool:
+        """The owner knows all that was spent and given back here."""
+        holder = self.holder
+        return holder is None or (holder.spent <= self.reported and holder.returned <= self.given_back)
 
     @property
     def is_store_awaited(self) -> bool:

@@ -106,22 +106,28 @@ class Holder:
             self.returned,
             is_volatile or self.is_volatile,
             self.sequence,
+            self.granted,
         )
 
     def report(self) -> Report:
         """Say what was spent and given back so far."""
-        return Report(self.name, self.epoch, self.serial, self.spent, self.returned, seen=self.sequence)
+        return Report(
+            self.name, self.epoch, self.serial, self.spent, self.returned, seen=self.sequence, granted=self.granted
+        )
 
     def give_back_idle(self) -> Report:
         """Give back what is neither spent nor reserved, and keep the lease. Reduce first: see `give_back`."""
         self.returned += max(0, self.room)
         return self.report()
 
-    def lend(self, tokens: int) -> Report:
+    def lending(self, tokens: int) -> Report:
+        """Say what `lend` will have done: until the owner has it, the tokens stay reserved here."""
+        return self.report()._replace(returned=self.returned + tokens)
+
+    def lend(self, tokens: int) -> None:
         """Give back tokens that are reserved: what they were reserved for is another account now."""
         self.reserved -= tokens
         self.returned += tokens
-        return self.report()
 
     def give_back(self) -> Report:
         """Close the lease; what is still reserved counts as spent.
@@ -139,6 +145,7 @@ class Holder:
             self.returned,
             is_closed=True,
             seen=self.sequence,
+            granted=self.granted,
         )
 
     def hear(self, answer: Answer, *, is_volatile: bool = False) -> None:
@@ -161,6 +168,8 @@ class Holder:
             self.wanted = answer.wanted
             self.extra = answer.extra
             self.is_closed = answer.is_closed
+            if not self.spent and not self.reserved:
+                self.slot = answer.slot or self.slot  # a grant that came late may have another than was asked for
             if answer.is_child:
                 self.cap = answer.total
             self.frozen = answer.frozen

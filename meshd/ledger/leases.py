@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from meshd.engines.port import StoreCorrupt, StoreError, StoreLocked
+from meshd.engines.port import Ability, StoreCorrupt, StoreError, StoreLocked
 from meshd.engines.watchers import MISSED
 from meshd.ledger.desk import FREED, RECALL
 from meshd.ledger.entry import Entry
@@ -15,8 +16,21 @@ from meshd.ledger.holder import Holder
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from meshd.ledger.account import Answer
+    from meshd.ledger.account import Answer, Message, Report
     from meshd.ledger.desk import Desk
+
+_log = logging.getLogger("meshd.ledger")
+
+REPORT_S: Final = 10.0
+"""How often a shared store is told what was spent under leases; admissions never wait for it."""
+
+
+def _told_as(error: Exception) -> StoreError:
+    """Return what callers are told; what is no fault of a store is one of ours, and goes to the log."""
+    if isinstance(error, StoreError):
+        return error
+    _log.error("a fault of meshd while the books were asked", exc_info=error)
+    return StoreError(f"the books could not be asked: {error!r}")
 
 
 class Leases:
@@ -33,13 +47,16 @@ class Leases:
         "_epoch",
         "_failed",
         "_holder",
+        "_is_looking",
         "_leaving",
+        "_listening",
         "_lost",
         "_open_max",
         "_served",
         "_slot",
         "_tasks",
         "entries",
+        "is_shared",
     )
 
     def __init__(
@@ -65,6 +82,10 @@ class Leases:
         self._slot = 0
         self._ends: list[Callable[[], None]] = []
         """Each ends a watch."""
+        self._listening: asyncio.Task[None] | None = None
+        self._is_looking = False
+        self.is_shared = Ability.SHARED in desk.store.abilities
+        """Others may spend from the same accounts meanwhile."""
         self._tasks: set[asyncio.Task[None]] = set()
         self.entries: OrderedDict[str, Entry] = OrderedDict()
         self._leaving: dict[str, Entry] = {}
@@ -88,14 +109,14 @@ class Leases:
             self._keep(self._ask(entry, total, need, is_volatile=is_volatile))
 
     async def _ask(self, entry: Entry, total: int, need: int, *, is_volatile: bool) -> None:
+        notices = entry.recalls, entry.frees
         try:
-            if not self._ends:
-                await self._listen()
+            await self._listen()
             holder = entry.holder or await self._met(entry)
             request = holder.request(total, need, max(entry.largest, need), is_volatile=is_volatile)
             answer = await self._desk.tell(entry.id, request)
-        except StoreError as error:
-            self._not_answered(entry, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the account must be asked again
+            self._not_answered(entry, _told_as(error))
             return
         before = holder.granted
         holder.hear(answer, is_volatile=is_volatile)
@@ -103,7 +124,7 @@ class Leases:
         if holder.granted > before:
             entry.refill_below = (holder.granted - before) // 2
         entry.is_wanting = need > 0 and holder.granted == before
-        self._answered(entry, holder, answer, request.spent)
+        self._answered(entry, holder, answer, request, notices)
 
     def tell(self, entry: Entry) -> None:
         """Tell the owner how things stand, and give back what lies idle if others wait for it."""
@@ -112,28 +133,40 @@ class Leases:
             self._keep(self._tell(entry, entry.holder))
 
     async def _tell(self, entry: Entry, holder: Holder) -> None:
-        report = holder.give_back_idle() if entry.is_wanted else holder.report()
+        notices = entry.recalls, entry.frees
+        if holder.is_closed and not holder.reserved:
+            report = holder.give_back()  # nothing will be granted any more, and nobody here has anything of it
+        else:
+            report = holder.give_back_idle() if entry.is_wanted else holder.report()
         try:
             answer = await self._desk.tell(entry.id, report)
-        except StoreError as error:
-            self._not_answered(entry, error)
+        except Exception as error:  # noqa: BLE001 - as above
+            self._not_answered(entry, _told_as(error))
             return
         holder.hear(answer)
         entry.is_wanting = False
-        self._answered(entry, holder, answer, report.spent)
+        self._answered(entry, holder, answer, report, notices)
 
-    def _answered(self, entry: Entry, holder: Holder, answer: Answer, spent: int) -> None:
-        entry.reported = max(entry.reported, spent)
+    def _answered(
+        self, entry: Entry, holder: Holder, answer: Answer, message: Message, notices: tuple[int, int]
+    ) -> None:
+        """Take an answer in. `notices` were heard when it was asked for: of later ones it may know nothing."""
+        entry.reported = max(entry.reported, message.spent)
+        entry.given_back = max(entry.given_back, message.returned)
         entry.is_asking = False
         if answer.is_stale:
             self._lost(self._superseded())
             return
-        entry.is_fresh = True
-        entry.is_wanted = holder.wanted > 0 or holder.is_closed
+        recalls, frees = notices
+        entry.is_fresh = entry.frees == frees
+        entry.is_wanted = holder.wanted > 0 or holder.is_closed or entry.recalls != recalls
         if holder.available <= 0 or entry.is_wanted:
             entry.refill_below = -1
         self._served(entry)
-        if entry.is_wanted and holder.room > 0:
+        if entry.is_asking:
+            return
+        is_left = holder.is_closed and not holder.reserved and holder.serial > holder.closed
+        if is_left or (entry.is_wanted and (holder.room > 0 or not entry.is_told)):
             self.tell(entry)
 
     def _superseded(self) -> StoreLocked:
@@ -143,25 +176,39 @@ class Leases:
 
     async def _listen(self) -> None:
         """Hear from now on of what other holders do. Raises StoreError."""
+        if self._ends:
+            return
+        if self._listening is None or self._listening.done():
+            self._listening = asyncio.get_running_loop().create_task(self._watch())
+        await asyncio.shield(self._listening)
+
+    async def _watch(self) -> None:
         store = self._desk.store
         self._ends = [await store.watch(RECALL, self.recalled), await store.watch(FREED, self.freed)]
 
     def recalled(self, account: str) -> None:
-        """Somebody waits for tokens of `account`; "" where such a word may have been lost."""
+        """Somebody waits for tokens of `account`, or it was closed; "" where such a word may have been lost."""
         if account == MISSED:
-            self._keep(self._look_again())
+            if not self._is_looking:
+                self._is_looking = True
+                self._keep(self._look_again())
             return
         entry = self.entries.get(account)
-        if entry is None or entry.holder is None or entry.is_wanting:
+        if entry is None:
+            return
+        entry.recalls += 1
+        if entry.holder is None or entry.is_wanting:
             return
         entry.is_wanted = True
-        if entry.holder.room > 0 or entry.holder.spent > entry.reported:
+        if entry.holder.room > 0 or not entry.is_told:
             self.tell(entry)  # What is spent will not come back: whoever waits for it must know.
 
-    def freed(self, account: str) -> None:
-        """Tokens of `account` have come back, or more were added."""
-        entry = self.entries.get(account)
+    def freed(self, key: str) -> None:
+        """Tokens of an account have come back, or more were added: see `FREED`."""
+        name, _, account = key.partition("/")
+        entry = self.entries.get(account) if name in ("*", self._holder) else None
         if entry is not None:
+            entry.frees += 1
             entry.is_fresh = False
             self._again(entry)
 
@@ -170,17 +217,26 @@ class Leases:
         try:
             await self._desk.check_identity()
         except StoreCorrupt as error:
+            self._is_looking = False
             self._lost(error)
             return
         except StoreError:
+            self._is_looking = False
             return  # It is away again, and will be missed again.
-        for entry in tuple(self.entries.values()):
-            entry.is_fresh = False
-            if entry.waiting:
-                self._again(entry)
-            elif entry.holder is not None and not entry.is_asking:
-                entry.is_asking = True
-                await self._tell(entry, entry.holder)
+        try:
+            await self._desk.flow_back()
+            for entry in tuple(self.entries.values()):
+                entry.frees += 1
+                entry.is_fresh = False
+                if entry.waiting:
+                    self._again(entry)
+                elif entry.holder is not None and not entry.is_asking:
+                    entry.is_asking = True
+                    await self._tell(entry, entry.holder)
+        except StoreError as error:
+            _log.warning("the accounts could not be looked at again: %s", error)
+        finally:
+            self._is_looking = False
 
     async def _met(self, entry: Entry) -> Holder:
         """Return this holder's side of an account: taken up again where this epoch has a lease, or new."""
@@ -188,13 +244,13 @@ class Leases:
         if stake is not None and stake.epoch == self._epoch:
             holder = Holder(self._holder, self._epoch, stake.slot)
             holder.resume(stake)
-            entry.reported = stake.spent
+            entry.reported, entry.given_back = stake.spent, stake.returned
             return holder
         self._slot += 1
         return Holder(self._holder, self._epoch, self._slot)
 
     def _not_answered(self, entry: Entry, error: StoreError) -> None:
-        entry.is_asking = False
+        entry.is_asking = entry.is_wanting = False
         # A refill that failed is tried again when somebody waits for it, not at every call.
         entry.refill_below = -1
         if entry.holder is None:
@@ -209,24 +265,24 @@ class Leases:
                 del self.entries[entry.id]
                 self._leaving[entry.id] = entry
                 entry.is_asking = True
-                self._keep(self._leave(entry))
+                assert entry.holder is not None
+                # Now, while nothing is reserved: before the task begins the account may be in use again.
+                self._keep(self._leave(entry, entry.holder, entry.holder.give_back()))
                 return True
             self.entries.move_to_end(entry.id)
         return False
 
-    async def _leave(self, entry: Entry) -> None:
-        holder = entry.holder
-        assert holder is not None
+    async def _leave(self, entry: Entry, holder: Holder, report: Report) -> None:
         try:
-            await self._desk.tell(entry.id, holder.give_back())
-        except StoreError as error:
+            await self._desk.tell(entry.id, report)
+        except Exception as error:  # noqa: BLE001 - as above
             # Only this process knows what was spent: it stays until the store does too.
             if self._leaving.pop(entry.id, None) is not None:
                 self.entries[entry.id] = entry
-            self._not_answered(entry, error)
+            self._not_answered(entry, _told_as(error))
             return
         entry.is_asking = False
-        entry.reported = holder.spent
+        entry.reported, entry.given_back = report.spent, report.returned
         if self._leaving.pop(entry.id, None) is None:
             self._served(entry)
 
@@ -238,15 +294,31 @@ class Leases:
         _, record = await self._desk.holder(self._holder)
         if record is not None and record.epoch > self._epoch:
             self._lost(self._superseded())
-            return
+            raise self._superseded()
+        await self._desk.flow_back()
         dirty = [
-            (entry, entry.holder.spent, entry.holder.report())
+            (entry, entry.holder.report())
             for entry in (*self.entries.values(), *self._leaving.values())
-            if entry.holder is not None and entry.holder.spent > entry.reported
+            if entry.holder is not None and not entry.is_told
         ]
-        await self._desk.tell_all([(entry.id, report) for entry, _, report in dirty])
-        for entry, spent, _ in dirty:
-            entry.reported = max(entry.reported, spent)
+        answers = await self._desk.tell_all([(entry.id, report) for entry, report in dirty])
+        for (entry, report), answer in zip(dirty, answers, strict=True):
+            if not isinstance(answer, StoreCorrupt):
+                entry.reported = max(entry.reported, report.spent)
+                entry.given_back = max(entry.given_back, report.returned)
+
+    async def report_for_ever(self, say: Callable[[StoreError | None, str], None]) -> None:
+        """Let those who share the store see what was spent here, and learn whether this run is still the last."""
+        while True:
+            await asyncio.sleep(REPORT_S)
+            try:
+                await self.report()
+            except StoreError as error:
+                say(error, "store")
+            except Exception:  # noqa: BLE001 - it must go on
+                _log.exception("a fault of meshd while spending was reported")
+            else:
+                say(None, "store")
 
     async def finish(self) -> None:
         """Return when no message is under way."""

@@ -29,12 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from meshd.engines.port import Store
-    from meshd.ledger.account import Report
     from meshd.ledger.holder import Holder
 
 HOLDER: Final = "local"
-REPORT_S: Final = 10.0
-"""How often a shared store is told what was spent under leases; admissions never wait for it."""
+DELEGATE_TRIES: Final = 3
 OPEN_MAX: Final = 16_384
 """Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
 
@@ -61,7 +59,7 @@ class Ledger:
         self._leases = Leases(
             desk, holder, epoch, open_max, served=self._served, failed=self._failed, lost=self._lost, again=self._again
         )
-        self.orders = Orders(desk)
+        self.orders = Orders(desk, holder)
         self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
         self.accounts = self._entries = self._leases.entries
         self._used_last: Entry | None = None
@@ -120,8 +118,12 @@ class Ledger:
                 ledger.started = started
                 record = HolderRecord(started.epoch, boot_now)
                 ledger._keep_journal(directory, holder, record, before, segment_bytes)
+                for child, parent in (await ledger.orders.left_over()).items():
+                    ledger.orders.end(parent, child)
                 if Ability.SHARED in store.abilities:
-                    ledger._reporting = asyncio.get_running_loop().create_task(ledger._report_for_ever())
+                    ledger._reporting = asyncio.get_running_loop().create_task(
+                        ledger._leases.report_for_ever(ledger._say)
+                    )
             except BaseException:
                 await store.close()
                 raise
@@ -205,6 +207,8 @@ class Ledger:
         owed = holder.spent + holder.reserved + bound
         if owed > holder.granted - holder.returned or owed + holder.elsewhere > limit + holder.extra:
             return None
+        if limit + holder.extra < holder.total and self._leases.is_shared:
+            return None  # a lower limit than others have: what they spent under it must be known
         entry.limit = limit
         self._take(entry, holder, bound)
         return entry
@@ -224,6 +228,8 @@ class Ledger:
             return None
         amount = fit(holder, limit, bound, least)
         if amount > holder.room or amount == WAIT:
+            return None
+        if holder.whole(limit) < holder.total and self._leases.is_shared:
             return None
         entry.limit = limit
         if amount == NEVER:
@@ -297,14 +303,13 @@ class Ledger:
         if entry.waiting:
             self._line.pump(entry)
 
-    def lend(self, entry: Entry, tokens: int) -> Report:
-        """End what was held without a charge, and say to the owner that it came back."""
+    def lend(self, entry: Entry, tokens: int) -> None:
+        """End what was held without a charge: it is no longer ours."""
         holder = entry.holder
         assert holder is not None
-        report = holder.lend(tokens)
+        holder.lend(tokens)
         if self._journal is not None:
             self._note(self._journal, holder)
-        return report
 
     # What may wait.
 
@@ -338,8 +343,13 @@ class Ledger:
 
         End it with `orders.end`: what it has left flows back.
         """
-        got = await self.wait(account, limit, tokens, least, queue_s=queue_s)
-        return got if isinstance(got, Shortfall) else await self.orders.delegate(got, child)
+        for _ in range(DELEGATE_TRIES):
+            got = await self.wait(account, limit, tokens, least, queue_s=queue_s)
+            if isinstance(got, Shortfall):
+                return got
+            if given := await self.orders.delegate(got, child):
+                return given
+        return Shortfall(account, limit, 0, 0, tokens, least, is_busy=True)
 
     def _carried(self) -> list[tuple[int, int]]:
         """Return slot and tokens owed of every lease with an open reservation."""
@@ -362,17 +372,6 @@ class Ledger:
             for entry in self._entries.values():
                 self._line.dismiss(entry, error)
 
-    async def _report_for_ever(self) -> None:
-        """Let those who share the store see what was spent here, and learn whether this run is still the last."""
-        while True:
-            await asyncio.sleep(REPORT_S)
-            try:
-                await self._leases.report()
-            except StoreError as error:
-                self._say(error, "store")
-            else:
-                self._say(None, "store")
-
     async def close(self) -> None:
         """Settle the books and let go: what is still reserved counts as spent at its bound. Closing twice is fine.
 
@@ -385,7 +384,7 @@ class Ledger:
             self._line.dismiss(entry, self.fault)
         if self._reporting is not None:
             self._reporting.cancel()
-        await self.orders.finish()
+        await self.orders.let_go()
         await self._leases.finish()
         try:
             if self._upkeep is not None:

@@ -2,26 +2,37 @@
 
 A delegation is a transfer into a child account (rule 9). The tokens are first reserved in the parent, so that the
 usual queue, recall and refusal hold for them; then one step of the parent's books turns the reservation into a
-transfer; then the child receives them. Only when both stand does anybody learn the child's name, so that a crash in
-between strands what was set aside until the delegation is ended, and grants nothing twice.
+transfer; then the child receives them. Only when both stand does anybody learn the child's name. An index of each
+holder names the parts that it gave, from before they are set aside until they are ended: a start ends what is left.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+import os
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meshd.engines.port import StoreError
+from meshd.engines.port import Change, StoreCorrupt, StoreError
+from meshd.ledger.account import CHILDREN
 from meshd.ledger.desk import ACCOUNTS, FREED, RECALL
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
     from meshd.ledger.account import Owner
     from meshd.ledger.desk import Desk
     from meshd.ledger.entry import Reservation
 
 _log = logging.getLogger("meshd.ledger")
 
+T = TypeVar("T")
+
+RETRY_S: Final = 0.5
+RETRY_S_MAX: Final = 15.0
+"""Between two tries to end a delegation."""
+CLOSE_S: Final = 2.0
+"""How long a close waits for those that are being ended."""
 TRIES: Final = 3
 """How often the books are told of a transfer whose outcome is not known: twice is as once."""
 
@@ -29,10 +40,12 @@ TRIES: Final = 3
 class Orders:
     """Orders to the owners of accounts. Every method but `end` may raise StoreError."""
 
-    __slots__ = ("_desk", "_tasks")
+    __slots__ = ("_desk", "_space", "_tasks")
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, holder: str) -> None:
+        """`holder` is whose delegations these are."""
         self._desk = desk
+        self._space = f"delegation/{holder}"
         self._tasks: set[asyncio.Task[None]] = set()
 
     # Operators.
@@ -51,7 +64,8 @@ class Orders:
 
     async def top_up(self, account: str, tokens: int) -> Owner:
         """Add tokens to whatever the policy gives an account."""
-        return await self._ordered(account, lambda owner: owner.top_up(tokens), FREED)
+        order = os.urandom(8).hex()
+        return await self._ordered(account, lambda owner: owner.top_up(tokens, order), FREED)
 
     async def close(self, account: str) -> Owner:
         """Let an account grant nothing more."""
@@ -59,7 +73,8 @@ class Orders:
 
     async def reopen(self, account: str) -> Owner:
         """Undo a close, or a freeze whose reason an operator has looked at."""
-        return await self._ordered(account, _reopen, FREED)
+        is_child = account.startswith(CHILDREN)
+        return await self._ordered(account, lambda owner: owner.reopen(is_child=is_child), FREED)
 
     async def write_off(self, account: str, holder: str) -> Owner:
         """Count as spent what a holder has on lease that will not come back to say what it spent."""
@@ -70,59 +85,109 @@ class Orders:
             change(owner)
             return owner
 
-        return await self._desk.order(account, changed, notice=notice)
+        # Each of them is as once where it is told twice, so one whose outcome is not known can be told again.
+        return await self._certainly(lambda: self._desk.order(account, changed, notice=notice))
 
     # Delegation.
 
     async def delegate(self, reservation: Reservation, child: str) -> int:
-        """Turn what is reserved into a child account of that name; return its tokens.
+        """Turn what is reserved into a child account of that name; return its tokens, 0 where the owner has too few.
 
         The name must be new. Where this raises, nobody may use the child: `end` it, and what stands flows back.
         """
         tokens, parent = reservation.bound, reservation.account
-        report = reservation.lend()
+        # Before anything is set aside: whoever starts with this directory next ends what it lists.
+        try:
+            await self._certainly(lambda: self._index(child, parent.encode()))
+        except BaseException:
+            reservation.settle(0)
+            raise
 
         def move(owner: Owner) -> int:
-            owner.step(report)
+            owner.step(reservation.lending())
             return owner.transfer(child, tokens)
 
-        await self._certainly(parent, move)
-        await self._certainly(child, lambda owner: owner.receive(parent, tokens))
-        return tokens
+        try:
+            given: int = await self._certainly(lambda: self._desk.order(parent, move))
+        finally:
+            # Made or not, it may have been: they are the owner's to give now.
+            reservation.lend()
+        if not given:
+            await self._index(child, None)
+            return 0
+        await self._certainly(lambda: self._desk.order(child, lambda owner: owner.receive(parent, tokens)))
+        return given
 
-    async def _certainly(self, account: str, change: Any) -> None:
-        for attempt in range(1, TRIES + 1):
+    async def _index(self, child: str, parent: bytes | None) -> None:
+        await self._desk.store.write([Change(self._space, child, parent)])
+
+    async def left_over(self) -> dict[str, str]:
+        """Return the parts that an earlier run of this holder gave and did not end, with their parents."""
+        store, after = self._desk.store, ""
+        found: dict[str, str] = {}
+        while page := await store.keys(self._space, after):
+            records = await store.read(self._space, page)
+            found |= {child: record.value.decode("utf-8", "replace") for child, record in records.items()}
+            after = page[-1]
+        return found
+
+    @staticmethod
+    async def _certainly(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        for _ in range(TRIES - 1):
             try:
-                await self._desk.order(account, change)
-                return
+                return await work()
             except StoreError:
-                if attempt == TRIES:
-                    raise
+                continue
+        return await work()
 
     def end(self, parent: str, child: str) -> None:
-        """Close a child account; what it has left flows back when the last lease on it has. Never raises."""
+        """Close a child account; what it has left flows back when the last lease on it has. Never raises.
+
+        Tried until it is made; what is not made when the ledger closes is ended by the next start.
+        """
         task = asyncio.get_running_loop().create_task(self._end(parent, child))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _end(self, parent: str, child: str) -> None:
-        try:
-            owner = await self._ordered(child, _close, RECALL)
-            if not owner.parent:
-                # It never received what was set aside for it, and now never can.
-                await self._desk.order(parent, lambda books: books.take_back(child, books.children.get(child, 0)))
-        except StoreError as error:
-            _log.warning("account %s stays open until an operator closes it: %s", child, error)
+        wait_s = RETRY_S
+        while True:
+            try:
+                await self._end_once(parent, child)
+                return
+            except StoreCorrupt as error:
+                _log.error("account %s cannot be ended: %s", child, error)
+                return
+            except StoreError as error:
+                _log.warning("account %s is not ended yet: %s", child, error)
+            await asyncio.sleep(wait_s)
+            wait_s = min(2 * wait_s, RETRY_S_MAX)
+
+    async def _end_once(self, parent: str, child: str) -> None:
+        owner = await self._desk.order(child, _closed, notice=RECALL)
+        if not owner.parent:
+            # It never received what was set aside for it, and now never can.
+            await self._desk.order(parent, lambda books: books.take_back(child, books.children.get(child, 0)))
+        await self._desk.flow_back()
+        await self._index(child, None)
 
     async def finish(self) -> None:
         """Return when nothing is under way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
+    async def let_go(self) -> None:
+        """Let go of what is not made yet: the next start goes on with it."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_S)
+        for task in self._tasks:
+            task.cancel()
+
 
 def _close(owner: Owner) -> None:
     owner.close()
 
 
-def _reopen(owner: Owner) -> None:
-    owner.reopen()
+def _closed(owner: Owner) -> Owner:
+    owner.close()
+    return owner

@@ -7,7 +7,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from meshd.engines.port import StoreError
+from meshd.engines.port import StoreError, StoreLocked
 from meshd.ledger.journal import told
 
 if TYPE_CHECKING:
@@ -145,7 +145,13 @@ class Upkeep:
                     # The old ones go: what they held must not depend on a crash (which writes fast leases off anyway).
                     await self.synced()
                 self._record.segment = first
-                await self._desk.write_holder(self._holder, self._record)
+                version, known = await self._desk.holder(self._holder)
+                if (
+                    known is None
+                    or known.epoch != self._record.epoch
+                    or not await self._desk.write_holder(self._holder, self._record, version)
+                ):
+                    raise StoreLocked(f"another meshd has started as holder {self._holder} on the same store")
                 self._journal.forget(first)
         except StoreError as error:
             self._say(error)

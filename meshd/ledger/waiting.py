@@ -67,6 +67,10 @@ class Line:
 
     def pump(self, entry: Entry) -> None:
         """Serve those who wait on an account, in order, as far as it goes."""
+        self._serve_all(entry)
+        self._done_wanting(entry)
+
+    def _serve_all(self, entry: Entry) -> None:
         while entry.waiting:
             waiter = entry.waiting[0]
             holder = entry.holder
@@ -86,6 +90,9 @@ class Line:
     def _serve(self, entry: Entry, holder: Holder, waiter: Waiter) -> bool:
         """Serve the first in the line; False where it must go on waiting."""
         amount = fit(holder, waiter.limit, waiter.bound, waiter.least)
+        if not waiter.asks and self._leases.is_shared and holder.whole(waiter.limit) < holder.total:
+            # Others may have spent, under a higher limit, since the owner was last asked.
+            return self._ask(entry, holder, waiter, max(0, holder.lacking(max(amount, 0))))
         if (amount == NEVER or holder.is_closed or holder.frozen) and not entry.is_fresh and waiter.asks < ASKS_MAX:
             return self._ask(entry, holder, waiter, 0)
         if amount == NEVER or holder.is_closed:
@@ -146,7 +153,6 @@ class Line:
 
     def _give_up(self, entry: Entry, waiter: Waiter) -> None:
         waiter.future.set_result(entry.shortfall(waiter, is_busy=True))
-        self._done_wanting(entry)
 
     def _withdraw(self, entry: Entry, waiter: Waiter) -> None:
         """A caller gave up; what it was given in the same moment goes back."""
@@ -155,7 +161,6 @@ class Line:
             future.cancel()
         elif not future.cancelled() and future.exception() is None and isinstance(got := future.result(), Reservation):
             got.settle(0)
-        self._done_wanting(entry)
         self.pump(entry)
 
     def _done_wanting(self, entry: Entry) -> None:

@@ -117,12 +117,12 @@ async def _spend(ledger: Ledger, account: str, bound: int, actual: int) -> None:
 
 async def test_a_child_has_what_it_was_given_and_no_more(mesh: Mesh) -> None:
     one, two = await mesh.start(1), await mesh.start(2)
-    assert await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5) == 300
-    await _spend(two, "a>1", 200, 200)
-    short = await two.wait("a>1", 10**6, 101, 101, queue_s=5)
+    assert await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5) == 300
+    await _spend(two, "delegated/1/a", 200, 200)
+    short = await two.wait("delegated/1/a", 10**6, 101, 101, queue_s=5)
     assert isinstance(short, Shortfall)
     assert short.used == 200
-    clamped = await two.wait("a>1", 10**6, 5000, 50, queue_s=5)
+    clamped = await two.wait("delegated/1/a", 10**6, 5000, 50, queue_s=5)
     assert isinstance(clamped, Reservation)
     assert clamped.bound == 100
     clamped.settle(0)
@@ -131,21 +131,21 @@ async def test_a_child_has_what_it_was_given_and_no_more(mesh: Mesh) -> None:
 
 async def test_what_a_child_has_left_flows_back(mesh: Mesh) -> None:
     one, two = await mesh.start(1), await mesh.start(2)
-    await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5)
-    await _spend(two, "a>1", 200, 120)
-    one.orders.end("a", "a>1")
+    await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5)
+    await _spend(two, "delegated/1/a", 200, 120)
+    one.orders.end("a", "delegated/1/a")
     await one.orders.finish()
     (await take(one, 880)).settle(880)
     assert (await refused(one, 1)).used == 1000
-    assert isinstance(await two.wait("a>1", 10**6, 1, 1, queue_s=5), Shortfall)
+    assert isinstance(await two.wait("delegated/1/a", 10**6, 1, 1, queue_s=5), Shortfall)
 
 
 async def test_it_flows_back_when_the_last_call_of_the_child_has_ended(mesh: Mesh) -> None:
     one, two = await mesh.start(1), await mesh.start(2)
-    await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5)
-    held = await two.wait("a>1", 10**6, 250, 250, queue_s=5)
+    await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5)
+    held = await two.wait("delegated/1/a", 10**6, 250, 250, queue_s=5)
     assert isinstance(held, Reservation)
-    one.orders.end("a", "a>1")
+    one.orders.end("a", "delegated/1/a")
     await one.orders.finish()
     assert (await mesh.books())[0] == 1000
     waiting = asyncio.ensure_future(take(one, 900))
@@ -164,17 +164,17 @@ async def test_a_delegation_that_was_cut_off_half_way_comes_back(mesh: Mesh) -> 
 
     async def failing(changes: Any) -> Any:
         nonlocal writes
-        if any(change.key == "a>1" for change in changes):
+        if any((change.space, change.key) == ("account", "delegated/1/a") for change in changes):
             writes += 1
             raise StoreError("away")
         return await real(changes)
 
     mesh.stores[1].write = failing  # type: ignore[method-assign]
     with pytest.raises(StoreError):
-        await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5)
+        await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5)
     assert writes == 3
     mesh.stores[1].write = real  # type: ignore[method-assign]
-    one.orders.end("a", "a>1")
+    one.orders.end("a", "delegated/1/a")
     await one.orders.finish()
     (await take(one, 990)).settle(990)
 
@@ -182,17 +182,17 @@ async def test_a_delegation_that_was_cut_off_half_way_comes_back(mesh: Mesh) -> 
 async def test_more_than_there_is_cannot_be_delegated(mesh: Mesh) -> None:
     one = await mesh.start(1)
     (await take(one, 800)).settle(800)
-    short = await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5)
+    short = await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5)
     assert isinstance(short, Shortfall)
-    assert await one.delegate("a", 1000, "a>2", 300, 100, queue_s=5) == 200
+    assert await one.delegate("a", 1000, "delegated/2/a", 300, 100, queue_s=5) == 200
 
 
 async def test_a_killed_sidecar_loses_no_delegation(mesh: Mesh) -> None:
     one, two = await mesh.start(1), await mesh.start(2)
-    await one.delegate("a", 1000, "a>1", 300, 300, queue_s=5)
-    await _spend(two, "a>1", 200, 120)
+    await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=5)
+    await _spend(two, "delegated/1/a", 200, 120)
     await mesh.kill(2)
-    one.orders.end("a", "a>1")
+    one.orders.end("a", "delegated/1/a")
     await one.orders.finish()
     two = await mesh.start(2)
     (await take(two, 880)).settle(880)
