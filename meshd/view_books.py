@@ -52,11 +52,9 @@ class LedgerBooks:
         """Return accounts in the order of their ids; one whose books are damaged says so, and hides no other."""
         orders = self._ledger.orders
         with self._reached():
-            try:
-                found = await orders.accounts(after, limit + 1)
-                dumps = [self._dump(id, owner) for id, owner in found.items()]
-            except StoreCorrupt:
-                dumps = [await self._one(id) for id in await orders.names(after, limit + 1)]
+            names = await orders.names(after, limit + 1)
+            found = await orders.sound(names)
+            dumps = [self._dump(id, found[id]) if id in found else await self._one(id) for id in names]
         shown = dumps[:limit]
         return AccountsPage(shown, shown[-1].id if len(dumps) > limit else "")
 

@@ -18,7 +18,7 @@ from meshd.ledger.account import CHILDREN
 from meshd.ledger.desk import ACCOUNTS, FREED, RECALL
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from meshd.ledger.account import Owner
     from meshd.ledger.desk import Desk
@@ -50,13 +50,13 @@ class Orders:
 
     # Operators.
 
-    async def accounts(self, after: str = "", limit: int = 100) -> dict[str, Owner]:
-        """Return the books of up to `limit` accounts, by name, from the first beyond `after`."""
-        return await self._desk.owners(await self._desk.store.keys(ACCOUNTS, after, limit))
-
     async def names(self, after: str = "", limit: int = 100) -> list[str]:
         """Return the names of up to `limit` accounts, from the first beyond `after`."""
         return await self._desk.store.keys(ACCOUNTS, after, limit)
+
+    async def sound(self, accounts: Sequence[str]) -> dict[str, Owner]:
+        """Return the books of accounts, without those that are damaged: `books` says why."""
+        return await self._desk.owners(accounts)
 
     async def books(self, account: str) -> Owner:
         """Return the books of an account; empty ones where nobody has used it."""

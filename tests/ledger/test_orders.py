@@ -104,8 +104,9 @@ async def test_accounts_are_listed_by_name(mesh: Mesh) -> None:
     one = await mesh.start(1)
     for name in ("b", "a", "c"):
         (await one.wait(name, 100, 10, 10, queue_s=5)).settle(5)  # type: ignore[union-attr]
-    assert list(await one.orders.accounts()) == ["a", "b", "c"]
-    assert list(await one.orders.accounts("a", 1)) == ["b"]
+    assert await one.orders.names() == ["a", "b", "c"]
+    assert await one.orders.names("a", 1) == ["b"]
+    assert list(await one.orders.sound(["c", "a"])) == ["c", "a"]
     assert (await one.orders.books("nobody")).total == 0
 
 
