@@ -25,7 +25,8 @@ import click
 
 from meshd.call import Ask
 from meshd.engines.memory import MemoryStore
-from meshd.filters.purse import FLOOR, OUTPUT_DEFAULT, QUEUE_S
+from meshd.filters.purse import CEILING, FLOOR, OUTPUT_DEFAULT, QUEUE_S
+from meshd.filters.taking import Taken
 from meshd.ledger import Ledger, Reservation, Shortfall
 from meshd.ledger.cost import need_of
 from meshd.ledger.desk import Desk
@@ -148,11 +149,14 @@ async def replay(trace: Sequence[Request], budget: int, sidecars: int, cap: int 
         ledger = ledgers[number % sidecars]
         bound = request.given + 10 if is_exact else round(request.given * BYTES_PER_TOKEN) + OVERHEAD
         need = need_of(Ask("chat", "gpt-4o", input_bound=bound, output_cap=cap), OUTPUT_DEFAULT, FLOOR)
+        taken = Taken(need, None)
+        whole = taken.amount(CEILING, need.cap)
+        least = taken.least(CEILING, whole)
         is_early = result.spent < EARLY * budget
         result.early += is_early
-        got = ledger.reserve("a", budget, need.bound, need.least)
+        got = ledger.reserve("a", budget, whole, least)
         if got is None:
-            got = await ledger.wait("a", budget, need.bound, need.least, queue_s=QUEUE_S)
+            got = await ledger.wait("a", budget, whole, least, queue_s=QUEUE_S)
         if isinstance(got, Shortfall):
             if is_early and request.given + request.made <= budget - result.spent:
                 result.false_busy += got.is_busy
@@ -162,12 +166,12 @@ async def replay(trace: Sequence[Request], budget: int, sidecars: int, cap: int 
         granted = got.bound - bound
         made = min(request.made, granted)
         result.admitted += 1
-        result.clamped += got.bound < need.bound
+        result.clamped += got.bound < whole
         result.shortened += made < request.made
         await asyncio.sleep(FIRST_TOKEN_S + TOKEN_S * made)
         got.settle(request.given + made)
         result.spent += request.given + made
-        result.bound += need.bound
+        result.bound += whole
         result.cost += request.given + made
 
     began_s = trace[0].at_s
