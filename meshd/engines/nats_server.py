@@ -161,8 +161,8 @@ def _signed(text: bytes, nonce: str, source: str) -> tuple[str, str]:
 async def bucket_made(wire: Wire, url: StoreUrl, where: str, timeout_s: float) -> Promise:
     """Make the bucket where there is none, and look at what it promises. Raises StoreError."""
     name = bucket(url)
-    message = await wire.ask(f"{API}STREAM.INFO.KV_{name}", timeout_s=timeout_s)
-    info = decoded(message, StreamInfo, where)
+    look = f"{API}STREAM.INFO.KV_{name}"
+    info = decoded(await wire.ask(look, timeout_s=timeout_s), StreamInfo, where)
     if info.error is not None and info.error.err_code == _NO_STREAM:
         wanted = {
             "name": f"KV_{name}",
@@ -177,6 +177,12 @@ async def bucket_made(wire: Wire, url: StoreUrl, where: str, timeout_s: float) -
         }
         message = await wire.ask(f"{API}STREAM.CREATE.KV_{name}", msgspec.json.encode(wanted), timeout_s=timeout_s)
         info = decoded(message, StreamInfo, where)
+        if info.error is not None:
+            # Another sidecar may have made it since we looked. A server that is asked twice at once can say that the
+            # subjects overlap with a stream (10065), which is the very one.
+            made = decoded(await wire.ask(look, timeout_s=timeout_s), StreamInfo, where)
+            if made.error is None:
+                info = made
     if info.error is not None:
         raise told(where, info.error)
     return _looked_at(info.config, name, where, is_synced=url.is_set("synced"))

@@ -11,14 +11,17 @@ import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
 from meshd.engines import nats as driver
 from meshd.engines import nats_server as server_side
 from meshd.engines.nats_keys import decoded, encoded
+from meshd.engines.nats_wire import Message, Wire
 from meshd.engines.port import Ability, Change, Store, StoreCorrupt, StoreError, StoreFull, StoreUnable
 from meshd.engines.table import open_store
+from meshd.engines.url import StoreUrl
 from tests.engines.places import Place, nats_api, place_of, until_it_fails
 from tests.engines.servers import Server, certificate, nats_server, running
 
@@ -192,6 +195,19 @@ async def test_a_bucket_that_is_deleted_under_us_is_made_anew(store: Store, plac
         assert await store.write([Change("space", "b", b"", expected=0)]) == [True]
         while await heard.get() != "b":
             pass
+
+
+async def test_a_stream_that_another_made_since_we_looked(place: Place) -> None:
+    """It is used where it is our bucket (which such a server says overlaps itself), and else the error stands."""
+    none, overlap = '{"error": {"err_code": 10059}}', '{"error": {"err_code": 10065, "description": "overlap"}}'
+    ours = json.dumps({"config": {"subjects": [f"$KV.{place.name}.>"], "discard": "new", "storage": "file"}})
+    wire, url = mock.Mock(Wire, ask=mock.AsyncMock()), StoreUrl(place.url)
+    wire.ask.side_effect = [
+        Message("", "", 0, b"", text.encode()) for text in (none, overlap, ours, none, overlap, none)
+    ]
+    assert "sync_interval" in (await server_side.bucket_made(wire, url, "nats", 1)).caution
+    with pytest.raises(StoreError, match=r"overlap \(10065\)"):
+        await server_side.bucket_made(wire, url, "nats", 1)
 
 
 async def test_no_jetstream(tmp_path: Path) -> None:
