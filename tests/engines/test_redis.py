@@ -223,7 +223,9 @@ async def test_tls_to_a_port_that_speaks_none(place: Place) -> None:
 
 async def test_a_socket(tmp_path: Path) -> None:
     path = tmp_path / "redis.sock"
-    async with running(redis_server(tmp_path / "server", "--unixsocket", str(path))):
+    async with running(redis_server(tmp_path / "server", "--unixsocket", str(path))) as server:
+        # The server listens on its port before it does on the socket; once it answers, on both.
+        await (await open_store(f"redis://{server.address}", tmp_path)).close()
         store = await open_store(f"unix://{path}?prefix=mine", tmp_path)
         assert await store.write([Change("space", "a", b"")]) == [True]
         await store.close()
