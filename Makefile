@@ -14,8 +14,7 @@ STAMP := .venv/.dev
 BENCH_STAMP := .venv/.bench
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
-COMPILED_TESTS := $(addprefix tests/,cli demo dialects end_to_end engines filters ledger policy prices proxy sdk telemetry \
-	tokens wire)
+COMPILED_TESTS := $(addprefix tests/,dialects end_to_end filters ledger policy prices proxy telemetry tokens wire)
 SOURCES := hatch_build.py meshd sdk $(wildcard demo bench) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
