@@ -3,11 +3,12 @@
 `meshd_sdk.context` holds the `Context` of a workflow, the names of meshd's header fields, and the signed token in
 which a context travels. `meshd_sdk.trace_context` reads and writes the W3C headers. An agent that handles a request
 needs one function: `carried`, which picks from the request it received what belongs on the requests that it makes.
+One that calls another agent may add `delegating(5000)`: at most so many of its tokens may be spent there.
 """
 
 from __future__ import annotations
 
-from meshd_sdk.carry import carried
+from meshd_sdk.carry import carried, delegating
 from meshd_sdk.context import (
     Audience,
     Context,
@@ -29,6 +30,7 @@ __all__ = [
     "TokenTooLongError",
     "Verified",
     "carried",
+    "delegating",
     "mint",
     "verify",
 ]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+DELEGATE = "x-meshd-delegate"
+TOKENS_MAX = 10**15 - 1
 CARRIED = frozenset({"x-meshd-context", "traceparent", "tracestate", "baggage"})
 """Header fields that tie an agent's own requests to the workflow of the request it is answering."""
 
@@ -27,3 +29,13 @@ def carried(headers: Mapping[str, str] | Iterable[tuple[str, str]]) -> dict[str,
                 doubled.add(lower)
             found[lower] = value
     return {name: value for name, value in found.items() if name not in doubled}
+
+
+def delegating(tokens: int) -> dict[str, str]:
+    """Return the header field that gives the agent which is called at most `tokens` of the caller's own.
+
+    What it has not spent when the call has ended flows back. Raises ValueError for what is no number of tokens.
+    """
+    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= TOKENS_MAX:
+        raise ValueError(f"a number of tokens from 1 to {TOKENS_MAX}, not {tokens!r}")
+    return {DELEGATE: str(tokens)}
