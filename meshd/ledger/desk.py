@@ -173,18 +173,29 @@ class Desk:
     async def flow_back(self) -> None:
         """Give what ended child accounts have left to their parents (rule 9). Raises StoreError; then it is still due.
 
-        Twice is as once. Where a crash comes between, whoever delegated ends the child again when it is back.
+        Twice is as once. Where a crash comes between, whoever delegated ends the child again when it is back. What
+        damaged books keep from flowing back stays due, and keeps nothing else.
         """
-        while self._due:
-            child = next(iter(self._due))
-            record = (await self.store.read(ACCOUNTS, (child,))).get(child)
-            owner, version = _owner(child, record), record.version if record is not None else 0
-            if owner.is_ended:
-                left = owner.available
-                await self._take_back(owner.parent, child, left)
-                # It is of no use any more, and its name stands for nothing without a parent.
-                await self.store.write([Change(ACCOUNTS, child, None, version)])
-            self._due.pop(child, None)
+        damaged: set[str] = set()
+        while due := [child for child in self._due if child not in damaged]:
+            try:
+                await self._flow_back(due[0])
+            except StoreCorrupt as error:
+                _log.error("what %s has left cannot flow back: %s", due[0], error)
+                damaged.add(due[0])
+
+    def is_due(self, child: str) -> bool:
+        """Say whether what an ended child has left could not flow back yet."""
+        return child in self._due
+
+    async def _flow_back(self, child: str) -> None:
+        record = (await self.store.read(ACCOUNTS, (child,))).get(child)
+        owner, version = _owner(child, record), record.version if record is not None else 0
+        if owner.is_ended:
+            await self._take_back(owner.parent, child, owner.available)
+            # It is of no use any more, and its name stands for nothing without a parent.
+            await self.store.write([Change(ACCOUNTS, child, None, version)])
+        self._due.pop(child, None)
 
     async def _take_back(self, parent: str, child: str, left: int) -> None:
         while True:

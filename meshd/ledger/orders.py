@@ -164,12 +164,13 @@ class Orders:
             wait_s = min(2 * wait_s, RETRY_S_MAX)
 
     async def _end_once(self, parent: str, child: str) -> None:
-        owner = await self._desk.order(child, _closed, notice=RECALL)
+        owner = await self._ordered(child, _close, RECALL)
         if not owner.parent:
             # It never received what was set aside for it, and now never can.
             await self._desk.order(parent, lambda books: books.take_back(child, books.children.get(child, 0)))
         await self._desk.flow_back()
-        await self._index(child, None)
+        if not self._desk.is_due(child):
+            await self._index(child, None)  # else the next start tries again, when somebody has mended the books
 
     async def finish(self) -> None:
         """Return when nothing is under way."""
@@ -186,8 +187,3 @@ class Orders:
 
 def _close(owner: Owner) -> None:
     owner.close()
-
-
-def _closed(owner: Owner) -> Owner:
-    owner.close()
-    return owner

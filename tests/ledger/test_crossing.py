@@ -499,6 +499,22 @@ async def test_a_damaged_account_does_not_stop_a_start(mesh: SlowMesh) -> None:
     assert await spend(one, "a", 100, 1000) == 100
 
 
+async def test_a_damaged_parent_keeps_nothing_else_from_flowing_back_or_being_reported(mesh: SlowMesh) -> None:
+    one = await mesh.start(1)
+    await one.delegate("a", 1000, "delegated/1/a", 300, 300, queue_s=1)
+    await one.delegate("b", 1000, "delegated/2/b", 300, 300, queue_s=1)
+    assert await spend(one, "c", 100, 1000)
+    await mesh.server.write([Change(ACCOUNTS, "a", b"{")])
+    one.orders.end("a", "delegated/1/a")
+    await one.orders.finish()
+    one.orders.end("b", "delegated/2/b")
+    await one.orders.finish()
+    await one._leases.report()
+    assert (await mesh.books("c"))[2] == 100
+    assert await spend(one, "b", 1000, 1000) == 1000
+    assert await one.orders.left_over() == {"delegated/1/a": "a"}, "the next start tries again"
+
+
 async def test_how_many_words_the_end_game_takes(mesh: SlowMesh) -> None:
     ledgers = [await mesh.start(number) for number in range(16)]
     spender = ledgers[0]
