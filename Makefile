@@ -12,10 +12,11 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.dev
 BENCH_STAMP := .venv/.bench
+PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
 COMPILED_TESTS := $(addprefix tests/,dialects end_to_end filters ledger policy prices proxy telemetry tokens wire)
-SOURCES := hatch_build.py meshd sdk $(wildcard demo bench) tests requirements/lock.py
+SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: $(PYTHON) is not here; name a Python 3.11 with PYTHON=..." >&2; exit 1; }
@@ -32,12 +33,18 @@ $(BENCH_STAMP): $(STAMP) requirements/bench.txt
 	@$(INSTALL) -r requirements/bench.txt
 	@touch $@
 
+$(PROTO_STAMP): requirements/proto.txt
+	@echo "installing what generates code from proto/ ..."
+	@test -x .make/proto/bin/python || "$(PYTHON)" -m venv .make/proto
+	@.make/proto/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/proto.txt
+	@touch $@
+
 $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk policies -name '*.py' -o -name '*.yaml')
 	@mkdir -p .make && touch .make/begun # what is edited meanwhile is compiled the next time
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled simulate replay fleet compile lint bench format lock clean venv
+.PHONY: help demo test test-compiled simulate replay fleet compile lint bench proto format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -75,6 +82,9 @@ bench: $(BENCH_STAMP) ## ratios to Envoy, nginx, haproxy, aiohttp (PEERS, ROUNDS
 	@$(MAKE) compile || echo "meshd is measured uncompiled" >&2
 	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m bench $(if $(PEERS),--peers "$(PEERS)") $(if $(ROUNDS),--rounds "$(ROUNDS)") \
 		$(if $(SECONDS),--seconds "$(SECONDS)") $(ARGS)
+
+proto: $(PROTO_STAMP) ## lint proto/ and generate sdk/meshd_sdk/v1 from it (ARGS=--check only compares)
+	@.make/proto/bin/python proto/generate.py $(ARGS)
 
 format: $(STAMP) ## ruff format, and what ruff can mend
 	@$(BIN)/ruff check --fix-only --quiet $(SOURCES)

@@ -1,4 +1,4 @@
-"""Write requirements/run.txt, build.txt, dev.txt and bench.txt from what the two pyproject files declare.
+"""Write requirements/run.txt, build.txt, dev.txt, bench.txt and proto.txt from what the two pyproject files declare.
 
 Run by `make lock`, which brings pip-compile. Pins that still fit are kept; `make lock UPGRADE=1` takes the newest.
 The files name exact versions and hashes and no registry, so they serve wherever the same artefacts are offered. `dev`
@@ -41,7 +41,7 @@ def declared() -> dict[str, list[str]]:
     # An image has the drivers of all engines.
     run += [need for extra in daemon["project"]["optional-dependencies"].values() for need in extra]
     development = run + groups["build"] + groups["dev"]
-    return {"run": run, "build": groups["build"], "dev": development, "bench": groups["bench"]}
+    return {"run": run, "dev": development} | {name: groups[name] for name in ("build", "bench", "proto")}
 
 
 def compile_one(name: str, needs: list[str], constraint: str | None) -> None:
@@ -54,13 +54,16 @@ def compile_one(name: str, needs: list[str], constraint: str | None) -> None:
     target = HERE / f"{name}.txt"
     command = [sys.executable, "-m", "piptools", "compile", *OPTIONS, *sys.argv[1:], "--output-file", str(target), "-"]
     subprocess.run(command, input="\n".join(lines), env=environment, stdout=subprocess.DEVNULL, text=True, check=True)
-    target.write_text(HEADER + target.read_text())
+    # pip-compile sets off what it calls unsafe (setuptools) by a comment of its own.
+    pins = [line for line in target.read_text().splitlines(keepends=True) if line.strip() and line[0] != "#"]
+    target.write_text(HEADER + "".join(pins))
 
 
 def main() -> None:
-    """Write every file; the others take the versions that dev.txt has chosen."""
+    """Write every file; the others take the versions that dev.txt has chosen, but for proto's own environment."""
     needs = declared()
     compile_one("dev", needs.pop("dev"), None)
+    compile_one("proto", needs.pop("proto"), None)
     for name, names in needs.items():
         compile_one(name, names, "dev.txt")
 
