@@ -289,6 +289,18 @@ def verify(token: bytes, keyring: Keyring, *, now_s: float) -> Verified:
     return verified
 
 
+def read_unverified(token: bytes) -> Context:
+    """Return what a token says, whoever signed it: to show and to log, never to decide by.
+
+    An agent has no key; what it got from its sidecar it may read. Raises TokenInvalidError for what is no token.
+    """
+    data = _decoded(token)
+    try:
+        return _read(data[:-_MAC_BYTES], 2 + data[1]).context
+    except (ValueError, IndexError) as error:
+        raise TokenInvalidError(Why.MALFORMED, "its fields are not those of a token") from error
+
+
 def _decoded(token: bytes) -> bytes:
     if len(token) > TOKEN_BYTES_MAX:
         raise TokenInvalidError(Why.MALFORMED, f"it has {len(token)} bytes, and a token at most {TOKEN_BYTES_MAX}")
