@@ -82,7 +82,7 @@ class Current:
         no key, and the sidecar judges it on every call.
         """
         pairs = [(_text(name), _text(value)) for name, value in _pairs(headers)]
-        found = carried(pairs)
+        found = {name: value for name, value in carried(pairs).items() if value}
         left = [value.strip() for name, value in pairs if name.lower() == DEADLINE]
         deadline_s = time.time() + float(left[0]) if len(left) == 1 and _LEFT.fullmatch(left[0]) else None
         if not found and deadline_s is None:

@@ -6,6 +6,7 @@ grpc.aio.server(interceptors=[AioCarrying()])
 
 from __future__ import annotations
 
+from inspect import isasyncgenfunction, iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -23,26 +24,43 @@ class Carrying(grpc.ServerInterceptor):
     def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
         """Return the handler, run with the call's context; None where there is no such method."""
         handler = continuation(handler_call_details)
-        if handler is None:
-            return None
-        now = Current.from_headers(handler_call_details.invocation_metadata or ())
-        streams_in, streams_out = handler.request_streaming, handler.response_streaming
-        if streams_out:
-            behaviour = _streaming(handler.stream_stream if streams_in else handler.unary_stream, now)
-            make: Any = grpc.stream_stream_rpc_method_handler if streams_in else grpc.unary_stream_rpc_method_handler
-        else:
-            behaviour = _unary(handler.stream_unary if streams_in else handler.unary_unary, now)
-            make = grpc.stream_unary_rpc_method_handler if streams_in else grpc.unary_unary_rpc_method_handler
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        return handler and _carrying(handler, _said(handler_call_details))
 
 
 class AioCarrying(grpc.aio.ServerInterceptor):
-    """For `grpc.aio.server`, which runs a call and its interceptors in one task of its own."""
+    """For `grpc.aio.server`, which runs a call and its interceptors in one task, and plain functions in a thread."""
 
     async def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
-        """Return the handler; the context stays to the end of the call's task."""
-        become(Current.from_headers(handler_call_details.invocation_metadata or ()))
-        return await continuation(handler_call_details)
+        """Return the handler, run with the call's context; it stays current to the end of the call's task."""
+        now = _said(handler_call_details)
+        become(now)
+        handler = await continuation(handler_call_details)
+        behaviour = handler and _behaviour(handler)
+        if behaviour is None or iscoroutinefunction(behaviour) or isasyncgenfunction(behaviour):
+            return handler
+        return _carrying(handler, now)
+
+
+def _said(details: Any) -> Current | None:
+    return Current.from_headers(details.invocation_metadata or ())
+
+
+def _behaviour(handler: Any) -> Callable[[Any, Any], Any]:
+    if handler.response_streaming:
+        return handler.stream_stream if handler.request_streaming else handler.unary_stream  # type: ignore[no-any-return]
+    return handler.stream_unary if handler.request_streaming else handler.unary_unary  # type: ignore[no-any-return]
+
+
+def _carrying(handler: Any, now: Current | None) -> Any:
+    behaviour = _behaviour(handler)
+    if handler.response_streaming:
+        behaviour = _streaming(behaviour, now)
+        streamed, single = grpc.stream_stream_rpc_method_handler, grpc.unary_stream_rpc_method_handler
+    else:
+        behaviour = _unary(behaviour, now)
+        streamed, single = grpc.stream_unary_rpc_method_handler, grpc.unary_unary_rpc_method_handler
+    make: Any = streamed if handler.request_streaming else single
+    return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
 
 def _unary(behaviour: Callable[[Any, Any], Any], now: Current | None) -> Callable[[Any, Any], Any]:

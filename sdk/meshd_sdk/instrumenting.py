@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CLIENTS: Final[dict[str, tuple[str, ...]]] = {
     "httpx": HTTPX,
+    "httpx2": HTTPX,
     "requests": ("requests",),
     "urllib3": ("urllib3",),
     "aiohttp": ("aiohttp",),
@@ -110,6 +111,10 @@ class _State:
             self.missing.add(library)
             version = getattr(module, "__version__", "of an unknown version")
             _warn(f"{library} {version} {error}")
+        except Exception as error:  # noqa: BLE001
+            # Most often from within the program's own import of it, which must not fail for our sake.
+            self.missing.add(library)
+            _warn(f"{library} cannot be hooked, its requests carry no context: {error!r}")
 
     def drop(self) -> None:
         for patches in self.patches.values():
@@ -158,8 +163,11 @@ def _arm(library: str, spec: ModuleSpec) -> None:
 
 
 def _warn(text: str) -> None:
-    # Above this module and the call in it; what waits is hooked from within an import, whose frames say nothing.
-    warnings.warn(f"meshd_sdk.instrument: {text}", RuntimeWarning, stacklevel=3)
+    # Said of the line that called us; of what was waiting, of the import.
+    level, frame = 2, sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__") == __name__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(f"meshd_sdk.instrument: {text}", RuntimeWarning, stacklevel=level)
 
 
 _lock = threading.RLock()
