@@ -73,7 +73,7 @@ class SqliteFile:
 
     The constructor blocks while it opens. Raises StoreError or one of its kinds: StoreNewer, StoreCorrupt, StoreLocked,
     StoreReadOnly, StoreFull. `is_synced`: a commit survives a power cut, not a killed process alone. `is_alone`: nobody
-    else may open the file meanwhile.
+    else may open the file meanwhile, and `instead` says what they can do.
     """
 
     def __init__(
@@ -82,16 +82,20 @@ class SqliteFile:
         form: Format,
         *,
         thread: str,
+        opened: Callable[[sqlite3.Connection], None] | None = None,
         before_commit: Callable[[sqlite3.Connection], None] | None = None,
         ended: Callable[[StoreError | None], None] | None = None,
         busy_timeout_s: float = 1.0,
         is_synced: bool = True,
         is_alone: bool = False,
+        instead: str = "",
     ) -> None:
         self.path = path
         self._form = form
         self._is_synced = is_synced
         self._is_alone = is_alone
+        self._instead = instead
+        self._when_opened = opened
         self._before_commit = before_commit
         self._ended = ended
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -129,6 +133,8 @@ class SqliteFile:
         """Say in words for an operator what SQLite said."""
         code = getattr(error, "sqlite_errorcode", 0)
         kind, text = _CLASSES.get(code & 0xFF, (StoreError, f"cannot be used: {error}"))
+        if kind is StoreLocked and self._is_alone:
+            text = "is held by another process, and one at a time may have it; " + self._instead
         return kind(f"{self.path} {text}")
 
     # What follows runs on the file's own thread, the opening aside.
@@ -156,6 +162,8 @@ class SqliteFile:
             # Before the first look at the log beside the file: the lock is then held until the file is closed, and
             # the log's index is kept in memory, https://www.sqlite.org/wal.html#noshm
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            # Of two that come at once, one has it: each with a shared lock would keep the other from a greater one.
+            connection.executescript("BEGIN EXCLUSIVE; COMMIT;")
         application = connection.execute("PRAGMA application_id").fetchone()[0]
         schema = connection.execute("PRAGMA user_version").fetchone()[0]
         is_empty = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
@@ -178,6 +186,8 @@ class SqliteFile:
                 f"PRAGMA user_version = {form.schema};COMMIT;"
             )
         connection.execute(form.probe)
+        if self._when_opened is not None:
+            self._when_opened(connection)
 
     def _work(self) -> None:
         is_open = True
