@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.api import session_frames as frames
 from meshd.api.session_calls import begin
 from meshd.api.session_deliveries import Delivery
-from meshd.api.session_events import Events
+from meshd.api.session_events import Events, status_of_error
 from meshd.proxy.crash import ending
 from meshd.refusal import Reason, Refused
 from meshd_sdk.v1 import session_pb2 as pb
@@ -47,7 +47,7 @@ class Session:
     __slots__ = (
         "_acked", "_credit_owed", "_deliveries_count", "_is_over", "_kept", "_kept_bytes", "_received_bytes", "_said",
         "_unsent", "agent", "calls", "credit", "deliveries", "end", "events", "id", "is_callable", "mesh", "name",
-        "parted_s", "peer", "received", "records", "seq", "under_way", "wire",
+        "parted_s", "peer", "received", "seq", "under_way", "wire",
     )  # fmt: skip
 
     def __init__(self, mesh: Mesh, id: str, hello: pb.Hello, peer: str, end: Any) -> None:
@@ -87,7 +87,6 @@ class Session:
         self.calls: dict[int, SessionCaller] = {}
         self.deliveries: dict[int, Delivery] = {}
         self.events = Events(self)
-        self.records: set[int] = set()
         self._is_over = False
 
     # ------------------------------------------------------------------ to the agent
@@ -104,8 +103,8 @@ class Session:
         if self._kept_bytes > frames.KEPT_BYTES_MAX or len(self._kept) > frames.KEPT_FRAMES_MAX:
             self.stop(
                 frames.too_much(
-                    f"{len(self._kept)} frames ({self._kept_bytes} bytes) wait for an acknowledgement: read what comes, "
-                    "and send `ack`."
+                    f"{len(self._kept)} frames ({self._kept_bytes} bytes) wait for an acknowledgement: read what "
+                    "comes, and send `ack`."
                 )
             )
             return
@@ -262,7 +261,17 @@ class Session:
 
     def _on_record(self, record: pb.Record) -> None:
         self.work(record.id, "record.id")
-        self.events.record(record)
+        reply = pb.RecordReply(id=record.id)
+        mesh = self.mesh
+        try:
+            if mesh.traces is None:
+                raise Refused(Reason.STORE_UNAVAILABLE, "This sidecar keeps no trace", is_retryable=False)
+            mesh.traces.take(mesh.read(record.request.token, self.name), record.request.entries)
+            reply.status.code = frames.OK
+        except Exception as error:  # noqa: BLE001 - it ends in a reply
+            reply.status.CopyFrom(status_of_error(error))
+        self.put(pb.ConnectResponse(recorded=reply))
+        self.done()
 
     def _on_goodbye(self, goodbye: pb.Goodbye) -> None:
         self.stop(None)

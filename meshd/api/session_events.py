@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
 from meshd.api.session_contexts import NO_CONTEXT, for_consumer, for_publisher
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
@@ -30,7 +31,7 @@ SUBSCRIPTIONS_MAX: Final = 64
 BATCH_MAX: Final = 64
 """Events that go to the bus together."""
 ERRANDS_MAX: Final = 4096
-"""What waits for the bus; publishing is limited by credit, so only an agent that settles what it never had gets here."""
+"""What waits for the bus. Publishing is limited by credit: only an agent that joins and leaves topics gets here."""
 PAUSE_S: Final = 1.0
 """After the bus failed a subscription, before it is asked again."""
 _VERDICTS: Final = {
@@ -77,7 +78,7 @@ class Events:
         self._subscribed: dict[int, _Subscribed] = {}
         self._handed: dict[int, _Handed] = {}
         self._causes: dict[str, str] = {}
-        """Tokens that were handed out with an event, and the event's id: what is published under one follows from it."""
+        """Tokens that were handed out with an event, and its id: what is published under one follows from it."""
         self._credit: asyncio.Event | None = None
 
     # ------------------------------------------------------------------ from the agent
@@ -112,10 +113,6 @@ class Events:
         if handed is not None:
             self._causes.pop(handed.token, None)
             self._errand(lambda: self._settle(handed, settle))
-
-    def record(self, record: pb.Record) -> None:
-        """Take entries for the trace."""
-        self._errand(lambda: self._record(record))
 
     def has_credit(self) -> None:
         """The agent has room for more, or has come back."""
@@ -229,7 +226,7 @@ class Events:
     def _answer_publish(self, id: int, done: Any) -> None:
         reply = pb.PublishReply(id=id)
         if isinstance(done, Exception):
-            reply.status.CopyFrom(_status_of(done))
+            reply.status.CopyFrom(status_of_error(done))
         else:
             reply.response.event_id = done.id
             reply.response.sequence = done.sequence
@@ -263,7 +260,7 @@ class Events:
             subscribed.task = asyncio.get_running_loop().create_task(self._hand_out(subscribed))
 
     def _answer_subscribe(self, id: int, error: Exception | None) -> None:
-        status = Status() if error is None else _status_of(error)
+        status = Status() if error is None else status_of_error(error)
         self._session.put(pb.ConnectResponse(subscribed=pb.SubscribeReply(id=id, status=status)))
 
     async def _hand_out(self, subscribed: _Subscribed) -> None:
@@ -317,7 +314,7 @@ class Events:
                 retry_after_s = frames.seconds(settle.retry_after, "settle.retry_after")
             verdict = _VERDICTS.get(settle.verdict, Verdict.RETRY)
             await subscription.settle(
-                handed.delivery, verdict, retry_after_s=retry_after_s, reason=settle.reason[:1024]
+                handed.delivery, verdict, retry_after_s=retry_after_s, reason=settle.reason[:REASON_CHARACTERS_MAX]
             )
         except (StoreError, EventMalformed, Refused) as error:
             # The event is handed out again when its handling time is over: said here, since no frame answers a Settle.
@@ -329,17 +326,6 @@ class Events:
             subscribed.task.cancel()
         if subscribed.subscription is not None:
             await subscribed.subscription.close()
-
-    async def _record(self, record: pb.Record) -> None:
-        reply = pb.RecordReply(id=record.id)
-        try:
-            await self._session.recorder(record.request)
-        except Exception as error:  # noqa: BLE001 - it ends in a reply
-            reply.status.CopyFrom(_status_of(error))
-        else:
-            reply.status.code = frames.OK
-        self._session.put(pb.ConnectResponse(recorded=reply))
-        self._session.done()
 
 
 def _event_frame(event: Event) -> events_pb2.Event:
@@ -364,7 +350,7 @@ def _event_frame(event: Event) -> events_pb2.Event:
     return made
 
 
-def _status_of(error: Exception) -> Status:
+def status_of_error(error: Exception) -> Status:
     if isinstance(error, EventMalformed):
         error = Refused(Reason.MALFORMED, str(error))
     elif isinstance(error, StoreError):

@@ -10,7 +10,6 @@ import asyncio
 import hmac
 import logging
 import os
-from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
@@ -32,7 +31,7 @@ log = logging.getLogger("meshd.api")
 
 
 class SessionService:
-    """Every session, by its secret and by its agent. Stands among the proxy's callers, whose sweep and drain it shares."""
+    """Every session. Stands among the proxy's callers, since it shares their sweep and their drain."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
@@ -45,7 +44,9 @@ class SessionService:
     # ------------------------------------------------------------------ one stream
 
     async def connect(
-        self, received: AsyncIterator[pb.ConnectRequest], send: Callable[[pb.ConnectResponse], Awaitable[None]],
+        self,
+        received: AsyncIterator[pb.ConnectRequest],
+        send: Callable[[pb.ConnectResponse], Awaitable[None]],
         peer: str,
     ) -> None:
         """Hold a session over one stream: `received` yields the agent's frames, `send` writes ours.
@@ -83,13 +84,14 @@ class SessionService:
                 proxy.enter()
                 try:
                     session.receive(frame)
+                except Refused as refused:
+                    # What was got wrong cannot be put right by sending it again, so the session is not kept for that.
+                    session.stop(refused)
+                    wire.end(refused)
+                    return
                 finally:
                     proxy.leave()
             wire.end(None)
-        except Refused as refused:
-            # What was got wrong cannot be put right by sending it again, so the session is not kept for that.
-            session.stop(refused)
-            wire.end(refused)
         except Exception as error:  # noqa: BLE001 - the stream must end, and the session with it may be resumed
             log.debug("a stream of %s broke: %s", session.name, error)
             wire.end(None)
@@ -134,8 +136,12 @@ class SessionService:
             session.join(wire, pb.ConnectResponse(welcome=welcome), hello)
         finally:
             proxy.leave()
-        log.info("the agent %s has %s a session (%s)", session.name, "resumed" if is_resumed else "opened",
-                 hello.client[:64] or "no client named")
+        log.info(
+            "the agent %s has %s a session (%s)",
+            session.name,
+            "resumed" if is_resumed else "opened",
+            hello.client[:64] or "no client named",
+        )
         return session
 
     def _welcome(self, session: Session, hello: pb.Hello, *, is_resumed: bool) -> pb.Welcome:

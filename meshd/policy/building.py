@@ -123,7 +123,7 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
     if section.session:
         return _session_problems(section)
     if section.url is None:
-        found.append(((), "url is missing: where it is called, or session: true for an agent with a session"))
+        found.append(((), 'the key "url" is missing; only an agent with session: true has none'))
     kind, dialect = kind_of(name, section), dialect_of(name, section)
     if kind is None:
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
