@@ -144,7 +144,8 @@ class Session:
 
     def join(self, wire: Wire, welcome: pb.ConnectResponse, hello: pb.Hello) -> None:
         """Go on over a connection: Welcome first, then whatever the agent has not received."""
-        self._acknowledged(hello.received, "hello.received")
+        if welcome.welcome.is_resumed:
+            self._acknowledged(hello.received, "hello.received")
         self.leave(frames.SessionEnded(frames.ABORTED, Reason.NOT_ALLOWED, "The session goes on over another stream."))
         self.agent = hello.agent
         self.wire = wire
