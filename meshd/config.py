@@ -65,6 +65,8 @@ class Config:
     metrics: Address = Address("127.0.0.1", 9464)
     store: str = field(default="", repr=False)
     """URL of the store engine; empty for the embedded one in `home`. It may hold a password, so it is not shown."""
+    bus: str = field(default="", repr=False)
+    """URL of the bus engine, as that of the store."""
     mesh_key: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -112,7 +114,7 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
     for name in ("listen", "inbound", "admin", "metrics"):
         if text := env.get(f"MESHD_{name.upper()}"):
             values[name] = parse_address(text, f"MESHD_{name.upper()}")
-    for name in ("agent", "app", "store", "loop"):
+    for name in ("agent", "app", "store", "bus", "loop"):
         if text := env.get(f"MESHD_{name.upper()}"):
             values[name] = text
     for name in ("mesh_key", "tls_cert", "tls_key"):
@@ -134,6 +136,15 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
         raise ConfigError(f"MESHD_LOOP: {config.loop!r} is neither uvloop nor asyncio")
     if config.log_format not in ("auto", "json", "text"):
         raise ConfigError(f"MESHD_LOG_FORMAT: {config.log_format!r} is neither auto, json nor text")
+    if config.bus:
+        # Not with the first event: who starts a sidecar hears at once that it cannot carry any.
+        from meshd.engines.bus_table import check_bus
+        from meshd.engines.port import StoreUnable
+
+        try:
+            check_bus(config.bus)
+        except StoreUnable as error:
+            raise ConfigError(f"--bus: {error}") from None
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigError("MESHD_TLS_CERT and MESHD_TLS_KEY belong together: one is missing")
     return config

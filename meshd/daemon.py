@@ -17,6 +17,7 @@ from meshd.books import keep_trying, open_books
 from meshd.call import Direction, Kind
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
+from meshd.engines.bus_table import LateBus
 from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
@@ -130,6 +131,7 @@ class Daemon:
         self.listen: Address = config.listen
         self.inbound: Address | None = None
         self.servers: Servers | None = None
+        self.bus = LateBus(config.bus, config.home)
         self.counter = Counter()
         self._started_s = time.time()
         self._why: StoreError | None = None
@@ -381,13 +383,14 @@ class Daemon:
         await self.close()
 
     async def close(self) -> None:
-        """End everything, in the order in which nothing is lost: calls, books, spans."""
+        """End everything, in the order in which nothing is lost: calls, events, books, spans."""
         for task in self._tasks:
             task.cancel()
         if hasattr(self, "proxy"):
             self.proxy.close()
         if self.servers is not None:
             await self.servers.close()
+        await self.bus.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

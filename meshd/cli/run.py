@@ -38,8 +38,8 @@ Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_INBOUND, MESHD_ADMIN,
-MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
+Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_BUS, MESHD_INBOUND,
+MESHD_ADMIN, MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
 MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 """
 
@@ -66,6 +66,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     help="Add an upstream; may be given again.",
 )
 @click.option("--store", metavar="URL", help="Engine of the store: redis://, nats://, postgres://. [default: embedded]")
+@click.option("--bus", metavar="URL", help="Engine of the bus: sqlite:, memory:. [default: embedded]")
 @click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
 @click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
 @click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
@@ -76,6 +77,7 @@ def command(
     app: str | None,
     upstreams: tuple[str, ...],
     store: str | None,
+    bus: str | None,
     mesh_key: Path | None,
     agent: str | None,
     accept_unenforced: bool,
@@ -98,6 +100,7 @@ def command(
             app=app,
             upstreams=upstreams or None,
             store=store,
+            bus=bus,
             mesh_key=mesh_key,
             agent=agent,
             accept_unenforced=accept_unenforced or None,
@@ -188,6 +191,10 @@ def banner(daemon: Daemon) -> str:
         from meshd.engines.url import shown
 
         lines.append(f"Budgets are kept in {shown(config.store)}")
+    if config.bus:
+        from meshd.engines.url import shown
+
+        lines.append(f"Events are kept in {shown(config.bus)}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",
