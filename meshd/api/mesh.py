@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 class Mesh:
     """One sidecar, as the services of the API know it."""
 
-    __slots__ = ("_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "wall_clock")
+    __slots__ = (
+        "_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "traces", "wall_clock",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -50,6 +52,8 @@ class Mesh:
         self.telemetry = telemetry
         self.bus = bus
         """None where this build has none."""
+        self.traces: Any = None
+        """`meshd.api.traces.TraceService`; use `trace_service`."""
         self.wall_clock = wall_clock
         self._agent = agent
         self._random_bytes = random_bytes
