@@ -38,7 +38,7 @@ Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_BUS, MESHD_INBOUND,
+Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_BUS, MESHD_INBOUND, MESHD_API,
 MESHD_ADMIN, MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
 MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 """
@@ -53,6 +53,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     help="Policy document or directory; may be given again. [default: the packaged quickstart]",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where agents call. [default: 127.0.0.1:7400]")
+@click.option("--api", metavar="HOST:PORT", help="The API for agents, or `off`. [default: 127.0.0.1:7402]")
 @click.option(
     "--app",
     metavar="URL",
@@ -74,6 +75,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 def command(
     policies: tuple[Path, ...],
     listen: str | None,
+    api: str | None,
     app: str | None,
     upstreams: tuple[str, ...],
     store: str | None,
@@ -90,10 +92,11 @@ def command(
     """
     # Imports make nothing but what stays; looking for garbage in it costs a tenth of the start.
     gc.disable()
-    from meshd.config import ConfigError, from_environment, parse_address
+    from meshd.config import ConfigError, from_environment, parse_address, parse_api
     from meshd.telemetry import logs
 
     try:
+        said: dict[str, Any] = {"api": parse_api(api, "--api")} if api else {}
         config = from_environment(
             policy=policies or None,
             listen=parse_address(listen, "--listen") if listen else None,
@@ -104,6 +107,7 @@ def command(
             mesh_key=mesh_key,
             agent=agent,
             accept_unenforced=accept_unenforced or None,
+            **said,
         )
         logs.set_up(config.log_level, form=config.log_format)
     except (ConfigError, ValueError) as error:
@@ -195,6 +199,8 @@ def banner(daemon: Daemon) -> str:
         from meshd.engines.url import shown
 
         lines.append(f"Events are kept in {shown(config.bus)}")
+    if daemon.door is not None and daemon.door.address is not None:
+        lines.append(f"API for agents that speak it: {daemon.door.address}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",
