@@ -177,6 +177,7 @@ class Door:
         near.ended = lambda: self.connections.discard(near)
         transport.pause_reading()
         transport.set_protocol(near)
+        joined(near, far)  # before it is connected: the server speaks first
         try:
             server = await self.grpc()
             await asyncio.get_running_loop().create_unix_connection(lambda: far, os.fspath(server.path))
@@ -184,7 +185,6 @@ class Door:
             _log.exception("a gRPC connection could not be taken")
             near.abort()
             return
-        joined(near, far)
         if near.is_ending:
             far.close()
             return
@@ -233,18 +233,18 @@ class Door:
     async def drain(self, grace_s: float) -> None:
         """Let what runs end, for at most `grace_s` seconds; new requests on old connections are told to go away."""
         self.stop()
-        if self._grpc is not None:
-            await self._grpc.drain(grace_s)
-            self._grpc = None
+        grpc, self._grpc = self._grpc, None
+        if grpc is not None:
+            await grpc.drain(grace_s)
 
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""
         self.stop()
         for task in self._tasks:
             task.cancel()
-        if self._grpc is not None:
-            await self._grpc.drain(0.0)
-            self._grpc = None
+        grpc, self._grpc = self._grpc, None
+        if grpc is not None:
+            await grpc.drain(0.0)
         if self._json is not None:
             await self._json.close()
         runner, self._runner = self._runner, None

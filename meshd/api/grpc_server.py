@@ -6,14 +6,14 @@ Imported with the first gRPC connection, never before. The socket's file is in a
 from __future__ import annotations
 
 import asyncio
-import logging
+import contextlib
 from typing import TYPE_CHECKING, Any, Final
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from meshd.api.failing import Failure, failure_of, trailers
+from meshd.api.failing import failure_of, trailers
 from meshd.api.services import parsed
 from meshd.refusal import Reason, Refused
 
@@ -34,6 +34,8 @@ CALLS_MAX: Final = 2048
 HANDSHAKE_S: Final = 10
 PING_INTERVAL_MIN_S: Final = 10
 """A client that pings oftener is sent away."""
+WATCH_S: Final = 1.0
+"""How often those who watch a service's health are looked after."""
 HEALTH: Final = "grpc.health.v1.Health"
 BUDGETS: Final = "meshd.v1.BudgetService"
 
@@ -49,7 +51,6 @@ _OPTIONS: Final = (
     ("grpc.so_reuseport", 0),
 )
 _STATUS: Final = {code.value[0]: code for code in grpc.StatusCode}
-_log = logging.getLogger("meshd.api")
 
 
 class GrpcServer:
@@ -58,12 +59,7 @@ class GrpcServer:
     def __init__(self, mesh: Mesh, offer: Offer, path: Path) -> None:
         """`path` is where its socket will be."""
         self.path = path
-        self._mesh = mesh
-        self._open = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._health = Health(mesh)
-        self._names = offer.names
+        self._health = Health(mesh, offer.names)
         self._server = grpc.aio.server(
             options=_OPTIONS, interceptors=[RefusePages()], maximum_concurrent_rpcs=CALLS_MAX
         )
@@ -74,12 +70,10 @@ class GrpcServer:
         for service, handlers in services.items():
             self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection((*self._names, HEALTH, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection((*offer.names, HEALTH, reflection.SERVICE_NAME), self._server)
 
     async def start(self) -> None:
         """Listen. Raises RuntimeError where the socket cannot be made."""
-        for name in ("", *self._names, HEALTH, reflection.SERVICE_NAME):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
         self.path.unlink(missing_ok=True)
         self._server.add_insecure_port(f"unix:{self.path}")
         await self._server.start()
@@ -88,15 +82,10 @@ class GrpcServer:
     async def drain(self, grace_s: float) -> None:
         """Take no more calls (GOAWAY), let those that are open end for at most `grace_s` seconds, then end the rest.
 
-        Health says NOT_SERVING from now on. A stream that only watches is not waited for.
+        Health says NOT_SERVING from now on. Called once: grpcio crashes where a second stop comes upon a first.
         """
-        await self._health.enter_graceful_shutdown()
-        stopping = asyncio.ensure_future(self._server.stop(grace_s))
-        waiting = asyncio.ensure_future(self._idle.wait())
-        await asyncio.wait((stopping, waiting), timeout=grace_s, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
-        await self._server.stop(None)
-        await stopping
+        self._health.end()
+        await self._server.stop(grace_s or None)
         self.path.unlink(missing_ok=True)
 
     def _handler(self, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
@@ -108,17 +97,14 @@ class GrpcServer:
 
     def _unary(self, method: Method, answer: Answer) -> Callable[[bytes, Any], Any]:
         async def call(body: bytes, context: Any) -> bytes | None:
-            self._opened()
             try:
                 found = await answer(parsed(method, body))
                 return found.SerializeToString()
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - whatever it is, it becomes a status
-                await _fail(context, failure_of(error))
+                await _fail(context, error)
                 return None
-            finally:
-                self._ended()
 
         return call
 
@@ -131,47 +117,61 @@ class GrpcServer:
             async def send(message: Any) -> None:
                 await context.write(message.SerializeToString())
 
-            self._opened()
             try:
                 await stream(read(), send, context.peer())
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
-                await _fail(context, failure_of(error))
-            finally:
-                self._ended()
+                await _fail(context, error)
 
         return call
 
-    def _opened(self) -> None:
-        self._open += 1
-        self._idle.clear()
 
-    def _ended(self) -> None:
-        self._open -= 1
-        if not self._open:
-            self._idle.set()
-
-
-async def _fail(context: Any, failure: Failure) -> None:
+async def _fail(context: Any, error: Exception) -> None:
     """End a call with a status. Where it has ended already (its client is gone), there is nobody to tell."""
     if not context.done():
+        failure = failure_of(error)
         await context.abort(_STATUS[failure.code], failure.message, trailers(failure))
 
 
-class Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """The standard service; the budgets' status follows the books."""
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """The standard service. All serve until the drain; budgets do while the books can be kept."""
 
-    def __init__(self, mesh: Mesh) -> None:
-        super().__init__()
+    def __init__(self, mesh: Mesh, names: tuple[str, ...]) -> None:
         self._mesh = mesh
+        self._names = frozenset(("", HEALTH, reflection.SERVICE_NAME, *names))
+        self._ending = asyncio.Event()
+
+    def end(self) -> None:
+        """Say NOT_SERVING from now on, and end those who watch."""
+        self._ending.set()
+
+    def _status(self, service: str) -> int:
+        states = health_pb2.HealthCheckResponse
+        if service not in self._names:
+            return int(states.SERVICE_UNKNOWN)
+        is_serving = not self._ending.is_set() and (service != BUDGETS or self._mesh.ledger.fault is None)
+        return int(states.SERVING if is_serving else states.NOT_SERVING)
 
     async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
         """Answer for one service; NOT_FOUND for one that is not here."""
-        is_kept = self._mesh.ledger.fault is None
-        states = health_pb2.HealthCheckResponse
-        await self.set(BUDGETS, states.SERVING if is_kept else states.NOT_SERVING)
-        return await super().Check(request, context)
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "no such service is here")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> None:  # noqa: N802 - the protocol's name
+        """Say how a service stands, and again whenever that changes."""
+        last = -1
+        while True:
+            if (status := self._status(request.service)) != last:
+                last = status
+                await context.write(health_pb2.HealthCheckResponse(status=status))
+            if self._ending.is_set():
+                return
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(WATCH_S):
+                    await self._ending.wait()
 
 
 class RefusePages(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignore]
@@ -182,10 +182,10 @@ class RefusePages(grpc.aio.ServerInterceptor):  # type: ignore[misc,unused-ignor
         handler = await continuation(details)
         if handler is None or not any(key == "origin" for key, _ in details.invocation_metadata):
             return handler
-        failure = failure_of(Refused(Reason.NOT_ALLOWED, "Pages of other origins have no business here."))
+        refused = Refused(Reason.NOT_ALLOWED, "Pages of other origins have no business here.")
 
         async def refuse(_request: Any, context: Any) -> None:
-            await _fail(context, failure)
+            await _fail(context, refused)
 
         if handler.request_streaming and handler.response_streaming:
             return grpc.stream_stream_rpc_method_handler(refuse)

@@ -159,10 +159,10 @@ def _from_json(method: Method, given: bytes | str) -> Message:
 
     wanted = method.request.DESCRIPTOR.full_name
     try:
-        text = given if isinstance(given, str) else given.decode()
-        return json_format.Parse(
-            text or "{}", method.request(), ignore_unknown_fields=True, max_recursion_depth=NESTING_MAX
-        )
+        text = (given if isinstance(given, str) else given.decode()).strip() or "{}"
+        if not text.startswith("{"):
+            raise ValueError("an object is expected")  # an empty list would do, too
+        return json_format.Parse(text, method.request(), ignore_unknown_fields=True, max_recursion_depth=NESTING_MAX)
     except (json_format.ParseError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
         raise Refused(Reason.MALFORMED, f"The request is not a {wanted} in JSON: {str(error)[:256]}") from None
 
@@ -177,8 +177,8 @@ def _timeout_s(request: web.Request) -> float:
     text = request.headers.get("Connect-Timeout-Ms", "")
     if not text:
         return CALL_TIMEOUT_S
-    if not (text.isascii() and text.isdecimal() and len(text) <= 10):
-        raise Refused(Reason.MALFORMED, "Connect-Timeout-Ms must be a whole number of at most ten digits.")
+    if not (text.isascii() and text.isdecimal() and len(text) <= 10 and int(text)):
+        raise Refused(Reason.MALFORMED, "Connect-Timeout-Ms must be a whole number above 0 of at most ten digits.")
     return min(int(text) / 1000, CALL_TIMEOUT_S)
 
 

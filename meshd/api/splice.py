@@ -30,12 +30,6 @@ class End(asyncio.Protocol):
         if other is not None and not other.is_closed:
             other.transport.write(data)
 
-    def eof_received(self) -> bool:
-        other = self.other
-        if other is not None and not other.is_closed and other.transport.can_write_eof():
-            other.transport.write_eof()
-        return True
-
     def pause_writing(self) -> None:
         if self.other is not None and not self.other.is_ending:
             self.other.transport.pause_reading()

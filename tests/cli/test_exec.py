@@ -128,8 +128,8 @@ def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, limits: Limits) 
 @pytest.mark.parametrize(
     ("api", "path", "expected"),
     [
-        ("127.0.0.1:7402", "/home/api.sock", "127.0.0.1:7402"),
-        ("", "/home/api.sock", "unix:/home/api.sock"),
+        ("127.0.0.1:7402", "/run/meshd/api.sock", "127.0.0.1:7402"),
+        ("", "/run/meshd/api.sock", "unix:/run/meshd/api.sock"),
         ("", "", None),
     ],
 )
