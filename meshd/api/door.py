@@ -166,17 +166,19 @@ class Door:
 
     def speak_grpc(self, transport: Any, first: bytes) -> None:
         """Splice a connection to the grpcio server."""
-        task = asyncio.get_running_loop().create_task(self._splice(transport, first))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _splice(self, transport: Any, first: bytes) -> None:
-        near, far = End(), End()
+        near = End()
         near.transport = transport
         self.connections.add(near)
         near.ended = lambda: self.connections.discard(near)
+        # Now, and not in the task: what comes before that begins would be lost.
         transport.pause_reading()
         transport.set_protocol(near)
+        task = asyncio.get_running_loop().create_task(self._splice(near, first))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _splice(self, near: End, first: bytes) -> None:
+        far = End()
         joined(near, far)  # before it is connected: the server speaks first
         try:
             server = await self.grpc()
@@ -189,7 +191,7 @@ class Door:
             far.close()
             return
         far.transport.write(first)
-        transport.resume_reading()
+        near.transport.resume_reading()
 
     async def offer(self) -> Offer:
         """Return the services, made when they are first asked for: importing protobuf takes a while, so in a thread."""
