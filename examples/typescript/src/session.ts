@@ -33,7 +33,7 @@ export class Refused extends Error {
   }
 }
 
-type Settled = { resolve: (value: any) => void; reject: (reason: Error) => void; pieces: Buffer[] };
+type Asked = { resolve: (value: any) => void; reject: (reason: Error) => void; pieces: Buffer[]; request: ConnectRequest };
 
 export class Session {
   /** Answers calls to this agent; set before `connect`. */
@@ -48,9 +48,11 @@ export class Session {
   private received = 0;
   private ids = 0;
   private credit = 0;
+  private handling = 0;
   private unacknowledged: ConnectRequest[] = [];
   private readonly queue: ConnectRequest[] = [];
-  private readonly waiting = new Map<number, Settled>();
+  private readonly topics = new Set<string>();
+  private readonly waiting = new Map<number, Asked>();
   private isOver = false;
 
   constructor(private readonly agent: Agent, address = process.env.MESHD_API ?? "127.0.0.1:7402") {
@@ -79,6 +81,7 @@ export class Session {
 
   /** Ask for the events of a topic; `*` stands for a word. */
   async subscribe(topic: string): Promise<void> {
+    this.topics.add(topic);
     await this.ask((id) => ({ subscribe: { id, request: { topic } } }), false);
   }
 
@@ -118,7 +121,7 @@ export class Session {
       stream.on("end", () => end(undefined));
       stream.write({
         hello: {
-          revision: 1, agent: this.agent, session: this.name, received: this.received, credit: CREDIT,
+          revision: 1, agent: this.agent, session: this.name, received: this.received, credit: CREDIT - this.handling,
           client: "meshd-example-typescript/1",
         },
       });
@@ -144,25 +147,46 @@ export class Session {
   }
 
   private welcome({ welcome }: ConnectResponse): void {
-    const { session, is_resumed, received, credit } = welcome!;
+    const { session, is_resumed, received } = welcome!;
+    let credit = welcome!.credit;
     if (is_resumed) {
       const again = this.unacknowledged.filter((request) => Number(request.seq) > received);
       this.unacknowledged = [];
-      for (const request of again) { this.unacknowledged.push(request); this.stream!.write(request); }
+      for (const request of again) {
+        if (request.call || request.publish) credit -= 1;
+        this.unacknowledged.push(request);
+        this.write(request);
+      }
     } else if (this.name) {
-      // The sidecar was restarted. What it had not answered may have been done or not: the caller must know.
-      this.sent = this.received = 0;
-      this.unacknowledged = [];
-      this.rejectAll(new Error("the sidecar was restarted; what it had not answered may or may not have been done"));
+      this.name = session;
+      return this.beginAgain(credit);
     }
     this.name = session;
-    if (!is_resumed) this.credit = credit;
+    this.credit = credit;
     this.drainQueue();
+  }
+
+  /** The sidecar was restarted, and knows nothing of us. */
+  private beginAgain(credit: number): void {
+    this.sent = this.received = 0;
+    this.credit = credit;
+    this.unacknowledged = [];
+    this.queue.length = 0;
+    for (const [id, one] of this.waiting) {
+      // A publication is kept once for its event id, however often it is sent; a call may have been made or not.
+      if (one.request.publish) this.work(one.request);
+      else if (one.request.call) {
+        this.waiting.delete(id);
+        one.reject(new Error("the sidecar was restarted before it answered: the call may or may not have been made"));
+      } else this.waiting.delete(id);
+    }
+    for (const topic of this.topics) void this.subscribe(topic).catch(console.error);
   }
 
   // ---------------------------------------------------------------- what others ask
 
   private async answer(call: CallDelivery): Promise<void> {
+    this.handling += 1;
     let reply: object;
     try {
       const result = await this.onCall(call);
@@ -170,11 +194,11 @@ export class Session {
     } catch (error) {
       reply = { status: { code: grpc.status.UNKNOWN, message: String(error) } };
     }
-    this.number({ reply: { id: call.id, ...reply } });
-    this.write({ credit: { frames: 1 } });
+    this.done({ reply: { id: call.id, ...reply } });
   }
 
   private async handle(event: EventDelivery): Promise<void> {
+    this.handling += 1;
     let settle: object;
     try {
       await this.onEvent(event);
@@ -182,7 +206,12 @@ export class Session {
     } catch (error) {
       settle = { verdict: "VERDICT_RETRY", reason: String(error) };
     }
-    this.number({ settle: { id: event.id, ...settle } });
+    this.done({ settle: { id: event.id, ...settle } });
+  }
+
+  private done(request: ConnectRequest): void {
+    this.number(request);
+    this.handling -= 1;
     this.write({ credit: { frames: 1 } });
   }
 
@@ -191,11 +220,16 @@ export class Session {
   private ask(frame: (id: number) => ConnectRequest, isWork = true): Promise<Buffer> {
     return new Promise((resolve, reject) => {
       const id = ++this.ids;
-      this.waiting.set(id, { resolve, reject, pieces: [] });
-      if (isWork && this.credit <= 0) return void this.queue.push(frame(id));
-      if (isWork) this.credit -= 1;
-      this.number(frame(id));
+      const request = frame(id);
+      this.waiting.set(id, { resolve, reject, pieces: [], request });
+      if (isWork) this.work(request);
+      else this.number(request);
     });
+  }
+
+  private work(request: ConnectRequest): void {
+    this.queue.push(request);
+    this.drainQueue();
   }
 
   private drainQueue(): void {
