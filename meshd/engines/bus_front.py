@@ -250,8 +250,8 @@ class BusFront:
 
     async def publish(self, events: Sequence[Event]) -> list[Published]:
         self._check()
-        now_s = self._clock.now_s()
-        whole = [completed(event, now_s, self._terms.new_id) for event in events]
+        wall_ns = self._clock.wall_ns()
+        whole = [completed(event, wall_ns, self._terms.new_id) for event in events]
         published = await self._shelf.keep(whole)
         topics = {event.topic for event, done in zip(whole, published, strict=True) if not done.is_duplicate}
         for line in self._lines.values():

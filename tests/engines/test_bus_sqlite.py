@@ -9,6 +9,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import pytest
 from meshd.engines.bus_port import Event, Verdict
 from meshd.engines.bus_sqlite import SqliteBus
 from meshd.engines.bus_sqlite_shelf import SCHEMA
+from meshd.engines.bus_terms import SteadyClock
 from meshd.engines.port import (
     Ability,
     StoreClosed,
@@ -450,3 +452,17 @@ async def test_what_was_asked_for_before_closing_is_done(tmp_path: Path) -> None
         known = (await bus.publish([event(id=str(number))]))[0].is_duplicate
         assert known or isinstance(one, StoreClosed)
     await bus.close()
+
+
+async def test_the_clock_that_is_used_goes_on_when_the_machine_s_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SteadyClock()
+    before_s = clock.now_s()
+    assert abs(before_s - time.time()) < 3600.0
+    monkeypatch.setattr(time, "time", lambda: 5.0)
+    monkeypatch.setattr(time, "time_ns", lambda: 5_000_000_000)
+    assert before_s <= clock.now_s() < before_s + 3600.0
+    # An event says what the machine says.
+    assert clock.wall_ns() == 5_000_000_000
+    fallen = asyncio.Event()
+    clock.at(clock.now_s() - 1.0, fallen.set)
+    await fallen.wait()
