@@ -15,7 +15,7 @@ from meshd.engines.bus_port import Bus, DeadLetter, Delivery, Position, Subscrip
 from tests.engines.buses import BUS_PLACES, DAY_S, KEPT, TERMS, event, quiet
 
 GROUPS = [("one", ">"), ("one", "a.*"), ("two", "a.b")]
-TERMS_OF_THREE = TERMS._replace(attempts_max=3)
+TWO_ATTEMPTS = TERMS._replace(attempts_max=2)
 
 
 class Twins(RuleBasedStateMachine):
@@ -28,7 +28,7 @@ class Twins(RuleBasedStateMachine):
         self.runner = asyncio.Runner()
         self.directory = tempfile.TemporaryDirectory()
         self.places = [BUS_PLACES[name](Path(self.directory.name)) for name in ("memory", self.engine)]
-        self.buses: list[Bus] = [place.open(TERMS_OF_THREE) for place in self.places]
+        self.buses: list[Bus] = [place.open(TWO_ATTEMPTS) for place in self.places]
         self.subscribers: list[tuple[int, list[Subscription]]] = []
         """By group, in both buses."""
         self.deliveries: list[tuple[int, list[Delivery]]] = []
@@ -58,13 +58,27 @@ class Twins(RuleBasedStateMachine):
         self.subscribers.append((group, joined))
 
     @precondition(lambda self: self.subscribers)
-    @rule(which=st.integers(0, 5))
-    def take(self, which: int) -> None:
+    @rule(which=st.integers(0, 5), many=st.integers(1, 3), verdict=st.sampled_from([None, *Verdict]))
+    def take(self, which: int, many: int, verdict: Verdict | None) -> None:
+        """Take some, and settle them at once, where there is a verdict; a retry is then due at once."""
         group, pair = self.subscribers[which % len(self.subscribers)]
-        model, real = (self.runner.run(_next(bus, one)) for bus, one in zip(self.buses, pair, strict=True))
-        assert model == real
-        if model is not None and real is not None:
+        for _ in range(many):
+            model, real = (self.runner.run(_next(bus, one)) for bus, one in zip(self.buses, pair, strict=True))
+            assert model == real
+            if model is None or real is None:
+                return
             self.deliveries.append((group, [model, real]))
+            if verdict is not None:
+                self.settle_with(pair, [model, real], verdict, 0.0)
+
+    def settle_with(
+        self, pair: list[Subscription], deliveries: list[Delivery], verdict: Verdict, retry_after_s: float | None
+    ) -> None:
+        model, real = (
+            self.runner.run(one.settle(delivery, verdict, retry_after_s=retry_after_s, reason=verdict.value))
+            for one, delivery in zip(pair, deliveries, strict=True)
+        )
+        assert model == real
 
     @precondition(lambda self: self.deliveries and self.subscribers)
     @rule(which=st.integers(0, 20), verdict=st.sampled_from(Verdict), retry_after_s=st.sampled_from([None, 0.0, 50.0]))
@@ -72,13 +86,8 @@ class Twins(RuleBasedStateMachine):
         # Any delivery there ever was, by any subscriber of its group.
         group, deliveries = self.deliveries[-1 - which % len(self.deliveries)]
         pair = next((pair for of, pair in self.subscribers if of == group), None)
-        if pair is None:
-            return
-        model, real = (
-            self.runner.run(one.settle(delivery, verdict, retry_after_s=retry_after_s, reason=verdict.value))
-            for one, delivery in zip(pair, deliveries, strict=True)
-        )
-        assert model == real
+        if pair is not None:
+            self.settle_with(pair, deliveries, verdict, retry_after_s)
 
     @precondition(lambda self: self.subscribers)
     @rule(which=st.integers(0, 5))
@@ -93,7 +102,7 @@ class Twins(RuleBasedStateMachine):
         for place, bus in zip(self.places, self.buses, strict=True):
             self.runner.run(_move(place.clock.move, seconds, bus))
 
-    @rule(group=st.sampled_from(["one", "two"]), which=st.lists(st.integers(0, 5), max_size=3))
+    @rule(group=st.sampled_from(["one", "two"]), which=st.lists(st.integers(0, 5), min_size=1, max_size=3))
     def redrive(self, group: str, which: list[int]) -> None:
         for bus in self.buses:
             letters = _sorted(self.runner.run(bus.dead_letters(group)))
@@ -106,12 +115,24 @@ class Twins(RuleBasedStateMachine):
             _, (model, _) = self.subscribers.pop()
             self.runner.run(model.close())
         self.runner.run(self.buses[1].close())
-        self.buses[1] = self.places[1].open(TERMS_OF_THREE)
+        self.buses[1] = self.places[1].open(TWO_ATTEMPTS)
 
     @invariant()
     def both_say_the_same(self) -> None:
         model, real = (self.runner.run(_state(bus)) for bus in self.buses)
         assert model == real
+        self.runner.run(_check_bytes(self.buses[1]))
+
+
+async def _check_bytes(bus: Bus) -> None:
+    """What is counted as kept is what is there."""
+    shelf, ask = bus._shelf._shelf, bus._shelf._file.ask  # type: ignore[attr-defined]
+    there = (
+        "SELECT (SELECT coalesce(sum(bytes), 0) FROM event) + (SELECT coalesce(sum(bytes), 0) FROM dead), "
+        "(SELECT count(*) FROM event WHERE (body IS NULL) <> (bytes = 0))"
+    )
+    found = await ask(lambda: (*shelf.connection.execute(there).fetchone(), shelf.bytes_kept()), (), is_write=False)
+    assert found == (found[2], 0, found[2])
 
 
 async def _move(move: object, seconds: float, bus: Bus) -> None:

@@ -440,6 +440,24 @@ async def test_a_fault_of_the_file_reaches_who_waits_and_the_next_tries_again(tm
     await bus.close()
 
 
+async def test_what_was_rolled_back_is_not_taken_for_done(tmp_path: Path) -> None:
+    bus = SqliteBus(tmp_path / "bus.db", terms=TERMS._replace(keep_bytes=100_000))
+    ask = bus._shelf._file.ask  # type: ignore[attr-defined]
+    run = bus._shelf._shelf.connection.execute  # type: ignore[attr-defined]
+    await bus.publish([event(data=bytes(2000)) for _ in range(39)])
+    fails = "CREATE TEMP TRIGGER t BEFORE INSERT ON event BEGIN SELECT RAISE(ABORT, 'not now'); END"
+    await ask(lambda: run(fails) and None, (), is_write=True)
+    with pytest.raises(StoreError, match="not now"):
+        # Room for it was made, and is taken back.
+        await bus.publish([event(data=bytes(20_000))])
+    await ask(lambda: run("DROP TRIGGER t") and None, (), is_write=True)
+    for number in range(100):
+        await bus.publish([event(id=str(number), data=bytes(2000))])
+    first = await (await bus.subscribe(">", "late", starts_at_oldest=True)).next()
+    assert int(first.event.sequence) > 90
+    await bus.close()
+
+
 async def test_what_was_asked_for_before_closing_is_done(tmp_path: Path) -> None:
     bus = SqliteBus(tmp_path / "bus.db")
     asked = [asyncio.ensure_future(bus.publish([event(id=str(number))])) for number in range(50)]
