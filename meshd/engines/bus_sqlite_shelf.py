@@ -40,7 +40,7 @@ DAMAGED: Final = "its record is damaged"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS event (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, source TEXT NOT NULL, id TEXT NOT NULL,
-    key TEXT NOT NULL, at_ms INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB
+    key TEXT NOT NULL, at_ms INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB, is_back INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS event_id ON event (source, id);
 CREATE TABLE IF NOT EXISTS grp (
@@ -67,7 +67,10 @@ FORMAT: Final = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET valu
 
 _KEEP = "INSERT INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _KNOWN = "SELECT sequence FROM event WHERE source = ? AND id = ?"
-_SCAN = "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL ORDER BY sequence LIMIT ?"
+_SCAN = (
+    "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL AND NOT is_back "
+    "ORDER BY sequence LIMIT ?"
+)
 _PENDING = "INSERT INTO pending VALUES (?, ?, ?, ?, ?, 0, ?, ?, 0, ?)"
 _ROW = "SELECT key, state, attempt, is_marked, is_done FROM pending WHERE sequence = ? AND grp = ?"
 _DUE = (
@@ -267,13 +270,14 @@ class Shelf(Trimming):
             one, sequence, topic, key, is_marked, at_ms, size, body = row
             kept = run("SELECT bytes FROM event WHERE sequence = ? AND body IS NOT NULL", (sequence,)).fetchone()
             if kept is None:
-                # Its id may be another's by now; the one within its body stays what it was.
+                # Back for this group alone. Its id may be another's by now; the one within its body is what it was.
                 values = (sequence, topic, "", f"redriven {sequence}", key, at_ms, size, body)
                 run(
-                    "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (sequence) DO UPDATE SET body = excluded.body, bytes = excluded.bytes",
+                    "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1) "
+                    "ON CONFLICT (sequence) DO UPDATE SET body = excluded.body, bytes = excluded.bytes, is_back = 1",
                     values,
                 )
+                self.look_again(sequence)
             state = BLOCKED if run(_IS_LED, (one, key)).fetchone() else READY
             run(_PENDING, (sequence, one, key, state, 0, 0, is_marked, now_ms))
             run("DELETE FROM dead WHERE number = ?", (number,))

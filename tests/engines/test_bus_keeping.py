@@ -158,6 +158,11 @@ async def test_dead_letters_outlive_their_events_and_not_forever(bus: Bus, place
     assert not other.is_duplicate
     letters = await bus.dead_letters("group")
     assert await bus.redrive("group", [letters[0].id]) == 1
+    # For the group that asked, and for nobody else.
+    assert await handle(await bus.subscribe(">", "fresh"), 1) == ["a"]
+    newest = await bus.subscribe(">", "newest", starts_at_oldest=True)
+    assert (await newest.next()).event.data == b"other"
+    assert await is_waiting(bus, newest)
     # It is old, and was asked for a moment ago: it is not removed under the hands of who asked.
     await pass_(bus, place, 120.0)
     again = await one.next()
