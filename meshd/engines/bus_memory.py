@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meshd.engines.bus_event import matcher, sequence_text
-from meshd.engines.bus_front import BusFront, HandedOut, Settled
+from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_shelf import HandedOut, Settled, full
 from meshd.engines.bus_terms import EVENT_BYTES, Clock, SteadyClock, Terms
 from meshd.engines.port import StoreClosed, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from meshd.engines.bus_front import Attempt
+    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.port import Ability
 
 log = logging.getLogger("meshd")
@@ -144,6 +145,8 @@ class _Shelf:
         self._clock = clock
         self._kept: dict[int, _Kept] = {}
         """By sequence, in order."""
+        self._back: dict[int, Event] = {}
+        """What was redriven when it was kept no more, for the groups that asked for it alone."""
         self._known: dict[tuple[str, str], int] = {}
         self._groups: list[_Group] = []
         self._latest = 0
@@ -159,7 +162,8 @@ class _Shelf:
         over = self._bytes + size - self._terms.keep_bytes
         self.is_crowded = over > -self._terms.keep_bytes // 8
         if size and over > 0 and self._free(over) < over:
-            raise StoreFull(f"the bus holds {self._terms.keep_bytes} bytes of events that are still needed")
+            behind = min(self._groups, key=lambda group: group.position, default=None)
+            raise full(self._terms, f"{behind.name} ({behind.topic})" if behind else "")
         return [self._keep(event) for event in events]
 
     def _keep(self, event: Event) -> Published:
@@ -299,7 +303,11 @@ class _Shelf:
         group.add(place, pending)
         if not is_led:
             group.make_ready(place, pending)
-        self._bytes -= _size(letter.event)
+        kept = self._kept.get(place)
+        if place in self._back or (kept is not None and kept.event is not None):
+            self._bytes -= _size(letter.event)
+        else:
+            self._back[place] = letter.event
 
     async def positions(self) -> list[Position]:
         self._check()
@@ -325,6 +333,10 @@ class _Shelf:
             one.event, one.bytes = None, 0
             if one.at_s <= forgotten_s:
                 del self._kept[place], self._known[one.id]
+        for place, event in list(self._back.items()):
+            if self._give_up(place, event, gone_s):
+                del self._back[place]
+                self._bytes -= _size(event)
         for group in self._groups:
             for letter, _ in list(group.dead.values()):
                 if letter.died_s <= now_s - self._terms.dead_keep_s:
@@ -339,12 +351,16 @@ class _Shelf:
         for group, _ in holders:
             group.expired += 1
             group.finish(place)
-        for group in self._groups:
+        for group in self._groups if place not in self._back else ():
             group.expired += group.position < place and group.is_for(event.topic)
         return True
 
     def _free(self, bytes_wanted: int) -> int:
         freed, floor = 0, min((group.position for group in self._groups), default=self._latest)
+        for place, event in list(self._back.items()):
+            if not any(place in group.pending for group in self._groups):
+                freed += _size(event)
+                del self._back[place]
         for place, one in self._kept.items():
             if freed >= bytes_wanted or place > floor:
                 break

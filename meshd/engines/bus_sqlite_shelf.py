@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_front import Settled
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_shelf import Settled, full
 from meshd.engines.bus_sqlite_trim import Trimming
 from meshd.engines.bus_terms import EVENT_BYTES
 from meshd.engines.port import StoreFull
@@ -23,7 +23,7 @@ from meshd.engines.sqlite_file import Format
 if TYPE_CHECKING:
     import sqlite3
 
-    from meshd.engines.bus_front import Attempt
+    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.bus_terms import Terms
 
 log = logging.getLogger("meshd")
@@ -40,7 +40,7 @@ DAMAGED: Final = "its record is damaged"
 _TABLES = """
 CREATE TABLE IF NOT EXISTS event (
     sequence INTEGER PRIMARY KEY AUTOINCREMENT, topic TEXT NOT NULL, source TEXT NOT NULL, id TEXT NOT NULL,
-    key TEXT NOT NULL, at_ms INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB
+    key TEXT NOT NULL, at_ms INTEGER NOT NULL, bytes INTEGER NOT NULL, body BLOB, is_back INTEGER NOT NULL DEFAULT 0
 );
 CREATE UNIQUE INDEX IF NOT EXISTS event_id ON event (source, id);
 CREATE TABLE IF NOT EXISTS grp (
@@ -65,9 +65,12 @@ INSERT OR IGNORE INTO counter VALUES ('bytes', 0);
 """
 FORMAT: Final = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET value = value")
 
-_KEEP = "INSERT OR IGNORE INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_KEEP = "INSERT INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _KNOWN = "SELECT sequence FROM event WHERE source = ? AND id = ?"
-_SCAN = "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL ORDER BY sequence LIMIT ?"
+_SCAN = (
+    "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL AND NOT is_back "
+    "ORDER BY sequence LIMIT ?"
+)
 _PENDING = "INSERT INTO pending VALUES (?, ?, ?, ?, ?, 0, ?, ?, 0, ?)"
 _ROW = "SELECT key, state, attempt, is_marked, is_done FROM pending WHERE sequence = ? AND grp = ?"
 _DUE = (
@@ -117,15 +120,15 @@ class Shelf(Trimming):
         self._check_room(events, sum(map(len, bodies)) + EVENT_BYTES * len(bodies), now_ms)
         published, added = [], 0
         for event, body in zip(events, bodies, strict=True):
-            size = len(body) + EVENT_BYTES
-            row = (event.topic, event.source, event.id, event.partition_key, now_ms, size, body)
-            cursor = run(_KEEP, row)
-            if cursor.rowcount:
-                place, is_duplicate = cursor.lastrowid or 0, False
+            known = run(_KNOWN, (event.source, event.id)).fetchone()
+            if known is None:
+                size = len(body) + EVENT_BYTES
+                row = (event.topic, event.source, event.id, event.partition_key, now_ms, size, body)
+                place = run(_KEEP, row).lastrowid or 0
                 added += size
             else:
-                place, is_duplicate = run(_KNOWN, (event.source, event.id)).fetchone()[0], True
-            published.append(Published(event.id, sequence_text(place), is_duplicate))
+                place = known[0]
+            published.append(Published(event.id, sequence_text(place), known is not None))
         self.add_bytes(added)
         return published
 
@@ -139,10 +142,7 @@ class Shelf(Trimming):
         if over <= 0 or len(known) == len(events) or self.free(over) >= over:
             return
         behind = self.connection.execute("SELECT name, topic FROM grp ORDER BY position LIMIT 1").fetchone()
-        raise StoreFull(
-            f"the bus holds {self.terms.keep_bytes} bytes of events that are still needed, and takes no more until its "
-            + (f"groups have handled some; furthest behind is {behind[0]} ({behind[1]})" if behind else "events expire")
-        )
+        raise full(self.terms, f"{behind[0]} ({behind[1]})" if behind else "")
 
     def join(self, group: str, topic: str, starts_at_oldest: bool) -> int:
         """Return the number of a group. Raises StoreFull where there are too many."""
@@ -270,13 +270,14 @@ class Shelf(Trimming):
             one, sequence, topic, key, is_marked, at_ms, size, body = row
             kept = run("SELECT bytes FROM event WHERE sequence = ? AND body IS NOT NULL", (sequence,)).fetchone()
             if kept is None:
-                # Its id may be another's by now; the one within its body stays what it was.
+                # Back for this group alone. Its id may be another's by now; the one within its body is what it was.
                 values = (sequence, topic, "", f"redriven {sequence}", key, at_ms, size, body)
                 run(
-                    "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-                    "ON CONFLICT (sequence) DO UPDATE SET body = excluded.body, bytes = excluded.bytes",
+                    "INSERT INTO event VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1) "
+                    "ON CONFLICT (sequence) DO UPDATE SET body = excluded.body, bytes = excluded.bytes, is_back = 1",
                     values,
                 )
+                self.look_again(sequence)
             state = BLOCKED if run(_IS_LED, (one, key)).fetchone() else READY
             run(_PENDING, (sequence, one, key, state, 0, 0, is_marked, now_ms))
             run("DELETE FROM dead WHERE number = ?", (number,))

@@ -37,6 +37,10 @@ class Trimming:
         """Forget how far trimming has come: it was rolled back."""
         self._swept = self._freed = 0
 
+    def look_again(self, sequence: int) -> None:
+        """Take into account that an event of this sequence is there again."""
+        self._freed = min(self._freed, sequence - 1)
+
     def finish(self, group: int, sequence: int, key: str) -> bool:
         """Be done with an event; return whether another can be handed out now."""
         raise NotImplementedError
@@ -94,7 +98,7 @@ class Trimming:
         gone_ms = now_ms - int(self.terms.keep_s * 1000)
         forgotten_ms = min(gone_ms, now_ms - int(self.terms.repeat_s * 1000))
         rows = run(
-            "SELECT sequence, topic, at_ms, bytes, body IS NULL FROM event "
+            "SELECT sequence, topic, at_ms, bytes, body IS NULL, is_back FROM event "
             "WHERE sequence > ? ORDER BY sequence LIMIT ?",
             (self._swept, CHUNK),
         ).fetchall()
@@ -103,7 +107,7 @@ class Trimming:
             "SELECT number, position, topic FROM grp WHERE position < ?", (rows[-1][0] if rows else 0,)
         ).fetchall()
         freed = 0
-        for sequence, topic, at_ms, size, is_empty in rows:
+        for sequence, topic, at_ms, size, is_empty, is_back in rows:
             if at_ms > gone_ms:
                 self._swept = 0
                 break
@@ -111,7 +115,7 @@ class Trimming:
                 if not self._give_up(sequence, gone_ms):
                     continue
                 freed += size
-                for group, position, pattern in behind:
+                for group, position, pattern in () if is_back else behind:
                     if position < sequence and self.matcher(pattern)(topic):
                         run("UPDATE grp SET expired = expired + 1 WHERE number = ?", (group,))
             if at_ms <= forgotten_ms:

@@ -63,6 +63,20 @@ async def test_who_waits_is_woken_when_a_retry_is_due(bus: Bus, place: BusPlace)
     assert (await waiting).attempt == 2
 
 
+async def test_who_waits_already_is_woken_when_another_s_retry_is_due(bus: Bus, place: BusPlace) -> None:
+    one, other = [await bus.subscribe(">", "group", handling_s=1000.0) for _ in range(2)]
+    await bus.publish([event()])
+    delivery = await one.next()
+    waiting = asyncio.ensure_future(other.next())
+    await quiet(bus)
+    await one.settle(delivery, Verdict.RETRY, retry_after_s=10.0)
+    await quiet(bus)
+    place.clock.move(10.0)
+    await quiet(bus)
+    assert waiting.done()
+    assert (await waiting).attempt == 2
+
+
 def test_the_wait_is_drawn_from_the_whole_bound() -> None:
     for chance in (0.0, 0.25, 0.999):
         terms = Terms(chance=lambda chance=chance: chance)  # type: ignore[misc]
