@@ -23,7 +23,7 @@ from meshd.admin.aiohttp_web import web  # before the others, which import aioht
 from meshd.admin.doors import HostRule
 from meshd.api.json_http import JsonDoor
 from meshd.api.services import SERVICES, Offer
-from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, listening, mark_of, peer_uid, remove
+from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, is_alive, listening, mark_of, peer_uid, remove
 from meshd.api.splice import End, joined
 from meshd.config import Address
 
@@ -46,6 +46,7 @@ SHUTDOWN_S: Final = 2.0
 FILE_NAME: Final = "api.sock"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _GRPC_FILE: Final = "grpc.sock"
+_PRIVATE: Final = ".api-"
 
 _log = logging.getLogger("meshd.api")
 # Of each malformed head aiohttp logs a traceback: whoever reaches the port could fill the disk.
@@ -166,17 +167,19 @@ class Door:
 
     def speak_grpc(self, transport: Any, first: bytes) -> None:
         """Splice a connection to the grpcio server."""
-        task = asyncio.get_running_loop().create_task(self._splice(transport, first))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _splice(self, transport: Any, first: bytes) -> None:
-        near, far = End(), End()
+        near = End()
         near.transport = transport
         self.connections.add(near)
         near.ended = lambda: self.connections.discard(near)
+        # Now, and not in the task: what comes before that begins would be lost.
         transport.pause_reading()
         transport.set_protocol(near)
+        task = asyncio.get_running_loop().create_task(self._splice(near, first))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _splice(self, near: End, first: bytes) -> None:
+        far = End()
         joined(near, far)  # before it is connected: the server speaks first
         try:
             server = await self.grpc()
@@ -189,7 +192,7 @@ class Door:
             far.close()
             return
         far.transport.write(first)
-        transport.resume_reading()
+        near.transport.resume_reading()
 
     async def offer(self) -> Offer:
         """Return the services, made when they are first asked for: importing protobuf takes a while, so in a thread."""
@@ -218,7 +221,10 @@ class Door:
         parent: Path | None = self._home
         if len(os.fsencode(self._home)) + 32 > PATH_BYTES_MAX:
             parent = None
-        self._private = Path(tempfile.mkdtemp(prefix=".api-", dir=parent))
+        for left in self._home.glob(f"{_PRIVATE}*"):
+            if not is_alive(left / _GRPC_FILE):
+                shutil.rmtree(left, ignore_errors=True)  # of a daemon that was killed
+        self._private = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=parent))
         return self._private
 
     # ------------------------------------------------------------------ the end
