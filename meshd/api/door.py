@@ -240,8 +240,8 @@ class Door:
         """Let what runs end, for at most `grace_s` seconds; new requests on old connections are told to go away."""
         self.stop()
         grpc, self._grpc = self._grpc, None
-        if grpc is not None:
-            await grpc.drain(grace_s)
+        faces = [face for face in (grpc, self._json) if face is not None]
+        await asyncio.gather(*[face.drain(grace_s) for face in faces])
 
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""
