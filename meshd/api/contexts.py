@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from meshd.api.fields import AGENT, WORKFLOW, checked_amount, malformed, seconds, shown
+from meshd.api.fields import AGENT, WORKFLOW, checked_amount, malformed, seconds, shown, whole_ms
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import HOPS_MAX, NO_CEILING, Context
 from meshd_sdk.trace_context import parse_traceparent
@@ -56,7 +56,7 @@ class ContextService:
     def _deadline_s(self, request: context_pb2.OpenRequest, policy_s: float | None) -> float | None:
         asked_s = seconds("timeout", request.timeout) if request.HasField("timeout") else None
         found = [one for one in (asked_s, policy_s) if one is not None]
-        return self._mesh.wall_clock() + min(found) if found else None
+        return whole_ms(self._mesh.wall_clock() + min(found)) if found else None
 
     async def read(self, request: context_pb2.ReadRequest) -> context_pb2.ReadResponse:
         """Say what a token says. Raises Refused(CONTEXT_INVALID)."""
@@ -72,7 +72,7 @@ class ContextService:
                 raise malformed("hops", f"from the token's own {context.hops} to {HOPS_MAX}")
             changes["hops"] = request.hops
         if request.HasField("timeout"):
-            deadline_s = mesh.wall_clock() + seconds("timeout", request.timeout)
+            deadline_s = whole_ms(mesh.wall_clock() + seconds("timeout", request.timeout))
             if context.deadline_s is not None and deadline_s > context.deadline_s:
                 raise malformed("timeout", "no longer than what the token leaves")
             changes["deadline_s"] = deadline_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime
+from math import floor
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.refusal import Reason, Refused
@@ -67,6 +68,11 @@ def moment(unix_s: float) -> Timestamp:
 
     whole_ms = round(unix_s * 1000)
     return Timestamp(seconds=whole_ms // 1000, nanos=whole_ms % 1000 * 1_000_000)
+
+
+def whole_ms(unix_s: float) -> float:
+    """Return a moment cut to the millisecond, as a token holds it: what is shown is what was signed."""
+    return floor(unix_s * 1000) / 1000
 
 
 def utc_day(unix_s: float) -> str:

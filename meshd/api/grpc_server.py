@@ -115,12 +115,17 @@ class GrpcServer:
                     yield parsed(method, body)
 
             async def send(message: Any) -> None:
-                await context.write(message.SerializeToString())
+                try:
+                    await context.write(message.SerializeToString())
+                except Exception as error:  # grpcio's own, of a module that is not public
+                    raise ConnectionResetError("the stream has ended") from error
 
             try:
                 await stream(read(), send, context.peer())
             except asyncio.CancelledError:
                 raise
+            except ConnectionError:
+                pass  # there is nobody to tell
             except Exception as error:  # noqa: BLE001 - as above
                 await _fail(context, error)
 
@@ -131,7 +136,12 @@ async def _fail(context: Any, error: Exception) -> None:
     """End a call with a status. Where it has ended already (its client is gone), there is nobody to tell."""
     if not context.done():
         failure = failure_of(error)
-        await context.abort(_STATUS[failure.code], failure.message, trailers(failure))
+        try:
+            await context.abort(_STATUS[failure.code], failure.message, trailers(failure))
+        except grpc.aio.AbortError:
+            raise  # how grpcio ends a call
+        except Exception:  # noqa: BLE001 - grpcio's own, of a module that is not public: the client went meanwhile
+            return
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
@@ -164,10 +174,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Say how a service stands, and again whenever that changes."""
         last = -1
         while True:
+            is_ending = self._ending.is_set()  # before the write, in which that may change
             if (status := self._status(request.service)) != last:
                 last = status
                 await context.write(health_pb2.HealthCheckResponse(status=status))
-            if self._ending.is_set():
+            if is_ending:
                 return
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(WATCH_S):

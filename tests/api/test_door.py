@@ -1,13 +1,9 @@
-"""The door: which wire is spoken, who may come, what nonsense does, and how it closes."""
+"""The door: which wire is spoken, what a refusal looks like, what nonsense does."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import socket
-import stat
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,17 +14,13 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from meshd.api import door as doors
-from meshd.api.door import DoorError
 from meshd.api.services import SERVICES
-from meshd.api.socket_file import SocketFileError, listening
-from meshd.config import Address, ConfigError, parse_api
 from meshd.refusal import Reason, Refused
-from meshd_sdk.v1 import context_pb2, context_pb2_grpc, session_pb2
+from meshd_sdk.v1 import context_pb2, context_pb2_grpc
 from tests.api.house import PREFACE, house, refusal, until
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 pytestmark = pytest.mark.both_loops
 
@@ -237,149 +229,6 @@ async def test_metadata_that_is_too_large(tmp_path: Path) -> None:
         assert (await one.open()).workflow == "w"
 
 
-# ------------------------------------------------------------------ who may come
-
-
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:7402", "127.0.0.1.evil.example", "10.0.0.1", "", "a b"])
-async def test_a_name_that_was_rebound_is_refused(tmp_path: Path, host: str) -> None:
-    async with house(tmp_path) as one:
-        status, said = await one.ask("ContextService/Open", {}, headers={"Host": host})
-        assert status in (400, 403)
-        if status == 403:
-            assert said["code"] == "permission_denied"
-
-
-async def test_an_absolute_target_is_judged_too(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        reader, writer = await one.connect()
-        writer.write(f"POST http://evil.example{OPEN} HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
-        assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 403 ")
-        writer.close()
-
-
-async def test_pages_of_other_origins_are_refused_on_both_faces(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        for headers in ({"Origin": "https://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"}):
-            status, said = await one.ask("ContextService/Open", {}, headers=headers)
-            assert (status, said["code"]) == (403, "permission_denied")
-        call = one.contexts.Open(context_pb2.OpenRequest(), metadata=(("origin", "https://evil.example"),))
-        assert (await refusal(call)).code() is grpc.StatusCode.PERMISSION_DENIED
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.com", "localhost.evil.example"])
-async def test_only_loopback_is_listened_on(tmp_path: Path, host: str) -> None:
-    async with house(tmp_path) as one:
-        with pytest.raises(DoorError, match="loopback"):
-            await doors.Door(one.mesh, home=tmp_path).start(Address(host, 0))
-
-
-async def test_the_socket_is_this_users_alone(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        assert one.door.path is not None
-        found = one.door.path.stat()
-        assert (stat.S_IMODE(found.st_mode), found.st_uid) == (0o600, os.geteuid())
-        await one.open()
-        assert one.door._grpc is not None
-        assert stat.S_IMODE(one.door._grpc.path.stat().st_mode) == 0o600
-        assert stat.S_IMODE(one.door._grpc.path.parent.stat().st_mode) == 0o700
-    assert {path.name for path in tmp_path.iterdir()} == {"mesh.key", "policy.yaml"}
-
-
-@pytest.fixture
-def open_home() -> Iterator[Path]:
-    """A directory that other users can look into; those of tests are in one that they cannot."""
-    with tempfile.TemporaryDirectory() as home:
-        Path(home).chmod(0o755)
-        yield Path(home)
-
-
-async def test_another_users_process_is_turned_away(open_home: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("only root can be another user")
-    async with house(open_home) as one:
-        assert one.door.path is not None
-        one.door.path.chmod(0o666)
-        program = (
-            "import os, socket, sys; os.setgroups([]); os.setgid(65534); os.setuid(65534);"
-            "s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-            "s.sendall(b'GET / HTTP/1.1\\r\\nhost: localhost\\r\\n\\r\\n'); sys.stdout.buffer.write(s.recv(100))"
-        )
-        process = await asyncio.create_subprocess_exec(
-            "python3", "-c", program, str(one.door.path), stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-        )
-        out, error = await process.communicate()
-        assert out == b"", (out, error)
-        assert b"PermissionError" not in error
-
-
-async def test_more_connections_than_may_be_are_closed(tmp_path: Path) -> None:
-    async with house(tmp_path, connections_max=2) as one:
-        held = [await one.connect() for _ in range(2)]
-        await until(lambda: len(one.door.connections) == 2)
-        reader, writer = await one.connect()
-        try:
-            assert await reader.read() == b""
-        except ConnectionError:
-            pass
-        for _, open_one in (*held, (reader, writer)):
-            open_one.close()
-        await until(lambda: not one.door.connections)
-        assert (await one.ask("ContextService/Open", {}))[0] == 200
-
-
-# ------------------------------------------------------------------ the socket's file
-
-
-async def test_a_stale_socket_is_replaced_and_a_living_one_is_not(tmp_path: Path, caplog: Any) -> None:
-    left = socket.socket(socket.AF_UNIX)
-    left.bind(str(tmp_path / "api.sock"))
-    left.close()
-    async with house(tmp_path) as one:
-        assert one.door.path == tmp_path / "api.sock"
-        other = doors.Door(one.mesh, home=tmp_path)
-        await other.start(Address("127.0.0.1", 0))
-        assert other.path is None
-        assert "another meshd listens there" in caplog.text
-        await other.close()
-        assert (tmp_path / "api.sock").is_socket()
-    assert not (tmp_path / "api.sock").exists()
-
-
-async def test_a_path_that_is_too_long_leaves_the_port_alone(tmp_path: Path, caplog: Any) -> None:
-    home = tmp_path / ("d" * 100)
-    home.mkdir()
-    async with house(home) as one:
-        assert one.door.path is None
-        assert "only its port" in caplog.text
-        assert (await one.open()).workflow == "w"
-
-
-def test_a_file_that_is_no_socket_stays(tmp_path: Path) -> None:
-    (tmp_path / "api.sock").write_text("mine")
-    with pytest.raises(SocketFileError, match="no socket"):
-        listening(tmp_path / "api.sock")
-    assert (tmp_path / "api.sock").read_text() == "mine"
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("7402", Address("127.0.0.1", 7402)),
-        ("[::1]:5", Address("::1", 5)),
-        ("off", None),
-        ("OFF", None),
-    ],
-)
-def test_the_setting(text: str, expected: Address | None) -> None:
-    assert parse_api(text, "--api") == expected
-
-
-@pytest.mark.parametrize("text", ["", "x", "unix:/run/api.sock", "1:99999", "127.0.0.1:"])
-def test_a_setting_that_is_none(text: str) -> None:
-    with pytest.raises(ConfigError, match="--api"):
-        parse_api(text, "--api")
-
-
 # ------------------------------------------------------------------ standard services
 
 
@@ -408,164 +257,3 @@ async def test_reflection_describes_the_services(tmp_path: Path) -> None:
     listed = {service.name for service in answers[0].list_services_response.service}
     assert {service.name for service in SERVICES} <= listed
     assert answers[1].file_descriptor_response.file_descriptor_proto
-
-
-# ------------------------------------------------------------------ streams
-
-
-class Echo:
-    """A stream that answers each Hello with a Welcome; one named `refuse` is refused."""
-
-    def __init__(self, mesh: Any) -> None:
-        self.mesh = mesh
-
-    async def connect(self, frames: Any, send: Any, peer: str) -> None:
-        async for frame in frames:
-            if frame.hello.session == "refuse":
-                raise Refused(Reason.MALFORMED, "hello.session must be another.")
-            await send(session_pb2.ConnectResponse(welcome=session_pb2.Welcome(session=frame.hello.session)))
-
-
-@pytest.fixture
-def streams(monkeypatch: pytest.MonkeyPatch) -> tuple[Any, ...]:
-    from meshd.api.services import Service
-
-    return (*SERVICES[:1], Service("meshd.v1.SessionService", "meshd_sdk.v1.session_pb2", __name__, "Echo"))
-
-
-CONNECT = "/meshd.v1.SessionService/Connect"
-
-
-def hello(session: str) -> session_pb2.ConnectRequest:
-    return session_pb2.ConnectRequest(hello=session_pb2.Hello(session=session))
-
-
-async def test_a_stream_over_grpc(tmp_path: Path, streams: Any) -> None:
-    async with house(tmp_path, services=streams) as one:
-        call = one.channel.stream_stream(
-            CONNECT,
-            request_serializer=session_pb2.ConnectRequest.SerializeToString,
-            response_deserializer=session_pb2.ConnectResponse.FromString,
-        )()
-        await call.write(hello("a"))
-        assert (await call.read()).welcome.session == "a"
-        await call.write(hello("refuse"))
-        with pytest.raises(grpc.aio.AioRpcError) as ended:
-            await call.read()
-        assert ended.value.code() is grpc.StatusCode.INVALID_ARGUMENT
-
-
-async def test_a_stream_over_a_websocket(tmp_path: Path, streams: Any) -> None:
-    async with house(tmp_path, services=streams) as one, aiohttp.ClientSession() as session:
-        url = f"http://{one.address}{CONNECT}"
-        async with session.ws_connect(url) as stream:
-            await stream.send_str('{"hello": {"session": "a"}, "fieldOfTomorrow": 1}')
-            assert (await stream.receive_json())["welcome"]["session"] == "a"
-            await stream.send_str("{")
-            assert (await stream.receive_json())["error"]["code"] == "invalid_argument"
-            assert (await stream.receive()).type is aiohttp.WSMsgType.CLOSE
-        async with session.ws_connect(url) as stream:
-            await stream.send_bytes(b"\x00")
-            assert (await stream.receive_json())["error"]["code"] == "invalid_argument"
-        async with session.get(url) as reply:
-            assert reply.status == 426
-        async with session.post(url, json={}) as reply:
-            assert reply.status == 405
-        with pytest.raises(aiohttp.WSServerHandshakeError):
-            await session.ws_connect(url, origin="https://evil.example")
-        with pytest.raises(aiohttp.WSServerHandshakeError):
-            await session.ws_connect(f"http://{one.address}{OPEN}")
-
-
-# ------------------------------------------------------------------ many, and slow ones
-
-
-async def test_many_at_once_get_each_their_own(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        await one.open()
-        asked = [one.open(f"w{number}") for number in range(200)]
-        posted = [one.ask("ContextService/Open", {"workflow": f"p{number}"}) for number in range(50)]
-        opened = await asyncio.gather(*asked)
-        answered = await asyncio.gather(*posted)
-        assert [context.workflow for context in opened] == [f"w{number}" for number in range(200)]
-        assert [said["context"]["workflow"] for _, said in answered] == [f"p{number}" for number in range(50)]
-
-
-async def test_a_client_that_never_reads_holds_a_bounded_amount(tmp_path: Path, streams: Any) -> None:
-    """It floods the stream with what is to be echoed, and takes nothing: the flood stands still."""
-    async with house(tmp_path, services=streams) as one:
-        channel = grpc.aio.insecure_channel(one.address, options=(("grpc.http2.lookahead_bytes", 65_536),))
-        call = channel.stream_stream(CONNECT)()
-        body = hello("x" * 60_000).SerializeToString()
-        written = 0
-        async with asyncio.timeout(60):
-            while written < 4000:
-                try:
-                    async with asyncio.timeout(1.0):
-                        await call.write(body)
-                except (TimeoutError, asyncio.CancelledError):
-                    break
-                written += 1
-        assert written < 4000
-        assert (await one.open()).workflow == "w"
-        await channel.close(grace=None)
-        await until(lambda: len(one.door.connections) <= 1)
-
-
-# ------------------------------------------------------------------ the end
-
-
-async def test_a_drain_lets_what_runs_end_and_takes_nothing_more(tmp_path: Path, streams: Any) -> None:
-    async with house(tmp_path, services=streams) as one:
-        call = one.channel.stream_stream(
-            CONNECT,
-            request_serializer=session_pb2.ConnectRequest.SerializeToString,
-            response_deserializer=session_pb2.ConnectResponse.FromString,
-        )()
-        await call.write(hello("a"))
-        await call.read()
-        watch = health_pb2_grpc.HealthStub(one.channel).Watch(health_pb2.HealthCheckRequest())
-        assert (await watch.read()).status == 1
-        draining = asyncio.ensure_future(one.door.drain(60.0))
-        assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
-        await call.write(hello("b"))
-        assert (await call.read()).welcome.session == "b"
-        assert not draining.done()
-        await call.done_writing()
-        assert await call.read() is grpc.aio.EOF
-        await draining
-        with pytest.raises(OSError):
-            await one.connect()
-
-
-async def test_a_drain_ends_in_time_whoever_stays(tmp_path: Path, streams: Any) -> None:
-    async with house(tmp_path, services=streams) as one:
-        call = one.channel.stream_stream(CONNECT)()
-        await call.write(hello("a").SerializeToString())
-        await call.read()
-        await one.door.drain(0.05)
-        ended = await call.code()
-        assert ended in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
-
-
-async def test_requests_under_way_survive_a_drain(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        await one.open()
-        asked = [asyncio.ensure_future(one.open(f"w{number}")) for number in range(100)]
-        await asyncio.sleep(0)
-        await one.door.drain(30.0)
-        ended = await asyncio.gather(*asked, return_exceptions=True)
-        answered = [one for one in ended if not isinstance(one, BaseException)]
-        others = [one for one in ended if isinstance(one, BaseException)]
-        assert len(answered) + len(others) == 100
-        for error in others:
-            assert isinstance(error, grpc.aio.AioRpcError)
-            assert error.code() is grpc.StatusCode.UNAVAILABLE
-
-
-async def test_while_draining_http_is_told_so(tmp_path: Path) -> None:
-    async with house(tmp_path) as one:
-        one.mesh.proxy.is_draining = True
-        status, said = await one.ask("ContextService/Open", {})
-        assert (status, said["code"]) == (503, "unavailable")
-        assert said["details"][0]["debug"]["reason"] == "draining"
