@@ -199,6 +199,8 @@ class Session:
         """Take a frame. Raises SessionEnded where it breaks the protocol."""
         if frame.ack:
             self._acknowledged(frame.ack, "ack")
+        if self._is_over:
+            return  # What was acknowledged let more go out than is kept.
         seq = frame.seq
         if seq:
             if seq <= self.received:
