@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import stat
@@ -19,6 +20,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from meshd.api import door as doors
+from meshd.api import json_http
 from meshd.api.door import DoorError
 from meshd.api.services import SERVICES
 from meshd.api.socket_file import SocketFileError, listening
@@ -516,6 +518,25 @@ async def test_a_client_that_never_reads_holds_a_bounded_amount(tmp_path: Path, 
         assert (await one.open()).workflow == "w"
 
 
+async def test_an_answer_that_is_never_read_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_http, "WRITE_TIMEOUT_S", 0.2)
+    async with house(tmp_path) as one:
+        token = (await one.open()).token
+        entries = [{"id": f"{at}", "began": "2026-11-26T09:00:00Z", "note": {"text": "x" * 4096}} for at in range(240)]
+        assert (await one.ask("TraceService/Record", {"token": token, "entries": entries}))[0] == 200
+        body = json.dumps({"token": token, "entriesMax": 1000}).encode()
+        head = f"POST /meshd.v1.TraceService/List HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(body)}\r\n"
+        silent = socket.socket(socket.AF_UNIX)
+        silent.connect(str(one.door.path))
+        silent.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
+        assert one.door._runner is not None
+        server = one.door._runner.server
+        assert server is not None
+        await until(lambda: server.connections)
+        await until(lambda: not server.connections)
+        silent.close()
+
+
 async def flood(call: Any, body: bytes) -> None:
     for _ in range(10_000):
         await call.write(body)
@@ -556,6 +577,18 @@ async def test_a_drain_lets_what_runs_end_and_takes_nothing_more(tmp_path: Path,
         await draining
         with pytest.raises(OSError):
             await one.connect()
+
+
+async def test_a_drain_lets_a_websocket_end(tmp_path: Path, streams: Any) -> None:
+    async with house(tmp_path, services=streams) as one, aiohttp.ClientSession() as session:
+        async with session.ws_connect(f"http://{one.address}{CONNECT}") as stream:
+            await stream.send_str('{"hello": {"session": "a"}}')
+            await stream.receive_json()
+            draining = asyncio.ensure_future(one.door.drain(60.0))
+            await stream.send_str('{"hello": {"session": "b"}}')
+            assert (await stream.receive_json())["welcome"]["session"] == "b"
+            assert not draining.done()
+        await draining
 
 
 async def test_a_drain_ends_in_time_whoever_stays(tmp_path: Path, streams: Any) -> None:

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshd.api import traces
 from meshd.telemetry import names
-from meshd.telemetry.spans import FinishedSpan
+from meshd.telemetry.spans import FinishedSpan, Tracer
 from meshd_sdk.v1 import trace_pb2
 from tests.api.house import House, house, refusal
 
@@ -56,7 +56,7 @@ class Sink:
 
 def sink_of(one: House) -> Sink:
     sink = Sink()
-    one.mesh.telemetry.tracer._sink = sink
+    one.mesh.telemetry.tracer = Tracer(sink, 0.1)
     return sink
 
 
@@ -146,7 +146,7 @@ async def test_an_entry_is_counted_once(tmp_path: Path) -> None:
         assert await record(one, token, note("a"), note("c")) == 1
         assert await record(one, (await one.open("other")).token, note("a")) == 1
         assert [entry.id for entry in await listed(one, token)] == ["a", "b", "c"]
-        assert one.mesh.telemetry.tally.entries == {"note": 4}
+        assert one.mesh.telemetry.tally.entries == {"note": 4, "step": 0, "tool_call": 0, "decision": 0}
         one.mesh.telemetry.read_sources()
         assert 'meshd_trace_entries_total{entry="note"} 4.0' in one.mesh.telemetry.render()[0].decode()
 
