@@ -138,6 +138,10 @@ async def measure(bus: str) -> None:
             daemon.wait(60)
 
 
-if __name__ == "__main__":
+async def main() -> None:
     for engine in ("memory:", "sqlite:"):
-        asyncio.run(measure(engine))
+        await measure(engine)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
