@@ -1,0 +1,309 @@
+"""What both ends of HTTP/2 share: a connection with its streams, what it reads, writes, paces and acknowledges.
+
+`Http2Session` has a caller at its other end, `Http2Connection` an upstream. What has come is acknowledged when it has
+been passed on, which opens the peer's window again; that and the queue of what goes out are the back-pressure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import ngh2
+
+from meshd.proxy.crash import crash
+from meshd.wire.http2 import QUEUE_HIGH, QUEUE_LOW, ErrorCode
+
+if TYPE_CHECKING:
+    from meshd.call import Headers
+    from meshd.proxy.exchange import Exchange
+    from meshd.proxy.proxy import Proxy
+
+ACKNOWLEDGED_AT: Final = 32_768
+"""Bytes of one stream that are acknowledged together: an eighth of its window, so a peer that sends never waits."""
+ACKNOWLEDGED_ALL_AT: Final = 524_288
+"""Bytes of all streams together: what many of them have not acknowledged yet must not close the connection's window."""
+
+_DATA: Final = ngh2.DataReceived
+_CLOSED: Final = ngh2.StreamClosed
+_TRAILERS: Final = ngh2.TrailersReceived
+_REQUEST: Final = ngh2.RequestReceived
+_RESPONSE: Final = ngh2.ResponseReceived
+_WINDOW: Final = ngh2.WindowUpdated
+
+
+class Http2Flow:
+    """One stream of a connection."""
+
+    __slots__ = ("id", "is_out_paused", "is_paused", "link", "sent_bytes", "unacked")
+
+    def __init__(self, link: Http2Link, id: int) -> None:
+        self.link = link
+        self.id = id
+        self.is_paused = False
+        """What comes in cannot be passed on for now: its window stays closed."""
+        self.is_out_paused = False
+        """The other side has been told to send no more for now."""
+        self.unacked = 0
+        """Bytes that have come and were not acknowledged."""
+        self.sent_bytes = 0
+        """Bytes that went out since the queue was looked at, and what was in it then: no more can wait in it."""
+
+    def pause(self) -> None:
+        """Acknowledge nothing from here on."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Acknowledge what has come, and what will."""
+        self.is_paused = False
+        if self.unacked:
+            self.link.acknowledge(self)
+
+    # What each end does.
+
+    def take(self, data: bytes, is_last: bool) -> None:
+        """Bytes came, and with the last of them the end."""
+        raise NotImplementedError
+
+    def take_end(self, trailers: Headers) -> None:
+        """The end came by itself."""
+        raise NotImplementedError
+
+    def take_close(self, error_code: int) -> None:
+        """The stream is closed, in whichever way."""
+        raise NotImplementedError
+
+    def pause_source(self) -> None:
+        """The queue is full: let what feeds it stop."""
+        raise NotImplementedError
+
+    def resume_source(self) -> None:
+        """The queue has room again."""
+        raise NotImplementedError
+
+    def exchange_of(self) -> Exchange | None:
+        """Return the exchange that the stream is for, if it still is for one."""
+        raise NotImplementedError
+
+
+class Http2Link(asyncio.Protocol):
+    """A connection and its streams."""
+
+    __slots__ = (
+        "_is_closed",
+        "_is_write_paused",
+        "_out_paused",
+        "_proxy",
+        "_session",
+        "_streams",
+        "_transport",
+        "_unacked",
+        "idle_since_s",
+        "is_dirty",
+    )
+
+    def __init__(self, proxy: Proxy, session: Any) -> None:
+        """`session` is ngh2's half: see `meshd.wire.http2`."""
+        self._proxy = proxy
+        self._session = session
+        self._streams: dict[int, Http2Flow] = {}
+        self._out_paused: set[Http2Flow] = set()
+        self._transport: Any = None
+        self._is_closed = False
+        self._is_write_paused = False
+        self._unacked = 0
+        self.idle_since_s = proxy.clock()
+        self.is_dirty = False
+
+    # ------------------------------------------------------------------ what each end does
+
+    def on_head(self, event: Any) -> None:
+        """A request's or a reply's header fields."""
+        raise NotImplementedError
+
+    def on_other(self, event: Any) -> None:
+        """Whatever is neither about a stream nor a window."""
+        raise NotImplementedError
+
+    def on_empty(self) -> None:
+        """The last stream has closed."""
+        raise NotImplementedError
+
+    def on_broken(self, error: Exception) -> None:
+        """The peer's bytes are no HTTP/2."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------------ from the loop
+
+    def data_received(self, data: bytes) -> None:
+        proxy = self._proxy
+        proxy.enter()
+        try:
+            self._session.receive_data(data)
+            self._take_events()
+            if not self.is_dirty:
+                proxy.touch(self)
+        except ngh2.NGH2Error as error:
+            self.on_broken(error)
+        finally:
+            proxy.leave()
+
+    def pause_writing(self) -> None:
+        self._is_write_paused = True
+
+    def resume_writing(self) -> None:
+        self._is_write_paused = False
+        self._proxy.touch(self)
+
+    def flush(self) -> None:
+        """Write what the streams have queued, as far as windows and the socket allow."""
+        if self._is_closed or self._is_write_paused:
+            return
+        try:
+            data = self._session.data_to_send()
+        except ngh2.NGH2Error:
+            self._transport.close()  # and not abort: last words may be on their way
+            return
+        if data:
+            self._transport.write(data)
+        self._take_events()
+        if self._out_paused:
+            self._resume_sources()
+
+    # ------------------------------------------------------------------ what comes in
+
+    def _take_events(self) -> None:
+        for event in self._session.events():
+            kind = type(event)
+            try:
+                if kind is _DATA:
+                    self._on_data(event)
+                elif kind is _REQUEST or kind is _RESPONSE:
+                    self.on_head(event)
+                elif kind is _CLOSED:
+                    self._on_closed(event)
+                elif kind is _TRAILERS:
+                    stream = self._streams.get(event.stream_id)
+                    if stream is not None:
+                        stream.take_end(list(event.headers))
+                elif kind is not _WINDOW:
+                    self.on_other(event)
+            except Exception:  # noqa: BLE001 - whatever it is, the call must end, and the other streams go on
+                stream = self._streams.get(getattr(event, "stream_id", 0))
+                crash(stream.exchange_of() if stream is not None else None)
+
+    def _on_data(self, event: Any) -> None:
+        id: int = event.stream_id
+        data: bytes = event.data
+        stream = self._streams.get(id)
+        if stream is None:
+            # Nobody waits for it any more, but the connection's window is shared.
+            self._consume(id, len(data))
+        elif not data:
+            if event.end_stream:
+                stream.take_end([])
+        else:
+            # Before it is passed on: whoever is given it may pause the stream, or fail.
+            stream.unacked += len(data)
+            stream.take(data, event.end_stream)
+            if not stream.is_paused:
+                self._unacked += len(data)
+                if stream.unacked >= ACKNOWLEDGED_AT:
+                    self.acknowledge(stream)
+                elif self._unacked >= ACKNOWLEDGED_ALL_AT:
+                    self._acknowledge_all()
+
+    def _on_closed(self, event: Any) -> None:
+        stream = self._streams.pop(event.stream_id, None)
+        if stream is None:
+            return
+        if stream.unacked:
+            self.acknowledge(stream)
+        stream.take_close(event.error_code)
+        if not self._streams:
+            self.idle_since_s = self._proxy.now_s
+            self.on_empty()
+
+    def acknowledge(self, stream: Http2Flow) -> None:
+        """Open the peer's window by all that has come of a stream."""
+        unacked, stream.unacked = stream.unacked, 0
+        self._consume(stream.id, unacked)
+
+    def _acknowledge_all(self) -> None:
+        self._unacked = 0
+        for stream in self._streams.values():
+            if stream.unacked and not stream.is_paused:
+                self.acknowledge(stream)
+
+    def _consume(self, id: int, amount: int) -> None:
+        if self._is_closed or not amount:
+            return
+        try:
+            self._session.acknowledge_received_data(amount, id)
+        except (ngh2.NGH2Error, ValueError):
+            return
+        if not self.is_dirty:
+            self._proxy.touch(self)
+
+    # ------------------------------------------------------------------ what goes out
+
+    def send_data(self, stream: Http2Flow, data: bytes, is_last: bool = False) -> None:
+        """Queue bytes of a stream, and with the last of them its end."""
+        try:
+            if is_last:
+                self._session.send_data(stream.id, data, end_stream=True)
+            else:
+                self._session.send_data(stream.id, data)
+        except ngh2.NGH2Error:
+            return  # The stream or the connection is closing; its event says why.
+        if not self.is_dirty:
+            self._proxy.touch(self)
+        stream.sent_bytes += len(data)
+        if stream.sent_bytes > QUEUE_HIGH and not stream.is_out_paused:
+            self._look_at_queue(stream)
+
+    def _look_at_queue(self, stream: Http2Flow) -> None:
+        stream.sent_bytes = self._session.queued_body_size(stream.id)
+        if stream.sent_bytes > QUEUE_HIGH:
+            stream.is_out_paused = True
+            self._out_paused.add(stream)
+            stream.pause_source()
+
+    def _resume_sources(self) -> None:
+        for stream in tuple(self._out_paused):
+            if stream.id not in self._streams:
+                self._out_paused.discard(stream)
+            elif self._session.queued_body_size(stream.id) <= QUEUE_LOW:
+                self._out_paused.discard(stream)
+                stream.is_out_paused = False
+                stream.resume_source()
+
+    def send_end(self, stream: Http2Flow, trailers: Headers) -> None:
+        """End what goes out of a stream, with trailers where there are some."""
+        if self._is_closed or stream.id not in self._streams:
+            return
+        try:
+            if trailers:
+                self._session.send_trailers(stream.id, trailers)
+            else:
+                self._session.end_stream(stream.id)
+        except (ngh2.NGH2Error, ValueError):
+            return
+        if not self.is_dirty:
+            self._proxy.touch(self)
+
+    def reset(self, stream: Http2Flow, code: ErrorCode) -> None:
+        """Close a stream at once."""
+        if self._is_closed or self._streams.get(stream.id) is not stream:
+            return
+        self.do(self._session.reset_stream, stream.id, code)
+
+    def do(self, operation: Any, *arguments: Any) -> None:
+        """Do what a stream asks, unless the connection or the stream is already gone."""
+        if self._is_closed:
+            return
+        try:
+            operation(*arguments)
+        except (ngh2.NGH2Error, ValueError):
+            return
+        self._proxy.touch(self)
