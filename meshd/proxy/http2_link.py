@@ -1,7 +1,8 @@
 """What both ends of HTTP/2 share: a connection with its streams, what it reads, writes, paces and acknowledges.
 
-`Http2Session` has a caller at its other end, `Http2Connection` an upstream. What has come is acknowledged when it has
-been passed on, which opens the peer's window again; that and the queue of what goes out are the back-pressure.
+`Http2Session` has a caller at its other end, `Http2Connection` an upstream. nghttp2 opens the peer's windows again as
+bytes come; a stream whose bytes cannot be passed on has its window closed until they can. That, and a look at the queue
+of what goes out, are the back-pressure.
 """
 
 from __future__ import annotations
@@ -12,17 +13,12 @@ from typing import TYPE_CHECKING, Any, Final
 import ngh2
 
 from meshd.proxy.crash import crash
-from meshd.wire.http2 import QUEUE_HIGH, QUEUE_LOW, ErrorCode
+from meshd.wire.http2 import CONNECTION_WINDOW, HELD_MAX, QUEUE_HIGH, QUEUE_LOW, STREAM_WINDOW, ErrorCode
 
 if TYPE_CHECKING:
     from meshd.call import Headers
     from meshd.proxy.exchange import Exchange
     from meshd.proxy.proxy import Proxy
-
-ACKNOWLEDGED_AT: Final = 32_768
-"""Bytes of one stream that are acknowledged together: an eighth of its window, so a peer that sends never waits."""
-ACKNOWLEDGED_ALL_AT: Final = 524_288
-"""Bytes of all streams together: what many of them have not acknowledged yet must not close the connection's window."""
 
 _DATA: Final = ngh2.DataReceived
 _CLOSED: Final = ngh2.StreamClosed
@@ -35,7 +31,7 @@ _WINDOW: Final = ngh2.WindowUpdated
 class Http2Flow:
     """One stream of a connection."""
 
-    __slots__ = ("id", "is_out_paused", "is_paused", "link", "sent_bytes", "unacked")
+    __slots__ = ("held_bytes", "id", "is_out_paused", "is_paused", "link", "sent_bytes")
 
     def __init__(self, link: Http2Link, id: int) -> None:
         self.link = link
@@ -44,20 +40,22 @@ class Http2Flow:
         """What comes in cannot be passed on for now: its window stays closed."""
         self.is_out_paused = False
         """The other side has been told to send no more for now."""
-        self.unacked = 0
-        """Bytes that have come and were not acknowledged."""
+        self.held_bytes = 0
+        """Bytes that came since: what was in flight, and is kept for whoever could take no more."""
         self.sent_bytes = 0
         """Bytes that went out since the queue was looked at, and what was in it then: no more can wait in it."""
 
     def pause(self) -> None:
-        """Acknowledge nothing from here on."""
-        self.is_paused = True
+        """Let no more come than is in flight."""
+        if not self.is_paused:
+            self.is_paused = True
+            self.link.close_window(self)
 
     def resume(self) -> None:
-        """Acknowledge what has come, and what will."""
-        self.is_paused = False
-        if self.unacked:
-            self.link.acknowledge(self)
+        """Let more come."""
+        if self.is_paused:
+            self.is_paused = False
+            self.link.open_window(self)
 
     # What each end does.
 
@@ -90,14 +88,15 @@ class Http2Link(asyncio.Protocol):
     """A connection and its streams."""
 
     __slots__ = (
+        "_held_bytes",
         "_is_closed",
+        "_is_stalled",
         "_is_write_paused",
         "_out_paused",
         "_proxy",
         "_session",
         "_streams",
         "_transport",
-        "_unacked",
         "idle_since_s",
         "is_dirty",
     )
@@ -111,7 +110,9 @@ class Http2Link(asyncio.Protocol):
         self._transport: Any = None
         self._is_closed = False
         self._is_write_paused = False
-        self._unacked = 0
+        self._is_stalled = False
+        self._held_bytes = 0
+        """Of all paused streams."""
         self.idle_since_s = proxy.clock()
         self.is_dirty = False
 
@@ -193,57 +194,61 @@ class Http2Link(asyncio.Protocol):
                 crash(stream.exchange_of() if stream is not None else None)
 
     def _on_data(self, event: Any) -> None:
-        id: int = event.stream_id
         data: bytes = event.data
-        stream = self._streams.get(id)
+        stream = self._streams.get(event.stream_id)
         if stream is None:
-            # Nobody waits for it any more, but the connection's window is shared.
-            self._consume(id, len(data))
-        elif not data:
+            return  # Nobody waits for it any more.
+        if not data:
             if event.end_stream:
                 stream.take_end([])
-        else:
-            # Before it is passed on: whoever is given it may pause the stream, or fail.
-            stream.unacked += len(data)
-            stream.take(data, event.end_stream)
-            if not stream.is_paused:
-                self._unacked += len(data)
-                if stream.unacked >= ACKNOWLEDGED_AT:
-                    self.acknowledge(stream)
-                elif self._unacked >= ACKNOWLEDGED_ALL_AT:
-                    self._acknowledge_all()
+            return
+        if stream.is_paused:
+            self._hold(stream, len(data))
+        stream.take(data, event.end_stream)
 
     def _on_closed(self, event: Any) -> None:
         stream = self._streams.pop(event.stream_id, None)
         if stream is None:
             return
-        if stream.unacked:
-            self.acknowledge(stream)
+        if stream.held_bytes:
+            self._let_go(stream)
         stream.take_close(event.error_code)
         if not self._streams:
             self.idle_since_s = self._proxy.now_s
             self.on_empty()
 
-    def acknowledge(self, stream: Http2Flow) -> None:
-        """Open the peer's window by all that has come of a stream."""
-        unacked, stream.unacked = stream.unacked, 0
-        self._consume(stream.id, unacked)
+    # ------------------------------------------------------------------ pace of what comes in
 
-    def _acknowledge_all(self) -> None:
-        self._unacked = 0
-        for stream in self._streams.values():
-            if stream.unacked and not stream.is_paused:
-                self.acknowledge(stream)
+    def close_window(self, stream: Http2Flow) -> None:
+        """Let no more come on a stream than the peer was already allowed to send."""
+        self.do(self._set_window, stream.id, 0)
 
-    def _consume(self, id: int, amount: int) -> None:
-        if self._is_closed or not amount:
-            return
-        try:
-            self._session.acknowledge_received_data(amount, id)
-        except (ngh2.NGH2Error, ValueError):
-            return
-        if not self.is_dirty:
-            self._proxy.touch(self)
+    def open_window(self, stream: Http2Flow) -> None:
+        """Let more come on a stream."""
+        self.do(self._set_window, stream.id, STREAM_WINDOW)
+        if stream.held_bytes:
+            self._let_go(stream)
+
+    def _set_window(self, id: int, window_bytes: int) -> None:
+        self._session.set_local_window_size(window_bytes, stream_id=id)
+
+    def _hold(self, stream: Http2Flow, amount: int) -> None:
+        """Count what came for a paused stream: many of them together stall the connection."""
+        stream.held_bytes += amount
+        self._held_bytes += amount
+        if self._held_bytes > HELD_MAX and not self._is_stalled:
+            self._is_stalled = True
+            self.do(self._set_window_of_all, 0)
+
+    def _let_go(self, stream: Http2Flow) -> None:
+        self._held_bytes -= stream.held_bytes
+        stream.held_bytes = 0
+        if self._is_stalled and self._held_bytes <= HELD_MAX // 2:
+            self._is_stalled = False
+            self.do(self._set_window_of_all, CONNECTION_WINDOW)
+
+    def _set_window_of_all(self, window_bytes: int) -> None:
+        self._session.set_local_window_size(window_bytes)
 
     # ------------------------------------------------------------------ what goes out
 

@@ -1,8 +1,9 @@
 """HTTP/2 without I/O: libnghttp2 by way of ngh2, kept behind this one file since ngh2 is young.
 
 nghttp2 itself refuses invalid pseudo-headers, upper-case names, connection-specific fields, bodies that disagree with
-Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets beyond a rate. Windows are opened by hand
-(`auto_window_update=False`): what has not been passed on is not acknowledged, and that is the back-pressure.
+Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets beyond a rate. It opens windows again by
+itself as bytes come, which costs us nothing; whoever cannot pass bytes on closes the window of their stream with
+`set_local_window_size`, and that is the back-pressure: see `meshd.proxy.http2_link`.
 """
 
 from __future__ import annotations
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "CONNECTION_WINDOW",
+    "HELD_MAX",
     "QUEUE_HIGH",
     "QUEUE_LOW",
+    "STREAM_WINDOW",
     "Connection",
     "ErrorCode",
     "ReplyReader",
@@ -37,6 +41,8 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM_WINDOW: Final = 262_144
 """Bytes of one stream that a peer may have in flight; also the most that one stalled stream keeps in memory."""
 CONNECTION_WINDOW: Final = 4 * 1024 * 1024
+HELD_MAX: Final = 1024 * 1024
+"""Bytes that stalled streams of one connection keep in memory before all of it is stalled: a window more may follow."""
 QUEUE_HIGH: Final = 262_144
 QUEUE_LOW: Final = 65_536
 """Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
@@ -57,7 +63,6 @@ def server_connection(
     connection = Connection(
         Role.SERVER,
         ngh2.Configuration(
-            auto_window_update=False,
             stream_reset_rate_limit=(reset_burst, reset_rate_s),
             max_inbound_header_list_size=header_bytes_max,
             max_inbound_header_count=header_count_max,
@@ -80,7 +85,6 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
     connection = Connection(
         Role.CLIENT,
         ngh2.Configuration(
-            auto_window_update=False,
             max_inbound_header_list_size=header_bytes_max,
             max_inbound_header_count=header_count_max,
         ),
