@@ -142,7 +142,8 @@ class Http2Link(asyncio.Protocol):
         try:
             self._session.receive_data(data)
             self._take_events()
-            if not self.is_dirty:
+            # For most of what comes there is nothing to say here, only at the other side of the call.
+            if not self.is_dirty and self._session.want_write:
                 proxy.touch(self)
         except ngh2.NGH2Error as error:
             self.on_broken(error)
