@@ -43,6 +43,18 @@ def unary(running: Running) -> Request:
     return Request(address.port, UNARY_PATH, fields | running.headers, grpc_frame(), address.authority)
 
 
+def grpc(running: Running, path: str) -> Request:
+    """A gRPC call of 1 kB messages, with the fields that grpcio sends beside those that gRPC asks for."""
+    address = running.addresses[Wire.H2]
+    fields = {
+        "te": "trailers",
+        "content-type": "application/grpc",
+        "user-agent": "grpc-python/1.80.0 grpc-c/54.0.0 (linux; chttp2)",
+        "grpc-accept-encoding": "identity, deflate, gzip",
+    }
+    return Request(address.port, path, fields | running.headers, grpc_frame(), address.authority)
+
+
 def probe(running: Running, request: Request) -> None:
     """Make one call and compare the answer with the upstream's own, byte for byte. Raises NotReadyError."""
     connection = http.client.HTTPConnection("127.0.0.1", request.port, timeout=20)
@@ -80,3 +92,10 @@ def probe_unary(stage: Stage, running: Running, request: Request) -> None:
     seen = stage.own("unary", request, 1, 1, 0.2, seconds=_PROBE_S)
     if not seen.count or seen.errors:
         raise NotReadyError(f"{running.name}: {seen.count} unary calls ended with grpc-status 0, {seen.errors} did not")
+
+
+def probe_messages(stage: Stage, running: Running, request: Request, sent: int, got: int) -> None:
+    """Make gRPC calls and look at every message and the trailers. Raises NotReadyError."""
+    seen = stage.own("messages", request, 1, 1, 0.2, sent, got, seconds=_PROBE_S)
+    if not seen.count or seen.errors:
+        raise NotReadyError(f"{running.name}: {seen.count} messages came back, {seen.errors} streams did not end well")

@@ -11,7 +11,14 @@ from bench.peers.contract import Peer, Running, Wire
 from bench.processes import NotReadyError
 from bench.results import Cell, Row
 from bench.stage import brief
-from bench.upstream.bodies import chat_request, stream_events
+from bench.upstream.bodies import (
+    FLOOD_MESSAGES,
+    FLOOD_PATH,
+    STREAM_PATH,
+    UNARY_PATH,
+    chat_request,
+    stream_events,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +27,8 @@ if TYPE_CHECKING:
     from bench.stage import Stage
 
 _CHUNKS = 200
+_MESSAGES = 1000
+"""Of one gRPC stream, each way: so many that its head and its end do not count."""
 _EVENTS = len(stream_events(_CHUNKS))
 
 
@@ -71,6 +80,17 @@ def _unary(name: str, connections: int, streams: int) -> LoadRow:
     )
 
 
+def _grpc(name: str, title: str, path: str, connections: int, streams: int, sent: int, got: int) -> LoadRow:
+    def load(stage: Stage, request: Request, seconds: int) -> Load:
+        return stage.own("messages", request, connections, streams, seconds, sent, got, seconds=seconds)
+
+    def probe(stage: Stage, running: Running, request: Request) -> None:
+        calls.probe_messages(stage, running, request, sent, got)
+
+    goal = Goal(Bound.AT_MOST, 1.0)
+    return LoadRow(name, title, goal, Wire.H2, lambda running: calls.grpc(running, path), load, probe)
+
+
 def _sse(name: str, gap_ms: int) -> LoadRow:
     return LoadRow(
         name,
@@ -90,6 +110,10 @@ LOAD_ROWS: tuple[LoadRow, ...] = (
     _http("http-tls", "CPU per HTTP LLM call over a TLS upstream", 1.2, 32, wire=Wire.TLS),
     _unary("h2", 8, 4),
     replace(_unary("h2-32x1", 32, 1), rounds_max=3),
+    _grpc("grpc", "CPU per gRPC unary call, 1 kB, 8 x 4 streams", UNARY_PATH, 8, 4, 1, 1),
+    _grpc("grpc-32x1", "CPU per gRPC unary call, 1 kB, 32 x 1 streams", UNARY_PATH, 32, 1, 1, 1),
+    _grpc("grpc-stream", "CPU per gRPC message there and back, 8 x 4 streams", STREAM_PATH, 8, 4, _MESSAGES, _MESSAGES),
+    _grpc("grpc-flood", "CPU per gRPC message of a flood, 8 x 4 streams", FLOOD_PATH, 8, 4, 1, FLOOD_MESSAGES),
     replace(_sse("sse-0ms", 0), rounds_max=3),
     _sse("sse-5ms", 5),
 )

@@ -54,8 +54,8 @@ def policy(place: Place, *, rules: int = 1, tokens: int = TOKENS, mode: str = "f
     ]
     here = {
         "name": "here",
-        "match": {"kind": "llm"},
-        "allow": {"models": [MODEL, MODEL_BILLED_IN_FULL], "tools": ["web_search"]},
+        "match": {"kind": ["llm", "agent"]},
+        "allow": {"models": [MODEL, MODEL_BILLED_IN_FULL], "tools": ["web_search"], "targets": [*upstreams]},
         "budget": {"tokens": tokens, "per": "workflow", "mode": mode},
         "breaker": {"consecutive": 5, "open": "15s"},
         "retry": {"attempts": 2},

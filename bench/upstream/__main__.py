@@ -10,7 +10,7 @@ import sys
 import uvloop
 
 from bench.upstream.http1 import Counters, Upstream
-from bench.upstream.http2 import UnaryUpstream
+from bench.upstream.http2 import GrpcUpstream
 
 
 async def serve(http: int, tls: int, h2: int, certificate: str, key: str) -> None:
@@ -23,7 +23,7 @@ async def serve(http: int, tls: int, h2: int, certificate: str, key: str) -> Non
         context.load_cert_chain(certificate, key)
         context.set_alpn_protocols(["http/1.1"])
         await loop.create_server(lambda: Upstream(counters), "127.0.0.1", tls, ssl=context, backlog=4096)
-    await loop.create_server(lambda: UnaryUpstream(counters), "127.0.0.1", h2, backlog=4096)
+    await loop.create_server(lambda: GrpcUpstream(counters), "127.0.0.1", h2, backlog=4096)
     gc.freeze()
     await loop.create_future()
 

@@ -6,6 +6,10 @@ import json
 
 CHAT_PATH = "/v1/chat/completions"
 UNARY_PATH = "/bench.Echo/Unary"
+STREAM_PATH = "/bench.Echo/Stream"
+FLOOD_PATH = "/bench.Echo/Flood"
+FLOOD_MESSAGES = 1000
+"""Messages of one kB that a call of Flood is answered with."""
 COUNTERS_PATH = "/bench/counters"
 SPANS_PATH = "/v1/traces"
 

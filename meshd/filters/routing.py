@@ -29,7 +29,7 @@ _LLM: Final = Kind.LLM
 class Routing:
     """Sets `call.upstream`, `call.target` and `call.plan`, and counts the rules of the plan; owes nothing."""
 
-    __slots__ = ("_known", "_policy")
+    __slots__ = ("_agent", "_known", "_method", "_path", "_policy", "_usual")
 
     name = "routing"
 
@@ -38,6 +38,9 @@ class Routing:
         """The policy that `_known` is of."""
         self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
         """By upstream, model, agent and operation; of plans in which no route leads elsewhere."""
+        self._usual: tuple[Target, Any, Any] | None = None
+        """What was found for the last call that no dialect reads, and, next, what it was found by."""
+        self._agent = self._method = self._path = ""
 
     def admit(self, call: Call) -> None:
         """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""
@@ -48,13 +51,31 @@ class Routing:
                 raise _unknown(call, call.target.name)
             call.upstream = upstream
         if self._policy is not call.policy:
-            self._policy, self._known = call.policy, {}
+            self._policy, self._known, self._usual = call.policy, {}, None
+        if ask is None:
+            usual = self._usual
+            # One method is called again and again: to compare is cheaper than to build the key and look it up.
+            if (
+                usual is not None
+                and usual[2] is upstream
+                and call.path == self._path
+                and call.method == self._method
+                and call.agent == self._agent
+            ):
+                self._take(call, usual)
+                return
         model = "" if ask is None else ask.model if ask.model_granted is None else ask.model_granted
         operation = operation_of(call)
         known = self._known.get((upstream.name, model, call.agent, operation))
         if known is None or known[2] is not upstream:
             self._resolve(call, upstream, model, operation)
             return
+        if ask is None:
+            self._usual, self._path, self._method, self._agent = known, call.path, call.method, call.agent
+        self._take(call, known)
+
+    @staticmethod
+    def _take(call: Call, known: tuple[Target, Any, Any]) -> None:
         call.target, plan, _ = known
         call.plan = plan
         for hits in plan.hits:

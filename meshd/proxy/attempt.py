@@ -117,11 +117,11 @@ class Attempt:
             self.has_streamed = True
             exchange.send_backlog(self.stream)
 
-    def send_data(self, data: bytes) -> None:
-        """Pass a piece of the request's body on."""
+    def send_data(self, data: bytes, is_last: bool = False) -> None:
+        """Pass a piece of the request's body on, and with the last one its end."""
         self._heard_s = self.exchange.proxy.now_s
         assert self.stream is not None
-        self.stream.send_data(data)
+        self.stream.send_data(data, is_last)
 
     @property
     def is_request_whole(self) -> bool:

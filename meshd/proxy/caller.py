@@ -45,7 +45,9 @@ class Caller(Protocol):
 class Stream(Protocol):
     """One request on one connection to an upstream."""
 
-    def send_data(self, data: bytes) -> None: ...
+    def send_data(self, data: bytes, is_last: bool = False) -> None:
+        """Pass a piece of the body on; `is_last` ends it, without trailers."""
+        ...
 
     def send_end(self, trailers: Headers) -> None: ...
 

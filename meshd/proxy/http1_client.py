@@ -202,10 +202,12 @@ class Http1Connection(asyncio.Protocol):
 
     # ------------------------------------------------------------------ Stream
 
-    def send_data(self, data: bytes) -> None:
+    def send_data(self, data: bytes, is_last: bool = False) -> None:
         if self._is_closed:
             return
         self._transport.write(encode_chunk(data) if self._is_chunked and not self._is_raw else data)
+        if is_last:
+            self.send_end([])
 
     def send_end(self, trailers: Headers) -> None:
         self._is_sent = True

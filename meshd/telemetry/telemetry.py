@@ -38,6 +38,9 @@ _LLM: Final = Kind.LLM
 _BACKPRESSURE: Final = Verdict.BACKPRESSURE
 _FAILURE: Final = Verdict.FAILURE
 _SUCCESS: Final = Verdict.SUCCESS
+_OK: Final = names.OK
+_FAILED: Final = names.FAILED
+_REFUSED: Final = names.REFUSED
 
 _log = logging.getLogger("meshd.calls")
 
@@ -194,9 +197,9 @@ class Telemetry:
         if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and call.attempt:
             verdict = outcome.verdict
             if verdict is _SUCCESS:
-                result = names.OK
+                result = _OK
             elif verdict is _FAILURE:
-                result = names.FAILED
+                result = _FAILED
             else:
                 result = names.BACKPRESSURE if verdict is _BACKPRESSURE else names.REJECTED
         else:
@@ -207,10 +210,10 @@ class Telemetry:
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
         series.duration.observe(duration_s)
         span = call.span
-        if span is not None and (span.is_sampled or result >= names.FAILED or span.is_shadowed):
+        if span is not None and (span.is_sampled or result >= _FAILED or span.is_shadowed):
             self.tracer.end(call, status, outcome, refused, meter, result, duration_s)
-        if result == names.REFUSED or result == names.FAILED:
-            if refused is not None and result == names.REFUSED:
+        if result in (_REFUSED, _FAILED):
+            if refused is not None and result == _REFUSED:
                 series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
             self._say(call, status, outcome, refused, result)
         elif self._is_debug:

@@ -1,8 +1,9 @@
 """HTTP/2 without I/O: libnghttp2 by way of ngh2, kept behind this one file since ngh2 is young.
 
 nghttp2 itself refuses invalid pseudo-headers, upper-case names, connection-specific fields, bodies that disagree with
-Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets beyond a rate. Windows are opened by hand
-(`auto_window_update=False`): what has not been passed on is not acknowledged, and that is the back-pressure.
+Content-Length, CONTINUATION floods, floods of SETTINGS and PING, and resets beyond a rate. It opens windows again by
+itself as bytes come, which costs us nothing; whoever cannot pass bytes on closes the window of their stream with
+`set_local_window_size`, and that is the back-pressure: see `meshd.proxy.http2_link`.
 """
 
 from __future__ import annotations
@@ -21,12 +22,17 @@ if TYPE_CHECKING:
 
 
 __all__ = [
+    "CONNECTION_WINDOW",
+    "HELD_MAX",
     "QUEUE_HIGH",
     "QUEUE_LOW",
+    "STREAM_WINDOW",
     "Connection",
     "ErrorCode",
+    "ReplyReader",
+    "RequestHeads",
+    "RequestReader",
     "client_connection",
-    "encode_request",
     "read_request",
     "server_connection",
 ]
@@ -35,9 +41,13 @@ PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 STREAM_WINDOW: Final = 262_144
 """Bytes of one stream that a peer may have in flight; also the most that one stalled stream keeps in memory."""
 CONNECTION_WINDOW: Final = 4 * 1024 * 1024
+HELD_MAX: Final = 1024 * 1024
+"""Bytes that stalled streams of one connection keep in memory before all of it is stalled: a window more may follow."""
 QUEUE_HIGH: Final = 262_144
 QUEUE_LOW: Final = 65_536
 """Body bytes of one stream that wait for the peer's window before the other side is paused, and resumed again."""
+PATHS_MAX: Final = 64
+PATH_CHARACTERS_MAX: Final = 256
 _HOST: Final = Place.HOST
 _CONTENT_LENGTH: Final = Place.CONTENT_LENGTH
 _EXPECT: Final = Place.EXPECT
@@ -53,7 +63,6 @@ def server_connection(
     connection = Connection(
         Role.SERVER,
         ngh2.Configuration(
-            auto_window_update=False,
             stream_reset_rate_limit=(reset_burst, reset_rate_s),
             max_inbound_header_list_size=header_bytes_max,
             max_inbound_header_count=header_count_max,
@@ -76,7 +85,6 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
     connection = Connection(
         Role.CLIENT,
         ngh2.Configuration(
-            auto_window_update=False,
             max_inbound_header_list_size=header_bytes_max,
             max_inbound_header_count=header_count_max,
         ),
@@ -93,26 +101,75 @@ def client_connection(*, header_count_max: int, header_bytes_max: int) -> Connec
     return connection
 
 
-_known: dict[tuple[tuple[bytes, bytes], ...], tuple[str, str, Fields, int | None]] = {}
+Block = tuple[tuple[bytes, bytes], ...]
+"""The header fields of one message, pseudo-header fields first, as ngh2 hands them over."""
+
+_Known = tuple[str, str, Fields, int | None]
+
+_known: dict[Block, _Known] = {}
 """Header blocks that were read and judged: a client sends the same one for every call of a method."""
 KNOWN_MAX: Final = 256
 KNOWN_BYTES_MAX: Final = 4_096
 
 
-def read_request(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Request:
-    """Make a request of a received header block. Raises WireError for what nghttp2 lets pass and we do not."""
-    known = _known.get(block)
-    if known is None:
-        return _read_block(block, end_stream)
-    method, target, fields, length = known
-    request = Request(method, target, fields)
-    if not end_stream:
-        request.has_body = True
-        request.content_length = length
-    return request
+class RequestReader:
+    """Reads the requests of one connection, which are often the same as the one before but for their body."""
+
+    __slots__ = ("_block", "_known")
+
+    def __init__(self) -> None:
+        self._block: Block = ()
+        self._known: _Known | None = None
+
+    def read(self, block: Block, end_stream: bool) -> Request:
+        """Make a request of a received header block. Raises WireError for what nghttp2 lets pass and we do not."""
+        known = self._known
+        # To compare costs less than half of what it costs to hash every field, to find it among all.
+        if known is None or block != self._block:
+            known = _known.get(block)
+            if known is None:
+                return _read_block(block, end_stream)
+            self._block, self._known = block, known
+        method, target, fields, length = known
+        request = Request(method, target, fields)
+        if not end_stream:
+            request.has_body = True
+            request.content_length = length
+        return request
 
 
-def _read_block(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Request:
+def read_request(block: Block, end_stream: bool) -> Request:
+    """Make a request of one block alone. Raises WireError."""
+    return RequestReader().read(block, end_stream)
+
+
+class ReplyReader:
+    """Reads the heads of replies on one connection, which are often the same as the one before."""
+
+    __slots__ = ("_block", "_known")
+
+    def __init__(self) -> None:
+        self._block: Block = ()
+        self._known: tuple[int, Headers, int | None] = (0, [], None)
+
+    def read(self, block: Block) -> tuple[int, Headers, int | None]:
+        """Return the status, the other fields, which nobody may change, and the Content-Length where there is one."""
+        if block != self._block:
+            status, length = 0, None
+            headers: Headers = []
+            for field in block:
+                name = field[0]
+                if name == b":status":
+                    status = int(field[1])
+                else:
+                    if name == b"content-length":
+                        length = int(field[1])
+                    headers.append(field)
+            self._block, self._known = block, (status, headers, length)
+        return self._known
+
+
+def _read_block(block: Block, end_stream: bool) -> Request:
     headers: Headers = []
     method = path = authority = b""
     cookies: list[bytes] = []
@@ -146,7 +203,7 @@ def _read_block(block: tuple[tuple[bytes, bytes], ...], end_stream: bool) -> Req
     return request
 
 
-def _remember(block: tuple[tuple[bytes, bytes], ...], request: Request) -> None:
+def _remember(block: Block, request: Request) -> None:
     length: int | None = None
     for place, value in request.fields.unread:
         if place is _EXPECT:
@@ -176,12 +233,29 @@ def _read_unread(request: Request, authority: bytes) -> None:
     fields.authority = read_host(authority or (hosts[0] if hosts else b""))
 
 
-def encode_request(method: str, scheme: str, authority: bytes, path: str, headers: Headers) -> Headers:
-    """Return the header block of a request."""
-    return [
-        (b":method", method.encode("ascii")),
-        (b":scheme", scheme.encode("ascii")),
-        (b":authority", authority),
-        (b":path", path.encode("latin-1")),
-        *headers,
-    ]
+class RequestHeads:
+    """Makes the pseudo-header fields of requests to one upstream, and keeps those of the paths that it met lately."""
+
+    __slots__ = ("_authority", "_made", "_scheme")
+
+    def __init__(self, scheme: str, authority: bytes) -> None:
+        self._scheme = scheme.encode("ascii")
+        self._authority = authority
+        self._made: dict[str, tuple[str, Headers]] = {}
+
+    def of(self, method: str, path: str) -> Headers:
+        """Return them, in a list that nobody may change."""
+        made = self._made.get(path)
+        if made is not None and made[0] == method:
+            return made[1]
+        head = [
+            (b":method", method.encode("ascii")),
+            (b":scheme", self._scheme),
+            (b":authority", self._authority),
+            (b":path", path.encode("latin-1")),
+        ]
+        if len(path) <= PATH_CHARACTERS_MAX:
+            if len(self._made) >= PATHS_MAX:
+                del self._made[next(iter(self._made))]
+            self._made[path] = (method, head)
+        return head

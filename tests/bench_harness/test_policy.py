@@ -35,6 +35,17 @@ def test_a_call_of_the_benchmark_meets_every_filter(tmp_path: Path, rules: int) 
     assert {upstream.connections_max for upstream in policy.upstreams.values()} == {4096}
 
 
+def test_a_grpc_call_meets_every_filter_that_has_something_to_judge(tmp_path: Path) -> None:
+    file = tmp_path / "policy.yaml"
+    file.write_text(json.dumps(ours.policy(place(tmp_path))))
+    plan = load([file]).plan(Target(Kind.AGENT, "unary"), ours.AGENT, "POST /bench.Echo/Unary")
+    assert plan.budgets
+    assert plan.allow is not None
+    assert plan.allow.targets is not None
+    assert plan.breaker is not None
+    assert plan.retry is not None
+
+
 def test_tokens_are_those_that_the_sidecar_would_issue(tmp_path: Path) -> None:
     key = tmp_path / "mesh.key"
     ring = MeshKeys(key).ring

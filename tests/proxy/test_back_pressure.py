@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from meshd.wire.http2 import CONNECTION_WINDOW, HELD_MAX, QUEUE_HIGH
 from tests.proxy.harness import get, plain_policy, resident_kb, turns, until
 
 SIZE = 200 * 1024 * 1024
@@ -210,3 +211,43 @@ async def test_a_slow_upstream_closes_the_callers_window(
     go.append(1)
     assert (await client.ended(id)).body == b"%d" % size
     await uploading
+
+
+async def test_many_stalled_streams_stall_their_connection_and_all_of_it_comes_through(
+    mesh: Any, upstream_h2: Any, h2_client: Any
+) -> None:
+    sent = [0]
+    go: list[int] = []
+    count, size = 60, 8 * len(PIECE)
+
+    async def script(server: Any) -> None:
+        server.acknowledges = server.keeps_bodies = False
+        await until(lambda: go)
+        server.acknowledges = True
+        for half in list(server.streams.values()):
+            if half.size:
+                server.h2.acknowledge_received_data(half.size, half.id)
+        server.flush()
+        for half in list(server.streams.values()):
+            if half.fields:
+                await server.ended(half.id)
+                server.reply(half.id, b"%d" % half.size)
+        await server.closed()
+
+    one = await mesh(plain_policy((await upstream_h2(script)).port, ", protocol: h2"))
+    client = await h2_client(one)
+    ids = [client.request(f"/up/{n}", ("content-length", str(size)), method="POST", end=False) for n in range(count)]
+
+    async def upload(id: int) -> None:
+        for number in range(8):
+            await client.send_all(id, PIECE, end=number == 7)
+            sent[0] += len(PIECE)
+
+    uploading = [asyncio.ensure_future(upload(id)) for id in ids]
+    await until(lambda: sent[0])
+    # A full queue for each stream, and one window for all of them together in place of one for each.
+    assert await _stalled(sent) < count * QUEUE_HIGH + HELD_MAX + CONNECTION_WINDOW + 2 * 1024 * 1024
+    go.append(1)
+    for id in ids:
+        assert (await client.ended(id)).body == b"%d" % size
+    await asyncio.gather(*uploading)

@@ -293,3 +293,33 @@ async def test_connect_over_http2(mesh: Any, upstream: Any, h2_client: Any) -> N
     client.send(id, b"more", end=True)
     assert (await client.ended(id)).is_ended
     await one.idle()
+
+
+async def test_streams_that_wait_do_not_hold_the_window_of_the_connection(
+    mesh: Any, upstream_h2: Any, h2_client: Any
+) -> None:
+    async def script(server: Any) -> None:
+        await server.closed()
+
+    # Each of 320 streams sends less than what is acknowledged at once, all of them twice the connection's window.
+    document = plain_policy((await upstream_h2(script)).port, H2_OUT) + "\nlimits: {streams_per_connection: 1000}\n"
+    one = await mesh(document)
+    client = await h2_client(one)
+    ids = [client.request(f"/up/{number}", method="POST", end=False) for number in range(320)]
+    for id in ids:
+        await client.send_all(id, bytes(30_000), end=False)
+    assert all(client.h2.local_flow_control_window(id) > 0 for id in ids)
+    client.close()
+    await one.idle()
+
+
+async def test_the_end_comes_through_with_the_last_bytes_and_by_itself(mesh: Any, h2_client: Any, echoing: Any) -> None:
+    one = await mesh(await echoing())
+    client = await h2_client(one)
+    for pieces in ([b"one"], [b"one", b"two"], [b"one", b""], [b""]):
+        id = client.request("/up/a", method="POST", end=False)
+        for piece in pieces[:-1]:
+            client.send(id, piece)
+        client.send(id, pieces[-1], end=True)
+        half = await client.ended(id)
+        assert (half.status, bytes(half.body)) == (200, b"POST /a\n" + b"".join(pieces))
