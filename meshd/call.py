@@ -232,6 +232,7 @@ class Outcome:
         "duration_s",
         "fault",
         "first_byte_s",
+        "grpc_status",
         "held",
         "is_answered",
         "is_forwarded",
@@ -280,6 +281,8 @@ class Outcome:
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.grpc_status = -1
+        """With what a gRPC reply ended, by google.rpc.Code; -1 where there was no such reply, or no end of it."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None
@@ -319,7 +322,7 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
         "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
-        "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
+        "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -353,6 +356,8 @@ class Call:
         self.wall_s = wall_s
         """Unix seconds at which the call began."""
         self.peer = peer
+        self.timeout_s: float | None = None
+        """Seconds that the caller waits, where its wire says so (gRPC): Context brings the deadline as near."""
         self.body: bytes | None = None
         """The whole body where the dialect had to read it; None where it streams."""
         self.agent = ""

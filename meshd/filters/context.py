@@ -120,6 +120,8 @@ class Context:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
             context, evidence = self._without_evidence(call.wall_s, agent), _BY_NOTHING
+        if call.timeout_s is not None:
+            context = _due(context, call.wall_s + call.timeout_s)
         call.context = _attenuated(context, found, call.wall_s) if found else context
         if context.parent and call.span is not None:
             call.span.adopt(context.parent)
@@ -282,6 +284,24 @@ def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float
         context.account,
         context.ceiling,
         parent,
+        context.memory,
+        context.ceiling_microdollars,
+    )
+
+
+def _due(context: codec.Context, deadline_s: float) -> codec.Context:
+    """Return the context with a deadline that is no later than this."""
+    if context.deadline_s is not None and context.deadline_s <= deadline_s:
+        return context
+    return codec.Context(
+        context.workflow,
+        context.agent,
+        context.hops,
+        context.path,
+        deadline_s,
+        context.account,
+        context.ceiling,
+        context.parent,
         context.memory,
         context.ceiling_microdollars,
     )

@@ -348,9 +348,8 @@ class Http2Connection(asyncio.Protocol):
             self.acknowledge(stream.id, unacked)
         attempt, stream.attempt = stream.attempt, None
         if attempt is not None:
-            is_refused = event.error_code == ErrorCode.REFUSED_STREAM
-            fault = Fault.REFUSED_STREAM if is_refused else Fault.RESET
-            attempt.reply_failed(fault, f"{self._pool.upstream.name} reset the stream (code {event.error_code})")
+            code = int(event.error_code)
+            attempt.reply_reset(code, f"{self._pool.upstream.name} reset the stream (code {code})")
         if not self._streams:
             self.idle_since_s = self._proxy.now_s
             if self._is_going_away:

@@ -9,6 +9,7 @@ import ngh2
 
 from meshd.proxy.crash import crash, ending
 from meshd.proxy.exchange import Exchange
+from meshd.proxy.grpc_exchange import GrpcExchange
 from meshd.proxy.http2_caller import Http2Exchange
 from meshd.proxy.refusing import wire_refusal
 from meshd.wire.http2 import QUEUE_HIGH, QUEUE_LOW, ErrorCode, read_request, server_connection
@@ -241,13 +242,14 @@ class Http2Session(asyncio.Protocol):
             request = read_request(event.headers, event.end_stream)
         except WireError as error:
             call_id = self._proxy.next_id()
-            reply = wire_refusal(error, call_id)
+            reply = wire_refusal(error, call_id, event.headers)
             self._proxy.telemetry.malformed(self.direction, error, call_id)
-            stream.send_head(reply.status, reply.headers, len(reply.body), has_body=True)
+            stream.send_head(reply.status, reply.headers, len(reply.body), has_body=bool(reply.body))
             stream.send_data(reply.body)
             stream.send_end([])
             return
-        exchange = stream.exchange = Exchange(self._proxy, stream, request, self.direction)
+        kind = GrpcExchange if request.fields.is_grpc else Exchange
+        exchange = stream.exchange = kind(self._proxy, stream, request, self.direction)
         exchange.begin()
 
     def _on_data(self, event: ngh2.DataReceived) -> None:

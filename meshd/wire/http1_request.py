@@ -356,6 +356,8 @@ def read_framing(request: Request, version: str, header_bytes_max: int) -> bool:
     fields = request.fields
     if sum([len(name) + len(value) for name, value in fields.headers]) > header_bytes_max:
         raise WireError(431, f"The request's head is over {header_bytes_max} bytes")
+    if fields.is_grpc:
+        raise WireError(400, "gRPC needs HTTP/2, and this request came over HTTP/1.1")
     hosts = 0
     is_usual = request.has_chunks and not fields.connection
     for place, value in fields.unread:

@@ -81,6 +81,9 @@ def busy() -> Telemetry:
     run(telemetry, call(llm), usage=Usage(3, 4, is_estimated=True))
     run(telemetry, call(llm), refused=Refused(Reason.BUDGET_EXHAUSTED, "used up"))
     run(telemetry, call(agent, direction=Direction.INBOUND))
+    unavailable = outcome(Verdict.FAILURE)
+    unavailable.grpc_status = 14
+    run_through(telemetry, call(agent), unavailable)
     again = call(llm)
     telemetry.started(again)
     telemetry.attempted(again, outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT))
