@@ -93,9 +93,7 @@ class Checker:
         if rule.match.model is not None and not is_llm:
             self.report.error((*here, "match", "model"), "only calls to an LLM have a model, and this rule fits no LLM")
         if rule.budget is not None and not is_llm:
-            self.report.error(
-                (*here, "budget"), "only calls to an LLM cost tokens, and this rule fits no LLM", is_key=True
-            )
+            self.budgets.unmetered(here, rule.budget, kinds)
         if rule.delegate is not None and not any(
             target.kind is Kind.AGENT or ((via := self.upstreams.get(target.name)) is not None and via.is_peer)
             for target in fitting

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -60,7 +61,8 @@ async def empty_stream(stub: Any) -> None:
 
 async def timeout_on_sleeping_server(stub: Any) -> None:
     call = stub.FullDuplexCall(timeout=0.001)
-    with pytest.raises((grpc.aio.AioRpcError, asyncio.InvalidStateError)):
+    # Over before the first message is out, or after: the client says either.
+    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
         await call.write(
             pb.StreamingOutputCallRequest(
                 response_parameters=output(31415, interval_us=10_000_000), payload=payload(27182)
@@ -92,9 +94,8 @@ async def status_code_and_message(stub: Any) -> None:
     call = stub.FullDuplexCall()
     await call.write(pb.StreamingOutputCallRequest(response_status=status))
     await call.done_writing()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        assert await call.read() is grpc.aio.EOF
-        await call.wait_for_connection()
+    with pytest.raises(grpc.aio.AioRpcError):
+        await call.read()
     assert (await call.code(), await call.details()) == (grpc.StatusCode.UNKNOWN, status.message)
 
 

@@ -45,7 +45,7 @@ async def channel() -> AsyncIterator[Callable[..., Any]]:
     """Return a function that opens a channel to an upstream through a sidecar's port; it is closed with the test."""
     opened: list[Any] = []
 
-    def open(port: int, authority: str = "up.mesh", *, ca: bytes | None = None, **options: Any) -> Any:
+    def dial(port: int, authority: str = "up.mesh", *, ca: bytes | None = None, **options: Any) -> Any:
         extra = [(name.replace("__", "."), value) for name, value in options.items()]
         if authority:
             extra.append(("grpc.default_authority", authority))
@@ -60,7 +60,7 @@ async def channel() -> AsyncIterator[Callable[..., Any]]:
         opened.append(one)
         return one
 
-    yield open
+    yield dial
     for one in opened:
         await one.close()
 

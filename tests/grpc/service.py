@@ -1,5 +1,7 @@
 """The service of gRPC's interop cases, written after its description (grpc/doc/interop-test-descriptions.md)."""
 
+# ruff: noqa: N802 - the methods have the names of the protocol
+
 from __future__ import annotations
 
 import asyncio
@@ -35,6 +37,7 @@ class Interop(rpc.TestServiceServicer):
         self.raw: list[list[tuple[str, Any]]] = []
         self.time_left_s: list[float | None] = []
         self.cancelled = 0
+        """Calls that were cancelled while they slept: grpc.aio tells no other of it."""
         self.calls = 0
         self.trailers: list[tuple[str, str | bytes]] = []
         """Sent with every reply, beside what is echoed."""
@@ -70,41 +73,33 @@ class Interop(rpc.TestServiceServicer):
     async def StreamingOutputCall(self, request: Any, context: Any) -> AsyncIterator[Any]:
         await self._begin(context)
         await self._status(request, context)
-        try:
-            for one in request.response_parameters:
-                await self._pause(one)
-                yield pb.StreamingOutputCallResponse(payload=payload(one.size))
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        for one in request.response_parameters:
+            await self._pause(one)
+            yield pb.StreamingOutputCallResponse(payload=payload(one.size))
 
     async def StreamingInputCall(self, requests: AsyncIterator[Any], context: Any) -> Any:
         await self._begin(context)
         size = 0
-        try:
-            async for request in requests:
-                size += len(request.payload.body)
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        async for request in requests:
+            size += len(request.payload.body)
         return pb.StreamingInputCallResponse(aggregated_payload_size=size)
 
     async def FullDuplexCall(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         await self._begin(context)
-        try:
-            async for request in requests:
-                await self._status(request, context)
-                for one in request.response_parameters:
-                    await self._pause(one)
-                    yield pb.StreamingOutputCallResponse(payload=payload(one.size))
-        except asyncio.CancelledError:
-            self.cancelled += 1
-            raise
+        async for request in requests:
+            await self._status(request, context)
+            for one in request.response_parameters:
+                await self._pause(one)
+                yield pb.StreamingOutputCallResponse(payload=payload(one.size))
 
     async def _pause(self, parameters: Any) -> None:
         # The server's own slowness is what some cases are about.
         if parameters.interval_us:
-            await asyncio.sleep(parameters.interval_us / 1e6)
+            try:
+                await asyncio.sleep(parameters.interval_us / 1e6)
+            except asyncio.CancelledError:
+                self.cancelled += 1
+                raise
 
 
 class Server:

@@ -14,6 +14,9 @@ from tests.grpc.conftest import policy
 if TYPE_CHECKING:
     from bench.certificates import Certificates
 
+MAY_NOT_ARRIVE = frozenset({"cancel_after_begin", "timeout_on_sleeping_server"})
+"""The client may be done with these before anything of them has left."""
+
 
 def server_credentials(certificates: Certificates) -> Any:
     return grpc.ssl_server_credentials([(certificates.key.read_bytes(), certificates.certificate.read_bytes())])
@@ -35,7 +38,7 @@ async def test_over_h2c(name: str, is_through: bool, mesh: Any, serve: Any, stub
         return
     one = await mesh(policy(server.port))
     await CASES[name](stub(one.port))
-    assert one.calls or name == "cancel_after_begin"
+    assert one.calls or name in MAY_NOT_ARRIVE
 
 
 @pytest.mark.parametrize("is_through", [False, True], ids=["direct", "meshd"])
@@ -51,4 +54,4 @@ async def test_over_tls(
     document = policy(server.port, f", tls: {{ca: {certificates.ca}}}")
     one = await mesh(document.replace("http://127.0.0.1", "https://localhost"), tls=listener_context(certificates))
     await CASES[name](stub(one.port, ca=ca))
-    assert one.calls or name == "cancel_after_begin"
+    assert one.calls or name in MAY_NOT_ARRIVE
