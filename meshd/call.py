@@ -321,8 +321,8 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
-        "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "evidence", "governed", "headers", "id", "inject", "lasting", "method", "now_s", "path", "peer", "plan",
+        "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -373,6 +373,8 @@ class Call:
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
+        self.lasting: Context | None = None
+        """The context as it is without the caller's `timeout_s`; None where that did not narrow it."""
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""

@@ -73,6 +73,9 @@ class GrpcExchange(Exchange):
 
     def timeout_to_send(self) -> bytes:
         """Return the `grpc-timeout` to forward, empty where there is no deadline: what is left, never more."""
+        context = self.call.context
+        if self.call.timeout_s is None and (context is None or context.deadline_s is None):
+            return b""
         left_s = self.left_s()
         return b"" if left_s is None else write_timeout(left_s)
 

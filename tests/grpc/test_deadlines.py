@@ -201,6 +201,31 @@ async def test_the_upstream_of_a_real_client_has_less_time(mesh: Any, serve: Any
     assert 0 < deadline_s - time.time() <= 60
 
 
+async def test_calls_that_follow_one_another_share_a_token_whose_deadline_is_no_later(
+    mesh: Any, upstream_h2: Any, h2_client: Any
+) -> None:
+    silent = Silent()
+    up = await upstream_h2(silent.script)
+    one = await mesh(policy(up.port))
+    client = await h2_client(one)
+    fields = (*GRPC, ("x-meshd-workflow", "task-1"))
+    # A named workflow's calls have the sidecar's own field beside the timeout, and are narrowed all the same.
+    one.proxy.wall_clock = lambda: 1_790_000_000.01
+    for _ in range(3):
+        client.request(PATH, *fields, ("grpc-timeout", "10S"), method="POST", end=False)
+    client.request(PATH, *fields, ("grpc-timeout", "20S"), method="POST", end=False)
+    client.request(PATH, *fields, method="POST", end=False)
+    await until(lambda: len(silent.halves) == 5)
+    tokens = [half.fields["x-meshd-context"] for half in silent.halves]
+    assert len(set(tokens)) == 3
+    assert tokens[0] == tokens[1] == tokens[2]
+    ring = one.proxy.chain.context._keys.ring
+    found = [codec.verify(token.encode(), ring, now_s=1_790_000_000).context.deadline_s for token in tokens[2:]]
+    assert found[2] is None
+    for deadline_s, timeout_s in zip(found, (10, 20), strict=False):
+        assert timeout_s * 0.97 <= deadline_s - 1_790_000_000.01 <= timeout_s
+
+
 async def test_a_real_client_and_a_sleeping_server(mesh: Any, serve: Any, stub: Any) -> None:
     server = await serve()
     one = await mesh(policy(server.port))
