@@ -143,6 +143,8 @@ class GrpcAttempt(Attempt):
         outcome = super().outcome(fault, refused)
         outcome.grpc_status = self._rpc.grpc_status if self._rpc.grpc_status >= 0 else self.grpc_status
         if fault is _FAULT_NONE and self._is_framed and refused is None:
+            if self._answer is not None:
+                return outcome  # Of an LLM: its meter knows, and nothing that it says besides is charged.
             if self.grpc_status:
                 has_deadline = self._rpc.left_s() is not None
                 outcome.verdict = verdict_of(self.grpc_status, has_deadline=has_deadline)

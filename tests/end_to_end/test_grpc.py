@@ -149,3 +149,24 @@ def test_two_sidecars_carry_one_workflow_in_metadata(
     code, _ = ask(inbound, (("x-meshd-context", token),))
     assert code is grpc.StatusCode.UNAUTHENTICATED
     assert len(writer.seen) == 1
+
+
+def test_a_channel_comes_back_to_a_sidecar_that_was_started_again(
+    sidecar: Sidecar, agents: Callable[[int], Agent]
+) -> None:
+    port, listen = free_port(), free_port()
+    document = f'upstreams:\n  writer: {{url: "http://127.0.0.1:{port}", kind: agent}}\n'
+    sidecar.start(document, MESHD_LISTEN=f"127.0.0.1:{listen}")
+    agents(port)
+    options = [("grpc.default_authority", "writer.mesh"), ("grpc.initial_reconnect_backoff_ms", 100)]
+    with grpc.insecure_channel(f"127.0.0.1:{listen}", options=options) as channel:
+        stub: Any = rpc.TestServiceStub(channel)
+        for _ in range(2):
+            assert stub.EmptyCall(pb.Empty(), timeout=30) == pb.Empty()
+        assert sidecar.stop() == 0
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.EmptyCall(pb.Empty(), timeout=30)
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+        sidecar.start(document, MESHD_LISTEN=f"127.0.0.1:{listen}")
+        assert stub.EmptyCall(pb.Empty(), timeout=30, wait_for_ready=True) == pb.Empty()
+    assert "Traceback" not in sidecar.log
