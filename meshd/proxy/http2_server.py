@@ -248,8 +248,12 @@ class Http2Session(asyncio.Protocol):
             stream.send_data(reply.body)
             stream.send_end([])
             return
-        kind = GrpcExchange if request.fields.is_grpc else Exchange
-        exchange = stream.exchange = kind(self._proxy, stream, request, self.direction)
+        exchange: Exchange
+        if request.fields.is_grpc:
+            exchange = GrpcExchange(self._proxy, stream, request, self.direction)
+        else:
+            exchange = Exchange(self._proxy, stream, request, self.direction)
+        stream.exchange = exchange
         exchange.begin()
 
     def _on_data(self, event: ngh2.DataReceived) -> None:

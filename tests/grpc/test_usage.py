@@ -10,7 +10,7 @@ from meshd.engines.port import StoreError
 from tests.grpc import testing_pb2 as pb
 from tests.grpc.conftest import policy
 from tests.grpc.service import Server
-from tests.proxy.harness import until
+from tests.proxy.harness import CHAT, CHAT_REPLY, until
 
 GIVEN, MADE = "x-meshd-usage-input-tokens", "x-meshd-usage-output-tokens"
 BUDGET = "  - {name: purse, match: {kind: %s}, budget: {tokens: %d}}\n"
@@ -178,3 +178,27 @@ async def test_a_store_that_is_away_loses_no_charge_that_can_be_kept(
     await settled(one)
     assert "60 tokens that workflow/other has spent could not be charged" in caplog.text
     ledger.fault = None
+
+
+async def test_an_llm_is_charged_by_its_meter_whatever_its_trailers_say(
+    mesh: Any, upstream_h2: Any, h2_client: Any
+) -> None:
+    async def script(server: Any) -> None:
+        half = await server.request()
+        await server.ended(half.id)
+        server.head(half.id, ("content-type", "application/grpc"))
+        await server.send_all(half.id, CHAT_REPLY, end=False)
+        server.h2.send_headers(half.id, [("grpc-status", "0"), (GIVEN, "1"), (MADE, "0")], end_stream=True)
+        server.flush()
+        await server.closed()
+
+    up = await upstream_h2(script)
+    one = await mesh(
+        f'upstreams:\n  llm: {{url: "http://127.0.0.1:{up.port}", kind: llm, dialect: openai}}\n'
+        "rules: [{match: {kind: llm}, budget: {tokens: 10000}}]\n"
+    )
+    fields = (("content-type", "application/grpc"), ("te", "trailers"), *WORKFLOW)
+    half = await (await h2_client(one)).ask("/llm/v1/chat/completions", *fields, method="POST", body=CHAT)
+    assert bytes(half.body) == CHAT_REPLY
+    await settled(one)
+    assert spent(one) == 10
