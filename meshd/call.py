@@ -356,8 +356,7 @@ class Call:
         self.wall_s = wall_s
         """Unix seconds at which the call began."""
         self.peer = peer
-        self.timeout_s: float | None = None
-        """Seconds that the caller waits, where its wire says so (gRPC): Context brings the deadline as near."""
+        self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
         """The whole body where the dialect had to read it; None where it streams."""
         self.agent = ""
@@ -373,8 +372,7 @@ class Call:
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
-        self.lasting: Context | None = None
-        """The context as it is without the caller's `timeout_s`; None where that did not narrow it."""
+        self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
