@@ -232,6 +232,7 @@ class Outcome:
         "duration_s",
         "fault",
         "first_byte_s",
+        "grpc_status",
         "held",
         "is_answered",
         "is_forwarded",
@@ -280,6 +281,8 @@ class Outcome:
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.grpc_status = -1
+        """With what a gRPC reply ended, by google.rpc.Code; -1 where there was no such reply, or no end of it."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None
@@ -318,8 +321,8 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
-        "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
+        "evidence", "governed", "headers", "id", "inject", "lasting", "method", "now_s", "path", "peer", "plan",
+        "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -353,6 +356,7 @@ class Call:
         self.wall_s = wall_s
         """Unix seconds at which the call began."""
         self.peer = peer
+        self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
         """The whole body where the dialect had to read it; None where it streams."""
         self.agent = ""
@@ -368,6 +372,7 @@ class Call:
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
+        self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""

@@ -53,7 +53,7 @@ class Delivery:
 
     # ------------------------------------------------------------------ the request
 
-    def send_data(self, data: bytes) -> None:
+    def send_data(self, data: bytes, is_last: bool = False) -> None:
         if self._attempt is None:
             return
         self._bytes += len(data)
@@ -69,6 +69,8 @@ class Delivery:
             )
             return
         self._pieces.append(data)
+        if is_last:
+            self.send_end([])
 
     def send_end(self, trailers: Headers) -> None:
         if self._attempt is None:

@@ -65,6 +65,7 @@ def read_request(data: bytes, limits: Limits) -> Asked:
         header_bytes_max=limits.header_bytes_max,
         url_bytes_max=limits.url_bytes_max,
     )
+    reader.takes_grpc = True
     reader.feed(raw)
     if asked.requests > 1:
         raise RequestError("there are two requests in the file; explain takes one")

@@ -12,6 +12,7 @@ from meshd.dialects.anthropic import Anthropic
 from meshd.dialects.anthropic_vertex import AnthropicOnVertex, is_on_vertex
 from meshd.dialects.bedrock import Bedrock
 from meshd.dialects.gemini import Gemini
+from meshd.dialects.grpc import Grpc
 from meshd.dialects.ollama import Ollama
 from meshd.dialects.openai import OpenAI
 from meshd.dialects.plain import Plain
@@ -35,6 +36,8 @@ DIALECTS: Final[dict[str, Dialect]] = {
     "bedrock": Bedrock(),
     "plain": Plain(),
 }
+GRPC: Final = Grpc()
+"""Of a call, by its content-type, and of no upstream: see its module."""
 
 
 def _anthropic_at(path: str) -> Dialect:

@@ -9,6 +9,7 @@ from meshd.engines.port import StoreError
 from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held, HeldStream
 from meshd.filters.purse import UNATTRIBUTED, account_of, price_for, terms_for
+from meshd.filters.reported import reported
 from meshd.filters.shortage import amount_of, exhausted, unavailable, unpriced, unread, whose
 from meshd.filters.taking import Taken
 from meshd.filters.thresholds import DEGRADED, STEPS_MAX, WARNING, Tally, count, degrade, forget, is_past, warning
@@ -109,7 +110,9 @@ class Budget:
         ask = call.ask
         if ask is None or ask.unbounded:
             self._check_unread(call, terms)
-            return self._underway.read_by(call) if ask is None and len(self._underway) else None
+            if ask is not None:
+                return None
+            return reported(call, terms, self.ledger) or (self._underway.read_by(call) if len(self._underway) else None)
         self._bounds.raise_for(ask)
         taken = self._taking(call, ask, terms)
         if terms.is_durable or terms.trials:

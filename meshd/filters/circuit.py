@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Verdict
+from meshd.call import Fault, Verdict
 
 if TYPE_CHECKING:
     from meshd.call import Outcome
@@ -68,6 +68,7 @@ _OPEN: Final = State.OPEN
 _HALF_OPEN: Final = State.HALF_OPEN
 _SUCCESS: Final = Verdict.SUCCESS
 _FAILURE: Final = Verdict.FAILURE
+_NO_FAULT: Final = Fault.NONE
 
 
 class Circuit:
@@ -165,7 +166,7 @@ class Circuit:
     def _record_probe(self, outcome: Outcome, now_s: float, chance: float) -> None:
         if outcome.verdict is _FAILURE:
             self._move(Sign.FAILED, now_s, chance)
-        elif outcome.verdict is _SUCCESS or 400 <= outcome.status < 500:
+        elif outcome.verdict is _SUCCESS or 400 <= outcome.status < 500 or _is_refused_by_grpc(outcome):
             # A 4xx is no success of the call, but an answer: whoever gives one is there again.
             self._passed += 1
             self._move(Sign.RECOVERED if self._passed > self.settings.probes else Sign.PASSED, now_s)
@@ -220,3 +221,8 @@ class Circuit:
         self._results = [0] * _BUCKETS
         self._failures = [0] * _BUCKETS
         self._begin(self._bucket_at(now_s))
+
+
+def _is_refused_by_grpc(outcome: Outcome) -> bool:
+    """Say whether the upstream itself has said in a gRPC status that the call was the caller's mistake."""
+    return outcome.grpc_status > 0 and outcome.fault is _NO_FAULT and outcome.verdict is not _FAILURE

@@ -19,7 +19,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Direction, Evidence, Kind
-from meshd.filters.minting import WORKFLOW, Minting, moved, refused
+from meshd.filters.minting import WORKFLOW, Minting, moved, refused, with_deadline
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 from meshd_sdk import trace_context
@@ -120,6 +120,9 @@ class Context:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
             context, evidence = self._without_evidence(call.wall_s, call.agent or agent), _BY_NOTHING
+        if call.timeout_s is not None:
+            call.lasting = None if found else context
+            context = _due(context, call.wall_s + call.timeout_s)
         call.context = _attenuated(context, found, call.wall_s) if found else context
         if context.parent and call.span is not None:
             call.span.adopt(context.parent)
@@ -285,6 +288,13 @@ def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float
         context.memory,
         context.ceiling_microdollars,
     )
+
+
+def _due(context: codec.Context, deadline_s: float) -> codec.Context:
+    """Return the context with a deadline that is no later than this."""
+    if context.deadline_s is not None and context.deadline_s <= deadline_s:
+        return context
+    return with_deadline(context, deadline_s)
 
 
 def _is_beside(agent: str, call: Call) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -46,13 +47,15 @@ class _Minted:
 class Minting:
     """Mints, and remembers for a second."""
 
-    __slots__ = ("_generation", "_keys", "_minted", "_nonce_at", "_nonces", "_random_bytes")
+    __slots__ = ("_dues", "_generation", "_keys", "_minted", "_nonce_at", "_nonces", "_random_bytes")
 
     def __init__(self, keys: MeshKeys, random_bytes: Callable[[int], bytes]) -> None:
         self._keys = keys
         self._generation = keys.generation
         self._random_bytes = random_bytes
         self._minted: dict[tuple[int, str, int], _Minted] = {}
+        self._dues: dict[tuple[int, float], tuple[codec.Context, codec.Context]] = {}
+        """By a lasting context and a deadline: both, the first so that its id stays its own."""
         self._nonces = b""
         self._nonce_at = 0
 
@@ -62,6 +65,8 @@ class Minting:
             # A key that was taken away signs nothing more.
             self._generation = self._keys.generation
             self._minted.clear()
+        if call.lasting is not None and call.timeout_s is not None:
+            context = self._due(call.lasting, context, call.timeout_s)
         key = (id(context), callee, int(audience))
         minted = self._minted.get(key)
         # The entry holds the context, so its id cannot have passed to another one; `is` makes sure.
@@ -80,6 +85,24 @@ class Minting:
         except codec.TokenTooLongError as error:
             raise _too_long(error) from error
         return minted.token
+
+    def _due(self, lasting: codec.Context, context: codec.Context, timeout_s: float) -> codec.Context:
+        """Return what stands for a context that lasts only as long as its call: the deadline rounded down by a fortieth
+        of the call's time at most, so that calls which follow one another share a token. `context` itself where it
+        differs from the lasting one in more than its deadline."""
+        deadline_s = context.deadline_s
+        if deadline_s is None or not _is_same_but_for_deadline(context, lasting):
+            return context
+        step_s = math.ldexp(0.5, math.frexp(timeout_s)[1] - 6)
+        rounded_s = math.floor(deadline_s / step_s) * step_s
+        key = (id(lasting), rounded_s)
+        found = self._dues.get(key)
+        if found is None or found[0] is not lasting:
+            found = (lasting, with_deadline(context, rounded_s))
+            if len(self._dues) >= MINTED_MAX:
+                del self._dues[next(iter(self._dues))]
+            self._dues[key] = found
+        return found[1]
 
     def _minted_anew(self, call: Call, context: codec.Context, audience: codec.Audience, callee: str) -> _Minted:
         agent, hops, path = context.agent, context.hops, context.path
@@ -152,6 +175,36 @@ def moved(context: codec.Context, agent: str, hops: int, path: tuple[str, ...]) 
         context.parent,
         context.memory,
         context.ceiling_microdollars,
+    )
+
+
+def with_deadline(context: codec.Context, deadline_s: float) -> codec.Context:
+    """Return the context with another deadline, in unix seconds."""
+    return codec.Context(
+        context.workflow,
+        context.agent,
+        context.hops,
+        context.path,
+        deadline_s,
+        context.account,
+        context.ceiling,
+        context.parent,
+        context.memory,
+        context.ceiling_microdollars,
+    )
+
+
+def _is_same_but_for_deadline(one: codec.Context, other: codec.Context) -> bool:
+    return (
+        one.workflow == other.workflow
+        and one.agent == other.agent
+        and one.hops == other.hops
+        and one.path == other.path
+        and one.account == other.account
+        and one.ceiling == other.ceiling
+        and one.parent == other.parent
+        and one.memory == other.memory
+        and one.ceiling_microdollars == other.ceiling_microdollars
     )
 
 

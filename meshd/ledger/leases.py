@@ -106,7 +106,7 @@ class Leases:
         """Ask the owner for `need` tokens or, with 0, for a refill; nothing where a message is under way already."""
         if not entry.is_asking:
             entry.is_asking = True
-            self._keep(self._ask(entry, total, need, is_volatile=is_volatile))
+            self.keep(self._ask(entry, total, need, is_volatile=is_volatile))
 
     async def _ask(self, entry: Entry, total: int, need: int, *, is_volatile: bool) -> None:
         notices = entry.recalls, entry.frees
@@ -130,7 +130,7 @@ class Leases:
         """Tell the owner how things stand, and give back what lies idle if others wait for it."""
         if not entry.is_asking and entry.holder is not None:
             entry.is_asking = True
-            self._keep(self._tell(entry, entry.holder))
+            self.keep(self._tell(entry, entry.holder))
 
     async def _tell(self, entry: Entry, holder: Holder) -> None:
         notices = entry.recalls, entry.frees
@@ -191,7 +191,7 @@ class Leases:
         if account == MISSED:
             if not self._is_looking:
                 self._is_looking = True
-                self._keep(self._look_again())
+                self.keep(self._look_again())
             return
         entry = self.entries.get(account)
         if entry is None:
@@ -267,7 +267,7 @@ class Leases:
                 entry.is_asking = True
                 assert entry.holder is not None
                 # Now, while nothing is reserved: before the task begins the account may be in use again.
-                self._keep(self._leave(entry, entry.holder, entry.holder.give_back()))
+                self.keep(self._leave(entry, entry.holder, entry.holder.give_back()))
                 return True
             self.entries.move_to_end(entry.id)
         return False
@@ -332,7 +332,8 @@ class Leases:
         held = [(entry.id, entry.holder) for entry in self.entries.values() if entry.holder is not None]
         await self._desk.tell_all([(account, holder.give_back()) for account, holder in held])
 
-    def _keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+    def keep(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Run a coroutine as a task that `finish` waits for."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

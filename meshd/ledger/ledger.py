@@ -59,6 +59,7 @@ class Ledger:
         self._leases = Leases(
             desk, holder, epoch, open_max, served=self._served, failed=self._failed, lost=self._lost, again=self._again
         )
+        self.behind = self._leases.keep  # runs a coroutine behind the calls; `close` waits for it
         self.orders = Orders(desk, holder)
         self._line = Line(self._leases, desk.store.name, take=self.taken, say=self._say, later=later)
         self.accounts = self._entries = self._leases.entries

@@ -14,6 +14,8 @@ from meshd.call import Direction, Kind, Target
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meshd.policy.compiled import Policy, Upstream
     from meshd.wire.message import Request
 
@@ -22,11 +24,14 @@ _INBOUND: Final = Direction.INBOUND
 _LLM: Final = Kind.LLM
 
 MESH_SUFFIX: Final = ".mesh"
+TARGET_FIELD: Final = b"x-meshd-target"
+"""Names the upstream of a gRPC call, whose path has no room for a name. Read here, and never forwarded."""
 RUN_SEGMENT: Final = "w"
 APP: Final = "app"
 """Name of the upstream to which inbound calls go: the agent beside this sidecar."""
 
 KNOWN_MAX: Final = 256
+UPSTREAMS_SHOWN_MAX: Final = 10
 PATH_LENGTH_MAX: Final = 1024
 _NOBODY: Final = Target(Kind.HOST, "")
 # A dot segment, plain or escaped: it could leave the upstream's base path, or the path that a rule is for.
@@ -104,16 +109,40 @@ class AddressBook:
                     del self._by_host[next(iter(self._by_host))]
                 self._by_host[authority, target] = found
             return found
-        if host and not self._is_ours(host):
+        self._check_host(host)
+        if len(self._known) < KNOWN_MAX:
+            self._known.add(request.fields.authority)
+        return self._locate_path(target)
+
+    def locate_rpc(self, request: Request, direction: Direction) -> Located:
+        """Do what `locate` does for a gRPC call: its upstream may be named in metadata too. Raises Refused."""
+        fields = request.fields
+        names = [value for name, value in fields.governed if name == TARGET_FIELD] if fields.governed else []
+        if direction is _INBOUND or not names:
+            found = self.locate(request, direction)
+            if found.upstream is None and direction is not _INBOUND:
+                raise _unnamed(found.name, self._upstreams)
+            return found
+        name = names[0].decode("latin-1")
+        host = host_of(fields.authority)
+        is_other = host.endswith(MESH_SUFFIX) and host[: -len(MESH_SUFFIX)] != name
+        if len(names) > 1 or is_other or request.target[:1] != "/":
+            raise Refused(Reason.MALFORMED, "x-meshd-target must name one upstream, and the same as :authority does")
+        self._check_host(host)
+        upstream = self._upstreams.get(name)
+        if upstream is None:
+            raise _unnamed(name, self._upstreams)
+        return self._found(name, upstream, request.target)
+
+    def _check_host(self, host: str) -> None:
+        """Raise Refused for a host that is not this sidecar's, nor an upstream's name."""
+        if host and not host.endswith(MESH_SUFFIX) and not self._is_ours(host):
             raise Refused(
                 Reason.NOT_ALLOWED,
                 f"The Host {host!r} is not this sidecar's. Use 127.0.0.1, localhost or <upstream>.mesh, or add the "
                 "name to hosts_allowed in the policy.",
                 status=421,
             )
-        if len(self._known) < KNOWN_MAX:
-            self._known.add(request.fields.authority)
-        return self._locate_path(target)
 
     def _locate_path(self, target: str) -> Located:
         name, slash, rest = target[1:].partition("/")
@@ -181,6 +210,15 @@ class AddressBook:
             return ipaddress.ip_address(host).is_loopback
         except ValueError:
             return False
+
+
+def _unnamed(name: str, upstreams: Mapping[str, Upstream]) -> Refused:
+    known = ", ".join(sorted(upstreams)[:UPSTREAMS_SHOWN_MAX]) or "none"
+    return Refused(
+        Reason.UNKNOWN_TARGET,
+        f"The policy has no upstream {name[:64]!r}; it has: {known}. A gRPC call names its upstream by the channel's "
+        "authority (grpc.default_authority, <upstream>.mesh) or by the metadata x-meshd-target: <upstream>.",
+    )
 
 
 def host_of(authority: str) -> str:

@@ -29,7 +29,7 @@ OPERATIONS = frozenset(
         "responses", "speech", "text_completion", "transcription", "translation",
     }
 )  # fmt: skip
-"""What the dialects of LLMs read; every other operation is a method and a path."""
+"""What the dialects of LLMs read; every other operation is a method and a path, or a service and a method."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 
 
@@ -93,9 +93,7 @@ class Checker:
         if rule.match.model is not None and not is_llm:
             self.report.error((*here, "match", "model"), "only calls to an LLM have a model, and this rule fits no LLM")
         if rule.budget is not None and not is_llm:
-            self.report.error(
-                (*here, "budget"), "only calls to an LLM cost tokens, and this rule fits no LLM", is_key=True
-            )
+            self.budgets.unmetered(here, rule.budget, kinds)
         if rule.delegate is not None and not any(
             target.kind is Kind.AGENT or ((via := self.upstreams.get(target.name)) is not None and via.is_peer)
             for target in fitting
@@ -145,10 +143,10 @@ class Checker:
         elif method.lower() in _METHODS and (method != method.upper() or not space or path[:1] not in ("/", "*", "?")):
             path = path if path[:1] in ("/", "*", "?") else f"/{path}" if path else "*"
             self.report.error(here, f"fits no operation; did you mean {shown(f'{method.upper()} {path}')}?")
-        elif not space and is_literal(glob):
+        elif not space and is_literal(glob) and not 0 < glob.find("/") < len(glob) - 1:
             hint = nearest(glob, sorted(OPERATIONS))
             known = ", ".join(sorted(OPERATIONS))
-            self.report.error(here, f"fits no operation; there are {known}, and METHOD /PATH{hint}")
+            self.report.error(here, f"fits no operation; there are {known}, METHOD /PATH and SERVICE/METHOD{hint}")
 
     def twice(self, here: Location, globs: tuple[str, ...]) -> None:
         """Report globs that stand in a list twice."""

@@ -64,6 +64,22 @@ class BudgetChecker:
         if budget.degrade is not None:
             self._degrade((*here, "degrade", "to"), budget, rule, llms)
 
+    def unmetered(self, here: Location, budget: BudgetSettings, kinds: set[Kind]) -> None:
+        """Check a budget of calls that nobody meters: of agents and tools it counts what they report, and no more."""
+        here = (*here, "budget")
+        if not kinds & {Kind.AGENT, Kind.TOOL}:
+            self.report.error(here, "only calls to an LLM cost tokens, and this rule fits no LLM", is_key=True)
+        elif budget.tokens is None:
+            self.report.error(
+                here, "nobody knows what an agent's or a tool's tokens cost, and this rule fits no LLM", is_key=True
+            )
+        else:
+            self.report.warn(
+                here,
+                "refuses no call: of agents and tools it only counts what they report in gRPC trailers",
+                is_key=True,
+            )
+
     def _priced(self, here: Location, model: str, llms: Sequence[str]) -> None:
         book = self.book
         if book is None:

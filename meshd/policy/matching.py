@@ -162,10 +162,14 @@ class _Candidate:
         )
 
     def fits_deed(self, operation: str, tool: str) -> bool:
-        """Judge the rest."""
-        return (self.operation is None or self.operation.fits(operation)) and (
-            self.tool is None or self.tool.fits(tool)
-        )
+        """Judge the rest. `/research.v1.Research/Find` is `research.v1.Research/Find` too, as gRPC calls it: of every
+        method and content-type, since servers that take gRPC may take the same by others."""
+        globs = self.operation
+        if globs is not None and not globs.fits(operation):
+            _, slash, rpc = operation.partition(" /")
+            if not slash or "/" not in rpc or not globs.fits(rpc):
+                return False
+        return self.tool is None or self.tool.fits(tool)
 
 
 class Generations(Generic[K, V]):

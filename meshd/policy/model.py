@@ -242,7 +242,8 @@ class MatchSection(Section):
     model: Globs | None = None
     """Model that an LLM call asks for."""
     operation: Globs | None = None
-    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`."""
+    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`; a
+    gRPC call's service and method too, as in `research.v1.Research/*`."""
 
 
 class RuleSection(Section):

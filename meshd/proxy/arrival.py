@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meshd.call import Kind
 from meshd.dialects.gemini import key_in
-from meshd.dialects.table import DIALECTS, dialect_at
+from meshd.dialects.table import DIALECTS, GRPC, dialect_at
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -32,10 +32,16 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
     call.dialect = _PLAIN
     is_connect = request.method == "CONNECT"
     book = door.book
-    located = book.locate_tunnel(request.target) if is_connect else book.locate(request, call.direction)
+    is_grpc = request.fields.is_grpc
+    if is_grpc:
+        call.dialect = GRPC
+        located = book.locate_rpc(request, call.direction)
+    else:
+        located = book.locate_tunnel(request.target) if is_connect else book.locate(request, call.direction)
     _, upstream, call.path, call.run_token, call.target = located
     call.upstream = upstream
-    if upstream is not None:
+    # What is framed as gRPC is no way around an LLM's meter.
+    if upstream is not None and (not is_grpc or upstream.kind is _LLM):
         call.dialect = dialect_at(upstream.dialect, call.path)
         if upstream.dialect == _GEMINI and "?" in call.path and (key := key_in(call.path)) is not None:
             call.credentials = [*call.credentials, (b"x-goog-api-key", key)]

@@ -29,6 +29,10 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 _CUT: Final = Fault.CUT
 _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
+_REFUSED_STREAM: Final = Fault.REFUSED_STREAM
+_RESET: Final = Fault.RESET
+_REFUSED_CODE: Final = 0x7
+"""REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
@@ -37,26 +41,10 @@ class Attempt:
     """What the upstream's connection talks to while it serves a call."""
 
     __slots__ = (
-        "_answer",
-        "_detached_bytes",
-        "_fields_added",
-        "_first_byte_s",
-        "_head",
-        "_heard_s",
-        "_is_paused",
-        "_is_request_paused",
-        "_path",
-        "_sent_s",
-        "call",
-        "exchange",
-        "has_streamed",
-        "is_over",
-        "pool",
-        "request",
-        "status",
-        "stream",
-        "tickets",
-    )
+        "_answer", "_detached_bytes", "_fields_added", "_first_byte_s", "_head", "_heard_s", "_is_paused",
+        "_is_request_paused", "_path", "_sent_s", "call", "exchange", "has_streamed", "is_over", "pool", "request",
+        "status", "stream", "tickets",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
@@ -330,6 +318,10 @@ class Attempt:
             stream.cancel()
         elif self.pool is not None and not self._sent_s:
             self.pool.forget(self)
+
+    def reply_reset(self, code: int, message: str) -> None:
+        """The upstream has reset the stream, with this code of HTTP/2."""
+        self.reply_failed(_REFUSED_STREAM if code == _REFUSED_CODE else _RESET, message)
 
     def reply_failed(self, fault: Fault, message: str) -> None:
         """The attempt has failed: try again, answer with an error, or end what has begun so that it shows."""

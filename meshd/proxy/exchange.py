@@ -43,27 +43,10 @@ class Exchange:
     """One call on its way: the caller on one side, one attempt after the other on the other."""
 
     __slots__ = (
-        "_backlog",
-        "_backlog_bytes",
-        "_body_bytes",
-        "_held",
-        "_is_half_closed",
-        "_is_waiting",
-        "_operation",
-        "_trailers",
-        "attempt",
-        "call",
-        "caller",
-        "is_answered",
-        "is_caller_gone",
-        "is_done",
-        "is_request_whole",
-        "is_tunnel",
-        "is_tunnel_open",
-        "proxy",
-        "request",
-        "tickets",
-    )
+        "_backlog", "_backlog_bytes", "_body_bytes", "_held", "_is_half_closed", "_is_waiting", "_operation",
+        "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_done", "is_request_whole",
+        "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+    )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
         self.proxy = proxy
@@ -113,7 +96,7 @@ class Exchange:
         call.policy = proxy.policy
         proxy.telemetry.started(call)
         try:
-            self.is_tunnel = arrive(proxy, call, request)
+            self._arrive()
             if call.target.kind is _LLM and not self.is_tunnel:
                 operation = call.dialect.recognise(call.method, call.path)
                 if operation is not None:
@@ -125,6 +108,10 @@ class Exchange:
         self._admit()
         if request.expects_continue and not self.is_done:
             self.caller.send_informational(100, [])
+
+    def _arrive(self) -> None:
+        """Say what the call is for. Raises Refused."""
+        self.is_tunnel = arrive(self.proxy, self.call, self.request)
 
     def _hold(self, operation: str) -> None:
         request = self.request
@@ -234,7 +221,7 @@ class Exchange:
         attempt = self.attempt
         if start == 0 or attempt is None:
             self.call.attempt += 1
-            attempt = self.attempt = Attempt(self)
+            attempt = self.attempt = self._new_attempt()
         try:
             decision = chain.admit(chain.per_attempt, self.call, attempt.tickets, start)
             if decision is None:
@@ -244,6 +231,9 @@ class Exchange:
             return
         if decision is not None:
             self._decided(decision, attempt.tickets, self._attempt)
+
+    def _new_attempt(self) -> Attempt:
+        return Attempt(self)
 
     def _decided(self, decision: Reply | Pending, tickets: list[Ticket], go_on: Any) -> None:
         if isinstance(decision, Reply):
@@ -361,7 +351,7 @@ class Exchange:
         if attempt is not None:
             attempt.leave()
         if not self.is_caller_gone and not is_told(self, refused):
-            self._write(refusal_reply(refused, self.call, is_grpc=self.request.fields.is_grpc))
+            self._write(refusal_reply(refused, self.call))
         self.finish(attempt, fault, refused)
 
     def _answer_here(self, reply: Reply) -> None:

@@ -8,6 +8,7 @@ import ngh2
 
 from meshd.proxy.crash import ending
 from meshd.proxy.exchange import Exchange
+from meshd.proxy.grpc_exchange import GrpcExchange
 from meshd.proxy.http2_caller import Http2Exchange
 from meshd.proxy.http2_link import Http2Link
 from meshd.proxy.refusing import wire_refusal
@@ -127,13 +128,18 @@ class Http2Session(Http2Link):
             request = self._requests.read(event.headers, end_stream)
         except WireError as error:
             call_id = self._proxy.next_id()
-            reply = wire_refusal(error, call_id)
+            reply = wire_refusal(error, call_id, event.headers)
             self._proxy.telemetry.malformed(self.direction, error, call_id)
-            stream.send_head(reply.status, reply.headers, len(reply.body), has_body=True)
+            stream.send_head(reply.status, reply.headers, len(reply.body), has_body=bool(reply.body))
             stream.send_data(reply.body)
             stream.send_end([])
             return
-        exchange = stream.exchange = Exchange(self._proxy, stream, request, self.direction)
+        exchange: Exchange
+        if request.fields.is_grpc:
+            exchange = GrpcExchange(self._proxy, stream, request, self.direction)
+        else:
+            exchange = Exchange(self._proxy, stream, request, self.direction)
+        stream.exchange = exchange
         exchange.begin()
 
     def on_other(self, event: Any) -> None:

@@ -173,12 +173,11 @@ class Proxy:
             if not self._is_entered:
                 self.leave()
 
-    def later(self, delay_s: float, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
+    def later(self, delay_s: float, callback: Callable[[], None], exchange: Exchange | None = None) -> asyncio.Handle:
         """Call `callback` after `delay_s` seconds, flushing what it writes. A fault in it ends `exchange`."""
         if delay_s <= 0:
-            self.loop.call_soon(self._run, callback, exchange)
-        else:
-            self.loop.call_later(delay_s, self._run, callback, exchange)
+            return self.loop.call_soon(self._run, callback, exchange)
+        return self.loop.call_later(delay_s, self._run, callback, exchange)
 
     def _run(self, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
         self.enter()

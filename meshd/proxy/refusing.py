@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from urllib.parse import quote
 
 from meshd.call import Fault, Reply
 from meshd.dialects.table import DIALECTS
+from meshd.proxy.grpc_refusing import grpc_reply
 from meshd.refusal import Reason, Refused, refusal_headers
+from meshd.wire.fields import is_grpc
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Headers
+    from collections.abc import Iterable
+
+    from meshd.call import Call
     from meshd.proxy.exchange import Exchange
     from meshd.wire.message import WireError
 
@@ -40,32 +43,20 @@ def is_told(exchange: Exchange, refused: Refused) -> bool:
     return True
 
 
-def refusal_reply(refused: Refused, call: Call, *, is_grpc: bool) -> Reply:
+def refusal_reply(refused: Refused, call: Call) -> Reply:
     """Return the reply that this call's client understands as what it is."""
     workflow = call.context.workflow if call.context is not None else ""
     headers = refusal_headers(refused, call_id=call.id, workflow=workflow)
-    if is_grpc:
-        return _grpc_reply(refused, headers)
     content_type, body = call.dialect.refusal_body(refused, call_id=call.id)
     headers.insert(0, (b"content-type", content_type))
     headers += call.reply_headers
     return Reply(refused.status, headers, body)
 
 
-def wire_refusal(error: WireError, call_id: str) -> Reply:
-    """Return the reply to bytes that never became a call."""
+def wire_refusal(error: WireError, call_id: str, block: Iterable[tuple[bytes, bytes]] = ()) -> Reply:
+    """Return the reply to bytes that never became a call. `block` has its fields, where they could be told apart."""
+    if any(name == b"content-type" and is_grpc(value) for name, value in block):
+        return grpc_reply(error, call_id)
     headers = refusal_headers(error, call_id=call_id, workflow="")
     content_type, body = DIALECTS["plain"].refusal_body(error, call_id=call_id)
     return Reply(error.status, [(b"content-type", content_type), *headers], body)
-
-
-def _grpc_reply(refused: Refused, headers: Headers) -> Reply:
-    """A trailers-only reply: the status stands in the head, and the client is told not to push again."""
-    pushback = b"1000" if refused.is_retryable else b"-1"
-    fields: Headers = [
-        (b"content-type", b"application/grpc"),
-        (b"grpc-status", b"%d" % refused.row.grpc),
-        (b"grpc-message", quote(refused.message, safe=" !#$&'()*+,/:;<=>?@[]^`{|}~\"").encode("ascii")),
-        (b"grpc-retry-pushback-ms", pushback),
-    ]
-    return Reply(200, fields + [field for field in headers if field[0].startswith(b"x-")])

@@ -13,6 +13,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
+from meshd.dialects.grpc import name_of
 from meshd.telemetry import names
 from meshd.telemetry.series import RULES_MAX, VERDICTS, label
 from meshd.telemetry.sources import Reading
@@ -99,6 +100,11 @@ class Exposition(Collector):
                 key = (reason.value, t.target)
                 refusals[key] = refusals.get(key, 0) + count
         yield _counter(names.REFUSALS, refusals.items())
+        grpc: dict[tuple[str, ...], float] = {}
+        for t in targets:
+            for status, count in list(t.grpc.items()):
+                _add(grpc, (t.direction, t.target, name_of(status)), count)
+        yield _counter(names.GRPC_CALLS, grpc.items())
         yield _histogram(names.CALL_DURATION, (((t.direction, t.kind, t.target), t.duration) for t in targets))
         yield _histogram(names.FIRST_BYTE, (((t.direction, t.kind, t.target), t.first_byte) for t in targets))
 
@@ -202,6 +208,7 @@ class Exposition(Collector):
         yield _counter(
             names.SPANS_DROPPED, [(("queue_full",), tally.spans_dropped), (("export_failed",), tally.spans_failed)]
         )
+        yield _counter(names.USAGE_MALFORMED, [((), tally.usage_malformed)])
         yield _counter(names.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(names.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(names.STARTED_AT, [((), self._started_s)])

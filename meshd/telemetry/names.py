@@ -32,6 +32,7 @@ REASON: Final = "reason"
 RULE: Final = "rule"
 VERDICT: Final = "verdict"
 FAULT: Final = "fault"
+GRPC_STATUS: Final = "grpc_status"
 STATE: Final = "state"
 SCOPE: Final = "scope"
 FAMILY: Final = "family"
@@ -66,6 +67,15 @@ RULE_HITS: Final = Metric(
 )
 CALL_DURATION: Final = Metric(
     "meshd_call_duration_seconds", "histogram", "From a call's head to the last byte of its reply.", _TARGET_LABELS
+)
+GRPC_CALLS: Final = Metric(
+    "meshd_grpc_calls_total",
+    "counter",
+    "gRPC calls that ended with a status, by its name: the upstream's, or our own.",
+    (DIRECTION, TARGET, GRPC_STATUS),
+)
+USAGE_MALFORMED: Final = Metric(
+    "meshd_usage_malformed_total", "counter", "gRPC replies whose trailers report usage that is no number."
 )
 FIRST_BYTE: Final = Metric(
     "meshd_call_first_byte_seconds",
@@ -294,6 +304,10 @@ SERVER_PORT: Final = "server.port"
 HTTP_METHOD: Final = "http.request.method"
 HTTP_STATUS: Final = "http.response.status_code"
 URL_PATH: Final = "url.path"
+RPC_SYSTEM: Final = "rpc.system"
+RPC_SERVICE: Final = "rpc.service"
+RPC_METHOD: Final = "rpc.method"
+RPC_STATUS: Final = "rpc.grpc.status_code"
 MESHD_CALL: Final = "meshd.call"
 MESHD_AGENT: Final = "meshd.agent"
 MESHD_TARGET: Final = "meshd.target"
@@ -332,7 +346,8 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         OPERATION_NAME, PROVIDER_NAME, REQUEST_MODEL, REQUEST_MAX_TOKENS, REQUEST_STREAM, RESPONSE_MODEL, RESPONSE_ID,
         RESPONSE_FINISH_REASONS, USAGE_INPUT_TOKENS, USAGE_OUTPUT_TOKENS, USAGE_CACHE_READ, USAGE_REASONING,
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
-        URL_PATH, MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
+        URL_PATH, RPC_SYSTEM, RPC_SERVICE, RPC_METHOD, RPC_STATUS,
+        MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
         MESHD_EVIDENCE, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT, MESHD_USAGE_ESTIMATED,
         MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST, TOOL_CALL_ID, MESHD_ENTRY, MESHD_ERROR,
         MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS, MESHD_TOOL_RESULT, MESHD_DECISION_QUESTION,

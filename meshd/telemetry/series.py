@@ -78,6 +78,7 @@ class TargetSeries:
         "estimated_output",
         "faults",
         "first_byte",
+        "grpc",
         "kind",
         "microdollars",
         "provider",
@@ -99,6 +100,8 @@ class TargetSeries:
         self.verdicts = [0] * len(VERDICTS)
         self.faults: dict[Fault, int] = {}
         self.refusals: dict[Reason, int] = {}
+        self.grpc: dict[int, int] = {}
+        """gRPC calls by the status that they ended with."""
         self.retries = 0
         self.used_input = 0
         """Tokens, reported or estimated."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
 from meshd.call import Direction, Fault, Kind
+from meshd.dialects.grpc import name_of, split_path
 from meshd.telemetry import names, redact
 from meshd_sdk.context import parent_bytes
 
@@ -254,7 +255,8 @@ def error_type(status: int, outcome: Outcome | None, refused: Refused | None) ->
     if outcome is not None and outcome.fault is not Fault.NONE:
         return str(outcome.fault.value)
     if status < 400:
-        return ""
+        is_error = outcome is not None and outcome.grpc_status > 0
+        return name_of(outcome.grpc_status) if outcome is not None and is_error else ""
     return str(status) if status in _ATTRIBUTED_STATUSES else "_OTHER"
 
 
@@ -290,6 +292,8 @@ def attributes(
     if call.agent:
         found[names.MESHD_AGENT] = _short(call.agent)
     _of_target(call, found)
+    if call.dialect is not None and call.dialect.name == "grpc":
+        _of_rpc(call, outcome, refused, found)
     context = call.context
     if context is not None:
         if context.workflow:
@@ -333,6 +337,17 @@ def _of_target(call: Call, found: dict[str, Any]) -> None:
         found[names.SERVER_PORT] = upstream.port
     # The query is left out whole: it is where keys and questions are.
     found[names.URL_PATH] = _short(call.path.partition("?")[0])
+
+
+def _of_rpc(call: Call, outcome: Outcome | None, refused: Refused | None, found: dict[str, Any]) -> None:
+    service, method_called = split_path(call.path)
+    found[names.RPC_SYSTEM] = "grpc"
+    found[names.RPC_SERVICE] = _short(service)
+    found[names.RPC_METHOD] = _short(method_called)
+    if outcome is not None and outcome.grpc_status >= 0:
+        found[names.RPC_STATUS] = outcome.grpc_status
+    elif refused is not None:
+        found[names.RPC_STATUS] = refused.row.grpc
 
 
 def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:

@@ -24,6 +24,7 @@ class Tally:
         "spans_dropped",
         "spans_exported",
         "spans_failed",
+        "usage_malformed",
     )
 
     def __init__(self) -> None:
@@ -50,3 +51,5 @@ class Tally:
         self.spans_failed = 0
         """Spans that the collector did not take; the exporter's thread counts."""
         self.lines_suppressed = 0
+        self.usage_malformed = 0
+        """Replies whose trailers report usage that is no number."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Call, Direction, Fault, Kind, Verdict
+from meshd.dialects.table import GRPC
 from meshd.refusal import Reason
 from meshd.telemetry import names, redact, sources, spans
 from meshd.telemetry.logs import FloodGate
@@ -19,6 +19,7 @@ from meshd.telemetry.provenance import Provenance
 from meshd.telemetry.series import Series
 from meshd.telemetry.sources import Sources
 from meshd.telemetry.tally import Tally
+from meshd.telemetry.totals import TargetTotals, Totals
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,31 +48,6 @@ _log = logging.getLogger("meshd.calls")
 _CUT_FAULTS: Final = frozenset({Fault.CUT, Fault.DEADLINE, Fault.SHUTDOWN})
 _THEIR_REASONS: Final = frozenset({Reason.UPSTREAM_UNREACHABLE, Reason.UPSTREAM_TIMEOUT})
 """Answered by meshd, but it is the upstream that failed: we refuse, they fail."""
-
-
-@dataclass(slots=True)
-class TargetTotals:
-    """What one target has seen since the start."""
-
-    kind: str
-    calls: int = 0
-    by_result: dict[str, int] = field(default_factory=dict)
-    refused_by_reason: dict[str, int] = field(default_factory=dict)
-    input_tokens: int = 0
-    output_tokens: int = 0
-    retries: int = 0
-
-
-@dataclass(slots=True)
-class Totals:
-    """Everything since the start, for people: by target and by refusal reason."""
-
-    calls: int = 0
-    refused: int = 0
-    failed: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
-    targets: dict[str, TargetTotals] = field(default_factory=dict)
 
 
 class Telemetry:
@@ -151,6 +127,9 @@ class Telemetry:
                 # It says what work has cost that an earlier call began: that one had nothing to count yet.
                 begun = call.earlier
                 _used(series, self.series.of_model(begun.operation, series.provider, begun.model_sent), outcome.usage)
+            elif outcome.usage is not None:
+                series.used_input += outcome.usage.input_tokens
+                series.used_output += outcome.usage.output_tokens
             return
         sent = ask.model_granted
         model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)
@@ -205,8 +184,13 @@ class Telemetry:
         else:
             result = _result(call, outcome, refused)
         series.results[result] += 1
+        code = outcome.grpc_status if outcome is not None else -1
         if refused is not None:
             self.provenance.denied(call, refused)
+            if code < 0 and call.dialect is GRPC:
+                code = refused.row.grpc
+        if code >= 0:
+            series.grpc[code] = series.grpc.get(code, 0) + 1
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
         series.duration.observe(duration_s)
         span = call.span
@@ -264,6 +248,15 @@ class Telemetry:
         series.refusals[refused.reason] = series.refusals.get(refused.reason, 0) + 1
         if self._gate.is_open(("refused", refused.reason.value, direction.value), self._clock()):
             _log.warning("connection refused: %s", refused.message, extra={"fields": {"direction": direction.value}})
+
+    def usage_malformed(self, call: Call, value: bytes) -> None:
+        """An upstream's trailers report what is no number of tokens: nothing is charged by them."""
+        self.tally.usage_malformed += 1
+        if self._gate.is_open(("usage", call.target.name), self._clock()):
+            shown = value.decode("ascii", "backslashreplace")
+            _log.warning(
+                "usage in trailers is no number: %s", shown, extra={"fields": _fields(call, 0, None, None, None)}
+            )
 
     def policy_taken(self) -> None:
         """A document was put in force: the first one, or a reload that worked."""

@@ -86,6 +86,8 @@ class Place(IntEnum):
     CONNECTION = 10
     CONTENT_TYPE = 11
     ORIGIN = 12
+    GRPC_TIMEOUT = 13
+    """Forwarded with what is left of it, where the call is gRPC."""
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -105,6 +107,7 @@ _PLACES: Final[dict[bytes, Place]] = {
     b"connection": Place.CONNECTION,
     b"content-type": Place.CONTENT_TYPE,
     b"origin": Place.ORIGIN,
+    b"grpc-timeout": Place.GRPC_TIMEOUT,
 }
 _PLACES_MAX: Final = 2048
 
@@ -117,6 +120,15 @@ def place_of(name: bytes) -> Place:
         if len(_PLACES) < _PLACES_MAX:
             _PLACES[name] = place
     return place
+
+
+def is_grpc(content_type: bytes) -> bool:
+    """Say whether a content-type says gRPC: `application/grpc`, or that with `+proto` or a parameter behind it.
+
+    gRPC-Web is none: it has its trailers in its body, and needs no HTTP/2.
+    """
+    value = content_type.lower()
+    return value.startswith(b"application/grpc") and (len(value) == 16 or value[16] in b"+; ")
 
 
 _REPLY_KEPT: Final[dict[bytes, bool]] = dict.fromkeys(_REPLY_REWRITTEN, False)

@@ -71,11 +71,14 @@ class RequestReader:
         "_sink",
         "_url",
         "is_between",
+        "takes_grpc",
         "upgraded",
     )
 
     def __init__(self, sink: RequestSink, *, header_count_max: int, header_bytes_max: int, url_bytes_max: int) -> None:
         self._sink = sink
+        self.takes_grpc = False
+        """Set where the text only describes a call, as for `meshd explain`: it says nothing of the wire."""
         self._limits = (header_count_max, header_bytes_max, url_bytes_max)
         self._parser = httptools.HttpRequestParser(self)
         self._headers: Headers = []
@@ -261,13 +264,15 @@ class RequestReader:
             raise WireError(431, f"The request has more than {self._limits[0]} header fields")
         fields = Fields([(name.lower(), value) for name, value in raw])
         request = Request(method, self._url.decode("latin-1"), fields)
+        if fields.is_grpc and not self.takes_grpc:
+            raise WireError(400, "gRPC needs HTTP/2, and this request came over HTTP/1.1")
         is_usual = read_framing(request, parser.get_http_version(), self._limits[1])
         request.is_keep_alive = parser.should_keep_alive()
         self._is_last = not request.is_keep_alive
         is_upgrade = parser.should_upgrade()
         if is_upgrade:
             self._judge_upgrade(request)
-        if is_usual and request.is_keep_alive and not is_upgrade:
+        if is_usual and request.is_keep_alive and not (is_upgrade or fields.is_grpc):
             _remember(block, fields)
         self._in_body = True
         self._framing_bytes = self._head_bytes = 0

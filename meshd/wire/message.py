@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import Place, connection_names, place_of
+from meshd.wire.fields import Place, connection_names, is_grpc, place_of
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -18,6 +18,7 @@ _ACCEPT_ENCODING: Final = Place.ACCEPT_ENCODING
 _CONTENT_TYPE: Final = Place.CONTENT_TYPE
 _ORIGIN: Final = Place.ORIGIN
 _CONNECTION: Final = Place.CONNECTION
+_GRPC_TIMEOUT: Final = Place.GRPC_TIMEOUT
 
 
 class Fields:
@@ -36,6 +37,7 @@ class Fields:
         "credentials",
         "forward",
         "governed",
+        "grpc_timeouts",
         "headers",
         "is_grpc",
         "origin",
@@ -59,6 +61,8 @@ class Fields:
         self.content_type = b""
         self.is_grpc = False
         """The body is framed as gRPC, which needs HTTP/2 to its end."""
+        self.grpc_timeouts: Headers = []
+        """Of a gRPC call, which is forwarded with what is left of it."""
         self.origin = b""
         """The page that a browser says the request came from; empty for everything that is no browser."""
         self.unread: list[tuple[Place, bytes]] = []
@@ -81,15 +85,20 @@ class Fields:
                 self.accept_encoding.append(field)
             elif place is _CONTENT_TYPE:
                 self.content_type = field[1]
-                self.is_grpc = field[1].startswith(b"application/grpc")
+                self.is_grpc = is_grpc(field[1])
                 forward.append(field)
             elif place is _ORIGIN:
                 self.origin = field[1]
                 forward.append(field)
+            elif place is _GRPC_TIMEOUT:
+                self.grpc_timeouts.append(field)
             else:
                 self.unread.append((place, field[1]))
                 if place is _CONNECTION and field[1].lower() not in _USUAL_CONNECTION:
                     self.connection = connection_names(self.headers)
+        if self.grpc_timeouts and not self.is_grpc:
+            forward += self.grpc_timeouts
+            self.grpc_timeouts = []
         if self.connection:
             # RFC 9110 section 7.6.1: what the Connection field names goes no further than it does.
             self.forward = [field for field in forward if field[0] not in self.connection]

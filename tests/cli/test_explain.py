@@ -229,3 +229,19 @@ CONNECT api.openai.com:443|\0|:| """.split(b"|")
 @given(data=st.lists(st.sampled_from(LINES) | st.binary(max_size=6), max_size=14).map(b"".join))
 def test_any_bytes_are_explained_or_refused(policy: Path, data: bytes) -> None:
     assert run(policy, data).exit_code in (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("path", "field", "verdict"),
+    [
+        ("/pay.v1.Billing/Pay", "billing", "refuse"),
+        ("/api/pay.v1.Billing/Pay", "", "skip"),
+        ("/pay.v1.Other/Pay", "billing", "pass"),
+    ],
+)
+def test_a_grpc_call_is_explained_whatever_the_wire(policy: Path, path: str, field: str, verdict: str) -> None:
+    policy.write_text(POLICY.replace('"DELETE *"', '"api/pay.v1.Billing/*"'))
+    headers = {"content-type": "application/grpc"} | ({"x-meshd-target": field} if field else {})
+    _, steps = said(policy, {"url": path, "headers": headers})
+    assert steps["allow_list"] == verdict
+    assert steps["address"] == ("pass" if field else "refuse")

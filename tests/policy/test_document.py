@@ -199,9 +199,13 @@ MISTAKES = {
         f"{UPSTREAMS}rules:\n  - match: {{target: writer, model: gpt}}\n    deny: x",
         ["5:36: only calls to an LLM have a model"],
     ),
-    "budget of an agent": (
-        f"{UPSTREAMS}rules:\n  - match: {{target: writer}}\n    budget: {{tokens: 1}}",
-        ["6:5: only calls to an LLM cost tokens"],
+    "budget of a host": (
+        "upstreams:\n  h: {url: 'http://x', kind: host}\nrules:\n  - match: {target: h}\n    budget: {tokens: 1}",
+        ["5:5: only calls to an LLM cost tokens"],
+    ),
+    "dollars of an agent": (
+        f"{UPSTREAMS}rules:\n  - match: {{target: writer}}\n    budget: {{dollars: 1}}",
+        ["6:5: nobody knows what an agent's or a tool's tokens cost"],
     ),
     "models of an agent": (
         f"{UPSTREAMS}rules:\n  - match: {{kind: agent}}\n    allow: {{models: gpt}}",
@@ -461,6 +465,11 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_without_a_path_the_quickstart_loads() -> None:
     assert load().source.endswith("quickstart.yaml")
+
+
+def test_a_budget_of_an_agent_is_said_to_hold_nothing_back() -> None:
+    policy = read(f"{UPSTREAMS}rules:\n  - match: {{target: writer}}\n    budget: {{tokens: 1}}")
+    assert any("only counts what they report in gRPC trailers" in warning for warning in policy.warnings)
 
 
 def test_warnings_of_what_may_not_be_meant() -> None:

@@ -81,6 +81,9 @@ def busy() -> Telemetry:
     run(telemetry, call(llm), usage=Usage(3, 4, is_estimated=True))
     run(telemetry, call(llm), refused=Refused(Reason.BUDGET_EXHAUSTED, "used up"))
     run(telemetry, call(agent, direction=Direction.INBOUND))
+    unavailable = outcome(Verdict.FAILURE)
+    unavailable.grpc_status = 14
+    run_through(telemetry, call(agent), unavailable)
     again = call(llm)
     telemetry.started(again)
     telemetry.attempted(again, outcome(Verdict.FAILURE, status=0, fault=Fault.CONNECT))
@@ -370,7 +373,7 @@ def test_labels_are_printable_and_short() -> None:
 
 def test_totals_say_what_happened() -> None:
     totals = busy().totals()
-    assert (totals.calls, totals.refused, totals.failed) == (5, 1, 1)
+    assert (totals.calls, totals.refused, totals.failed) == (6, 1, 2)
     assert (totals.input_tokens, totals.output_tokens) == (15, 38)
     assert totals.targets["openai"].refused_by_reason == {"budget_exhausted": 1}
     assert totals.targets["openai"].retries == 1

@@ -1,0 +1,65 @@
+"""What Budget takes from a call whose upstream may report what it spent: nothing beforehand, and the report in full.
+
+Only gRPC's trailers carry such a report, and only agents and tools are believed: an LLM is metered, and a mere host has
+no word in it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meshd.call import Kind
+from meshd.filters.held import Held
+from meshd.filters.purse import account_of
+from meshd.ledger.booking import book
+
+if TYPE_CHECKING:
+    from meshd.call import Call, Outcome
+    from meshd.filters.purse import Terms
+    from meshd.ledger import Ledger
+
+DIALECT: Final = "grpc"
+
+_BELIEVED: Final = frozenset({Kind.AGENT, Kind.TOOL})
+
+
+class Reported(Held):
+    """The ticket: books what the outcome says, once."""
+
+    __slots__ = ("_purses",)
+
+    def __init__(self, ledger: Ledger, purses: tuple[tuple[str, int], ...]) -> None:
+        # Flat, as its kin: there is no ask, and nothing is held.
+        self._ledger = ledger
+        self._entry = None
+        self._model = ""
+        self.input_bound = 0
+        self.bound = 0
+        self.rest = None
+        self._ran_tokens = 0
+        self.account, self.limit = purses[0]
+        self.charged = 0
+        self.is_estimated = False
+        self._purses = purses
+        """Accounts and their limits, as they were when the call began."""
+
+    def settle(self, outcome: Outcome) -> None:
+        """Charge what was reported to every account that counts it."""
+        usage = outcome.usage
+        if usage is None or not usage.total:
+            return
+        self.charged = self.bound = usage.total
+        outcome.held = self
+        for account, limit in self._purses:
+            book(self._ledger, account, limit, usage.total)
+
+
+def reported(call: Call, terms: Terms, ledger: Ledger) -> Reported | None:
+    """Return the ticket of a call that may report usage; None where nobody would believe it, or no budget counts it.
+
+    Tokens alone are counted: what they cost in dollars, nobody here knows.
+    """
+    if call.target.kind not in _BELIEVED or call.dialect is None or call.dialect.name != DIALECT:
+        return None
+    purses = tuple([account_of(call, one) for one in (*terms.binding, *terms.trials) if not one.is_money])
+    return Reported(ledger, purses) if purses else None
