@@ -44,13 +44,27 @@ class Target(NamedTuple):
 
 
 class Evidence(str, Enum):
-    """How a call was tied to its workflow, strongest first (only those this build uses)."""
+    """How a call was tied to its workflow, strongest first. What is inferred may restrict and be charged, never
+    grant."""
 
     TOKEN = "token"
     RUN_ADDRESS = "run_address"
     NAMED = "named"
     OPENED = "opened"
+    TRACE = "trace"
+    RELAYED = "relayed"
+    HISTORY = "history"
+    QUOTED = "quoted"
+    ALONE = "alone"
     NONE = "none"
+
+    @property
+    def is_inferred(self) -> bool:
+        """Whether it is a conclusion of the sidecar's: a likely one, and no proof."""
+        return self in _INFERRED
+
+
+_INFERRED: Final = frozenset({Evidence.TRACE, Evidence.RELAYED, Evidence.HISTORY, Evidence.QUOTED, Evidence.ALONE})
 
 
 class Usage:
@@ -229,21 +243,9 @@ class Outcome:
     """How one attempt ended. Every ticket is settled with one, exactly once."""
 
     __slots__ = (
-        "duration_s",
-        "fault",
-        "first_byte_s",
-        "held",
-        "is_answered",
-        "is_forwarded",
-        "is_terminal",
-        "microdollars",
-        "now_s",
-        "reason",
-        "retry_after_s",
-        "status",
-        "usage",
-        "verdict",
-    )
+        "duration_s", "fault", "first_byte_s", "held", "is_answered", "is_forwarded", "is_terminal", "microdollars",
+        "now_s", "reason", "retry_after_s", "status", "usage", "verdict",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -318,8 +320,8 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "id", "inject", "method", "now_s", "path", "peer", "plan", "policy",
-        "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
+        "evidence", "governed", "headers", "heard_by", "id", "inject", "method", "now_s", "path", "peer", "plan",
+        "policy", "reply_headers", "run_token", "span", "target", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -369,6 +371,8 @@ class Call:
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
         self.evidence: Evidence = _EVIDENCE_NONE
+        self.heard_by: Any = None
+        """What hears the body as it passes, though nobody reads it whole: `hear(data)`."""
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None

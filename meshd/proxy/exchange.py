@@ -43,27 +43,10 @@ class Exchange:
     """One call on its way: the caller on one side, one attempt after the other on the other."""
 
     __slots__ = (
-        "_backlog",
-        "_backlog_bytes",
-        "_body_bytes",
-        "_held",
-        "_is_half_closed",
-        "_is_waiting",
-        "_operation",
-        "_trailers",
-        "attempt",
-        "call",
-        "caller",
-        "is_answered",
-        "is_caller_gone",
-        "is_done",
-        "is_request_whole",
-        "is_tunnel",
-        "is_tunnel_open",
-        "proxy",
-        "request",
-        "tickets",
-    )
+        "_backlog", "_backlog_bytes", "_body_bytes", "_held", "_is_half_closed", "_is_waiting", "_operation",
+        "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_done", "is_request_whole",
+        "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+    )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
         self.proxy = proxy
@@ -143,6 +126,8 @@ class Exchange:
         if self.is_done:
             return
         self._body_bytes += len(data)
+        if self.call.heard_by is not None:
+            self.call.heard_by.hear(data)
         if self._held is not None:
             self._held.append(data)
             bytes_max = self.call.policy.limits.request_body_bytes_max
