@@ -18,7 +18,7 @@ from urllib.parse import parse_qsl
 from meshd.call import Evidence
 from meshd.dialects.marks import TEXT_CHARACTERS_MIN, marks_of
 from meshd.dialects.marks_answer import answer_marks
-from meshd.filters.correlation_calls import KEPT_S, NOBODY, Conversation, Live, Memory
+from meshd.filters.correlation_calls import KEPT_S, NOBODY, POSSIBLE_MAX, Conversation, Live, Memory, Unowned
 from meshd.filters.correlation_words import Words, texts_in
 from meshd_sdk.context import Context
 
@@ -99,13 +99,14 @@ class Recording:
 class Correlation:
     """What one sidecar knows of its agent's inbound calls. Costs nothing before the first of them."""
 
-    __slots__ = ("_asked_s", "_by_trace", "_ended", "_is_used", "_live", "memory", "unread", "words")
+    __slots__ = ("_asked_s", "_by_trace", "_ended", "_is_used", "_live", "_unowned", "memory", "unread", "words")
 
     def __init__(self) -> None:
         self._live: dict[Live, None] = {}
         self._ended: deque[Live] = deque()
         self._by_trace: dict[str, list[Live]] = {}
         self._is_used = False
+        self._unowned = Unowned()
         self.memory = Memory()
         self.words = Words()
         self.unread: dict[Live, None] = {}
@@ -196,9 +197,11 @@ class Correlation:
                 quoted = {live for live in quoted if live.is_kept(call)}
                 if quoted:
                     deciding.narrow(quoted, _BY_WORDS)
+                    if marks is not None and not deciding.is_decided:
+                        deciding.narrow_to_unbegun(marks, self._unowned)
         if not deciding.is_decided:
             deciding.narrow_to_live(self._live)
-        ticket = self._recording(call, marks, matched, deciding.owner) if marks is not None else None
+        ticket = self._recording(call, marks, matched, deciding) if marks is not None else None
         return Inferred(deciding.context, deciding.evidence, ticket)
 
     def _relayed(self, marks: Marks) -> list[Conversation]:
@@ -240,46 +243,57 @@ class Correlation:
             if owner is None:
                 # That it is known says only whom it cannot belong to.
                 evidence = _BY_BEING_ALONE
-                possible = [live for live in self._live if live.began_s <= one.first_s]
+                known = self._live if one.possible is None else one.possible
+                possible = [live for live in known if live.is_live and live.began_s <= one.first_s]
                 found.update(possible or (NOBODY,))
             else:
                 found.add(owner if owner.is_kept(deciding.call) else NOBODY)
         deciding.narrow(found, evidence)
 
-    def _recording(self, call: Call, marks: Marks, matched: list[Conversation], owner: Live | None) -> Recording | None:
+    def _recording(
+        self, call: Call, marks: Marks, matched: list[Conversation], deciding: _Deciding
+    ) -> Recording | None:
         assert call.ask is not None
         answer = answer_marks(call.dialect.name, call.ask.operation)
         if answer is None:
             return None
-        conversation = _joined(matched, owner, call.now_s)
+        conversation = _joined(matched, deciding)
         if marks.history:
             self.memory.add(marks.history[-1], conversation)
+            if True not in marks.is_models and not conversation.opening:
+                conversation.begin(marks.history[-1])
+                if conversation.owner is None and conversation.possible:
+                    self._unowned.add(conversation)
         for name in marks.names:
             self.memory.add(hash(("name", name)), conversation)
         return Recording(answer, conversation, self)
 
 
-def _joined(matched: list[Conversation], owner: Live | None, now_s: float) -> Conversation:
+def _joined(matched: list[Conversation], deciding: _Deciding) -> Conversation:
     """Return the conversation that a call belongs to: the one that it goes on with, or a new one."""
+    owner, now_s = deciding.owner, deciding.call.now_s
     if len(matched) == 1:
         (one,) = matched
         if one.owner is None or owner is None or one.owner is owner:
-            one.owner = one.owner or owner
+            if one.owner is None and owner is not None:
+                one.own(owner)
+            elif one.owner is None and deciding.candidates and len(deciding.candidates) <= POSSIBLE_MAX:
+                one.possible = deciding.candidates
             one.last_s = now_s
             return one
     # Of several none is chosen: it may be as young as the youngest of them.
     first_s = max([one.first_s for one in matched]) if matched else now_s
-    return Conversation(owner, first_s, now_s)
+    return Conversation(owner, (deciding.candidates or None) if owner is None else None, first_s, now_s)
 
 
 class _Deciding:
     """The calls that are still possible, as evidence after evidence is looked at."""
 
-    __slots__ = ("_candidates", "_is_contradicted", "call", "context", "evidence", "is_decided", "owner")
+    __slots__ = ("call", "candidates", "context", "evidence", "is_decided", "owner")
 
     def __init__(self, call: Call) -> None:
         self.call = call
-        self._candidates: set[Live] | None = None
+        self.candidates: set[Live] | None = None
         self.is_decided = False
         """No weaker evidence can change anything."""
         self.context: Context | None = None
@@ -290,8 +304,8 @@ class _Deciding:
         """Keep of the candidates those that this evidence leaves possible. Contradiction is ambiguous, and final."""
         if self.is_decided:
             return
-        candidates = found if self._candidates is None else self._candidates & found
-        self._candidates = candidates
+        candidates = found if self.candidates is None else self.candidates & found
+        self.candidates = candidates
         if len(candidates) == 1:
             (owner,) = candidates
             self.is_decided = True
@@ -306,9 +320,23 @@ class _Deciding:
                 self.owner = max(candidates, key=lambda live: live.context.hops)
                 self.evidence = evidence
 
+    def narrow_to_unbegun(self, marks: Marks, unowned: Unowned) -> None:
+        """The same task came in several calls. One request begins the work on it, so it is for the one that has not
+        begun, where all others have begun just so. A client's retry begins nothing."""
+        candidates = self.candidates
+        if not marks.history or True in marks.is_models or candidates is None:
+            return
+        retries = self.call.header(b"x-stainless-retry-count")
+        if retries is not None and retries != b"0":
+            return
+        opening = marks.history[-1]
+        unbegun = {live for live in candidates if opening not in live.openings} - unowned.used(opening)
+        if len(unbegun) == 1 and NOBODY not in unbegun:
+            self.narrow(unbegun, _BY_WORDS)
+
     def narrow_to_live(self, live: dict[Live, None]) -> None:
         """The weakest evidence: a call is under way, so what the agent does may be for it."""
-        candidates = self._candidates
+        candidates = self.candidates
         if candidates is None:
             if live:
                 self.narrow(set(live), _BY_BEING_ALONE)

@@ -20,6 +20,9 @@ KEPT_S: Final = 3600.0
 """For how long a call that has ended, and what was said for it, can still be found; at most to its deadline."""
 KEYS_MAX: Final = 65_536
 """Ids and digests that are remembered, some 150 bytes each with what they lead to."""
+POSSIBLE_MAX: Final = 64
+ALIKE_MAX: Final = 256
+OPENINGS_MAX: Final = 256
 SHARED_MAX: Final = 8
 """Conversations that one id or digest may lead to; beyond them it says nothing."""
 
@@ -29,7 +32,7 @@ class Live:
 
     __slots__ = (
         "_correlation", "_heard", "_heard_bytes", "_inferred", "began_s", "context", "ended_s", "is_live", "leaves",
-        "traceparent", "wholes",
+        "openings", "traceparent", "wholes",
     )  # fmt: skip
 
     def __init__(self, context: Context, began_s: float, traceparent: str, correlation: Correlation | None) -> None:
@@ -39,6 +42,8 @@ class Live:
         self.is_live = True
         self.traceparent = traceparent
         """As the agent was told it; empty where it was not."""
+        self.openings: set[int] = set()
+        """Digests of the requests with which conversations for it began."""
         self.leaves: list[bytes] = []
         self.wholes: list[bytes] = []
         self._heard: list[bytes] = []
@@ -95,13 +100,62 @@ NOBODY: Final = Live(Context("", ""), 0.0, "", None)
 class Conversation:
     """Calls to models that go on with one another."""
 
-    __slots__ = ("first_s", "last_s", "owner")
+    __slots__ = ("first_s", "last_s", "opening", "owner", "possible")
 
-    def __init__(self, owner: Live | None, first_s: float, now_s: float) -> None:
+    def __init__(self, owner: Live | None, possible: set[Live] | None, first_s: float, now_s: float) -> None:
         self.owner = owner
         """None where it is not known yet."""
+        self.possible = possible if possible is None or len(possible) <= POSSIBLE_MAX else None
+        """Where it is not: the calls that evidence has left; None for all that were under way when it began."""
         self.first_s = first_s
         self.last_s = now_s
+        self.opening = 0
+        """Digest of the request with which it began; 0 where that did not pass here."""
+
+    def begin(self, opening: int) -> None:
+        """Note with which request it begins."""
+        self.opening = opening
+        if self.owner is not None:
+            self.own(self.owner)
+
+    def own(self, owner: Live) -> None:
+        """Settle whose it is."""
+        self.owner = owner
+        if self.opening and len(owner.openings) < OPENINGS_MAX:
+            owner.openings.add(self.opening)
+
+
+class Unowned:
+    """Conversations that began alike and whose owners are not known: together they may use up their candidates."""
+
+    __slots__ = ("_by_opening",)
+
+    def __init__(self) -> None:
+        self._by_opening: dict[int, list[Conversation]] = {}
+
+    def add(self, conversation: Conversation) -> None:
+        """Note a conversation that just began."""
+        by_opening = self._by_opening
+        alike = self._current(by_opening.pop(conversation.opening, []))
+        if len(by_opening) >= ALIKE_MAX:
+            del by_opening[next(iter(by_opening))]
+        by_opening[conversation.opening] = [*alike, conversation][-ALIKE_MAX:]
+
+    def used(self, opening: int) -> set[Live]:
+        """Return the calls of which each has begun just so, though not which conversation is whose: as many
+        conversations as there are calls that they may be for."""
+        used: set[Live] = set()
+        possible: set[Live] = set()
+        # The oldest first: those that began since may be for calls that came since.
+        for count, one in enumerate(self._current(self._by_opening.get(opening, [])), 1):
+            possible.update([live for live in one.possible or () if opening not in live.openings])
+            if len(possible) <= count:
+                used = set(possible)
+        return used
+
+    def _current(self, alike: list[Conversation]) -> list[Conversation]:
+        unowned = [one for one in alike if one.owner is None and one.possible]
+        return [one for one in unowned if True in [live.is_live for live in one.possible or ()]]
 
 
 class Memory:
