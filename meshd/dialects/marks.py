@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from meshd.dialects.marks_shapes import Block, ChatMessage, GeminiContent, GeminiPart, InputItem
+from meshd.dialects.marks_shapes import Block, ChatCall, ChatMessage, GeminiContent, GeminiPart, InputItem
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +31,7 @@ _items = msgspec.json.Decoder(list[InputItem])
 _contents = msgspec.json.Decoder(list[GeminiContent])
 _parts = msgspec.json.Decoder(list[GeminiPart])
 _text = msgspec.json.Decoder(str)
+_calls = msgspec.json.Decoder(list[ChatCall])
 _any = msgspec.json.Decoder()
 NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
@@ -78,10 +79,27 @@ class Marks:
         if len(text) >= TEXT_CHARACTERS_MIN:
             self.texts.append(text)
 
+    def add_arguments(self, raw: Any) -> None:
+        """Add what a tool was called with, which tells answers apart where their ids are numbers from 0."""
+        text = arguments_of(raw)
+        if len(text) >= TEXT_CHARACTERS_MIN:
+            self.texts.append(text)
+
     def add_id(self, id: Any) -> None:
         """Add an id, if it is one."""
         if type(id) is str and id:
             self.ids.append(id)
+
+
+def arguments_of(raw: Any) -> str:
+    """Return what a tool is called with (JSON, as text or bytes) in one spelling; empty for what is no object."""
+    data = raw.encode("utf-8", "replace") if type(raw) is str else bytes(raw)
+    if data[:1] != b"{":
+        return ""
+    try:
+        return msgspec.json.encode(_any.decode(data)).decode()
+    except NONSENSE:
+        return ""
 
 
 def _said(raw: Any) -> bytes:
@@ -123,6 +141,10 @@ def _of_chat(pairs: Any) -> Marks | None:
             # Most are shorter than their JSON: what is too short as that need not be decoded.
             if len(said) > TEXT_CHARACTERS_MIN:
                 marks.add_text(_text_in(message.content))
+            if bytes(message.tool_calls)[:1] == b"[":
+                for call in _calls.decode(message.tool_calls):
+                    if call.function is not None and call.function.arguments:
+                        marks.add_arguments(call.function.arguments)
         elif call_id:
             marks.add_id(call_id)
         elif said[:1] == b'"':
@@ -155,6 +177,8 @@ def _add_blocks(marks: Marks, content: bytes, *, is_model: bool) -> None:
             marks.add_id(block.tool_use_id)
         elif type(block.text) is str:
             texts.append(block.text)
+        elif block.input:
+            marks.add_arguments(block.input)
     if is_model:
         marks.add_text("".join(texts))
     else:
@@ -200,6 +224,7 @@ def _add_item(marks: Marks, item: InputItem) -> None:
         marks.add_id(item.id)
         if role == "assistant":
             marks.add_text(_text_in(item.content))
+        marks.add_arguments(arguments)
     elif call_id:
         marks.add_id(call_id)
     elif said[:1] == b'"':
@@ -222,6 +247,8 @@ def _of_gemini(pairs: Any) -> Marks | None:
         for part in _parts.decode(parts) if parts[:1] == b"[" else ():
             if part.function_response is not None:
                 marks.add_id(part.function_response.id)
+            elif part.function_call is not None:
+                marks.add_arguments(part.function_call.args)
             elif type(part.text) is str and part.thought is not True:
                 texts.append(part.text)
         if is_model:

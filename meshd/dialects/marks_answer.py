@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from meshd.dialects.marks import NONSENSE
+from meshd.dialects.marks import NONSENSE, arguments_of
 from meshd.dialects.marks_shapes import (
     AnthropicAnswer,
     ChatAnswer,
@@ -43,7 +43,7 @@ _FRAME: Final = b"[, \t\r\n"
 class AnswerMarks:
     """What has been seen of one answer."""
 
-    __slots__ = ("_id_count", "_read", "_size", "_texts", "arguments", "ids", "is_whole")
+    __slots__ = ("_arguments", "_id_count", "_read", "_size", "_texts", "ids", "is_whole")
 
     def __init__(self, read: Callable[[AnswerMarks, bytes], None]) -> None:
         self._read = read
@@ -52,8 +52,8 @@ class AnswerMarks:
         self._id_count = 0
         self.ids: list[str] = []
         """Those that came since they were last taken."""
-        self.arguments: list[str] = []
-        """Pieces of what tools are called with."""
+        self._arguments: dict[tuple[int, int], list[str]] = {}
+        """Pieces of what tools are called with, by choice and place."""
         self.is_whole = False
         """The answer says that its text is at its end, though more may follow."""
 
@@ -93,11 +93,23 @@ class AnswerMarks:
             self._id_count += 1
             self.ids.append(id)
 
-    def add_arguments(self, text: Any) -> None:
-        """Add a piece of what a tool is called with."""
+    def add_arguments(self, text: Any, choice: Any = 0, place: Any = 0) -> None:
+        """Add a piece of what a tool is called with: of the choice's `place`-th call."""
         if type(text) is str and text and self._size <= TEXT_CHARACTERS_MAX:
             self._size += len(text)
-            self.arguments.append(text)
+            at = (choice if type(choice) is int else 0, place if type(place) is int else 0)
+            if at in self._arguments or len(self._arguments) < IDS_MAX:
+                self._arguments.setdefault(at, []).append(text)
+
+    def next_place(self) -> int:
+        """Return a place for a call that says none of its own, and comes whole."""
+        return len(self._arguments)
+
+    def arguments(self) -> list[str]:
+        """Return what each tool is called with, spelled as `arguments_of` does."""
+        if self._size > TEXT_CHARACTERS_MAX:
+            return []
+        return [text for pieces in self._arguments.values() if (text := arguments_of("".join(pieces)))]
 
 
 def _read_chat(marks: AnswerMarks, data: bytes) -> None:
@@ -106,10 +118,11 @@ def _read_chat(marks: AnswerMarks, data: bytes) -> None:
         if piece is not None:
             if piece.content is not None:
                 marks.add_text(piece.content, choice.index)
-            for call in piece.tool_calls or ():
+            for place, call in enumerate(piece.tool_calls or ()):
                 marks.add_id(call.id)
                 if call.function is not None:
-                    marks.add_arguments(call.function.arguments)
+                    at = place if call.index is None else call.index
+                    marks.add_arguments(call.function.arguments, choice.index, at)
         if choice.finish_reason is not None and choice.index == 0:
             marks.is_whole = True
 
@@ -128,22 +141,22 @@ def _read_response(marks: AnswerMarks, data: bytes) -> None:
     elif answer.response is not None and answer.type == "response.created":
         marks.add_id(answer.response.id)
     elif answer.item is not None and answer.type == "response.output_item.done":
-        _add_output(marks, answer.item)
+        _add_output(marks, answer.item, answer.output_index)
     elif answer.type in ("response.completed", "response.incomplete"):
         marks.is_whole = True
 
 
 def _add_body(marks: AnswerMarks, id: Any, output: list[InputItem] | None) -> None:
     marks.add_id(id)
-    for item in output or ():
-        _add_output(marks, item)
+    for place, item in enumerate(output or ()):
+        _add_output(marks, item, place)
     marks.is_whole = True
 
 
-def _add_output(marks: AnswerMarks, item: InputItem) -> None:
+def _add_output(marks: AnswerMarks, item: InputItem, place: Any) -> None:
     marks.add_id(item.id)
     marks.add_id(item.call_id)
-    marks.add_arguments(item.arguments)
+    marks.add_arguments(item.arguments, 0, place)
     content = bytes(item.content)
     if item.type == "message" and content[:1] == b"[":
         for part in msgspec.json.decode(content):
@@ -155,16 +168,17 @@ def _read_anthropic(marks: AnswerMarks, data: bytes) -> None:
     blocks = answer.content or []
     if answer.content_block is not None:
         blocks = [answer.content_block]
-    for block in blocks:
+    for place, block in enumerate(blocks):
+        at = place if answer.index is None else answer.index
         if type(block.type) is str and block.type.endswith("tool_use"):
             marks.add_id(block.id)
             if len(block_input := bytes(block.input)) > 2:
-                marks.add_arguments(block_input.decode())
+                marks.add_arguments(block_input.decode(), 0, at)
         else:
             marks.add_text(block.text)
     if answer.delta is not None:
         marks.add_text(answer.delta.text)
-        marks.add_arguments(answer.delta.partial_json)
+        marks.add_arguments(answer.delta.partial_json, 0, answer.index)
     marks.is_whole = answer.type in ("message", "message_stop", "message_delta")
 
 
@@ -176,7 +190,7 @@ def _read_gemini(marks: AnswerMarks, data: bytes) -> None:
         for part in _parts.decode(content.parts):
             if part.function_call is not None:
                 marks.add_id(part.function_call.id)
-                marks.add_arguments(bytes(part.function_call.args).decode())
+                marks.add_arguments(bytes(part.function_call.args).decode(), candidate.index, marks.next_place())
             elif part.thought is not True:
                 marks.add_text(part.text, candidate.index)
 

@@ -66,6 +66,7 @@ class GeminiContent(msgspec.Struct, gc=False):
 
 
 class ChatCall(msgspec.Struct, gc=False):
+    index: Any = None
     id: Any = None
     function: Named | None = None
 
@@ -109,6 +110,7 @@ class ResponseAnswer(ResponseBody, gc=False):
     """A plain response, or an event of a streamed one."""
 
     type: Any = None
+    output_index: Any = None
     response: ResponseBody | None = None
     item: InputItem | None = None
 
@@ -122,6 +124,7 @@ class AnthropicAnswer(msgspec.Struct, gc=False):
     """A plain message, or an event of a streamed one."""
 
     type: Any = None
+    index: Any = None
     content: list[Block] | None = None
     content_block: Block | None = None
     delta: AnthropicDelta | None = None

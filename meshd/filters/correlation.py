@@ -85,21 +85,35 @@ class Recording:
         if self._is_done:
             return
         self._is_done = True
-        owner, words = self._conversation.owner, self._correlation.words
+        owner, words = self._conversation.owner, self._correlation.answers
         for text in self._answer.texts():
             if len(text) >= TEXT_CHARACTERS_MIN:
                 self._correlation.memory.add(hash(("text", text)), self._conversation)
             if owner is not None:
                 words.add(owner, text)
-        if owner is not None and self._answer.arguments:
-            for text in texts_in("".join(self._answer.arguments).encode("utf-8", "replace")):
-                words.add(owner, text)
+        for arguments in self._answer.arguments():
+            if len(arguments) >= TEXT_CHARACTERS_MIN:
+                self._correlation.memory.add(hash(("text", arguments)), self._conversation)
+            if owner is not None:
+                for text in texts_in(arguments.encode("utf-8", "replace")):
+                    words.add(owner, text)
 
 
 class Correlation:
     """What one sidecar knows of its agent's inbound calls. Costs nothing before the first of them."""
 
-    __slots__ = ("_asked_s", "_by_trace", "_ended", "_is_used", "_live", "_unowned", "memory", "unread", "words")
+    __slots__ = (
+        "_asked_s",
+        "_by_trace",
+        "_ended",
+        "_is_used",
+        "_live",
+        "_unowned",
+        "answers",
+        "memory",
+        "unread",
+        "words",
+    )
 
     def __init__(self) -> None:
         self._live: dict[Live, None] = {}
@@ -109,6 +123,10 @@ class Correlation:
         self._unowned = Unowned()
         self.memory = Memory()
         self.words = Words()
+        """Of inbound calls."""
+        self.answers = Words()
+        """Of answers that were given to what an inbound call had the agent ask: it begins other conversations with
+        them. In one that goes on they prove nothing, since it may have been given the same."""
         self.unread: dict[Live, None] = {}
         """Calls of whose bodies something passed since their words were last filed."""
         self._asked_s = -KEPT_S
@@ -148,13 +166,17 @@ class Correlation:
         live.forget_heard()
         self._ended.append(live)
         if len(self._ended) > ENDED_MAX:
-            self.words.drop(self._ended.popleft())
+            self._drop(self._ended.popleft())
 
     def _forget(self, call: Call) -> None:
         """Drop the words of calls that ended too long ago."""
         ended = self._ended
         while ended and not ended[0].is_kept(call):
-            self.words.drop(ended.popleft())
+            self._drop(ended.popleft())
+
+    def _drop(self, live: Live) -> None:
+        self.words.drop(live)
+        self.answers.drop(live)
 
     def _file_words(self) -> None:
         for live in tuple(self.unread):
@@ -179,85 +201,90 @@ class Correlation:
         ask = call.ask
         marks = marks_of(call.dialect.name, ask) if ask is not None else None
         relayed = self._relayed(marks) if marks is not None else []
-        matched = relayed or (self._continued(marks) if marks is not None else [])
+        continued = self._continued(marks, call) if marks is not None else ()
         deciding = _Deciding(call)
         if trace and (sharing := self._by_trace.get(trace)):
             deciding.narrow(set(sharing), _BY_TRACE)
-        if relayed:
-            self._narrow_to_owners(deciding, relayed, _BY_RELAY)
-        if not deciding.is_decided and marks is not None:
-            continued = self._continued(marks) if relayed else matched
-            if continued:
-                self._narrow_to_owners(deciding, continued, _BY_HISTORY)
-        if not deciding.is_decided and ask is not None and call.body:
-            self._forget(call)
-            self._file_words()
-            if len(self.words):
-                quoted = self.words.quoted(call.body, marks.whole if marks is not None else [])
-                quoted = {live for live in quoted if live.is_kept(call)}
-                if quoted:
-                    deciding.narrow(quoted, _BY_WORDS)
-                    if marks is not None and not deciding.is_decided:
-                        deciding.narrow_to_unbegun(marks, self._unowned)
+        self._narrow_to_owners(deciding, relayed, _BY_RELAY)
+        self._narrow_to_owners(deciding, [continued] if continued else [], _BY_HISTORY)
+        if not deciding.is_decided and call.body:
+            self._narrow_by_words(deciding, marks, call.body)
         if not deciding.is_decided:
             deciding.narrow_to_live(self._live)
-        ticket = self._recording(call, marks, matched, deciding) if marks is not None else None
+        ticket = None
+        if marks is not None:
+            ticket = self._recording(call, marks, relayed or [continued], deciding)
         return Inferred(deciding.context, deciding.evidence, ticket)
 
-    def _relayed(self, marks: Marks) -> list[Conversation]:
-        """Return the conversations to which all that is quoted belongs; where nothing holds all of it, each of them."""
+    def _narrow_by_words(self, deciding: _Deciding, marks: Marks | None, body: bytes) -> None:
+        call = deciding.call
+        self._forget(call)
+        self._file_words()
+        wholes = marks.whole if marks is not None else []
+        if self.words and (quoted := self.words.quoted(body, wholes)):
+            deciding.narrow({live for live in quoted if live.is_kept(call)}, _BY_WORDS)
+            if marks is not None and not deciding.is_decided:
+                deciding.narrow_to_unbegun(marks, self._unowned)
+        is_going_on = marks is not None and True in marks.is_models
+        if not (deciding.is_decided or is_going_on) and self.answers and (quoted := self.answers.quoted(body, wholes)):
+            deciding.narrow({live for live in quoted if live.is_kept(call)}, _BY_WORDS)
+
+    def _relayed(self, marks: Marks) -> list[tuple[Conversation, ...]]:
+        """Return for each thing that is quoted the conversations in which it was said."""
         keys = [hash(("id", id)) for id in marks.ids]
         keys += [hash(("text", text)) for text in marks.texts]
         keys += [hash(("name", name)) for name in marks.names]
-        common: list[Conversation] = []
-        every: list[Conversation] = []
-        is_first = True
-        for key in keys:
-            known = self.memory.get(key)
-            if not known:
-                continue
-            every += known
-            common = list(known) if is_first else [one for one in common if one in known]
-            is_first = False
-        return common or every
+        return [known for key in keys if (known := self.memory.get(key))]
 
-    def _continued(self, marks: Marks) -> list[Conversation]:
+    def _continued(self, marks: Marks, call: Call) -> tuple[Conversation, ...]:
         """Return the conversations of the longest history that goes on here: what follows it must be an answer."""
         history, is_models = marks.history, marks.is_models
+        is_retry = _is_retry(call)
         for at in range(len(history) - 1, -1, -1):
             known = self.memory.get(history[at])
             if known is None:
                 continue
             if at == len(history) - 1:
-                # The very request again. Without an answer in it, another conversation may begin just so.
-                if True in is_models:
-                    return list(known)
+                # The very request again: a client's retry, or another conversation that goes the same way.
+                if is_retry:
+                    return known
             elif is_models[at + 1]:
-                return list(known)
-        return []
+                return known
+        return ()
 
-    def _narrow_to_owners(self, deciding: _Deciding, conversations: list[Conversation], evidence: Evidence) -> None:
-        found: set[Live] = set()
-        for one in conversations:
-            owner = one.owner
-            if owner is None:
-                # That it is known says only whom it cannot belong to.
-                evidence = _BY_BEING_ALONE
-                known = self._live if one.possible is None else one.possible
-                possible = [live for live in known if live.is_live and live.began_s <= one.first_s]
-                found.update(possible or (NOBODY,))
-            else:
-                found.add(owner if owner.is_kept(deciding.call) else NOBODY)
-        deciding.narrow(found, evidence)
+    def _narrow_to_owners(self, deciding: _Deciding, said: list[tuple[Conversation, ...]], evidence: Evidence) -> None:
+        """Keep those for whom all of this was said; where it was said for none of them, each may be meant."""
+        if deciding.is_decided:
+            return
+        common: set[Live] | None = None
+        every: set[Live] = set()
+        is_guess = True
+        for conversations in said:
+            found: set[Live] = set()
+            is_owned = True
+            for one in conversations:
+                owner = one.owner
+                if owner is not None:
+                    found.add(owner if owner.is_kept(deciding.call) else NOBODY)
+                else:
+                    # That it is known says only whom it cannot belong to.
+                    is_owned = False
+                    known = self._live if one.possible is None else one.possible
+                    possible = [live for live in known if live.is_live and live.began_s <= one.first_s]
+                    found.update(possible or (NOBODY,))
+            is_guess = is_guess and not is_owned
+            every |= found
+            common = found if common is None else common & found
+        deciding.narrow(common or every, _BY_BEING_ALONE if is_guess else evidence)
 
     def _recording(
-        self, call: Call, marks: Marks, matched: list[Conversation], deciding: _Deciding
+        self, call: Call, marks: Marks, said: list[tuple[Conversation, ...]], deciding: _Deciding
     ) -> Recording | None:
         assert call.ask is not None
         answer = answer_marks(call.dialect.name, call.ask.operation)
         if answer is None:
             return None
-        conversation = _joined(matched, deciding)
+        conversation = _joined(said, deciding)
         if marks.history:
             self.memory.add(marks.history[-1], conversation)
             if True not in marks.is_models and not conversation.opening:
@@ -269,12 +296,13 @@ class Correlation:
         return Recording(answer, conversation, self)
 
 
-def _joined(matched: list[Conversation], deciding: _Deciding) -> Conversation:
-    """Return the conversation that a call belongs to: the one that it goes on with, or a new one."""
+def _joined(said: list[tuple[Conversation, ...]], deciding: _Deciding) -> Conversation:
+    """Return the conversation that a call belongs to: the only one that it can go on with, or a new one."""
     owner, now_s = deciding.owner, deciding.call.now_s
+    matched = {one for conversations in said for one in conversations}
     if len(matched) == 1:
         (one,) = matched
-        if one.owner is None or owner is None or one.owner is owner:
+        if one.owner is owner or one.owner is None:
             if one.owner is None and owner is not None:
                 one.own(owner)
             elif one.owner is None and deciding.candidates and len(deciding.candidates) <= POSSIBLE_MAX:
@@ -302,7 +330,7 @@ class _Deciding:
 
     def narrow(self, found: set[Live], evidence: Evidence) -> None:
         """Keep of the candidates those that this evidence leaves possible. Contradiction is ambiguous, and final."""
-        if self.is_decided:
+        if self.is_decided or not found:
             return
         candidates = found if self.candidates is None else self.candidates & found
         self.candidates = candidates
@@ -326,8 +354,7 @@ class _Deciding:
         candidates = self.candidates
         if not marks.history or True in marks.is_models or candidates is None:
             return
-        retries = self.call.header(b"x-stainless-retry-count")
-        if retries is not None and retries != b"0":
+        if _is_retry(self.call):
             return
         opening = marks.history[-1]
         unbegun = {live for live in candidates if opening not in live.openings} - unowned.used(opening)
@@ -344,6 +371,11 @@ class _Deciding:
             still = {one for one in candidates if one.is_live}
             if still:
                 self.narrow(still, _BY_BEING_ALONE)
+
+
+def _is_retry(call: Call) -> bool:
+    """Say whether a client says that it sends a request again, as the official SDKs do."""
+    return (call.header(b"x-stainless-retry-count") or b"0") != b"0"
 
 
 def _common(candidates: set[Live]) -> Context | None:

@@ -31,8 +31,8 @@ class Live:
     """An inbound call, while it is under way and for a while after. Also the ticket by which its end is learned."""
 
     __slots__ = (
-        "_correlation", "_heard", "_heard_bytes", "_inferred", "began_s", "context", "ended_s", "is_live", "leaves",
-        "openings", "traceparent", "wholes",
+        "_correlation", "_heard", "_heard_bytes", "_inferred", "began_s", "context", "ended_s", "is_live",
+        "openings", "traceparent",
     )  # fmt: skip
 
     def __init__(self, context: Context, began_s: float, traceparent: str, correlation: Correlation | None) -> None:
@@ -44,8 +44,6 @@ class Live:
         """As the agent was told it; empty where it was not."""
         self.openings: set[int] = set()
         """Digests of the requests with which conversations for it began."""
-        self.leaves: list[bytes] = []
-        self.wholes: list[bytes] = []
         self._heard: list[bytes] = []
         self._heard_bytes = 0
         self._inferred: Context | None = None

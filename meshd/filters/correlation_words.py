@@ -1,7 +1,8 @@
 """Words of inbound calls, and whether a request quotes them: the task that came in stands in the prompt that goes out.
 
 A request is searched for the words of hundreds of calls in one pass: each piece of text is filed under the rarest of
-the words within it, and only those whose word stands in the request are compared with it.
+the words in it, and only those whose word stands in the request are compared with it. Long pieces count first; short
+ones, and names with a digit in them, only choose among what those leave, or where there are none.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ if TYPE_CHECKING:
     from meshd.filters.correlation_calls import Live
 
 PIECE_CHARACTERS_MIN: Final = 24
+SHORT_CHARACTERS_MIN: Final = 12
+"""Of a piece of at least two words."""
+NAME_CHARACTERS_MIN: Final = 8
+"""Of one word with letters and digits, such as an order's number."""
 WHOLE_CHARACTERS_MIN: Final = 8
 """Of a text that must be the whole of a message to count."""
 WHOLE_CHARACTERS_MAX: Final = 4096
 LINE_CHARACTERS_MAX: Final = 160
 """A longer line is filed sentence by sentence, since agents cut what they quote."""
-PIECES_MAX: Final = 64
+PIECES_MAX: Final = 128
 """Of one call."""
 BARE_MAX: Final = 64
 """Pieces in which there is no word to file them under."""
@@ -32,7 +37,9 @@ _STRING: Final = re.compile(rb'"([^"\\]*(?:\\.[^"\\]*)*)(?:"|\Z)(\s*:)?', re.DOT
 _SENTENCE: Final = re.compile(r"(?<=[.!?;])\s+")
 _RUN: Final = re.compile(rb"[\t\n\r\x20-\x7e\x80-\xf4]{24,}")
 _FORM: Final = re.compile(rb"[A-Za-z0-9_.%+\[\]-]{1,64}=")
-_NAME: Final = re.compile(rb"[0-9A-Za-z_-]{12,}")
+_NAME: Final = re.compile(r"(?=\S*\d)(?=\S*[A-Za-z])[0-9A-Za-z_./:#@-]+\Z")
+_BLANKS: Final = bytes(byte if byte >= 0x80 or chr(byte).isalnum() or chr(byte) == "_" else 0x20 for byte in range(256))
+"""Leaves nothing but words and blanks."""
 _DEPTH_MAX: Final = 3
 _BACKSLASH: Final = 0x5C
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
@@ -70,12 +77,19 @@ def pieces_of(text: str) -> Iterator[str]:
     for line in text.splitlines():
         line = line.strip()
         if len(line) <= LINE_CHARACTERS_MAX:
-            if len(line) >= PIECE_CHARACTERS_MIN:
+            if _means_something(line):
                 yield line
         else:
-            for sentence in _SENTENCE.split(line):
-                if len(sentence) >= PIECE_CHARACTERS_MIN:
-                    yield sentence
+            yield from filter(_means_something, _SENTENCE.split(line))
+
+
+def _means_something(piece: str) -> bool:
+    size = len(piece)
+    if size >= PIECE_CHARACTERS_MIN:
+        return True
+    if " " in piece:
+        return size >= SHORT_CHARACTERS_MIN
+    return size >= NAME_CHARACTERS_MIN and _NAME.match(piece) is not None
 
 
 def spelled(text: str) -> bytes:
@@ -96,19 +110,25 @@ def normal(body: bytes) -> bytes:
         return body
 
 
+def words_of(data: bytes) -> list[bytes]:
+    """Return the words of a text that is spelled as in JSON."""
+    return data.replace(b"\\n", b"  ").translate(_BLANKS).split()
+
+
 class Words:
     """The words of all calls that are kept."""
 
-    __slots__ = ("_bare", "_filed", "_named", "_owners", "_wholes")
+    __slots__ = ("_bare", "_filed", "_of", "_owners", "_wholes")
 
     def __init__(self) -> None:
+        self._of: dict[Live, list[bytes]] = {}
+        """The other way round: what each call brought."""
         self._owners: dict[bytes, list[Live]] = {}
         """Of each piece: the calls in which it came."""
         self._filed: dict[bytes, list[bytes]] = {}
-        """Pieces by a word that stands between blanks in them."""
-        self._named: dict[bytes, list[bytes]] = {}
-        """Those without one, by something like a name: ids, addresses."""
+        """Pieces by a word in them."""
         self._bare: dict[bytes, None] = {}
+        """Pieces of scripts that put no blanks between words."""
         self._wholes: dict[bytes, list[Live]] = {}
         """Texts that count where they are a whole message, as JSON."""
 
@@ -118,33 +138,30 @@ class Words:
     def add(self, live: Live, text: str) -> None:
         """File a text of a call."""
         whole = text.strip()
-        if WHOLE_CHARACTERS_MIN <= len(whole) <= WHOLE_CHARACTERS_MAX and len(live.wholes) < PIECES_MAX:
+        brought = self._of.setdefault(live, [])
+        if WHOLE_CHARACTERS_MIN <= len(whole) <= WHOLE_CHARACTERS_MAX and len(brought) < PIECES_MAX:
             raw = b'"' + spelled(whole) + b'"'
             owners = self._wholes.setdefault(raw, [])
             if live not in owners:
                 owners.append(live)
-                live.wholes.append(raw)
+                brought.append(raw)
         for piece in pieces_of(text):
             raw = spelled(piece)
-            if not raw or len(live.leaves) >= PIECES_MAX:
+            if not raw or len(brought) >= PIECES_MAX:
                 continue
             owners = self._owners.setdefault(raw, [])
             if live not in owners:
                 owners.append(live)
-                live.leaves.append(raw)
+                brought.append(raw)
                 if len(owners) == 1:
                     self._file(raw)
 
     def _file(self, piece: bytes) -> None:
-        inner = piece.split()[1:-1]
-        if inner:
+        words = [word for word in words_of(piece) if word.isascii()]
+        if words:
             filed = self._filed
-            word = min(inner, key=lambda each: (len(filed.get(each, ())), -len(each)))
-            filed.setdefault(word, []).append(piece)
-            return
-        names = _NAME.findall(piece)
-        if names:
-            self._named.setdefault(max(names, key=len), []).append(piece)
+            rarest = min(words, key=lambda each: (len(filed.get(each, ())), -len(each)))
+            filed.setdefault(rarest, []).append(piece)
             return
         if len(self._bare) >= BARE_MAX:
             del self._bare[next(iter(self._bare))]
@@ -152,20 +169,18 @@ class Words:
 
     def drop(self, live: Live) -> None:
         """Forget the words of a call."""
-        for raw in live.wholes:
-            _leave(self._wholes, raw, live)
-        for raw in live.leaves:
-            if _leave(self._owners, raw, live):
+        for raw in self._of.pop(live, ()):
+            # A whole begins with a quote, which stands in no piece without a backslash before it.
+            if raw[:1] == b'"':
+                _leave(self._wholes, raw, live)
+            elif _leave(self._owners, raw, live):
                 self._bare.pop(raw, None)
-                inner = raw.split()[1:-1]
-                for table, words in ((self._filed, inner), (self._named, _NAME.findall(raw))):
-                    for word in words:
-                        filed = table.get(word)
-                        if filed is not None and raw in filed:
-                            filed.remove(raw)
-                            if not filed:
-                                del table[word]
-        live.leaves, live.wholes = [], []
+                for word in words_of(raw):
+                    filed = self._filed.get(word)
+                    if filed is not None and raw in filed:
+                        filed.remove(raw)
+                        if not filed:
+                            del self._filed[word]
 
     def quoted(self, body: bytes, wholes: list[bytes]) -> set[Live]:
         """Return the calls whose words a request quotes: those that alone have some of them, else those that share."""
@@ -173,22 +188,24 @@ class Words:
         if self._owners:
             body = normal(body)
             self._find(body, found)
-        owners = [self._owners[piece] for piece in _longest(found)]
+        long: list[list[Live]] = []
+        short: list[list[Live]] = []
+        for piece in _longest(found):
+            (long if len(piece) >= PIECE_CHARACTERS_MIN else short).append(self._owners[piece])
         if self._wholes:
             for raw in wholes:
                 one = self._wholes.get(normal(raw))
                 if one is not None:
-                    owners.append(one)
-        return _combined(owners)
+                    long.append(one)
+        by_long, by_short = _combined(long), _combined(short)
+        if len(by_long) == 1 or not by_short:
+            return by_long
+        return (by_long & by_short) or by_long or by_short
 
     def _find(self, body: bytes, found: list[bytes]) -> None:
-        words = frozenset(body.split())
-        for word in self._filed.keys() & words:
-            found += [piece for piece in self._filed[word] if stands_in(piece, body)]
-        if self._named:
-            names = frozenset(_NAME.findall(body))
-            for name in self._named.keys() & names:
-                found += [piece for piece in self._named[name] if stands_in(piece, body)]
+        filed = self._filed
+        for word in filed.keys() & frozenset(words_of(body)):
+            found += [piece for piece in filed[word] if stands_in(piece, body)]
         found += [piece for piece in self._bare if piece in body]
 
 

@@ -66,6 +66,7 @@ SCENARIOS: Final[dict[str, dict[str, Any]]] = {
     "10 at a time": {"plan": mixed, "concurrency": 10, "same": 0.1},
     "50 at a time": {"plan": mixed, "concurrency": 50, "same": 0.1},
     "50, answers that repeat, ids from 0": {"plan": mixed, "concurrency": 50, "same": 0.1, "deterministic": 0.5},
+    "50, tasks of three words and a number": {"plan": mixed, "concurrency": 50, "same": 0.1, "is_short": True},
     "50, other work before": {"plan": late, "concurrency": 50, "same": 0.1},
     "50, and 60 tasks of its own": {"plan": mixed, "concurrency": 50, "same": 0.1, "alone": 60},
     "50, Anthropic's SDK": {"plan": other(api="anthropic", is_pruned=False), "concurrency": 50, "same": 0.1},
@@ -82,7 +83,8 @@ async def scenario(name: str, how_many: int = RUNS, seed: int = 1) -> Score:
     """Run one of `SCENARIOS`."""
     fields = dict(SCENARIOS[name])
     plan, same = fields.pop("plan"), fields.pop("same", 0.0)
-    runs = runs_of(min(fields.pop("how_many", how_many), how_many), seed, plan, same=same)
+    runs_max = min(fields.pop("how_many", how_many), how_many)
+    runs = runs_of(runs_max, seed, plan, same=same, is_short=fields.pop("is_short", False))
     return await measure(runs, **fields)
 
 

@@ -70,7 +70,14 @@ class Score:
         return self.right.total() / self.calls if self.calls else 1.0
 
 
-def runs_of(how_many: int, seed: int, plan: Callable[[random.Random, int], Plan], *, same: float = 0.0) -> list[Run]:
+def runs_of(
+    how_many: int,
+    seed: int,
+    plan: Callable[[random.Random, int], Plan],
+    *,
+    same: float = 0.0,
+    is_short: bool = False,
+) -> list[Run]:
     """Make runs; a part `same` of them has the very same task."""
     dice = random.Random(seed)
     made = []
@@ -78,6 +85,8 @@ def runs_of(how_many: int, seed: int, plan: Callable[[random.Random, int], Plan]
         task = "Write about the harbour of Lisbon and its ships."
         if dice.random() >= same:
             task = f"Compare these in {dice.randint(2, 9)} points: {sentence(dice, 6)}"
+            if is_short:
+                task = f"Sum up item {number}"
         made.append(Run(f"run-{number:04d}", plan(dice, number), task))
     return made
 
@@ -130,6 +139,8 @@ async def measure(
                 if dice.random() < deterministic:
                     stand_in.deterministic.add(run.name)
             broken = await _drive(sidecar, agent, runs, concurrency, alone)
+            assert sidecar.process is not None
+            assert sidecar.process.poll() is None, f"meshd ended with {sidecar.process.returncode}:\n{sidecar.log}"
         finally:
             for one in clients:
                 await one.aclose()
@@ -158,9 +169,13 @@ async def _drive(sidecar: Sidecar, agent: Agent, runs: list[Run], concurrency: i
     async def one(session: aiohttp.ClientSession, number: int, run: Run) -> None:
         async with gate:
             body = {"jsonrpc": "2.0", "id": number, "method": "message/send", "params": {"message": run.task}}
-            async with session.post(f"{inbound}/tasks/{number}", json=body, headers={"x-run": run.name}) as reply:
-                if reply.status != 200:
-                    broken.append(f"{run.name}: {reply.status} {(await reply.text())[:200]}")
+            url = f"{inbound}/tasks/{number}"
+            try:
+                async with session.post(url, json=body, headers={"x-run": run.name}) as reply:
+                    if reply.status != 200:
+                        broken.append(f"{run.name}: {reply.status} {(await reply.text())[:200]}")
+            except aiohttp.ClientError as error:
+                broken.append(f"{run.name}: {error!r}")
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         own = [agent.work(f"own-{n}", Plan(turns=3), f"Tidy up shelf {n} of the archive.") for n in range(alone)]
