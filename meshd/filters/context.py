@@ -175,7 +175,8 @@ class Context:
             return "no context yet"
         workflow = f"workflow {context.workflow}" if context.workflow else "no workflow"
         path = " > ".join((*context.path, context.agent))
-        return f"{workflow} ({call.evidence.value}), hop {context.hops}, {path}, charged to {context.account}"
+        evidence = call.evidence.value + (", inferred" if call.evidence.is_inferred else "")
+        return f"{workflow} ({evidence}), hop {context.hops}, {path}, charged to {context.account}"
 
     def _verified(self, token: bytes, call: Call, agent: str) -> _Known:
         if self._generation != self._keys.generation:

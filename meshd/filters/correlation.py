@@ -12,21 +12,22 @@ where there are none, it is the agent's own.
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl
 
 from meshd.call import Evidence
 from meshd.dialects.marks import TEXT_CHARACTERS_MIN, marks_of
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.correlation_calls import KEPT_S, NOBODY, POSSIBLE_MAX, Conversation, Live, Memory, Unowned
+from meshd.filters.correlation_deciding import Deciding, is_retry
 from meshd.filters.correlation_words import Words, texts_in
-from meshd_sdk.context import Context
 
 if TYPE_CHECKING:
     from meshd.call import Call, Outcome
     from meshd.dialects.contract import Event
     from meshd.dialects.marks import Marks
     from meshd.dialects.marks_answer import AnswerMarks
+    from meshd_sdk.context import Context
 
 ENDED_MAX: Final = 1024
 """Calls that are kept when they have ended."""
@@ -37,7 +38,6 @@ _BY_RELAY: Final = Evidence.RELAYED
 _BY_HISTORY: Final = Evidence.HISTORY
 _BY_WORDS: Final = Evidence.QUOTED
 _BY_BEING_ALONE: Final = Evidence.ALONE
-_BY_NOTHING: Final = Evidence.NONE
 
 
 class Inferred:
@@ -202,7 +202,7 @@ class Correlation:
         marks = marks_of(call.dialect.name, ask) if ask is not None else None
         relayed = self._relayed(marks) if marks is not None else []
         continued = self._continued(marks, call) if marks is not None else ()
-        deciding = _Deciding(call)
+        deciding = Deciding(call)
         if trace and (sharing := self._by_trace.get(trace)):
             deciding.narrow(set(sharing), _BY_TRACE)
         self._narrow_to_owners(deciding, relayed, _BY_RELAY)
@@ -216,7 +216,7 @@ class Correlation:
             ticket = self._recording(call, marks, relayed or [continued], deciding)
         return Inferred(deciding.context, deciding.evidence, ticket)
 
-    def _narrow_by_words(self, deciding: _Deciding, marks: Marks | None, body: bytes) -> None:
+    def _narrow_by_words(self, deciding: Deciding, marks: Marks | None, body: bytes) -> None:
         call = deciding.call
         self._forget(call)
         self._file_words()
@@ -239,20 +239,20 @@ class Correlation:
     def _continued(self, marks: Marks, call: Call) -> tuple[Conversation, ...]:
         """Return the conversations of the longest history that goes on here: what follows it must be an answer."""
         history, is_models = marks.history, marks.is_models
-        is_retry = _is_retry(call)
+        is_again = is_retry(call)
         for at in range(len(history) - 1, -1, -1):
             known = self.memory.get(history[at])
             if known is None:
                 continue
             if at == len(history) - 1:
                 # The very request again: a client's retry, or another conversation that goes the same way.
-                if is_retry:
+                if is_again:
                     return known
             elif is_models[at + 1]:
                 return known
         return ()
 
-    def _narrow_to_owners(self, deciding: _Deciding, said: list[tuple[Conversation, ...]], evidence: Evidence) -> None:
+    def _narrow_to_owners(self, deciding: Deciding, said: list[tuple[Conversation, ...]], evidence: Evidence) -> None:
         """Keep those for whom all of this was said; where it was said for none of them, each may be meant."""
         if deciding.is_decided:
             return
@@ -278,7 +278,7 @@ class Correlation:
         deciding.narrow(common or every, _BY_BEING_ALONE if is_guess else evidence)
 
     def _recording(
-        self, call: Call, marks: Marks, said: list[tuple[Conversation, ...]], deciding: _Deciding
+        self, call: Call, marks: Marks, said: list[tuple[Conversation, ...]], deciding: Deciding
     ) -> Recording | None:
         assert call.ask is not None
         answer = answer_marks(call.dialect.name, call.ask.operation)
@@ -296,7 +296,7 @@ class Correlation:
         return Recording(answer, conversation, self)
 
 
-def _joined(said: list[tuple[Conversation, ...]], deciding: _Deciding) -> Conversation:
+def _joined(said: list[tuple[Conversation, ...]], deciding: Deciding) -> Conversation:
     """Return the conversation that a call belongs to: the only one that it can go on with, or a new one."""
     owner, now_s = deciding.owner, deciding.call.now_s
     matched = {one for conversations in said for one in conversations}
@@ -312,104 +312,3 @@ def _joined(said: list[tuple[Conversation, ...]], deciding: _Deciding) -> Conver
     # Of several none is chosen: it may be as young as the youngest of them.
     first_s = max([one.first_s for one in matched]) if matched else now_s
     return Conversation(owner, (deciding.candidates or None) if owner is None else None, first_s, now_s)
-
-
-class _Deciding:
-    """The calls that are still possible, as evidence after evidence is looked at."""
-
-    __slots__ = ("call", "candidates", "context", "evidence", "is_decided", "owner")
-
-    def __init__(self, call: Call) -> None:
-        self.call = call
-        self.candidates: set[Live] | None = None
-        self.is_decided = False
-        """No weaker evidence can change anything."""
-        self.context: Context | None = None
-        self.evidence: Evidence = _BY_NOTHING
-        self.owner: Live | None = None
-
-    def narrow(self, found: set[Live], evidence: Evidence) -> None:
-        """Keep of the candidates those that this evidence leaves possible. Contradiction is ambiguous, and final."""
-        if self.is_decided or not found:
-            return
-        candidates = found if self.candidates is None else self.candidates & found
-        self.candidates = candidates
-        if len(candidates) == 1:
-            (owner,) = candidates
-            self.is_decided = True
-            if owner is not NOBODY:
-                self.owner, self.context, self.evidence = owner, owner.inferred, evidence
-        elif not candidates:
-            self.is_decided = True
-        elif NOBODY not in candidates:
-            self.context = _common(candidates)
-            if self.context is not None:
-                self.is_decided = True
-                self.owner = max(candidates, key=lambda live: live.context.hops)
-                self.evidence = evidence
-
-    def narrow_to_unbegun(self, marks: Marks, unowned: Unowned) -> None:
-        """The same task came in several calls. One request begins the work on it, so it is for the one that has not
-        begun, where all others have begun just so. A client's retry begins nothing."""
-        candidates = self.candidates
-        if not marks.history or True in marks.is_models or candidates is None:
-            return
-        if _is_retry(self.call):
-            return
-        opening = marks.history[-1]
-        unbegun = {live for live in candidates if opening not in live.openings} - unowned.used(opening)
-        if len(unbegun) == 1 and NOBODY not in unbegun:
-            self.narrow(unbegun, _BY_WORDS)
-
-    def narrow_to_live(self, live: dict[Live, None]) -> None:
-        """The weakest evidence: a call is under way, so what the agent does may be for it."""
-        candidates = self.candidates
-        if candidates is None:
-            if live:
-                self.narrow(set(live), _BY_BEING_ALONE)
-        elif NOBODY not in candidates:
-            still = {one for one in candidates if one.is_live}
-            if still:
-                self.narrow(still, _BY_BEING_ALONE)
-
-
-def _is_retry(call: Call) -> bool:
-    """Say whether a client says that it sends a request again, as the official SDKs do."""
-    return (call.header(b"x-stainless-retry-count") or b"0") != b"0"
-
-
-def _common(candidates: set[Live]) -> Context | None:
-    """Return the tightest of several contexts of one workflow and account; None where there is more than one."""
-    first: Context | None = None
-    for live in candidates:
-        one = live.context
-        if first is None:
-            first = one
-        elif one.account != first.account or one.workflow != first.workflow or one.agent != first.agent:
-            return None
-    contexts = [live.inferred for live in candidates]
-    furthest = max(contexts, key=lambda one: (one.hops, len(one.path), one.path))
-    deadlines = [one.deadline_s for one in contexts if one.deadline_s is not None]
-    return Context(
-        furthest.workflow,
-        furthest.agent,
-        furthest.hops,
-        furthest.path,
-        min(deadlines) if deadlines else None,
-        furthest.account,
-        _least([one.ceiling for one in contexts]),
-        furthest.parent,
-        _shared([one.memory for one in contexts]),
-        _least([one.ceiling_microdollars for one in contexts]),
-    )
-
-
-def _least(ceilings: list[int | None]) -> int | None:
-    known = [one for one in ceilings if one is not None]
-    return min(known) if known else None
-
-
-def _shared(memories: list[Any]) -> Any:
-    """Return the references that all contexts hold: what one of them may not read is not read on a guess."""
-    first, *rest = memories
-    return tuple([reference for reference in first if all(reference in other for other in rest)])

@@ -202,6 +202,8 @@ class Telemetry:
         else:
             result = _result(call, outcome, refused)
         series.results[result] += 1
+        if call.context is not None:
+            self.series.tie(call)
         if refused is not None:
             self.provenance.denied(call, refused)
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s
@@ -372,6 +374,7 @@ def _fields(
     }
     if call.context is not None:
         found["hops"] = call.context.hops
+        found["evidence"] = call.evidence.value
         if call.context.workflow:
             found["workflow"] = call.context.workflow
     if call.target.kind is _LLM and call.ask is not None:

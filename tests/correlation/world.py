@@ -6,7 +6,6 @@ What meshd concluded is read from its spans, each of which names the response by
 from __future__ import annotations
 
 import asyncio
-import importlib
 import random
 import tempfile
 from collections import Counter
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import anthropic
-import httpx
 import openai
 
 from tests.correlation.agent import Agent, Plan
@@ -110,9 +108,9 @@ async def measure(
     sidecar: Sidecar | None = None
     clients: list[Any] = []
 
-    def make(kind: Any, door: str, library: Any) -> Any:
+    def make(kind: Any, door: str, pool_kind: Any) -> Any:
         # One connection pool for all, as a service has it.
-        pool = library.AsyncClient(limits=library.Limits(max_connections=200), timeout=60, trust_env=False)
+        pool = pool_kind(timeout=60, trust_env=False)
         clients.append(pool)
 
         def client(base_url: str, run: str) -> Any:
@@ -122,7 +120,8 @@ async def measure(
         return client
 
     agent = Agent(
-        make(openai.AsyncOpenAI, "/openai/v1", httpx), make(anthropic.AsyncAnthropic, "/claude", _anthropics())
+        make(openai.AsyncOpenAI, "/openai/v1", openai.DefaultAsyncHttpxClient),
+        make(anthropic.AsyncAnthropic, "/claude", anthropic.DefaultAsyncHttpxClient),
     )
     await agent.start()
     with tempfile.TemporaryDirectory() as folder:
@@ -152,13 +151,6 @@ async def measure(
         collector.close()
         score.is_broken = broken
         return score
-
-
-def _anthropics() -> Any:
-    """The library that Anthropic's SDK makes its requests with: it has changed from one to the other."""
-    return importlib.import_module(
-        next(base.__module__ for base in anthropic.DefaultAsyncHttpxClient.__mro__[1:]).partition(".")[0]
-    )
 
 
 async def _drive(sidecar: Sidecar, agent: Agent, runs: list[Run], concurrency: int, alone: int) -> list[str]:
