@@ -136,13 +136,14 @@ def _read_ollama(marks: AnswerMarks, data: bytes) -> None:
 
 def _read_response(marks: AnswerMarks, data: bytes) -> None:
     answer = _response.decode(data)
-    if answer.type is None or not answer.type.startswith("response."):
+    kind = answer.type if type(answer.type) is str else ""
+    if not kind.startswith("response."):
         _add_body(marks, answer.id, answer.output)
-    elif answer.response is not None and answer.type == "response.created":
+    elif answer.response is not None and kind == "response.created":
         marks.add_id(answer.response.id)
-    elif answer.item is not None and answer.type == "response.output_item.done":
+    elif answer.item is not None and kind == "response.output_item.done":
         _add_output(marks, answer.item, answer.output_index)
-    elif answer.type in ("response.completed", "response.incomplete"):
+    elif kind in ("response.completed", "response.incomplete"):
         marks.is_whole = True
 
 

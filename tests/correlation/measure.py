@@ -65,6 +65,7 @@ SCENARIOS: Final[dict[str, dict[str, Any]]] = {
     "one after the other": {"plan": mixed, "concurrency": 1, "same": 0.1, "how_many": 60},
     "10 at a time": {"plan": mixed, "concurrency": 10, "same": 0.1},
     "50 at a time": {"plan": mixed, "concurrency": 50, "same": 0.1},
+    "50 at a time, no task twice": {"plan": mixed, "concurrency": 50},
     "50, answers that repeat, ids from 0": {"plan": mixed, "concurrency": 50, "same": 0.1, "deterministic": 0.5},
     "50, tasks of three words and a number": {"plan": mixed, "concurrency": 50, "same": 0.1, "is_short": True},
     "50, other work before": {"plan": late, "concurrency": 50, "same": 0.1},
@@ -74,7 +75,7 @@ SCENARIOS: Final[dict[str, dict[str, Any]]] = {
     "1, nothing of the task in the prompt": {"plan": other(is_quoting=False), "concurrency": 1, "how_many": 60},
     "10, nothing of the task in the prompt": {"plan": other(is_quoting=False), "concurrency": 10},
     "50, nothing of the task in the prompt": {"plan": other(is_quoting=False), "concurrency": 50},
-    "50, the same task for all": {"plan": mixed, "concurrency": 50, "same": 1.0},
+    "50, five tasks for all": {"plan": mixed, "concurrency": 50, "same": 1.0},
     "50, an address for each run": {"plan": mixed, "concurrency": 50, "same": 0.1, "addressed": address},
 }
 

@@ -32,7 +32,7 @@ upstreams:
   claude: {{url: "{llm}", kind: llm, dialect: anthropic}}
 limits: {{unattributed_tokens: 100000000, infers_context: {infers}}}
 """
-INFERRED = ("trace", "relayed", "history", "quoted", "alone")
+_HARBOURS = ("Lisbon", "Hamburg", "Piraeus", "Gdansk", "Cork")
 
 
 @dataclass
@@ -76,11 +76,11 @@ def runs_of(
     same: float = 0.0,
     is_short: bool = False,
 ) -> list[Run]:
-    """Make runs; a part `same` of them has the very same task."""
+    """Make runs; a part `same` of them has a task of five that come again and again."""
     dice = random.Random(seed)
     made = []
     for number in range(how_many):
-        task = "Write about the harbour of Lisbon and its ships."
+        task = f"Write about the harbour of {dice.choice(_HARBOURS)} and its ships."
         if dice.random() >= same:
             task = f"Compare these in {dice.randint(2, 9)} points: {sentence(dice, 6)}"
             if is_short:
