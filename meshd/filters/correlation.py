@@ -5,8 +5,8 @@ were relayed, the chat's history, words of the inbound call, being the only one 
 among what a stronger one left, and never adds to it; what is still ambiguous at the end belongs to nobody. Inferred
 context restricts and is charged; it is no proof, so nothing may be granted for it.
 
-A conversation whose owner is not known belongs to one of the calls that were under way when it began and still are:
-where there are none, it is the agent's own.
+A conversation whose owner is not known is for no call that came after it began. If nothing in it ever spoke for one of
+the others, it may be the agent's own, and that they end one by one makes it nobody's.
 """
 
 from __future__ import annotations
@@ -269,13 +269,20 @@ class Correlation:
                 else:
                     # That it is known says only whom it cannot belong to.
                     is_owned = False
-                    known = self._live if one.possible is None else one.possible
-                    possible = [live for live in known if live.is_live and live.began_s <= one.first_s]
-                    found.update(possible or (NOBODY,))
+                    found |= self._possible(one)
             is_guess = is_guess and not is_owned
             every |= found
             common = found if common is None else common & found
         deciding.narrow(common or every, _BY_BEING_ALONE if is_guess else evidence)
+
+    def _possible(self, conversation: Conversation) -> set[Live]:
+        """Return for whom a conversation may be whose owner is not known: for none that came after it began, and,
+        where nothing ever spoke for anybody, for the agent itself as well."""
+        known = self._live if conversation.possible is None else conversation.possible
+        possible = {live for live in known if live.is_live and live.began_s <= conversation.first_s}
+        if conversation.possible is None or not possible:
+            possible.add(NOBODY)
+        return possible
 
     def _recording(
         self, call: Call, marks: Marks, said: list[tuple[Conversation, ...]], deciding: Deciding

@@ -104,7 +104,7 @@ class Conversation:
         self.owner = owner
         """None where it is not known yet."""
         self.possible = possible if possible is None or len(possible) <= POSSIBLE_MAX else None
-        """Where it is not: the calls that evidence has left; None for all that were under way when it began."""
+        """Where it is not: the calls that evidence has left; None where none has ever spoken for anybody."""
         self.first_s = first_s
         self.last_s = now_s
         self.opening = 0

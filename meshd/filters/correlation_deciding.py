@@ -72,6 +72,8 @@ class Deciding:
         if candidates is None:
             if live:
                 self.narrow(set(live), _BY_BEING_ALONE)
+                if not self.is_decided:
+                    self.candidates = None  # It has said nothing: what the agent does may be for nobody.
         elif NOBODY not in candidates:
             still = {one for one in candidates if one.is_live}
             if still:

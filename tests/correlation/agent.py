@@ -55,6 +55,9 @@ class Agent:
         """Each of `make_...(base_url, api_key)` returns a client of an official SDK."""
         self.plans: dict[str, Plan] = {}
         self.url = ""
+        self.is_busy = asyncio.Event()
+        """Two tasks were under way at once."""
+        self._under_way = 0
         self._openai = make_openai
         self._anthropic: Callable[[str, str], anthropic.AsyncAnthropic] = make_anthropic
         self._runner: web.AppRunner | None = None
@@ -76,7 +79,17 @@ class Agent:
     async def _task(self, request: web.Request) -> web.Response:
         run = request.headers["x-run"]
         asked = await request.json()
-        return web.json_response({"answer": await self.work(run, self.plans[run], asked["params"]["message"])})
+        self._under_way += 1
+        if self._under_way > 1:
+            self.is_busy.set()
+        answer = await self.work(run, self.plans[run], asked["params"]["message"])
+        self._under_way -= 1
+        return web.json_response({"answer": answer})
+
+    async def work_beside(self, run: str, plan: Plan, task: str) -> str:
+        """Do a task of one's own, as soon as there are several to be done for others."""
+        await self.is_busy.wait()
+        return await self.work(run, plan, task)
 
     async def work(self, run: str, plan: Plan, task: str) -> str:
         """Do a task to its end; return the answer."""

@@ -170,7 +170,7 @@ async def _drive(sidecar: Sidecar, agent: Agent, runs: list[Run], concurrency: i
                 broken.append(f"{run.name}: {error!r}")
 
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-        own = [agent.work(f"own-{n}", Plan(turns=3), f"Tidy up shelf {n} of the archive.") for n in range(alone)]
+        own = [agent.work_beside(f"own-{n}", Plan(turns=8), f"Tidy up shelf {n} of the archive.") for n in range(alone)]
         await asyncio.gather(*[one(session, number, run) for number, run in enumerate(runs)], *own)
     return broken
 

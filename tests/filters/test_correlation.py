@@ -285,6 +285,19 @@ def test_what_the_agent_began_of_its_own_accord_stays_its_own(side: Side) -> Non
     assert tied(side.chat(user("Something new."))) == ("alone", "wf-a")
 
 
+def test_that_others_end_does_not_give_the_agents_own_work_to_the_last(side: Side) -> None:
+    live = side.inbound(TASK, "wf-a")
+    side.inbound(TASK_B, "wf-b")
+    opening = user("Tidy up the archive.")
+    assert tied(side.chat(opening, answer=said(LONG))) == NONE
+    side.end(live)
+    assert tied(side.chat(opening, said(LONG), user("Go on."))) == NONE
+    # Until something in it speaks for somebody.
+    made = side.chat(opening, said(LONG), user("Go on."), said(OTHER), user(TASK_B), answer=asks("call_b"))
+    assert tied(made) == ("quoted", "wf-b")
+    assert tied(side.chat(asks("call_b"), result("call_b"))) == ("relayed", "wf-b")
+
+
 def test_calls_of_one_workflow_are_told_apart_by_none_and_the_tightest_holds(side: Side) -> None:
     near, far = WALL_S + 60, WALL_S + 600
     side.inbound(TASK, "wf-a", hops=1, path=("x",), deadline_s=far, ceiling=500)
