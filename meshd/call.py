@@ -44,13 +44,27 @@ class Target(NamedTuple):
 
 
 class Evidence(str, Enum):
-    """How a call was tied to its workflow, strongest first (only those this build uses)."""
+    """How a call was tied to its workflow, strongest first. What is inferred may restrict and be charged, never
+    grant."""
 
     TOKEN = "token"
     RUN_ADDRESS = "run_address"
     NAMED = "named"
     OPENED = "opened"
+    TRACE = "trace"
+    RELAYED = "relayed"
+    HISTORY = "history"
+    QUOTED = "quoted"
+    ALONE = "alone"
     NONE = "none"
+
+    @property
+    def is_inferred(self) -> bool:
+        """Whether it is a conclusion of the sidecar's: a likely one, and no proof."""
+        return self in _INFERRED
+
+
+_INFERRED: Final = frozenset({Evidence.TRACE, Evidence.RELAYED, Evidence.HISTORY, Evidence.QUOTED, Evidence.ALONE})
 
 
 class Usage:
@@ -229,22 +243,9 @@ class Outcome:
     """How one attempt ended. Every ticket is settled with one, exactly once."""
 
     __slots__ = (
-        "duration_s",
-        "fault",
-        "first_byte_s",
-        "grpc_status",
-        "held",
-        "is_answered",
-        "is_forwarded",
-        "is_terminal",
-        "microdollars",
-        "now_s",
-        "reason",
-        "retry_after_s",
-        "status",
-        "usage",
-        "verdict",
-    )
+        "duration_s", "fault", "first_byte_s", "grpc_status", "held", "is_answered", "is_forwarded", "is_terminal",
+        "microdollars", "now_s", "reason", "retry_after_s", "status", "usage", "verdict",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -321,8 +322,8 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "id", "inject", "lasting", "method", "now_s", "path", "peer", "plan",
-        "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
+        "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -374,6 +375,8 @@ class Call:
         self.context: Context | None = None
         self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
+        self.heard_by: Any = None
+        """What hears the body as it passes, though nobody reads it whole: `hear(data)`."""
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None

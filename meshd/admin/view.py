@@ -234,6 +234,8 @@ class CallDump:
     direction: str
     agent: str
     workflow: str
+    evidence: str
+    """How it was tied to its workflow: see docs/context.md."""
     kind: str
     target: str
     model: str

@@ -1,8 +1,9 @@
 """Context: tie every call to its workflow, by evidence that the agent cannot forge.
 
 Outbound, strongest first: the token that this sidecar issued (header), the per-run address, a name that the caller
-gives its workflow (where the policy lets it). Without any, a call is charged to its agent's `unattributed` account
-of the day, which all such calls share: a workflow each would hand every turn of a loop a fresh budget.
+gives its workflow (where the policy lets it), and what Correlation infers of calls that say nothing. Without any, a
+call is charged to its agent's `unattributed` account of the day, which all such calls share: a workflow each would hand
+every turn of a loop a fresh budget.
 
 Inbound: the token of another sidecar, or none, which opens a workflow. A name in an inbound call is not read: names
 are for the agent beside us, and a stranger's would let it spend from, or hide in, anybody's workflow.
@@ -19,6 +20,7 @@ from datetime import date
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.call import Direction, Evidence, Kind
+from meshd.filters.correlation import Correlation
 from meshd.filters.minting import WORKFLOW, Minting, moved, refused, with_deadline
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call, Headers
+    from meshd.filters.contract import Ticket
     from meshd.mesh_key import MeshKeys
 
 KNOWN_MAX: Final = 16_384
@@ -76,12 +79,15 @@ class _Known(NamedTuple):
 
 
 class Context:
-    """First of all filters. Sets `call.context`, `call.agent` and `call.evidence`; owes nothing.
+    """First of all filters. Sets `call.context`, `call.agent` and `call.evidence`; owes to correlation alone.
 
     `forward_headers` is its other half: what the forwarded request carries, once Routing knows where it goes.
     """
 
-    __slots__ = ("_agent", "_generation", "_keys", "_known", "_minting", "_named", "_random_bytes", "_unattributed")
+    __slots__ = (
+        "_agent", "_correlation", "_generation", "_keys", "_known", "_minting", "_named", "_random_bytes",
+        "_unattributed",
+    )  # fmt: skip
 
     name = "context"
 
@@ -90,18 +96,19 @@ class Context:
         self._keys = keys
         self._random_bytes = random_bytes
         self._agent = agent
+        self._correlation = Correlation()
         self._generation = keys.generation
         self._known: dict[bytes, _Known] = {}
         self._named: dict[bytes, codec.Context] = {}
         self._minting = Minting(keys, random_bytes)
         self._unattributed: tuple[int, codec.Context] = (-1, codec.Context("", ""))
 
-    def admit(self, call: Call) -> None:
+    def admit(self, call: Call) -> Ticket | None:
         """Establish the context. Raises Refused for every value of ours that is malformed or does not verify."""
         policy = call.policy
         agent = self._agent or policy.agent
         found = _ours(call.governed) if call.governed else None
-        token = name = None
+        token = name = ticket = None
         if found is not None:
             token, name = found.pop(_CONTEXT_FIELD, None), found.pop(_WORKFLOW_FIELD, None)
             if name is not None and name not in self._named and WORKFLOW.match(name) is None:
@@ -120,6 +127,14 @@ class Context:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
             context, evidence = self._without_evidence(call.wall_s, call.agent or agent), _BY_NOTHING
+            # A session says who speaks: what others of this sidecar have in hand is no evidence of it.
+            if policy.limits.infers_context and not call.agent:
+                trace = found.get(TRACEPARENT, b"").decode("latin-1") if found is not None else ""
+                inferred = self._correlation.infer(call, trace[3:35] if trace_context.parse_traceparent(trace) else "")
+                if inferred is not None:
+                    ticket = inferred.ticket
+                    if inferred.context is not None:
+                        context, evidence = inferred.context, inferred.evidence
         if call.timeout_s is not None:
             call.lasting = None if found else context
             context = _due(context, call.wall_s + call.timeout_s)
@@ -128,6 +143,10 @@ class Context:
             call.span.adopt(context.parent)
         call.agent = context.agent
         call.evidence = evidence
+        if call.direction is _INBOUND and policy.limits.infers_context:
+            live = call.heard_by = self._correlation.begin(call, call.context)
+            return live
+        return ticket
 
     def forward_headers(self, call: Call) -> Headers:
         """Return the fields that the request to `call.upstream` carries, in place of all that `is_stripped` names.
@@ -160,7 +179,8 @@ class Context:
             return "no context yet"
         workflow = f"workflow {context.workflow}" if context.workflow else "no workflow"
         path = " > ".join((*context.path, context.agent))
-        return f"{workflow} ({call.evidence.value}), hop {context.hops}, {path}, charged to {context.account}"
+        evidence = call.evidence.value + (", inferred" if call.evidence.is_inferred else "")
+        return f"{workflow} ({evidence}), hop {context.hops}, {path}, charged to {context.account}"
 
     def _verified(self, token: bytes, call: Call, agent: str) -> _Known:
         if self._generation != self._keys.generation:

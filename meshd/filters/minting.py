@@ -163,7 +163,10 @@ def mint_run(
     return codec.mint(context, keys.ring, audience=audience, expires_s=expires_s, nonce=nonce).decode()
 
 
-def moved(context: codec.Context, agent: str, hops: int, path: tuple[str, ...]) -> codec.Context:
+def moved(
+    context: codec.Context, agent: str, hops: int, path: tuple[str, ...], parent: str | None = None
+) -> codec.Context:
+    """Return a context as it is elsewhere: for another agent, further on, under another span."""
     return codec.Context(
         context.workflow,
         agent,
@@ -172,7 +175,7 @@ def moved(context: codec.Context, agent: str, hops: int, path: tuple[str, ...]) 
         context.deadline_s,
         context.account,
         context.ceiling,
-        context.parent,
+        context.parent if parent is None else parent,
         context.memory,
         context.ceiling_microdollars,
     )

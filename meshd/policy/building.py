@@ -288,6 +288,7 @@ def _limits(document: Document) -> Limits:
         body_rate_min_bytes_s=section.body_rate_min,
         drain_s=section.drain,
         names_workflows=section.names_workflows,
+        infers_context=section.infers_context,
         unattributed_tokens=_unattributed_tokens(document),
     )
 

@@ -97,6 +97,8 @@ class Limits:
     drain_s: float = 30.0
     names_workflows: bool = True
     """A caller may name the workflow that its call belongs to."""
+    infers_context: bool = True
+    """A call that does not say to which workflow it belongs may be tied to one by other evidence."""
     unattributed_tokens: int = 100_000
     """Tokens for each agent and UTC day for calls that no evidence ties to a workflow."""
 

@@ -110,6 +110,9 @@ class LimitsSection(Section):
     """Time that running calls have to finish when meshd ends."""
     names_workflows: bool = True
     """A caller may name the workflow that its call belongs to."""
+    infers_context: bool = True
+    """A call that does not say to which workflow it belongs is tied to an inbound call by what it quotes. It is then
+    charged and restricted like that call, and nothing is granted for it."""
     unattributed_tokens: Count | None = None
     """Tokens for each agent and UTC day for calls that no evidence ties to a workflow. Not set: 100,000, or the
     smallest budget of a workflow where that is less."""

@@ -130,6 +130,8 @@ class Exchange:
         if self.is_done:
             return
         self._body_bytes += len(data)
+        if self.call.heard_by is not None:
+            self.call.heard_by.hear(data)
         if self._held is not None:
             self._held.append(data)
             bytes_max = self.call.policy.limits.request_body_bytes_max

@@ -105,6 +105,10 @@ class Exposition(Collector):
             for status, count in list(t.grpc.items()):
                 _add(grpc, (t.direction, t.target, name_of(status)), count)
         yield _counter(names.GRPC_CALLS, grpc.items())
+        series = self._series
+        ways = (("outbound", series.evidence_outbound), ("inbound", series.evidence_inbound))
+        ties = [((direction, evidence), count) for direction, counts in ways for evidence, count in counts.items()]
+        yield _counter(names.CALLS_TIED, [tie for tie in ties if tie[1]])
         yield _histogram(names.CALL_DURATION, (((t.direction, t.kind, t.target), t.duration) for t in targets))
         yield _histogram(names.FIRST_BYTE, (((t.direction, t.kind, t.target), t.first_byte) for t in targets))
 

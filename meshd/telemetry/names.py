@@ -32,6 +32,7 @@ REASON: Final = "reason"
 RULE: Final = "rule"
 VERDICT: Final = "verdict"
 FAULT: Final = "fault"
+EVIDENCE: Final = "evidence"
 GRPC_STATUS: Final = "grpc_status"
 STATE: Final = "state"
 SCOPE: Final = "scope"
@@ -58,6 +59,10 @@ CALLS: Final = Metric("meshd_calls_total", "counter", "Calls that ended, by how 
 CALLS_OPEN: Final = Metric(
     "meshd_calls_open", "gauge", "Calls in progress: HTTP/1.1 exchanges and HTTP/2 streams.", (DIRECTION,)
 )
+CALLS_TIED: Final = Metric(
+    "meshd_calls_by_evidence_total", "counter", "Calls that ended, by how they were tied to a workflow.",
+    (DIRECTION, EVIDENCE),
+)  # fmt: skip
 REFUSALS: Final = Metric("meshd_refusals_total", "counter", "Calls that meshd refused.", (REASON, TARGET))
 SHADOWED: Final = Metric(
     "meshd_shadow_refusals_total", "counter", "Calls that a rule in shadow would have refused.", (RULE, REASON)
@@ -316,6 +321,7 @@ MESHD_DIRECTION: Final = "meshd.direction"
 MESHD_WORKFLOW: Final = "meshd.workflow"
 MESHD_HOPS: Final = "meshd.hops"
 MESHD_EVIDENCE: Final = "meshd.evidence"
+MESHD_INFERRED: Final = "meshd.evidence.is_inferred"
 MESHD_ATTEMPTS: Final = "meshd.attempts"
 MESHD_REASON: Final = "meshd.reason"
 MESHD_RULE: Final = "meshd.rule"
@@ -348,7 +354,8 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
         URL_PATH, RPC_SYSTEM, RPC_SERVICE, RPC_METHOD, RPC_STATUS,
         MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
-        MESHD_EVIDENCE, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT, MESHD_USAGE_ESTIMATED,
+        MESHD_EVIDENCE, MESHD_INFERRED, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT,
+        MESHD_USAGE_ESTIMATED,
         MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST, TOOL_CALL_ID, MESHD_ENTRY, MESHD_ERROR,
         MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS, MESHD_TOOL_RESULT, MESHD_DECISION_QUESTION,
         MESHD_DECISION_CHOICE, MESHD_DECISION_OPTIONS, MESHD_DECISION_RATIONALE, MESHD_NOTE,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Direction, Fault, Kind, Target, Verdict
+from meshd.call import Direction, Evidence, Fault, Kind, Target, Verdict
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Call, Outcome
@@ -28,6 +28,7 @@ NONE: Final = -1
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _OUTBOUND: Final = Direction.OUTBOUND
 _SUCCESS: Final = Verdict.SUCCESS
+_EVIDENCE_NONE: Final = Evidence.NONE
 _FAULT_NONE: Final = Fault.NONE
 _NOWHERE: Final = Target(Kind.HOST, "")
 
@@ -37,9 +38,9 @@ class Attempted:
 
     __slots__ = (
         "account", "agent", "bound", "bound_by", "cached_tokens", "call", "cap_asked", "cap_granted", "charged",
-        "choices", "direction", "fault", "first_byte_s", "has_budget", "input_bound", "input_tokens", "is_estimated",
-        "is_forwarded", "limit", "model_sent", "number", "operation", "output_tokens", "rest", "sequence",
-        "status", "target", "took_s", "verdict", "wall_s", "workflow",
+        "choices", "direction", "evidence", "fault", "first_byte_s", "has_budget", "input_bound", "input_tokens",
+        "is_estimated", "is_forwarded", "limit", "model_sent", "number", "operation", "output_tokens", "rest",
+        "sequence", "status", "target", "took_s", "verdict", "wall_s", "workflow",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,6 +52,7 @@ class Attempted:
         self.direction: Direction = _OUTBOUND
         self.agent = ""
         self.workflow = ""
+        self.evidence: Evidence = _EVIDENCE_NONE
         self.target: Target = _NOWHERE
         self.operation = ""
         self.model_sent = ""
@@ -90,6 +92,7 @@ class Attempted:
         self.agent = call.agent
         context = call.context
         self.workflow = context.workflow if context is not None else ""
+        self.evidence = call.evidence
         self.status = outcome.status
         self.verdict = outcome.verdict
         self.fault = outcome.fault
@@ -136,8 +139,8 @@ class Denied:
     """One refusal, or what a rule in shadow would have refused."""
 
     __slots__ = (
-        "agent", "call", "direction", "is_shadow", "message", "number", "reason", "rule", "sequence", "short", "status",
-        "target", "wall_s", "workflow",
+        "agent", "call", "direction", "evidence", "is_shadow", "message", "number", "reason", "rule", "sequence",
+        "short", "status", "target", "wall_s", "workflow",
     )  # fmt: skip
 
     def __init__(self, call: Call, refused: Refused, sequence: int, is_shadow: bool) -> None:
@@ -150,6 +153,7 @@ class Denied:
         self.direction: Direction = call.direction
         self.agent = call.agent
         self.workflow = context.workflow if context is not None else ""
+        self.evidence: Evidence = call.evidence
         self.target = short(call.target)
         self.reason: Reason = refused.reason
         self.message = refused.message[:MESSAGE_CHARACTERS_MAX]

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Direction, Verdict
+from meshd.call import Direction, Evidence, Verdict
 from meshd.dialects.windows import family
 from meshd.telemetry import names
 
@@ -176,7 +176,10 @@ class BoundSeries:
 class Series:
     """All counters, found by what a call carries. Lookups that miss are slow and rare."""
 
-    __slots__ = ("bounds", "errors", "inbound", "model_names", "models", "outbound", "shadowed", "unknown")
+    __slots__ = (
+        "bounds", "errors", "evidence_inbound", "evidence_outbound", "inbound", "model_names", "models", "outbound",
+        "shadowed", "unknown",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.outbound: dict[str, TargetSeries] = {}
@@ -190,6 +193,15 @@ class Series:
         self.model_names: set[str] = set()
         self.shadowed: dict[tuple[str, str], int] = {}
         self.bounds: dict[tuple[str, str], BoundSeries] = {}
+        self.evidence_outbound: dict[str, int] = {one.value: 0 for one in Evidence}
+        """Calls by how they were tied to their workflow."""
+        self.evidence_inbound: dict[str, int] = {one.value: 0 for one in Evidence}
+
+    def tie(self, call: Call) -> None:
+        """Count how a call was tied to its workflow."""
+        counts = self.evidence_inbound if call.direction is _INBOUND else self.evidence_outbound
+        # Not `value`, which is a descriptor written in Python, nor the member itself, whose hash is.
+        counts[call.evidence._value_] += 1
 
     def targets(self) -> list[TargetSeries]:
         """Return every target's series that has seen a call, each once."""

@@ -287,6 +287,8 @@ def attributes(
         names.MESHD_ATTEMPTS: call.attempt,
         names.HTTP_METHOD: method(call),
     }
+    if call.evidence.is_inferred:
+        found[names.MESHD_INFERRED] = True
     if status:
         found[names.HTTP_STATUS] = status
     if call.agent:

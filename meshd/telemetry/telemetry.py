@@ -184,6 +184,8 @@ class Telemetry:
         else:
             result = _result(call, outcome, refused)
         series.results[result] += 1
+        if call.context is not None:
+            self.series.tie(call)
         code = outcome.grpc_status if outcome is not None else -1
         if refused is not None:
             self.provenance.denied(call, refused)
@@ -368,6 +370,7 @@ def _fields(
     }
     if call.context is not None:
         found["hops"] = call.context.hops
+        found["evidence"] = call.evidence.value
         if call.context.workflow:
             found["workflow"] = call.context.workflow
     if call.target.kind is _LLM and call.ask is not None:

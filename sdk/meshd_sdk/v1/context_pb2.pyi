@@ -47,6 +47,8 @@ class _EvidenceEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """Inferred: exactly one inbound call was alive."""
     EVIDENCE_NONE: _Evidence.ValueType  # 9
     """None: charged to the agent's shared account."""
+    EVIDENCE_QUOTED: _Evidence.ValueType  # 10
+    """Inferred: words of exactly one inbound call stand in the request. Weaker than HISTORY, stronger than ALONE."""
 
 class Evidence(_Evidence, metaclass=_EvidenceEnumTypeWrapper):
     """How a call was tied to its workflow, strongest first. What is inferred may restrict and be charged, never grant."""
@@ -71,6 +73,8 @@ EVIDENCE_ALONE: Evidence.ValueType  # 8
 """Inferred: exactly one inbound call was alive."""
 EVIDENCE_NONE: Evidence.ValueType  # 9
 """None: charged to the agent's shared account."""
+EVIDENCE_QUOTED: Evidence.ValueType  # 10
+"""Inferred: words of exactly one inbound call stand in the request. Weaker than HISTORY, stronger than ALONE."""
 global___Evidence = Evidence
 
 @typing.final
