@@ -13,4 +13,4 @@ def delay_s(attempt: int, draw: float) -> float:
 
     Full jitter (all of the time is random) keeps agents that lost one sidecar from coming back all at once.
     """
-    return min(MOST_S, FIRST_S * 2 ** min(attempt, 16)) * draw
+    return min(MOST_S, FIRST_S * 2.0 ** min(attempt, 16)) * draw

@@ -1,4 +1,8 @@
-"""Payloads: JSON as a handler and a caller see it, and bytes of other types as they are. Pure, stdlib only."""
+"""Payloads: JSON as a handler and a caller see it, and bytes of other types as they are. Pure, stdlib only.
+
+A reply that is streamed as values is JSON in lines (`application/x-ndjson`): where its pieces are cut on the way does
+not matter.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from typing import Any, Final, NoReturn
 from meshd_sdk.errors import ArgumentsInvalid
 
 JSON: Final = "application/json"
+LINES: Final = "application/x-ndjson"
 BYTES: Final = "application/octet-stream"
 
 
@@ -29,8 +34,16 @@ def is_json(content_type: str) -> bool:
     return kind in ("", JSON) or kind.endswith("+json")
 
 
+def is_lines(content_type: str) -> bool:
+    """Say whether a media type is JSON in lines."""
+    return content_type.split(";", 1)[0].strip().lower() == LINES
+
+
 def decode(payload: bytes, content_type: str, call_id: str = "") -> Any:
     """Return decoded JSON, None for no bytes of it, or a Reply. Raises ArgumentsInvalid for broken JSON."""
+    if is_lines(content_type):
+        lines = Lines()
+        return [*lines.feed(payload), *lines.end()]
     if not is_json(content_type):
         return Reply(payload, content_type, call_id)
     if not payload:
@@ -52,6 +65,23 @@ def encode(value: Any, content_type: str = "") -> tuple[bytes, str]:
         return value.encode(), content_type
     text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.encode("utf-8", "surrogatepass"), content_type or JSON
+
+
+class Lines:
+    """JSON in lines, read piece by piece."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def feed(self, piece: bytes) -> list[Any]:
+        """Return the values that are whole now. Raises ArgumentsInvalid."""
+        *lines, self._rest = (self._rest + piece).split(b"\n")
+        return [decode(line, JSON) for line in lines if line.strip()]
+
+    def end(self) -> list[Any]:
+        """Return the last value, where no newline came after it."""
+        rest, self._rest = self._rest, b""
+        return [decode(rest, JSON)] if rest.strip() else []
 
 
 def _plain(value: Any) -> Any:

@@ -9,9 +9,9 @@
 The rules are the comments of proto/meshd/v1/session.proto. Bodies are opaque, and there is no clock. Neither side is
 special, so two of these, back to back, are a whole session.
 
-Credit after a resume. Credit frames are not kept, so one may be lost with its stream. Both sides begin anew: Welcome's
-(or Hello's) credit, less the work that has no answer yet. For work that the other side had received before, the answer
-is its credit; whoever sends a Credit frame for it besides does no harm, as never more than the window is under way.
+Credit after a resume. Credit frames are not kept, so one may be lost with its stream. What Welcome (or Hello) says is
+what the other side has room for now, counted from what it has received: work that it has not received takes of that.
+Whatever is done later gives its credit back, whenever it was received.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class SessionState:
     """See the module. Not for two threads at once."""
 
     __slots__ = (
-        "_at", "_bytes", "_is_open", "_queue", "_unacked", "_under_way", "_work", "acked", "credit", "received_seq",
-        "sent_seq", "session", "window",
+        "_at", "_bytes", "_is_open", "_queue", "_unacked", "_under_way", "_work", "acked", "credit", "is_held",
+        "received_seq", "sent_seq", "session", "window",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -65,7 +65,9 @@ class SessionState:
         self.credit = 0
         """Frames of work that may still be sent."""
         self.window = 0
-        """Work that may be under way at once, as the other side said last."""
+        """Work that may be under way at once: what a new session began with."""
+        self.is_held = False
+        """Set where the other side is about to end: no more work goes out on this stream."""
         self._is_open = False
         self._unacked: deque[tuple[int, Kept]] = deque()
         self._at = 0
@@ -73,8 +75,8 @@ class SessionState:
         self._queue: deque[Kept] = deque()
         self._work: deque[Kept] = deque()
         self._bytes = 0
-        self._under_way: dict[int, tuple[int, bool]] = {}
-        """Work that was sent and has no answer: id of the body -> its seq, and whether its answer is its credit."""
+        self._under_way: set[int] = set()
+        """Work that was sent and has no answer, by the id of its body."""
 
     @property
     def is_full(self) -> bool:
@@ -84,8 +86,8 @@ class SessionState:
 
     @property
     def is_idle(self) -> bool:
-        """Whether the other side has all that was offered."""
-        return not (self._unacked or self._queue or self._work)
+        """Whether the other side has all that was offered, but for work that is held."""
+        return not (self._unacked or self._queue or (self._work and not self.is_held))
 
     @property
     def under_way(self) -> int:
@@ -115,10 +117,10 @@ class SessionState:
         else:
             if self._queue:
                 kept = self._queue.popleft()
-            elif self._work and self.credit > 0 and len(self._under_way) < self.window:
+            elif self._work and not self.is_held and self.credit > 0:
                 kept = self._work.popleft()
                 self.credit -= 1
-                self._under_way[id(kept.body)] = (self.sent_seq + 1, False)
+                self._under_way.add(id(kept.body))
             else:
                 return None
             self.sent_seq += 1
@@ -156,13 +158,11 @@ class SessionState:
 
     def answered(self, body: Any) -> None:
         """Note that a piece of work has its (last) answer."""
-        _, is_credit = self._under_way.pop(id(body), (0, False))
-        if is_credit:
-            self.given(1)
+        self._under_way.discard(id(body))
 
     def broken(self) -> None:
         """Note that the stream has ended."""
-        self._is_open = False
+        self._is_open = self.is_held = False
         self._at = 0
 
     def resumed(self, received: int, credit: int) -> None:
@@ -171,9 +171,8 @@ class SessionState:
             raise ProtocolBroken(f"frame {received} was received last, says the sidecar, and that cannot be")
         self._forget(received)
         self._at = 0
-        self.window = credit
-        self.credit = max(0, credit - len(self._under_way))
-        self._under_way = {body: (seq, seq <= received) for body, (seq, _) in self._under_way.items()}
+        self.window = max(self.window, credit)
+        self.credit = credit - sum(kept.is_work for _, kept in self._unacked)
         self._is_open = True
 
     def begun(self, session: str, credit: int) -> None:

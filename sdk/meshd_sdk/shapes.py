@@ -331,7 +331,7 @@ class Foreign:
                 place = where
                 for part in fault["loc"]:
                     place = f"{place}[{part}]" if isinstance(part, int) else _below(place, str(part))
-                faults.add(place, fault["msg"])
+                faults.add(place, str(fault["msg"]))
             return None
 
 
