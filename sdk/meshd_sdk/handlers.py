@@ -47,9 +47,9 @@ class Handler:
         """The parameter that takes the context; empty where none does."""
 
     def _is_ctx(self, name: str) -> bool:
+        if name == "ctx":
+            return True
         hint = self.hints.get(name)
-        if hint is None:
-            return name == "ctx"
         # By name: neither face is imported here, and the annotation may be a text that only type checkers can read.
         word = hint if isinstance(hint, str) else getattr(hint, "__name__", "")
         return word.rpartition(".")[2] == "Ctx"

@@ -145,8 +145,13 @@ class Shapes:
 
     def _typed_dict(self, hint: Any) -> Fields:
         hints = hints_of(hint, self.names)
-        required = hint.__required_keys__
-        return Fields({name: self.field(one, MISSING, is_required=name in required) for name, one in hints.items()})
+        fields = {}
+        for name, one in hints.items():
+            # Where annotations are texts, __required_keys__ does not know of NotRequired.
+            origin = typing.get_origin(one)
+            is_required = name in hint.__required_keys__ and origin is not typing.NotRequired
+            fields[name] = self.field(one, MISSING, is_required=is_required or origin is typing.Required)
+        return Fields(fields)
 
     def field(self, hint: Any, default: Any, *, is_required: bool, description: str = "") -> Field:
         """Return a field of a type; a description in Annotated goes before the one that is given."""
