@@ -34,7 +34,7 @@ from meshd.policy.addressing import APP
 from meshd.policy.compiled import Upstream
 from meshd.policy.document import LoadError, Overrides, load
 from meshd.policy.reload import Reloader, Watch
-from meshd.policy.upstreams import parse_url
+from meshd.policy.upstreams import SESSION, parse_url, session_upstream
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
@@ -102,6 +102,8 @@ def app_upstream(url: str) -> Upstream | None:
     """Return the upstream that inbound calls go to, None where there is no app. Raises StartError."""
     if not url:
         return None
+    if url == SESSION:
+        return session_upstream(APP)
     try:
         location = parse_url(url)
     except ValueError as error:

@@ -53,7 +53,11 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     help="Policy document or directory; may be given again. [default: the packaged quickstart]",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where agents call. [default: 127.0.0.1:7400]")
-@click.option("--app", metavar="URL", help="The agent beside this sidecar, which takes inbound calls (7401).")
+@click.option(
+    "--app",
+    metavar="URL",
+    help="The agent beside this sidecar, which takes inbound calls (7401); `session`: by the session that it opens.",
+)
 @click.option(
     "--upstream",
     "upstreams",

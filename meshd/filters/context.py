@@ -119,7 +119,7 @@ class Context:
         elif name is not None and policy.limits.names_workflows:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
-            context, evidence = self._without_evidence(call.wall_s, agent), _BY_NOTHING
+            context, evidence = self._without_evidence(call.wall_s, call.agent or agent), _BY_NOTHING
         call.context = _attenuated(context, found, call.wall_s) if found else context
         if context.parent and call.span is not None:
             call.span.adopt(context.parent)

@@ -65,6 +65,8 @@ class AddressBook:
         """Several names may stand for one origin. What is metered stands first, so that no second name of an LLM is a
         way around its meter; else the order is the document's."""
         for upstream in sorted(policy.upstreams.values(), key=lambda one: one.kind is not _LLM or one.is_unmetered):
+            if upstream.is_session:
+                continue
             origin = (upstream.scheme, upstream.host, upstream.port)
             self._by_origin.setdefault(origin, []).append(upstream)
         self._hosts_allowed = policy.hosts_allowed

@@ -21,6 +21,7 @@ from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
     RESERVED_NAMES,
     WELL_KNOWN,
+    compile_session,
     compile_upstream,
     dialect_of,
     kind_of,
@@ -71,6 +72,8 @@ def upstreams(document: Document, overrides: Overrides, report: Report) -> dict[
             report.error(here, f"the name {shown(name)} is taken by meshd itself", is_key=True)
         for key, message in section_problems(name, section):
             report.error((*here, *key), message)
+        if section.url is None and not section.session:
+            continue
         try:
             made[name] = _upstream(name, section)
         except ValueError as error:
@@ -79,6 +82,8 @@ def upstreams(document: Document, overrides: Overrides, report: Report) -> dict[
 
 
 def _upstream(name: str, section: UpstreamSection) -> Upstream:
+    if section.url is None:
+        return compile_session(name, section)
     return compile_upstream(name, section, parse_url(section.url), kind_of(name, section) or Kind.HOST)
 
 
@@ -92,7 +97,9 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
     if section is None and name in WELL_KNOWN:
         section = UpstreamSection(url=WELL_KNOWN[name][0], kind="llm", dialect=WELL_KNOWN[name][1])
     # Its prices stay the document's: they are found by the upstream's name.
-    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude={"prices"})
+    fields = (
+        {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude={"prices", "session"})
+    )
     fields["url"] = url
     for option in options:
         key, _, value = option.partition("=")
@@ -113,6 +120,10 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
 def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[str, ...], str]]:
     """Return what is wrong with a section beyond its types and its URL: (key path, message) each."""
     found: list[tuple[tuple[str, ...], str]] = []
+    if section.session:
+        return _session_problems(section)
+    if section.url is None:
+        found.append(((), 'the key "url" is missing; only an agent with session: true has none'))
     kind, dialect = kind_of(name, section), dialect_of(name, section)
     if kind is None:
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
@@ -126,13 +137,27 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
         found.append((("unmetered",), f"only an LLM is metered; this is of kind {kind.value}"))
     elif kind is Kind.LLM and section.peer:
         found.append((("peer",), "an LLM is not another sidecar: context tokens never leave the mesh"))
-    if section.tls.ca is not None and section.url.startswith("http://"):
+    if section.tls.ca is not None and (section.url or "").startswith("http://"):
         found.append((("tls", "ca"), "there is no TLS on an http:// URL"))
     if section.key is not None:
         if (section.key.env is None) == (section.key.file is None):
             found.append((("key",), "key needs either env or file"))
         if section.key.header is not None and section.key.header.lower() in _KEY_HEADERS_REFUSED:
             found.append((("key", "header"), f"a key cannot stand in {shown(section.key.header)}"))
+    return found
+
+
+def _session_problems(section: UpstreamSection) -> list[tuple[tuple[str, ...], str]]:
+    """Return what is wrong with the section of an agent that is called through its session."""
+    if section.url is not None:
+        return [(("session",), "an agent is called either through its session or at a url")]
+    found: list[tuple[tuple[str, ...], str]] = []
+    if section.kind not in (None, "agent"):
+        found.append((("kind",), f"only an agent has a session; this is of kind {section.kind}"))
+    meaningless = section.model_fields_set - {"session", "kind", "sends_trace", "pool", "timeouts"}
+    found += [
+        ((key,), f"{key} says nothing of an agent that is called through its session") for key in sorted(meaningless)
+    ]
     return found
 
 

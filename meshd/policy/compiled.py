@@ -48,6 +48,8 @@ class Upstream:
     protocol: Protocol = "auto"
     is_unmetered: bool = False
     """Calls to an LLM that no dialect reads may pass, and tunnels too: nobody counts their tokens."""
+    is_session: bool = False
+    """An agent that is reached by the session which it keeps with this sidecar: it has no address."""
     is_peer: bool = False
     """The address is another sidecar's inbound port, which verifies the context token and mints its own."""
     sends_trace: bool = False

@@ -199,14 +199,17 @@ Prices = dict[Annotated[str, Field(pattern=MODEL_PATTERN)], PriceSection]
 class UpstreamSection(Section):
     """An address that serves a target."""
 
-    url: Annotated[str, Field(min_length=1, max_length=2048)]
-    """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment."""
+    url: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment. Only
+    with `session: true` there is none."""
     kind: KindName | None = None
     """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
     dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"] | None = None
     """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
     protocol: Literal["auto", "http/1.1", "h2"] = "auto"
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
+    session: bool = False
+    """An agent that opens a session with this sidecar and is called through it, in place of at a `url`."""
     unmetered: bool = False
     """Let calls and tunnels to an LLM pass whose tokens nobody can count."""
     peer: bool = False

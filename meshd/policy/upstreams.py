@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
@@ -36,6 +36,9 @@ _KEY_HEADERS: dict[DialectName, str] = {"anthropic": "x-api-key", "gemini": "x-g
 
 RESERVED_NAMES = frozenset({"w", "app"})
 """`/w/<opaque>/...` is a per-run address; `app` is the target of calls that come in: the agent beside the sidecar."""
+
+SESSION = "session"
+"""Stands where others have a URL: the agent is called through the session that it opens."""
 
 # Where clouds hand credentials to whoever asks from inside: no agent's call may go there, whatever a document says.
 _METADATA_HOSTS = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
@@ -149,7 +152,7 @@ def dialect_of(name: str, section: UpstreamSection) -> DialectName:
     """Return the dialect that an upstream's section says, or that its name or host is known for."""
     if section.dialect is not None:
         return section.dialect
-    if section.kind in (None, "llm"):
+    if section.kind in (None, "llm") and section.url is not None:
         return _known(name, section.url) or "plain"
     return "plain"
 
@@ -158,6 +161,8 @@ def kind_of(name: str, section: UpstreamSection) -> Kind | None:
     """Return what an upstream is; None where neither kind nor dialect nor a well-known name says so."""
     if section.kind is not None:
         return Kind(section.kind)
+    if section.session:
+        return Kind.AGENT
     return Kind.LLM if dialect_of(name, section) != "plain" else None
 
 
@@ -171,6 +176,34 @@ def known_llm(url: str) -> str | None:
 def _known(name: str, url: str) -> DialectName | None:
     known = known_llm(url)
     return WELL_KNOWN[known or name][1] if known or name in WELL_KNOWN else None
+
+
+def session_upstream(name: str) -> Upstream:
+    """Return the upstream that stands for an agent's session."""
+    return Upstream(
+        name=name,
+        kind=Kind.AGENT,
+        url=SESSION,
+        scheme="http",
+        host="",
+        port=0,
+        base_path="",
+        authority=name.encode("ascii"),
+        dialect="plain",
+        is_session=True,
+        sends_trace=True,
+    )
+
+
+def compile_session(name: str, section: UpstreamSection) -> Upstream:
+    """Make the upstream of an agent that the policy names without an address."""
+    return replace(
+        session_upstream(name),
+        sends_trace=section.sends_trace is not False,
+        pending_max=section.pool.pending,
+        first_byte_timeout_s=section.timeouts.first_byte,
+        gap_timeout_s=section.timeouts.gap,
+    )
 
 
 def compile_upstream(name: str, section: UpstreamSection, location: Location, kind: Kind) -> Upstream:

@@ -16,7 +16,7 @@ from meshd.chain import Pending, settle
 from meshd.proxy.arrival import arrive, too_large
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.patience import is_body_too_slow
-from meshd.proxy.refusing import refusal_reply
+from meshd.proxy.refusing import is_told, refusal_reply
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import forwardable_trailers
 
@@ -360,7 +360,7 @@ class Exchange:
         attempt = self.attempt
         if attempt is not None:
             attempt.leave()
-        if not self.is_caller_gone:
+        if not self.is_caller_gone and not is_told(self, refused):
             self._write(refusal_reply(refused, self.call, is_grpc=self.request.fields.is_grpc))
         self.finish(attempt, fault, refused)
 

@@ -55,13 +55,22 @@ class Pools:
             wire = "h2" if is_grpc else "http/1.1"
         elif wire == "auto" and is_grpc:
             wire = "h2"
+        if upstream.is_session:
+            wire = "tunnel" if is_tunnel else "grpc" if is_grpc else "session"
         key = (upstream, wire)
         pool = self._pools.get(key)
         if pool is None:
-            pool = self._pools[key] = Pool(self._proxy, self, upstream, wire)
+            pool = self._pools[key] = self._made(upstream, wire)
         if not is_tunnel:
             usuals[upstream.name] = (upstream, pool)
         return pool
+
+    def _made(self, upstream: Upstream, wire: str) -> Pool:
+        if upstream.is_session:
+            from meshd.proxy.session_pool import SessionPool
+
+            return SessionPool(self._proxy, self, upstream, wire)
+        return Pool(self._proxy, self, upstream, wire)
 
     def ssl_context(self, ca_file: str | None, wire: str) -> ssl.SSLContext:
         """Return a verifying context. Loading the system's roots takes 20 ms, so one is kept for each setting."""

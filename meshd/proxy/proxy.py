@@ -10,9 +10,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshd.policy.addressing import AddressBook
+from meshd.proxy.agents import Agents
 from meshd.proxy.crash import crash, ending
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
@@ -75,6 +77,7 @@ class Proxy:
         self.chain = chain
         self.telemetry = telemetry
         self.pools = Pools(self)
+        self.agents = Agents()
         self.live: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.is_draining = False
@@ -90,14 +93,40 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self.policy = policy
+        self._document = policy
+        self._guests: dict[str, Upstream] = {}
         self.book = AddressBook(policy, app, listen_hosts)
         self._sweep()
 
     def swap(self, policy: Policy) -> None:
         """Judge new calls by `policy`; those under way keep the document that they began with."""
+        self._document = policy
+        self._judge_by_document()
+        self.pools.keep_only(tuple(self.policy.upstreams.values()) + ((self._app,) if self._app else ()))
+
+    def admit_guest(self, upstream: Upstream) -> bool:
+        """Let an agent that the policy does not know be called by its name, whatever document comes.
+
+        Returns False where the policy gives that name to another address.
+        """
+        named = self._document.upstreams.get(upstream.name)
+        if named is None:
+            self._guests[upstream.name] = upstream
+            self._judge_by_document()
+        return named is None or named.is_session
+
+    def dismiss_guest(self, name: str) -> None:
+        """Forget an agent that has gone."""
+        if self._guests.pop(name, None) is not None:
+            self._judge_by_document()
+
+    def _judge_by_document(self) -> None:
+        policy = self._document
+        if self._guests:
+            # A name that the document has is the document's.
+            policy = replace(policy, upstreams={**self._guests, **policy.upstreams})
         self.book = AddressBook(policy, self._app, self._listen_hosts)
         self.policy = policy
-        self.pools.keep_only(tuple(policy.upstreams.values()) + ((self._app,) if self._app else ()))
 
     def next_id(self) -> str:
         """Return an id for a call: unique among all sidecars, and cheap."""

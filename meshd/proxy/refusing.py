@@ -11,6 +11,7 @@ from meshd.refusal import Reason, Refused, refusal_headers
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
+    from meshd.proxy.exchange import Exchange
     from meshd.wire.message import WireError
 
 _TIMEOUTS: Final = frozenset({Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.GAP_TIMEOUT})
@@ -27,6 +28,16 @@ def failure_of(fault: Fault, call: Call, message: str) -> Refused:
     attempts = f" ({call.attempt} attempts)" if call.attempt > 1 else ""
     reason = Reason.UPSTREAM_TIMEOUT if fault in _TIMEOUTS else Reason.UPSTREAM_UNREACHABLE
     return Refused(reason, message + attempts)
+
+
+def is_told(exchange: Exchange, refused: Refused) -> bool:
+    """Give a refusal as it is to a caller that takes one, since no wire lies between; return whether it did."""
+    take = getattr(exchange.caller, "refuse", None)
+    if take is None:
+        return False
+    exchange.is_answered = True
+    take(refused)
+    return True
 
 
 def refusal_reply(refused: Refused, call: Call, *, is_grpc: bool) -> Reply:

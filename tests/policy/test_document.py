@@ -160,6 +160,15 @@ MISTAKES = {
     "control character": ("agent: a\n# \x07", ["2:3: the character"]),
     "no map": ("- a", ["1:1: a policy is a map of keys"]),
     "no url": ("upstreams: {a: {kind: tool}}", ['1:16: the key "url" is missing']),
+    "an agent with two addresses": (
+        "upstreams: {a: {kind: agent, url: 'http://x', session: true}}",
+        ["1:56: an agent is called either through its session or at a url"],
+    ),
+    "a session of a tool": ("upstreams: {a: {kind: tool, session: true}}", ["1:23: only an agent has a session"]),
+    "a session with a key": (
+        "upstreams: {a: {session: true, peer: true, tls: {ca: x}}}",
+        ["1:38: peer says nothing of an agent", "1:49: tls says nothing of an agent"],
+    ),
     "no kind": ("upstreams: {a: {url: 'http://x'}}", ["1:16: kind is missing"]),
     "no dialect": ("upstreams: {a: {url: 'http://x', kind: llm}}", ["1:16: an LLM needs dialect"]),
     "dialect of no LLM": ("upstreams: {a: {url: 'http://x', kind: tool, dialect: openai}}", ["1:55: only an LLM"]),

@@ -1,0 +1,123 @@
+"""What the services see of the daemon around them, and the two acts that they need: issue a token, and read one."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from meshd.call import Kind
+from meshd.filters.minting import TOKEN_LIFE_S, refused
+from meshd.refusal import Reason, Refused
+from meshd_sdk import context as codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.chain import Chain
+    from meshd.ledger import Ledger
+    from meshd.mesh_key import MeshKeys
+    from meshd.policy.compiled import Policy
+    from meshd.proxy.proxy import Proxy
+    from meshd.telemetry.telemetry import Telemetry
+
+
+class Mesh:
+    """One sidecar, as the services of the API know it."""
+
+    __slots__ = (
+        "_agent",
+        "_random_bytes",
+        "bus",
+        "chain",
+        "keys",
+        "ledger",
+        "proxy",
+        "telemetry",
+        "traces",
+        "wall_clock",
+    )
+
+    def __init__(
+        self,
+        *,
+        proxy: Proxy,
+        chain: Chain,
+        keys: MeshKeys,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        agent: str = "",
+        bus: Any = None,
+        wall_clock: Callable[[], float] = time.time,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+    ) -> None:
+        """`agent` is the name from the command line, empty for the policy's; `wall_clock` returns unix seconds."""
+        self.proxy = proxy
+        self.chain = chain
+        self.keys = keys
+        self.ledger = ledger
+        """Another one in its place once the books, which could not be opened at the start, are."""
+        self.telemetry = telemetry
+        self.bus = bus
+        """None where this build has none."""
+        self.traces: Any = None
+        """The TraceService, once it is made: what a session records goes there."""
+        self.wall_clock = wall_clock
+        self._agent = agent
+        self._random_bytes = random_bytes
+
+    @property
+    def policy(self) -> Policy:
+        """The document in force now; whoever judges one request reads it once."""
+        return self.proxy.policy
+
+    @property
+    def agent(self) -> str:
+        """Name of the agent beside this sidecar."""
+        return self._agent or self.policy.agent
+
+    def is_beside(self, agent: str) -> bool:
+        """Say whether calls of an agent of this name come through this sidecar: the policy's own, or one that the
+        sidecar reaches directly. The same rule holds for tokens on the agents' port."""
+        upstream = self.policy.upstreams.get(agent)
+        return agent == self.agent or (upstream is not None and upstream.kind is Kind.AGENT and not upstream.is_peer)
+
+    def issue(self, context: codec.Context, agent: str) -> bytes:
+        """Return a token in which `agent` may act as `context` says; empty for the agent that the context names.
+
+        Hops and path stay as they are: whoever hands a context on along an edge counts it before. Raises Refused
+        where it does not fit into a token.
+        """
+        if agent and agent != context.agent:
+            context = replace(context, agent=agent)
+        expires_s = int(self.wall_clock()) + TOKEN_LIFE_S
+        nonce = self._random_bytes(codec.NONCE_BYTES)
+        try:
+            return codec.mint(context, self.keys.ring, audience=codec.Audience.LOCAL, expires_s=expires_s, nonce=nonce)
+        except codec.TokenTooLongError as error:
+            raise Refused(Reason.HOP_LIMIT, f"The context cannot be handed out: {error}.") from error
+        except ValueError as error:
+            raise refused(f"The context cannot be handed out: {error}.") from error
+
+    def read(self, token: bytes | str, agent: str = "") -> codec.Context:
+        """Return what a token says that a sidecar issued to an agent beside this one; to `agent`, where that is given.
+
+        Raises Refused(CONTEXT_INVALID) for any other token, whatever its bytes are.
+        """
+        try:
+            given = token.encode("ascii") if isinstance(token, str) else token
+            context, audience, _ = codec.verify(given, self.keys.ring, now_s=self.wall_clock())
+        except codec.TokenInvalidError as error:
+            raise refused(f"The context token does not verify: {error}.") from error
+        except UnicodeEncodeError as error:
+            raise refused("The context token does not verify: it is not ASCII.") from error
+        if audience is not codec.Audience.LOCAL:
+            raise refused("The context token was not issued to an agent, but for a sidecar or a run's address.")
+        if agent and context.agent != agent:
+            raise refused(f"The context token was issued to the agent {context.agent}, not to {agent}.")
+        if not agent and not self.is_beside(context.agent):
+            raise refused(
+                f"The context token was issued to the agent {context.agent}, which is not beside this sidecar."
+            )
+        return context

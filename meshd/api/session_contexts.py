@@ -1,0 +1,77 @@
+"""The context of an event: that in which it was published goes with it, and becomes one for whoever is handed it.
+
+An event is an edge between agents as a call is: the consumer's hops are its publisher's plus one, the publisher joins
+the path, and the same account pays. What lies on the bus is a token for sidecars, which no agent is ever shown.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Final
+
+from meshd.engines.bus_port import KEEP_S
+from meshd.filters.minting import moved, refused
+from meshd.refusal import Reason, Refused
+from meshd_sdk import context as codec
+
+if TYPE_CHECKING:
+    from meshd.api.mesh import Mesh
+
+NO_CONTEXT: Final[tuple[None, bytes]] = (None, b"")
+log = logging.getLogger("meshd.api")
+
+
+def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, bytes]:
+    """Return the context that an event is published in, and the token that goes with it. Raises Refused.
+
+    Without a token it is that of the agent's shared account, as for calls: so events that breed events come to an end
+    at the hop limit, whatever the agents leave out.
+    """
+    wall_s = mesh.wall_clock()
+    if token:
+        context = mesh.read(token, agent)
+    else:
+        day = datetime.fromtimestamp(wall_s, UTC).date().isoformat()
+        context = codec.Context("", agent, account=f"unattributed/{agent}/{day}")
+    limits = mesh.policy.limits
+    if context.hops >= limits.hops:
+        workflow = f"workflow {context.workflow}" if context.workflow else f"the calls charged to {context.account}"
+        raise Refused(
+            Reason.HOP_LIMIT,
+            f"Who is handed this event would be at hop {context.hops + 1} of {workflow}, and {limits.hops} are "
+            "allowed. Finish with what you have in place of handing it on; or raise limits.hops in the policy.",
+        )
+    if context.deadline_s is not None and context.deadline_s <= wall_s:
+        raise Refused(Reason.DEADLINE, f"The time of workflow {context.workflow} is over: nothing more is published.")
+    sent = moved(context, context.agent, context.hops, (*context.path, context.agent))
+    return context, _minted(mesh, sent, codec.Audience.PEER, wall_s + KEEP_S)
+
+
+def for_consumer(mesh: Mesh, agent: str, token: bytes) -> tuple[codec.Context, bytes] | tuple[None, bytes]:
+    """Return the context to handle an event in, and its token; none where the one that came with it does not hold.
+
+    The event is handed over all the same: the agent then acts on its own shared account.
+    """
+    wall_s = mesh.wall_clock()
+    try:
+        context, audience, _ = codec.verify(token, mesh.keys.ring, now_s=wall_s)
+        if audience is not codec.Audience.PEER:
+            return NO_CONTEXT
+        received = moved(context, agent, context.hops + 1, context.path)
+        return received, mesh.issue(received, agent)
+    except (codec.TokenInvalidError, Refused) as error:
+        log.warning("an event's context cannot be used: %s", error)
+        return NO_CONTEXT
+
+
+def _minted(mesh: Mesh, context: codec.Context, audience: codec.Audience, expires_s: float) -> bytes:
+    try:
+        return codec.mint(
+            context, mesh.keys.ring, audience=audience, expires_s=int(expires_s), nonce=os.urandom(codec.NONCE_BYTES)
+        )
+    except codec.TokenTooLongError as error:
+        raise Refused(Reason.HOP_LIMIT, f"The event cannot carry its context: {error}.") from error
+    except ValueError as error:
+        raise refused(f"The event cannot carry its context: {error}.") from error

@@ -1,0 +1,387 @@
+"""The part of a bus that every engine has: who waits for which group, and who is woken by what.
+
+An engine keeps events and says which come next (`Shelf`); nobody polls it. A line asks it for as many events as `next`
+wait there, when it has been stirred: by an event of its topic, by one that was settled, or by a time that has come.
+A bus belongs to the loop on which it is used.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from meshd.engines.bus_event import (
+    HANDLING_S_LEAST,
+    REASON_CHARACTERS_MAX,
+    check_group,
+    check_pattern,
+    check_seconds,
+    completed,
+    matcher,
+)
+from meshd.engines.bus_port import HANDLING_S, DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.port import StoreClosed, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from meshd.engines.bus_terms import Clock, Terms, Timer
+
+log = logging.getLogger("meshd")
+
+TRIM_S: Final = 60.0
+"""How often what is too old is looked for."""
+ASKED_MAX: Final = 256
+"""How many events a line asks for at once."""
+
+
+class HandedOut(NamedTuple):
+    """What a group gets."""
+
+    deliveries: list[Delivery]
+    due_s: float | None
+    """When the next retry, or the next handler's end, is due; None where nothing is."""
+    is_more: bool
+    """Only a part of what is kept was looked at."""
+
+
+class Settled(NamedTuple):
+    """What a verdict did."""
+
+    counted: bool
+    is_freed: bool = False
+    """Something can be handed out that could not before."""
+    due_s: float | None = None
+    """When this one is handed out again."""
+
+
+class Attempt(NamedTuple):
+    """One attempt at the event of a place."""
+
+    place: int
+    number: int
+
+
+class Shelf(Protocol):
+    """What an engine does. `group` is a number that it gave; each method is one step, made whole or not at all."""
+
+    @property
+    def is_crowded(self) -> bool:
+        """Less than an eighth of what may be kept is free."""
+        ...
+
+    async def keep(self, events: Sequence[Event]) -> list[Published]:
+        """Keep events that are complete."""
+        ...
+
+    async def join(self, group: str, topic: str, *, starts_at_oldest: bool) -> int:
+        """Find a group or make it; return its number."""
+        ...
+
+    async def hand_out(self, group: int, handling_s: Sequence[float]) -> HandedOut:
+        """Begin up to as many attempts as there are times in `handling_s`."""
+        ...
+
+    async def settle(
+        self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
+    ) -> Settled:
+        """End an attempt."""
+        ...
+
+    async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
+        """End attempts of which nothing will be heard; those that are unseen were not even begun."""
+        ...
+
+    async def dead_letters(self, group: str, after: int, limit: int) -> list[DeadLetter]:
+        """As the bus's."""
+        ...
+
+    async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
+        """Return, for each that there was, the number of its group."""
+        ...
+
+    async def positions(self) -> list[Position]:
+        """As the bus's."""
+        ...
+
+    async def trim(self) -> bool:
+        """Let go of some of what is too old; return whether there is more."""
+        ...
+
+    async def close(self) -> None:
+        """Let go."""
+        ...
+
+
+class _Waiter:
+    __slots__ = ("future", "subscriber")
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.future: asyncio.Future[Delivery] = asyncio.get_running_loop().create_future()
+
+
+class Line:
+    """Those who wait for the events of one group."""
+
+    __slots__ = ("_clock", "_due_s", "_is_stirred", "_shelf", "_task", "_timer", "_waiting", "group", "is_for")
+
+    def __init__(self, shelf: Shelf, clock: Clock, group: int, is_for: Callable[[str], bool]) -> None:
+        self.group = group
+        self.is_for = is_for
+        """Whether a topic is one of the group's."""
+        self._shelf = shelf
+        self._clock = clock
+        self._waiting: deque[_Waiter] = deque()
+        self._is_stirred = True
+        """There may be something to hand out."""
+        self._task: asyncio.Task[None] | None = None
+        self._timer: Timer | None = None
+        self._due_s = 0.0
+
+    def join(self, waiter: _Waiter) -> None:
+        """Wait for an event."""
+        self._waiting.append(waiter)
+        self._look()
+
+    def stir(self) -> None:
+        """Say that there may be something to hand out."""
+        self._is_stirred = True
+        self._look()
+
+    def leave(self, waiter: _Waiter) -> None:
+        """Wait no more."""
+        if waiter in self._waiting:
+            self._waiting.remove(waiter)
+
+    def arm(self, due_s: float | None) -> None:
+        """Stir at `due_s`, or at what was planned before, where that is earlier."""
+        if due_s is None or (self._timer is not None and self._due_s <= due_s):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._due_s = due_s
+        self._timer = self._clock.at(due_s, self._fall_due)
+
+    async def end(self) -> None:
+        """Send everybody away, and be done with what is under way."""
+        for waiter in self._waiting:
+            if not waiter.future.done():
+                waiter.future.set_exception(StoreClosed("the bus was closed"))
+        self._waiting.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._task is not None:
+            await asyncio.wait((self._task,))
+
+    def _fall_due(self) -> None:
+        self._timer = None
+        self.stir()
+
+    def _look(self) -> None:
+        if self._task is None and self._is_stirred and self._waiting:
+            self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    async def _serve(self) -> None:
+        try:
+            while self._is_stirred and self._waiting:
+                self._is_stirred = False
+                asked = [waiter for waiter, _ in zip(self._waiting, range(ASKED_MAX), strict=False)]
+                try:
+                    times = [waiter.subscriber.handling_s for waiter in asked]
+                    handed = await self._shelf.hand_out(self.group, times)
+                    await self._give(asked, handed)
+                except StoreError as error:
+                    self._is_stirred = True  # for the next who asks
+                    self._fail(asked, error)
+        finally:
+            self._task = None
+
+    async def _give(self, asked: list[_Waiter], handed: HandedOut) -> None:
+        if handed.is_more or len(handed.deliveries) == len(asked):
+            self._is_stirred = True
+        self.arm(handed.due_s)
+        unseen: list[Attempt] = []
+        for waiter, delivery in zip(asked, handed.deliveries, strict=False):
+            self.leave(waiter)
+            attempt = Attempt(delivery.place, delivery.attempt)
+            if waiter.future.done():
+                unseen.append(attempt)
+            else:
+                waiter.subscriber.under_way.add(attempt)
+                waiter.future.set_result(delivery)
+        if unseen:
+            self._is_stirred = True
+            await self._shelf.give_back(self.group, unseen, is_unseen=True)
+
+    def _fail(self, asked: list[_Waiter], error: StoreError) -> None:
+        for waiter in asked:
+            self.leave(waiter)
+            if not waiter.future.done():
+                waiter.future.set_exception(type(error)(*error.args))
+
+
+class Subscriber:
+    """One subscriber of a group (`Subscription`)."""
+
+    __slots__ = ("_is_closed", "_line", "_shelf", "_waiters", "handling_s", "under_way")
+
+    def __init__(self, shelf: Shelf, line: Line, handling_s: float) -> None:
+        self.handling_s = handling_s
+        self.under_way: set[Attempt] = set()
+        self._shelf = shelf
+        self._line = line
+        self._waiters: set[_Waiter] = set()
+        self._is_closed = False
+
+    async def next(self) -> Delivery:
+        self._check()
+        waiter = _Waiter(self)
+        self._waiters.add(waiter)
+        self._line.join(waiter)
+        try:
+            delivery = await waiter.future
+        except asyncio.CancelledError:
+            self._line.leave(waiter)
+            if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
+                # It was handed out in the turn of the loop in which its taker was cancelled.
+                await self._return(Attempt(waiter.future.result().place, waiter.future.result().attempt))
+            raise
+        finally:
+            self._waiters.discard(waiter)
+        self._check()
+        return delivery
+
+    async def settle(
+        self, delivery: Delivery, verdict: Verdict, *, retry_after_s: float | None = None, reason: str = ""
+    ) -> bool:
+        self._check()
+        if retry_after_s is not None:
+            check_seconds("retry_after", retry_after_s)
+        attempt = Attempt(delivery.place, delivery.attempt)
+        reason = reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode()
+        settled = await self._shelf.settle(self._line.group, attempt, verdict, retry_after_s, reason)
+        self.under_way.discard(attempt)
+        self._line.arm(settled.due_s)
+        if settled.is_freed:
+            self._line.stir()
+        return settled.counted
+
+    async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
+        for waiter in self._waiters:
+            self._line.leave(waiter)
+            if not waiter.future.done():
+                waiter.future.set_exception(StoreClosed("the subscription was closed"))
+        if self.under_way:
+            attempts, self.under_way = tuple(self.under_way), set()
+            await self._shelf.give_back(self._line.group, attempts, is_unseen=False)
+            self._line.stir()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise StoreClosed("the subscription was closed")
+
+    async def _return(self, attempt: Attempt) -> None:
+        if attempt in self.under_way:
+            self.under_way.discard(attempt)
+            try:
+                await self._shelf.give_back(self._line.group, (attempt,), is_unseen=True)
+            except StoreError as error:
+                log.warning("an event that nobody took is handed out again once its time is over: %s", error)
+            self._line.stir()
+
+
+class BusFront:
+    """A bus before its shelf. Engines derive from it, and set `name`, `abilities` and `caution`."""
+
+    def __init__(self, shelf: Shelf, terms: Terms, clock: Clock) -> None:
+        self._shelf = shelf
+        self._terms = terms
+        self._clock = clock
+        self._lines: dict[int, Line] = {}
+        self._trimming: Timer | None = None
+        self._trim_task: asyncio.Task[None] | None = None
+        self._is_closed = False
+
+    async def publish(self, events: Sequence[Event]) -> list[Published]:
+        self._check()
+        now_s = self._clock.now_s()
+        whole = [completed(event, now_s, self._terms.new_id) for event in events]
+        published = await self._shelf.keep(whole)
+        topics = {event.topic for event, done in zip(whole, published, strict=True) if not done.is_duplicate}
+        for line in self._lines.values():
+            if any(map(line.is_for, topics)):
+                line.stir()
+        if self._shelf.is_crowded:
+            self._begin_to_trim()
+        return published
+
+    async def subscribe(
+        self, topic: str, group: str, *, starts_at_oldest: bool = False, handling_s: float = HANDLING_S
+    ) -> Subscriber:
+        self._check()
+        check_pattern(topic)
+        check_group(group)
+        check_seconds("handling_time", handling_s, HANDLING_S_LEAST)
+        number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
+        line = self._lines.get(number)
+        if line is None:
+            line = self._lines[number] = Line(self._shelf, self._clock, number, matcher(topic))
+        return Subscriber(self._shelf, line, handling_s)
+
+    async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        self._check()
+        check_group(group)
+        return await self._shelf.dead_letters(group, after, limit)
+
+    async def redrive(self, group: str, ids: Sequence[int]) -> int:
+        self._check()
+        check_group(group)
+        numbers = await self._shelf.redrive(group, ids)
+        for number in set(numbers) & set(self._lines):
+            self._lines[number].stir()
+        return len(numbers)
+
+    async def positions(self) -> list[Position]:
+        self._check()
+        return await self._shelf.positions()
+
+    async def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            if self._trimming is not None:
+                self._trimming.cancel()
+            for line in self._lines.values():
+                await line.end()
+            if self._trim_task is not None:
+                await asyncio.wait((self._trim_task,))
+        await self._shelf.close()
+
+    def _check(self) -> None:
+        if self._is_closed:
+            raise StoreClosed("the bus was closed")
+        if self._trimming is None:
+            self._trimming = self._clock.at(self._clock.now_s() + TRIM_S, self._trim)
+
+    def _trim(self) -> None:
+        self._trimming = self._clock.at(self._clock.now_s() + TRIM_S, self._trim)
+        self._begin_to_trim()
+
+    def _begin_to_trim(self) -> None:
+        if self._trim_task is None:
+            self._trim_task = asyncio.get_running_loop().create_task(self._trim_all())
+
+    async def _trim_all(self) -> None:
+        try:
+            # A part at a time: what is asked for meanwhile runs in between.
+            while not self._is_closed and await self._shelf.trim():
+                pass
+        except StoreError as error:
+            log.warning("what is too old could not be removed from the bus: %s", error)
+        finally:
+            self._trim_task = None

@@ -1,0 +1,130 @@
+"""Which engine a URL names: the one list of those that carry events. A driver is imported only when it is named."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meshd.engines.bus_port import HANDLING_S
+from meshd.engines.port import StoreClosed, StoreUnable
+from meshd.engines.url import StoreUrl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from meshd.engines.bus_port import Bus, DeadLetter, Event, Position, Published, Subscription
+    from meshd.engines.port import Ability
+
+
+class Engine(NamedTuple):
+    """Where a scheme leads."""
+
+    module: str
+    driver: str
+    example: str
+
+
+# An engine that carries events gets its line here.
+ENGINES: Final[dict[str, Engine]] = {
+    "sqlite": Engine("bus_sqlite", "SqliteBus", "sqlite:///var/lib/meshd/bus.db"),  # the default: one file
+    "memory": Engine("bus_memory", "MemoryBus", "memory:"),  # the model
+}
+FILE_NAME: Final = "bus.db"
+DEFAULT: Final = "sqlite:"
+MODES: Final = ("fast", "durable")
+
+
+def check_bus(text: str) -> StoreUrl:
+    """Read a bus's URL. Raises StoreUnable where no driver can do what it asks; no message holds a password."""
+    url = StoreUrl(text or DEFAULT)
+    if url.scheme not in ENGINES:
+        known = ", ".join(engine.example for engine in ENGINES.values())
+        raise StoreUnable(f"this build has no bus called {url.scheme[:40]}. Engines that carry events: {known}")
+    options = {"sqlite": {"mode"}}.get(url.scheme, set())
+    if unknown := sorted(set(url.options) - options):
+        raise StoreUnable(
+            f"the {url.scheme} bus knows no option {unknown[0][:40]!r}"
+            + (f"; it knows {', '.join(sorted(options))}" if options else "")
+        )
+    if url.options.get("mode", MODES[0]) not in MODES:
+        raise StoreUnable(f"mode={url.options['mode'][:40]} is neither fast nor durable")
+    if url.scheme == "sqlite" and url.host:
+        raise StoreUnable("a SQLite bus is named by its path, with three slashes: sqlite:///var/lib/meshd/bus.db")
+    return url
+
+
+async def open_bus(text: str, home: Path) -> Bus:
+    """Open the bus that a URL names. Empty, or `sqlite:` alone, is `bus.db` in the state directory `home`.
+
+    Raises StoreUnable where no driver can do what the URL asks; another StoreError where the bus cannot be used now.
+    """
+    url = check_bus(text)
+    engine = ENGINES[url.scheme]
+    driver = getattr(importlib.import_module(f"meshd.engines.{engine.module}"), engine.driver)
+    if url.scheme == "memory":
+        return driver()  # type: ignore[no-any-return]
+    path = Path(url.path) if url.path.strip("/") else home / FILE_NAME
+    # Opening reads the file, which may be large: not on the loop on which calls wait.
+    return await asyncio.to_thread(driver, path, is_durable=url.options.get("mode") == "durable")
+
+
+class LateBus:
+    """A bus that is opened with the first thing that is asked of it: a sidecar that carries no events pays nothing.
+
+    Where it cannot be opened, each that asks is told so, and the next tries again.
+    """
+
+    def __init__(self, text: str, home: Path) -> None:
+        self._text = text
+        self._home = home
+        self._bus: Bus | None = None
+        self._opening = asyncio.Lock()
+        self._is_closed = False
+
+    @property
+    def name(self) -> str:
+        """The engine's; empty until it is open, as are the two below."""
+        return "" if self._bus is None else self._bus.name
+
+    @property
+    def abilities(self) -> frozenset[Ability]:
+        return frozenset() if self._bus is None else self._bus.abilities
+
+    @property
+    def caution(self) -> str:
+        return "" if self._bus is None else self._bus.caution
+
+    async def publish(self, events: Sequence[Event]) -> list[Published]:
+        return await (await self._opened()).publish(events)
+
+    async def subscribe(
+        self, topic: str, group: str, *, starts_at_oldest: bool = False, handling_s: float = HANDLING_S
+    ) -> Subscription:
+        bus = await self._opened()
+        return await bus.subscribe(topic, group, starts_at_oldest=starts_at_oldest, handling_s=handling_s)
+
+    async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:
+        return await (await self._opened()).dead_letters(group, after, limit)
+
+    async def redrive(self, group: str, ids: Sequence[int]) -> int:
+        return await (await self._opened()).redrive(group, ids)
+
+    async def positions(self) -> list[Position]:
+        return await (await self._opened()).positions()
+
+    async def close(self) -> None:
+        async with self._opening:
+            self._is_closed = True
+            if self._bus is not None:
+                await self._bus.close()
+
+    async def _opened(self) -> Bus:
+        if self._bus is None:
+            async with self._opening:
+                if self._is_closed:
+                    raise StoreClosed("the bus was closed")
+                if self._bus is None:
+                    self._bus = await open_bus(self._text, self._home)
+        return self._bus
