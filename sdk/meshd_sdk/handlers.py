@@ -13,6 +13,7 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meshd_sdk.bodies import Reply
 from meshd_sdk.current import CarryingExecutor
 from meshd_sdk.docstring import read as read_docstring
 from meshd_sdk.errors import ArgumentsInvalid
@@ -128,12 +129,19 @@ class Entrance(Handler):
         self.payload = taken[0].name if taken else ""
         """The parameter that takes the payload; empty where none does."""
         hint = self.hints.get(self.payload, MISSING)
-        self.shape: Shape = Shapes(names).of(hint) if is_read and not isinstance(hint, str) else Anything()
+        self.is_bytes = is_read and hint is bytes
+        is_any = not is_read or hint is Reply or isinstance(hint, str)
+        self.shape: Shape = Anything() if is_any else Shapes(names).of(hint)
 
     def arguments(self, payload: Any) -> dict[str, Any]:
         """Return the arguments of a call. Raises ArgumentsInvalid."""
         if not self.payload:
             return {}
+        if isinstance(payload, Reply):
+            if self.is_bytes:
+                return {self.payload: payload.payload}
+            if not isinstance(self.shape, Anything):
+                raise ArgumentsInvalid(f"the payload is JSON, not {payload.content_type}")
         faults = Faults()
         read = self.shape.read(payload, "", faults)
         if faults:

@@ -120,9 +120,9 @@ class Lossy:
             for side in (self.a, self.b):
                 if (frame := side.state.take_ack(is_due=True)) is not None:
                     self.wires["ab" if side is self.a else "ba"].append(frame)
-            if self.a.state.is_idle and self.b.state.is_idle and not any(self.wires.values()):
-                if not self.a.owed and not self.b.owed:
-                    return
+            is_quiet = self.a.state.is_idle and self.b.state.is_idle and not any(self.wires.values())
+            if is_quiet and not self.a.owed and not self.b.owed:
+                return
         raise AssertionError("the sides never came to rest")
 
 
