@@ -18,7 +18,7 @@ import grpc.aio
 
 from meshd_sdk.backoff import delay_s
 from meshd_sdk.channel import REVISION, connect
-from meshd_sdk.errors import MeshError, NoSidecar, ProtocolBroken
+from meshd_sdk.errors import Failure, MeshError, NoSidecar, ProtocolBroken
 from meshd_sdk.messages import seconds
 from meshd_sdk.probe import probe
 from meshd_sdk.session_state import SessionState
@@ -38,6 +38,8 @@ RESUME_S: Final = 60.0
 """How long a sidecar that does not say keeps a broken session."""
 FRAME_BYTES_MAX: Final = 4 * 2**20
 GOODBYE_S: Final = 2.0
+_NEVER: Final = ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE", "ABORTED", "INTERNAL")
+"""Codes that a resume which ended with one would end with again."""
 log = logging.getLogger("meshd_sdk")
 
 
@@ -198,7 +200,12 @@ class Connection:
             credit=max(0, self._window - self.deliveries_count),
             client=CLIENT,
         )
-        opened = await connect(self._place, hello)
+        try:
+            opened = await connect(self._place, hello)
+        except Failure as error:
+            if state.session and not error.is_retryable and error.code in _NEVER:
+                state.session = ""  # what it cannot resume it may still begin
+            raise
         try:
             self._welcome(opened.welcome)
         except MeshError:

@@ -98,8 +98,8 @@ async def test_a_call_outlives_the_connection(make: Make, own: Own, link: Link, 
     assert count == 201
 
 
-async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, caplog: Any) -> None:
-    caller, callee, seen = make("caller", api=own.api), make("callee", api=own.api), []
+async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, link: Link, caplog: Any) -> None:
+    caller, callee, seen = make("caller", **over(link)), make("callee", api=own.api), []
     began, go_on = asyncio.Event(), asyncio.Event()
 
     @callee.serve
@@ -112,14 +112,17 @@ async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, ca
     async def handle(event: Any) -> None:
         seen.append(event.data)
 
-    async with caller, callee:
-        lost = asyncio.create_task(caller.ctx.call("callee", 1))
-        keyed = asyncio.create_task(caller.ctx.call("callee", 2, idempotency_key="k2"))
+    async with caller, callee, caller.workflow("restarted") as ctx:
+        lost = asyncio.create_task(ctx.call("callee", 1))
+        keyed = asyncio.create_task(ctx.call("callee", 2, idempotency_key="k2"))
         await began.wait()
+        link.is_down = True  # the caller comes back when the callee has: nobody would be there for its call
         own.kill()
-        waiting = asyncio.create_task(caller.ctx.publish("after.restart", "sent while it was away"))
-        asked = asyncio.create_task(caller.ctx.balance())
+        waiting = asyncio.create_task(ctx.publish("after.restart", "sent while it was away"))
+        asked = asyncio.create_task(ctx.balance())
         await asyncio.to_thread(own.up)
+        await _is_back(callee)
+        link.is_down = False
         with pytest.raises(SessionLost, match="may or may not have been done") as caught:
             await lost
         assert caught.value.code == "UNAVAILABLE"
@@ -128,12 +131,17 @@ async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, ca
         assert (await waiting).sequence
         assert isinstance(await asked, list)
         await soon(lambda: seen == ["sent while it was away"])
-        assert await caller.ctx.call("callee", 3) == 4
+        assert await ctx.call("callee", 3) == 4
     assert any("forgotten" in record.getMessage() for record in caplog.records)
 
 
-async def test_what_runs_is_finished_while_the_sidecar_drains(make: Make, own: Own) -> None:
-    caller, callee = make("caller", api=own.api), make("callee", api=own.api)
+async def _is_back(agent: Agent) -> None:
+    session: Any = agent._session
+    await soon(lambda: session.era == 2)
+
+
+async def test_what_runs_is_finished_while_the_sidecar_drains(make: Make, own: Own, link: Link) -> None:
+    caller, callee = make("caller", **over(link)), make("callee", api=own.api)
     began, go_on = asyncio.Event(), asyncio.Event()
 
     @callee.serve
@@ -151,8 +159,11 @@ async def test_what_runs_is_finished_while_the_sidecar_drains(make: Make, own: O
         later = asyncio.create_task(caller.ctx.call("callee", 2))
         go_on.set()
         assert await call == 2
+        link.is_down = True
         await asyncio.to_thread(own.wait)
         await asyncio.to_thread(own.up)
+        await _is_back(callee)
+        link.is_down = False
         assert await later == 3  # it waited for the next sidecar
 
 
