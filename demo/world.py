@@ -192,6 +192,7 @@ async def _start_meshd(world: World) -> None:
     environ = _bare_environ() | {"MESHD_HOME": str(world.home / "state"), "MESHD_DRAIN": "2"}
     for name in ("inbound", "admin", "metrics"):
         environ[f"MESHD_{name.upper()}"] = f"127.0.0.1:{world.ports[name]}"
+    environ["MESHD_API"] = "127.0.0.1:0"
     listen = f"127.0.0.1:{world.ports['listen']}"
     arguments = ["-m", "meshd.cli", "run", "--policy", str(policy), "--listen", listen]
     process = await _launch(world, "meshd", arguments, environ)

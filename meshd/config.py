@@ -36,6 +36,21 @@ def parse_address(text: str, setting: str) -> Address:
     return Address(host, int(port))
 
 
+def parse_api(text: str, setting: str) -> Address | None:
+    """Read HOST:PORT as above, or `off`, which is None. Raises ConfigError naming `setting`.
+
+    `meshd exec` gives its program MESHD_API too, for the SDK, which takes a unix socket there: that is none of ours.
+    """
+    if text.strip().lower() in ("off", "none"):
+        return None
+    if text.startswith("unix:"):
+        raise ConfigError(
+            f"{setting}: {text!r} is for agents; meshd itself listens at HOST:PORT or not at all (off), and its unix "
+            "socket is always api.sock in the state directory"
+        )
+    return parse_address(text, setting)
+
+
 def default_home(environ: Mapping[str, str]) -> Path:
     """Return the state directory: $MESHD_HOME, else $XDG_STATE_HOME/meshd, else ~/.local/state/meshd."""
     if home := environ.get("MESHD_HOME"):
@@ -63,8 +78,12 @@ class Config:
     inbound: Address = Address("127.0.0.1", 7401)
     admin: Address = Address("127.0.0.1", 7403)
     metrics: Address = Address("127.0.0.1", 9464)
+    api: Address | None = Address("127.0.0.1", 7402)
+    """Where agents speak the protobuf API, beside its unix socket in `home`; None for none at all."""
     store: str = field(default="", repr=False)
     """URL of the store engine; empty for the embedded one in `home`. It may hold a password, so it is not shown."""
+    bus: str = field(default="", repr=False)
+    """URL of the bus engine, as that of the store."""
     mesh_key: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -104,7 +123,8 @@ def _seconds(text: str, setting: str) -> float:
 def from_environment(environ: Mapping[str, str] | None = None, **given: object) -> Config:
     """Make a Config of MESHD_* variables; what is `given` and not None comes from the command line and wins.
 
-    Raises ConfigError for a variable whose value cannot be used. Unknown MESHD_* variables are left alone: agents
+    `api` is given only where the command line says something: None is none. Raises ConfigError for a variable whose
+    value cannot be used. Unknown MESHD_* variables are left alone: agents
     and their SDK read others from the same environment.
     """
     env = os.environ if environ is None else environ
@@ -112,7 +132,9 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
     for name in ("listen", "inbound", "admin", "metrics"):
         if text := env.get(f"MESHD_{name.upper()}"):
             values[name] = parse_address(text, f"MESHD_{name.upper()}")
-    for name in ("agent", "app", "store", "loop"):
+    if (text := env.get("MESHD_API")) and "api" not in given:
+        values["api"] = parse_api(text, "MESHD_API")
+    for name in ("agent", "app", "store", "bus", "loop"):
         if text := env.get(f"MESHD_{name.upper()}"):
             values[name] = text
     for name in ("mesh_key", "tls_cert", "tls_key"):
@@ -128,12 +150,21 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
         values["sample_ratio"] = _ratio(text)
     if text := env.get("MESHD_DRAIN"):
         values["drain_s"] = _seconds(text, "MESHD_DRAIN")
-    values.update({name: value for name, value in given.items() if value is not None})
+    values.update({name: value for name, value in given.items() if value is not None or name == "api"})
     config = Config(**values)  # type: ignore[arg-type]
     if config.loop not in ("uvloop", "asyncio"):
         raise ConfigError(f"MESHD_LOOP: {config.loop!r} is neither uvloop nor asyncio")
     if config.log_format not in ("auto", "json", "text"):
         raise ConfigError(f"MESHD_LOG_FORMAT: {config.log_format!r} is neither auto, json nor text")
+    if config.bus:
+        # Not with the first event: who starts a sidecar hears at once that it cannot carry any.
+        from meshd.engines.bus_table import check_bus
+        from meshd.engines.port import StoreUnable
+
+        try:
+            check_bus(config.bus)
+        except StoreUnable as error:
+            raise ConfigError(f"--bus: {error}") from None
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigError("MESHD_TLS_CERT and MESHD_TLS_KEY belong together: one is missing")
     return config

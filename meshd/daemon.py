@@ -11,12 +11,15 @@ import ssl
 import time
 from typing import TYPE_CHECKING, Any
 
+from meshd import register
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
+from meshd.api.mesh import Mesh
 from meshd.books import keep_trying, open_books
-from meshd.call import Direction, Kind
+from meshd.call import Direction
 from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
+from meshd.engines.bus_table import LateBus
 from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
@@ -31,10 +34,9 @@ from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
 from meshd.policy.addressing import APP
-from meshd.policy.compiled import Upstream
 from meshd.policy.document import LoadError, Overrides, load
 from meshd.policy.reload import Reloader, Watch
-from meshd.policy.upstreams import SESSION, parse_url, session_upstream
+from meshd.policy.upstreams import agent_upstream
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
@@ -45,8 +47,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.admin.server import Servers
+    from meshd.api.door import Door
     from meshd.config import Config
-    from meshd.policy.compiled import Policy
+    from meshd.policy.compiled import Policy, Upstream
 
 log = logging.getLogger("meshd")
 
@@ -100,26 +103,10 @@ def _keep_freed_memory() -> None:
 
 def app_upstream(url: str) -> Upstream | None:
     """Return the upstream that inbound calls go to, None where there is no app. Raises StartError."""
-    if not url:
-        return None
-    if url == SESSION:
-        return session_upstream(APP)
     try:
-        location = parse_url(url)
+        return agent_upstream(APP, url) if url else None
     except ValueError as error:
         raise StartError(f"--app: {error}") from None
-    return Upstream(
-        name=APP,
-        kind=Kind.AGENT,
-        url=location.url,
-        scheme=location.scheme,
-        host=location.host,
-        port=location.port,
-        base_path=location.base_path,
-        authority=location.authority,
-        dialect="plain",
-        sends_trace=True,
-    )
 
 
 class Daemon:
@@ -130,6 +117,9 @@ class Daemon:
         self.listen: Address = config.listen
         self.inbound: Address | None = None
         self.servers: Servers | None = None
+        self.bus = LateBus(config.bus, config.home)
+        self.door: Door | None = None
+        """The protobuf API; None where there is none."""
         self.counter = Counter()
         self._started_s = time.time()
         self._why: StoreError | None = None
@@ -194,7 +184,7 @@ class Daemon:
         ledger.refused += self.ledger.refused
         self.ledger = ledger
         self.chain.keep_books(ledger)
-        self.view.ledger = ledger
+        self.view.ledger = self.mesh.ledger = ledger
 
     def _open_telemetry(self, policy: Policy) -> Telemetry:
         from meshd.telemetry import endpoint
@@ -253,38 +243,34 @@ class Daemon:
             )
         except (admin.AdminError, TokenError) as error:
             raise StartError(str(error)) from None
+        await self._open_api()
         self._register(self.servers)
+
+    async def _open_api(self) -> None:
+        from meshd.api.door import Door, DoorError
+
+        self.mesh = Mesh(
+            proxy=self.proxy,
+            chain=self.chain,
+            keys=self.keys,
+            ledger=self.ledger,
+            telemetry=self.telemetry,
+            agent=self.config.agent,
+            bus=self.bus,
+        )
+        if self.config.api is not None:
+            self.door = Door(self.mesh, home=self.config.home)
+            try:
+                await self.door.start(self.config.api)
+            except DoorError as error:
+                raise StartError(str(error)) from None
 
     def _register(self, servers: Servers) -> None:
         """Say in the state directory where we are, for `meshd exec`."""
-        config, policy = self.config, self.reloader.policy
-        other = registry.find(config.home)
-        if other is not None and other.pid != os.getpid() and registry.is_alive(other.pid):
-            log.warning("the daemon %d has this state directory: meshd exec goes on finding that one", other.pid)
-            return
-        doors = tuple(
-            registry.Door(
-                name=one.name,
-                kind=one.kind.value,
-                dialect=one.dialect,
-                base_path=one.base_path,
-                is_keyed=one.key_header is not None,
-            )
-            for one in policy.upstreams.values()
+        told = register.running(
+            self.config, self.reloader.policy, str(self.listen), servers, self.door, started_s=self._started_s
         )
-        running = registry.Running(
-            pid=os.getpid(),
-            listen=str(self.listen),
-            started_s=self._started_s,
-            admin=str(Address(config.admin.host, servers.admin_port)),
-            metrics=str(Address(config.metrics.host, servers.metrics_port)),
-            agent=config.agent or policy.agent,
-            doors=doors,
-        )
-        try:
-            registry.write(config.home, running)
-        except OSError as error:
-            log.warning("meshd exec will not find this daemon: %s: %s", config.home, error.strerror)
+        register.tell(self.config.home, told)
 
     async def _open_port(self, direction: Direction, address: Address) -> Address:
         listener = Listener(self.proxy, direction)
@@ -376,18 +362,22 @@ class Daemon:
         drain_s = self.config.drain_s
         if drain_s is None:
             drain_s = self.reloader.policy.limits.drain_s
-        if not await self.proxy.drain(drain_s):
+        api = [self.door.drain(drain_s)] if self.door is not None else []
+        if not (await asyncio.gather(self.proxy.drain(drain_s), *api))[0]:
             log.warning("the drain's deadline of %g s passed with calls under way", drain_s)
         await self.close()
 
     async def close(self) -> None:
-        """End everything, in the order in which nothing is lost: calls, books, spans."""
+        """End everything, in the order in which nothing is lost: calls, events, books, spans."""
         for task in self._tasks:
             task.cancel()
         if hasattr(self, "proxy"):
             self.proxy.close()
+        if self.door is not None:
+            await self.door.close()
         if self.servers is not None:
             await self.servers.close()
+        await self.bus.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

@@ -45,6 +45,10 @@ class Running:
     """Unix seconds."""
     admin: str = ""
     metrics: str = ""
+    api: str = ""
+    """HOST:PORT of the protobuf API; empty where there is none."""
+    api_socket: str = ""
+    """Path of its unix socket; empty likewise."""
     agent: str = "agent"
     doors: tuple[Door, ...] = ()
 
@@ -81,12 +85,14 @@ def read(home: Path) -> Running | None:
             started_s=raw.get("started_s", 0.0),
             admin=raw.get("admin", ""),
             metrics=raw.get("metrics", ""),
+            api=raw.get("api", ""),
+            api_socket=raw.get("api_socket", ""),
             agent=raw.get("agent", "agent"),
             doors=doors,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    texts = (running.listen, running.admin, running.metrics, running.agent)
+    texts = (running.listen, running.admin, running.metrics, running.api, running.api_socket, running.agent)
     is_sound = isinstance(running.pid, int) and running.pid > 1 and all(isinstance(text, str) for text in texts)
     return running if is_sound else None
 

@@ -47,6 +47,7 @@ class Sidecar:
             "MESHD_METRICS": f"127.0.0.1:{self._metrics}",
             "MESHD_ADMIN": f"127.0.0.1:{free_port()}",
             "MESHD_INBOUND": f"127.0.0.1:{free_port()}",
+            "MESHD_API": f"127.0.0.1:{free_port()}",
         }
 
     def start(self) -> None:

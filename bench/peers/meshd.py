@@ -114,6 +114,7 @@ class Meshd:
             "MESHD_METRICS": f"127.0.0.1:{metrics}",
             "MESHD_ADMIN": f"127.0.0.1:{free_port()}",
             "MESHD_INBOUND": f"127.0.0.1:{free_port()}",
+            "MESHD_API": f"127.0.0.1:{free_port()}",
             "MESHD_OTLP_ENDPOINT": f"http://127.0.0.1:{place.upstream[Wire.HTTP]}",
             "MESHD_SAMPLE_RATIO": "0.1",
         }

@@ -110,7 +110,8 @@ def doors(hosts: HostRule, token: str | None) -> Any:
     @web.middleware
     async def pass_doors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
-            _check_host(request, hosts)
+            check_host(request, hosts)
+            check_origin(request)
             if token is not None:
                 _check_token(request, token)
             return await handler(request)
@@ -128,15 +129,20 @@ def doors(hosts: HostRule, token: str | None) -> Any:
     return pass_doors
 
 
-def _check_host(request: web.Request, hosts: HostRule) -> None:
+def check_host(request: web.Request, hosts: HostRule) -> None:
+    """Raise Problem(403) where a request names another host than this port's own."""
     fields = request.headers.getall("Host", [])
     if len(fields) != 1 or not hosts.allows(fields[0]):
         raise Problem(403, "Host not allowed", "This port answers to its own address only.")
     # An absolute-form target names a host of its own, and overrides Host.
     if request.raw_path[:1] != "/" and not hosts.allows(request.url.raw_authority):
         raise Problem(403, "Host not allowed", "This port answers to its own address only.")
+
+
+def check_origin(request: web.Request) -> None:
+    """Raise Problem(403) where a page of another origin asks."""
     origins = request.headers.getall("Origin", [])
-    if origins and origins != [f"{request.scheme}://{fields[0]}"]:
+    if origins and origins != [f"{request.scheme}://{request.headers.get('Host', '')}"]:
         raise Problem(403, "Origin not allowed", "Pages of other origins have no business here.")
     if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
         raise Problem(403, "Origin not allowed", "Pages of other origins have no business here.")

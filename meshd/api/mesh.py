@@ -27,17 +27,8 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent",
-        "_random_bytes",
-        "bus",
-        "chain",
-        "keys",
-        "ledger",
-        "proxy",
-        "telemetry",
-        "traces",
-        "wall_clock",
-    )
+        "_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "traces", "wall_clock",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -62,7 +53,7 @@ class Mesh:
         self.bus = bus
         """None where this build has none."""
         self.traces: Any = None
-        """The TraceService, once it is made: what a session records goes there."""
+        """`meshd.api.traces.TraceService`; use `trace_service`."""
         self.wall_clock = wall_clock
         self._agent = agent
         self._random_bytes = random_bytes

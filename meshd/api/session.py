@@ -14,6 +14,7 @@ from meshd.api import session_frames as frames
 from meshd.api.session_calls import begin
 from meshd.api.session_deliveries import Delivery
 from meshd.api.session_events import Events, status_of_error
+from meshd.api.traces import trace_service
 from meshd.proxy.crash import ending
 from meshd.refusal import Reason, Refused
 from meshd_sdk.v1 import session_pb2 as pb
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 class Wire:
     """One connection that a session is held over, as both of its loops see it."""
 
-    __slots__ = ("ended", "is_awake", "wake")
+    __slots__ = ("ended", "is_writing", "wake")
 
     def __init__(self) -> None:
         self.wake = asyncio.Event()
+        self.is_writing = False
         self.ended: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
         """Why it ends: None where the agent has ended it, or nobody needs to be told."""
 
@@ -144,7 +146,8 @@ class Session:
 
     def join(self, wire: Wire, welcome: pb.ConnectResponse, hello: pb.Hello) -> None:
         """Go on over a connection: Welcome first, then whatever the agent has not received."""
-        self._acknowledged(hello.received, "hello.received")
+        if welcome.welcome.is_resumed:
+            self._acknowledged(hello.received, "hello.received")
         self.leave(frames.SessionEnded(frames.ABORTED, Reason.NOT_ALLOWED, "The session goes on over another stream."))
         self.agent = hello.agent
         self.wire = wire
@@ -264,9 +267,7 @@ class Session:
         reply = pb.RecordReply(id=record.id)
         mesh = self.mesh
         try:
-            if mesh.traces is None:
-                raise Refused(Reason.STORE_UNAVAILABLE, "This sidecar keeps no trace", is_retryable=False)
-            mesh.traces.take(mesh.read(record.request.token, self.name), record.request.entries)
+            trace_service(mesh).take(mesh.read(record.request.token, self.name), record.request.entries)
             reply.status.code = frames.OK
         except Exception as error:  # noqa: BLE001 - it ends in a reply
             reply.status.CopyFrom(status_of_error(error))
@@ -334,6 +335,13 @@ class Session:
             delivery.send_data(body)
         if (body is not None or not has_body) and attempt.stream is delivery:
             delivery.send_end([])
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is under way, on either side, and all that was to be said is said."""
+        if self.under_way or self.deliveries or self.events.is_busy or self._unsent:
+            return False
+        return self.wire is None or not self.wire.is_writing
 
     @property
     def is_over(self) -> bool:

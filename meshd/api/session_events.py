@@ -114,6 +114,11 @@ class Events:
             self._causes.pop(handed.token, None)
             self._errand(lambda: self._settle(handed, settle))
 
+    @property
+    def is_busy(self) -> bool:
+        """The bus has yet to do something, or the agent to settle something."""
+        return bool(self._handed) or self._runner is not None
+
     def has_credit(self) -> None:
         """The agent has room for more, or has come back."""
         if self._credit is not None:

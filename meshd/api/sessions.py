@@ -39,7 +39,6 @@ class SessionService:
         """By SHA-256 of the id: how long a look-up takes says nothing of the ids there are."""
         self._by_name: dict[str, set[Session]] = {}
         self._is_draining = False
-        mesh.proxy.sessions.add(self)
 
     # ------------------------------------------------------------------ one stream
 
@@ -60,6 +59,8 @@ class SessionService:
             raise frames.malformed("hello", f"it did not come within {frames.HELLO_S:g} s") from None
         if first is None:
             return
+        # Not before: a service is made in a thread.
+        self._mesh.proxy.sessions.add(self)
         wire = Wire()
         session = self._open(first, wire, peer)
         reader = asyncio.create_task(self._read(session, wire, received))
@@ -92,6 +93,10 @@ class SessionService:
                 finally:
                     proxy.leave()
             wire.end(None)
+        except Refused as refused:
+            # What came was no frame: said by whoever reads the stream's bytes.
+            session.stop(refused)
+            wire.end(refused)
         except Exception as error:  # noqa: BLE001 - the stream must end, and the session with it may be resumed
             log.debug("a stream of %s broke: %s", session.name, error)
             wire.end(None)
@@ -101,6 +106,7 @@ class SessionService:
         try:
             while session.wire is wire:
                 frame = session.next_frame()
+                wire.is_writing = frame is not None
                 if frame is None:
                     wire.wake.clear()
                     await wire.wake.wait()
@@ -120,9 +126,7 @@ class SessionService:
         if not hello.revision:
             raise frames.malformed("hello.revision", "it is missing; this is revision 1")
         if self._is_draining or self._mesh.proxy.is_draining:
-            raise frames.SessionEnded(
-                frames.UNAVAILABLE, Reason.DRAINING, "This sidecar is shutting down: connect again.", is_retryable=True
-            )
+            raise _draining()
         session = self._found(hello.session) if hello.session else None
         is_resumed = session is not None
         if session is None:
@@ -193,9 +197,14 @@ class SessionService:
     # ------------------------------------------------------------------ as one of the proxy's callers
 
     def expire(self, now_s: float) -> None:
-        """Called about twice a second: acknowledge what came, and forget who has been away for too long."""
+        """Called about twice a second: acknowledge what came, and forget who has been away for too long.
+
+        While the sidecar drains, a session ends when nothing is under way in it.
+        """
         for session in tuple(self._by_digest.values()):
             session.say_received()
+            if self._is_draining and session.is_idle:
+                session.stop(_draining())
             if session.wire is None and now_s - session.parted_s > frames.RESUME_WINDOW_S:
                 session.stop(None)
 
@@ -208,14 +217,16 @@ class SessionService:
 
     def close_now(self) -> None:
         """End every session."""
-        why = frames.SessionEnded(
-            frames.UNAVAILABLE, Reason.DRAINING, "This sidecar is shutting down: connect again.", is_retryable=True
-        )
         for session in tuple(self._by_digest.values()):
-            session.stop(why)
+            session.stop(_draining())
         self._mesh.proxy.sessions.discard(self)
 
     @property
     def count(self) -> int:
         """How many sessions there are, broken ones included."""
         return len(self._by_digest)
+
+
+def _draining() -> frames.SessionEnded:
+    message = "This sidecar is shutting down: connect again."
+    return frames.SessionEnded(frames.UNAVAILABLE, Reason.DRAINING, message, is_retryable=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meshd.cli.exec_daemon import Place
+    from meshd.mesh_key import MeshKeys
     from meshd.running import Running
 
 EXIT_OWN_FAILURE, EXIT_NOT_EXECUTABLE, EXIT_NOT_FOUND = 125, 126, 127
@@ -64,6 +65,7 @@ What is set:
                                       for the LLM upstreams of the policy
   MESHD_URL_<NAME>                    for every upstream: MESHD_URL_WRITER for the agent `writer`
   MESHD_URL, MESHD_WORKFLOW           the address of the run, and its workflow
+  MESHD_API, MESHD_CONTEXT            for the SDK: the API, and the context of the run
   NO_PROXY, no_proxy                  loopback added: a company's proxy cannot reach it
   HTTP_PROXY, http_proxy              with --proxy
 
@@ -144,7 +146,7 @@ def execute(
     """Run a command through a daemon and return the exit code. Messages go to stderr."""
     from meshd.cli import exec_daemon, exec_signals
     from meshd.config import ConfigError, from_environment
-    from meshd.mesh_key import MeshKeyError
+    from meshd.mesh_key import MeshKeyError, MeshKeys
 
     if (code := _check_command(command[0])) != 0:
         return code
@@ -156,9 +158,11 @@ def execute(
                 exec_signals.end_on_sigterm()
                 place = stack.enter_context(exec_daemon.private(config, policies, workflow))
             run = workflow or f"run-{secrets.token_hex(6)}"
-            root = run_address(place, run, limits, config.mesh_key)
+            keys = MeshKeys(config.mesh_key or place.home / "mesh.key")
+            root = run_address(place, run, limits, keys)
             _announce(place, run, limits, root)
             environ = environment(os.environ, place.running, root, run, is_proxied=is_proxied)
+            environ |= api_environment(place.running, run_token(place, run, limits, keys))
             try:
                 code = exec_signals.run(command, environ)
             except OSError as error:
@@ -181,21 +185,35 @@ def _check_command(name: str) -> int:
     return EXIT_NOT_EXECUTABLE if is_there else EXIT_NOT_FOUND
 
 
-def run_address(place: Place, workflow: str, limits: Limits, mesh_key: Path | None = None) -> str:
-    """Return the address of a run, without a slash at its end. Raises MeshKeyError where there is no key to sign."""
-    from meshd.filters.minting import mint_run
-    from meshd.mesh_key import MeshKeys
+def run_address(place: Place, workflow: str, limits: Limits, keys: MeshKeys) -> str:
+    """Return the address of a run, without a slash at its end."""
+    return f"http://{place.running.listen}/w/{run_token(place, workflow, limits, keys, is_address=True)}"
 
-    token = mint_run(
-        MeshKeys(mesh_key or place.home / "mesh.key"),
+
+def run_token(place: Place, workflow: str, limits: Limits, keys: MeshKeys, *, is_address: bool = False) -> str:
+    """Return the token of a run: for its address, or for the agent to show on what it does through the API."""
+    from meshd.filters.minting import mint_run
+
+    return mint_run(
+        keys,
         workflow=workflow,
         agent=place.running.agent,
         wall_s=time.time(),
         nonce=secrets.token_bytes(8),
         ceiling=limits.tokens,
         ceiling_microdollars=limits.microdollars,
+        is_address=is_address,
     )
-    return f"http://{place.running.listen}/w/{token}"
+
+
+def api_environment(running: Running, token: str) -> dict[str, str]:
+    """Return what the SDK reads: where the API is, and the context that the run begins in."""
+    made = {"MESHD_CONTEXT": token}
+    if running.api:
+        made["MESHD_API"] = running.api
+    elif running.api_socket:
+        made["MESHD_API"] = f"unix:{running.api_socket}"
+    return made
 
 
 def environment(

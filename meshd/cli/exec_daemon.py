@@ -139,7 +139,7 @@ def _start(directory: Path, policies: Sequence[str], store: str, *, is_shared: b
     environ = dict(os.environ, MESHD_HOME=str(directory))
     if store:
         environ["MESHD_STORE"] = store  # not an argument: everybody on the machine can read those
-    environ |= dict.fromkeys(("MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
+    environ |= dict.fromkeys(("MESHD_INBOUND", "MESHD_API", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
     with (directory / _LOG).open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - our own interpreter and module
             arguments,

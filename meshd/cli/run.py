@@ -38,8 +38,8 @@ Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_INBOUND, MESHD_ADMIN,
-MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
+Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_BUS, MESHD_INBOUND, MESHD_API,
+MESHD_ADMIN, MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
 MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 """
 
@@ -53,6 +53,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     help="Policy document or directory; may be given again. [default: the packaged quickstart]",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where agents call. [default: 127.0.0.1:7400]")
+@click.option("--api", metavar="HOST:PORT", help="The API for agents, or `off`. [default: 127.0.0.1:7402]")
 @click.option(
     "--app",
     metavar="URL",
@@ -66,6 +67,7 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     help="Add an upstream; may be given again.",
 )
 @click.option("--store", metavar="URL", help="Engine of the store: redis://, nats://, postgres://. [default: embedded]")
+@click.option("--bus", metavar="URL", help="Engine of the bus: sqlite:, memory:. [default: embedded]")
 @click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
 @click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
 @click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
@@ -73,9 +75,11 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
 def command(
     policies: tuple[Path, ...],
     listen: str | None,
+    api: str | None,
     app: str | None,
     upstreams: tuple[str, ...],
     store: str | None,
+    bus: str | None,
     mesh_key: Path | None,
     agent: str | None,
     accept_unenforced: bool,
@@ -88,19 +92,22 @@ def command(
     """
     # Imports make nothing but what stays; looking for garbage in it costs a tenth of the start.
     gc.disable()
-    from meshd.config import ConfigError, from_environment, parse_address
+    from meshd.config import ConfigError, from_environment, parse_address, parse_api
     from meshd.telemetry import logs
 
     try:
+        said: dict[str, Any] = {"api": parse_api(api, "--api")} if api else {}
         config = from_environment(
             policy=policies or None,
             listen=parse_address(listen, "--listen") if listen else None,
             app=app,
             upstreams=upstreams or None,
             store=store,
+            bus=bus,
             mesh_key=mesh_key,
             agent=agent,
             accept_unenforced=accept_unenforced or None,
+            **said,
         )
         logs.set_up(config.log_level, form=config.log_format)
     except (ConfigError, ValueError) as error:
@@ -188,6 +195,12 @@ def banner(daemon: Daemon) -> str:
         from meshd.engines.url import shown
 
         lines.append(f"Budgets are kept in {shown(config.store)}")
+    if config.bus:
+        from meshd.engines.url import shown
+
+        lines.append(f"Events are kept in {shown(config.bus)}")
+    if daemon.door is not None and daemon.door.address is not None:
+        lines.append(f"API for agents that speak it: {daemon.door.address}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",

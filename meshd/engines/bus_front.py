@@ -126,7 +126,18 @@ class _Waiter:
 class Line:
     """Those who wait for the events of one group."""
 
-    __slots__ = ("_clock", "_due_s", "_is_stirred", "_shelf", "_task", "_timer", "_waiting", "group", "is_for")
+    __slots__ = (
+        "_clock",
+        "_due_s",
+        "_is_ended",
+        "_is_stirred",
+        "_shelf",
+        "_task",
+        "_timer",
+        "_waiting",
+        "group",
+        "is_for",
+    )
 
     def __init__(self, shelf: Shelf, clock: Clock, group: int, is_for: Callable[[str], bool]) -> None:
         self.group = group
@@ -140,9 +151,12 @@ class Line:
         self._task: asyncio.Task[None] | None = None
         self._timer: Timer | None = None
         self._due_s = 0.0
+        self._is_ended = False
 
     def join(self, waiter: _Waiter) -> None:
-        """Wait for an event."""
+        """Wait for an event. Raises StoreClosed."""
+        if self._is_ended:
+            raise StoreClosed("the bus was closed")
         self._waiting.append(waiter)
         self._look()
 
@@ -167,6 +181,7 @@ class Line:
 
     async def end(self) -> None:
         """Send everybody away, and be done with what is under way."""
+        self._is_ended = True
         for waiter in self._waiting:
             if not waiter.future.done():
                 waiter.future.set_exception(StoreClosed("the bus was closed"))
@@ -239,8 +254,8 @@ class Subscriber:
     async def next(self) -> Delivery:
         self._check()
         waiter = _Waiter(self)
-        self._waiters.add(waiter)
         self._line.join(waiter)
+        self._waiters.add(waiter)
         try:
             delivery = await waiter.future
         except asyncio.CancelledError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
     from meshd.engines.bus_port import Bus, DeadLetter, Event, Position, Published, Subscription
     from meshd.engines.port import Ability
+
+log = logging.getLogger("meshd")
 
 
 class Engine(NamedTuple):
@@ -127,4 +130,5 @@ class LateBus:
                     raise StoreClosed("the bus was closed")
                 if self._bus is None:
                     self._bus = await open_bus(self._text, self._home)
+                    log.info("the %s bus is open%s", self.name, f": {self.caution}" if self.caution else "")
         return self._bus

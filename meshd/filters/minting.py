@@ -23,6 +23,7 @@ NONCES_BYTES: Final = 512
 """Random bytes that are fetched at a time."""
 WORKFLOW: Final = re.compile(rb"[A-Za-z0-9._:-]{1,64}\Z")
 
+_LOCAL: Final = codec.Audience.LOCAL
 _PEER: Final = codec.Audience.PEER
 _RUN: Final = codec.Audience.RUN
 
@@ -116,11 +117,13 @@ def mint_run(
     ceiling: int | None = None,
     ceiling_microdollars: int | None = None,
     deadline_s: float | None = None,
+    is_address: bool = True,
 ) -> str:
     """Return the opaque part of a per-run address, `/w/<it>/...`: every call through it belongs to `workflow`.
 
-    `ceiling` is in tokens, `deadline_s` in unix seconds, `nonce` 8 random bytes. Raises ValueError for a workflow
-    that is not 1 to 64 letters, digits, dots, dashes, underscores or colons.
+    Without `is_address` it is a token that the agent itself shows, as if it had been sent one. `ceiling` is in tokens,
+    `deadline_s` in unix seconds, `nonce` 8 random bytes. Raises ValueError for a workflow that is not 1 to 64 letters,
+    digits, dots, dashes, underscores or colons.
     """
     if WORKFLOW.match(workflow.encode("utf-8", "replace")) is None:
         raise ValueError("a workflow's name is 1 to 64 letters, digits, dots, dashes, underscores or colons")
@@ -133,7 +136,8 @@ def mint_run(
         ceiling_microdollars=ceiling_microdollars,
     )
     expires_s = int(wall_s) + life_s
-    return codec.mint(context, keys.ring, audience=_RUN, expires_s=expires_s, nonce=nonce).decode()
+    audience = _RUN if is_address else _LOCAL
+    return codec.mint(context, keys.ring, audience=audience, expires_s=expires_s, nonce=nonce).decode()
 
 
 def moved(context: codec.Context, agent: str, hops: int, path: tuple[str, ...]) -> codec.Context:

@@ -60,7 +60,7 @@ class Ledger:
             desk, holder, epoch, open_max, served=self._served, failed=self._failed, lost=self._lost, again=self._again
         )
         self.orders = Orders(desk, holder)
-        self._line = Line(self._leases, desk.store.name, take=self._reserved, say=self._say, later=later)
+        self._line = Line(self._leases, desk.store.name, take=self.taken, say=self._say, later=later)
         self.accounts = self._entries = self._leases.entries
         self._used_last: Entry | None = None
         self._journal: Journal | None = None
@@ -238,9 +238,10 @@ class Ledger:
             self.refused += 1
             used = holder.elsewhere - holder.lent + holder.spent
             return Shortfall(account, holder.whole(limit), used, holder.reserved, bound, least, is_busy=False)
-        return self._reserved(entry, holder, amount)
+        return self.taken(entry, holder, amount)
 
-    def _reserved(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
+    def taken(self, entry: Entry, holder: Holder, amount: int) -> Reservation:
+        """Reserve, whatever is left: who calls this has judged whether it fits."""
         self._take(entry, holder, amount)
         return Reservation(self, entry, amount)
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from meshd.engines.port import Change, StoreCorrupt, StoreError
 from meshd.ledger.account import CHILDREN
 from meshd.ledger.desk import ACCOUNTS, FREED, RECALL
+from meshd.ledger.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
@@ -40,13 +41,14 @@ TRIES: Final = 3
 class Orders:
     """Orders to the owners of accounts. Every method but `end` may raise StoreError."""
 
-    __slots__ = ("_desk", "_space", "_tasks")
+    __slots__ = ("_desk", "_space", "_tasks", "remembered")
 
     def __init__(self, desk: Desk, holder: str) -> None:
         """`holder` is whose delegations these are."""
         self._desk = desk
         self._space = f"delegation/{holder}"
         self._tasks: set[asyncio.Task[None]] = set()
+        self.remembered = Remembered(desk.store)
 
     # Operators.
 
@@ -140,14 +142,16 @@ class Orders:
                 continue
         return await work()
 
-    def end(self, parent: str, child: str) -> None:
-        """Close a child account; what it has left flows back when the last lease on it has. Never raises.
+    def end(self, parent: str, child: str) -> asyncio.Task[None]:
+        """Close a child account; what it has left flows back when the last lease on it has. Neither this nor the task
+        raises.
 
         Tried until it is made; what is not made when the ledger closes is ended by the next start.
         """
         task = asyncio.get_running_loop().create_task(self._end(parent, child))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _end(self, parent: str, child: str) -> None:
         wait_s = RETRY_S

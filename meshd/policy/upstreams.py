@@ -195,6 +195,23 @@ def session_upstream(name: str) -> Upstream:
     )
 
 
+def agent_upstream(name: str, url: str) -> Upstream:
+    """Return the upstream of an agent at a URL, or at its session. Raises ValueError saying what is wrong with it."""
+    if url == SESSION:
+        return session_upstream(name)
+    location = parse_url(url)
+    return replace(
+        session_upstream(name),
+        is_session=False,
+        url=location.url,
+        scheme=location.scheme,
+        host=location.host,
+        port=location.port,
+        base_path=location.base_path,
+        authority=location.authority,
+    )
+
+
 def compile_session(name: str, section: UpstreamSection) -> Upstream:
     """Make the upstream of an agent that the policy names without an address."""
     return replace(

@@ -196,6 +196,7 @@ class Exposition(Collector):
         yield _gauge(names.CALLS_OPEN, _by_direction(tally.calls_outbound, tally.calls_inbound))
         yield _gauge(names.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
         yield _counter(names.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
+        yield _counter(names.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
         yield _gauge(names.STORE_UP, [] if up is None else [((), float(up))])
         yield _counter(names.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(

@@ -36,6 +36,7 @@ STATE: Final = "state"
 SCOPE: Final = "scope"
 FAMILY: Final = "family"
 BOUND: Final = "bound"
+ENTRY: Final = "entry"
 VERSION: Final = "version"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
@@ -222,6 +223,9 @@ POLICY_RELOADED_AT: Final = Metric(
 POLICY_STALE: Final = Metric(
     "meshd_policy_stale", "gauge", "1 while the newest document could not be taken and an older one is in force."
 )
+TRACE_ENTRIES: Final = Metric(
+    "meshd_trace_entries_total", "counter", "What agents recorded of themselves, by what it is.", (ENTRY,)
+)
 STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
 SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")
 SPANS_DROPPED: Final = Metric("meshd_spans_dropped_total", "counter", "Spans that were lost, by where.", (REASON,))
@@ -308,6 +312,20 @@ MESHD_CAP_GRANTED: Final = "meshd.output_cap_granted"
 MESHD_MODEL_ASKED: Final = "meshd.model_asked"
 MESHD_DEGRADED_BY: Final = "meshd.model_degraded_by"
 MESHD_COST: Final = "meshd.cost_microdollars"
+TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+MESHD_ENTRY: Final = "meshd.entry.id"
+MESHD_ERROR: Final = "meshd.entry.error"
+MESHD_STEP: Final = "meshd.step.name"
+MESHD_STEP_SUMMARY: Final = "meshd.step.summary"
+MESHD_TOOL_ARGUMENTS: Final = "meshd.tool.arguments_digest"
+MESHD_TOOL_RESULT: Final = "meshd.tool.result_digest"
+MESHD_DECISION_QUESTION: Final = "meshd.decision.question"
+MESHD_DECISION_CHOICE: Final = "meshd.decision.choice"
+MESHD_DECISION_OPTIONS: Final = "meshd.decision.options"
+MESHD_DECISION_RATIONALE: Final = "meshd.decision.rationale"
+MESHD_NOTE: Final = "meshd.note.text"
+MESHD_ATTRIBUTE: Final = "meshd.entry.attribute."
+"""Before the name of an attribute that the agent itself chose."""
 
 ATTRIBUTES: Final[frozenset[str]] = frozenset(
     {
@@ -316,7 +334,9 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
         URL_PATH, MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
         MESHD_EVIDENCE, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT, MESHD_USAGE_ESTIMATED,
-        MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST,
+        MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST, TOOL_CALL_ID, MESHD_ENTRY, MESHD_ERROR,
+        MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS, MESHD_TOOL_RESULT, MESHD_DECISION_QUESTION,
+        MESHD_DECISION_CHOICE, MESHD_DECISION_OPTIONS, MESHD_DECISION_RATIONALE, MESHD_NOTE,
     }
 )  # fmt: skip
 """Every attribute that a span of ours may carry."""
@@ -324,6 +344,15 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
 CHAT: Final = "chat"
 INVOKE_AGENT: Final = "invoke_agent"
 EXECUTE_TOOL: Final = "execute_tool"
+STEP: Final = "meshd.step"
+DECISION: Final = "meshd.decision"
+NOTE: Final = "meshd.note"
+"""Names of spans of what agents record of themselves; a step's own name follows."""
+
+ENTRIES: Final = ("step", "tool_call", "decision", "note")
+"""Values of `entry`."""
+REPORTED: Final = "reported"
+"""Provider of usage that an agent reports: no upstream of ours served it."""
 
 _PROVIDER_HOSTS: Final = (
     ("api.openai.com", "openai"),

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 SAMPLED: Final = 0x01
 # Kinds as OTLP numbers them.
+KIND_INTERNAL: Final = 1
 KIND_SERVER: Final = 2
 KIND_CLIENT: Final = 3
 STATUS_ERROR: Final = 2
@@ -60,14 +61,16 @@ class Span:
 
     __slots__ = ("_span_id", "_trace_id", "is_sampled", "is_shadowed", "parent", "parent_id")
 
-    def __init__(self, is_sampled: bool, parent: str = "", trace_id: int = 0, parent_id: int = 0) -> None:
+    def __init__(
+        self, is_sampled: bool, parent: str = "", trace_id: int = 0, parent_id: int = 0, span_id: int = 0
+    ) -> None:
         self.is_sampled = is_sampled
         self.is_shadowed = False
         self.parent = parent
         """The valid traceparent that came with the call; empty where none did."""
         self.parent_id = parent_id
         self._trace_id = trace_id
-        self._span_id = 0
+        self._span_id = span_id
 
     @property
     def trace_id(self) -> int:
@@ -217,6 +220,11 @@ class Tracer:
         kind = KIND_SERVER if call.direction is Direction.INBOUND else KIND_CLIENT
         end_ns = start_ns + max(int(duration_s * 1e9), 0)
         sink.put(FinishedSpan(span, span_name(call), kind, start_ns, end_ns, found, is_error))
+
+    def put(self, span: FinishedSpan) -> None:
+        """Hand on a span that is not a call's, where any are kept."""
+        if self._sink is not None:
+            self._sink.put(span)
 
     def close(self, timeout_s: float) -> None:
         """Send what is queued, for at most `timeout_s`. Blocks."""

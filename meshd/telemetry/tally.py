@@ -11,6 +11,7 @@ class Tally:
         "calls_outbound",
         "connections_inbound",
         "connections_outbound",
+        "entries",
         "is_policy_stale",
         "lines_suppressed",
         "opened_inbound",
@@ -33,6 +34,8 @@ class Tally:
         self.opened_outbound = 0
         """Connections ever opened."""
         self.opened_inbound = 0
+        self.entries: dict[str, int] = {}
+        """Trace entries that agents recorded, by what they are."""
         self.reloads_ok = 0
         self.reloads_failed = 0
         self.policy_taken_s = 0.0

@@ -135,13 +135,13 @@ class Peer:
 
     async def read(self) -> pb.ConnectResponse:
         """Return the next frame, whatever it is. Raises EndedError where the sidecar has ended the stream."""
-        async with asyncio.timeout(PATIENCE_S):
-            frame = await self.stream.read()
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                frame = await self.stream.read()
+        except grpc.aio.AioRpcError as error:
+            raise EndedError(error.code(), error.details() or "") from None
         if frame is grpc.aio.EOF:
-            code = await self.stream.code()
-            if code is grpc.StatusCode.OK:
-                raise EOFError
-            raise EndedError(code, await self.stream.details())
+            raise EOFError
         if frame.seq:
             assert frame.seq == self.received + 1, "a frame was lost or came twice"
             self.received = frame.seq

@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from meshd import running as registry
-from meshd.cli.exec import Limits, command, environment, run_address
+from meshd.cli.exec import Limits, api_environment, command, environment, run_address, run_token
 from meshd.cli.exec_daemon import Place
 from meshd.mesh_key import MeshKeys
 from meshd.running import Door, Running
@@ -111,15 +111,32 @@ def test_a_key_that_meshd_attaches_is_stood_in_for(is_keyed: bool, expected: str
 @pytest.mark.parametrize("limits", [Limits(), Limits(50_000), Limits(None, 5_000_000), Limits(50_000, 250_000)])
 def test_the_address_ties_calls_to_the_workflow(tmp_path: Path, limits: Limits) -> None:
     place = Place(Running(pid=2, listen="127.0.0.1:7400", agent="ann"), tmp_path, is_private=False)
-    root = run_address(place, "nightly", limits)
+    keys = MeshKeys(tmp_path / "mesh.key")
+    root = run_address(place, "nightly", limits, keys)
     base, _, token = root.partition("/w/")
-    verified = verify(token.encode(), MeshKeys(tmp_path / "mesh.key").ring, now_s=time.time())
+    verified = verify(token.encode(), keys.ring, now_s=time.time())
     assert base == "http://127.0.0.1:7400"
     assert verified.audience is Audience.RUN
     context = verified.context
     assert (context.workflow, context.agent, context.account) == ("nightly", "ann", "workflow/nightly")
     assert context.ceiling_microdollars == limits.microdollars
     assert context.ceiling == (NO_CEILING if limits.tokens is None and limits.microdollars else limits.tokens)
+    shown = verify(run_token(place, "nightly", limits, keys).encode(), keys.ring, now_s=time.time())
+    assert (shown.audience, shown.context) == (Audience.LOCAL, context)
+
+
+@pytest.mark.parametrize(
+    ("api", "path", "expected"),
+    [
+        ("127.0.0.1:7402", "/run/meshd/api.sock", "127.0.0.1:7402"),
+        ("", "/run/meshd/api.sock", "unix:/run/meshd/api.sock"),
+        ("", "", None),
+    ],
+)
+def test_the_sdk_is_told_where_the_api_is(api: str, path: str, expected: str | None) -> None:
+    made = api_environment(Running(pid=2, listen="127.0.0.1:7400", api=api, api_socket=path), "token")
+    assert made["MESHD_CONTEXT"] == "token"
+    assert made.get("MESHD_API") == expected
 
 
 def invoke(*arguments: str) -> Any:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 ROOT = Path(__file__).resolve().parents[2]
+PORTS = ("MESHD_INBOUND", "MESHD_API", "MESHD_ADMIN", "MESHD_METRICS")
 _OPENAI = """
 import openai
 client = openai.OpenAI(max_retries=0)
@@ -183,7 +184,7 @@ def test_a_store_that_does_not_exist_is_refused_without_its_password(bench: Benc
 
 
 def test_a_daemon_that_runs_already_is_used_and_left_alone(bench: Bench) -> None:
-    environ = bench.environ("k") | dict.fromkeys(("MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
+    environ = bench.environ("k") | dict.fromkeys(PORTS, "127.0.0.1:0")
     arguments = [sys.executable, "-m", "meshd.cli", "run", "--listen", "127.0.0.1:0", "--policy", str(bench.policy)]
     daemon = subprocess.Popen(arguments, env=environ, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
     try:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
 """A guard against a hang: no test depends on it."""
+_PORTS = ("MESHD_LISTEN", "MESHD_INBOUND", "MESHD_API", "MESHD_ADMIN", "MESHD_METRICS")
 _STEERING = ("MESHD_", "OPENAI_", "ANTHROPIC_", "OTEL_", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 
 
@@ -68,7 +69,7 @@ class Sidecar:
         if document is not None:
             self.policy.write_text(document)
             command += ["--policy", str(self.policy)]
-        ports = dict.fromkeys(("MESHD_LISTEN", "MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
+        ports = dict.fromkeys(_PORTS, "127.0.0.1:0")
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 command,

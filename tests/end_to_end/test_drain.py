@@ -113,7 +113,7 @@ def test_the_admin_port_can_ask_for_it(sidecar: Sidecar, provider: Provider) -> 
     assert sidecar.wait() == 0
 
 
-@pytest.mark.parametrize("which", ["MESHD_LISTEN", "MESHD_ADMIN", "MESHD_METRICS", "MESHD_INBOUND"])
+@pytest.mark.parametrize("which", ["MESHD_LISTEN", "MESHD_ADMIN", "MESHD_METRICS", "MESHD_INBOUND", "MESHD_API"])
 def test_a_port_that_is_taken_is_named(sidecar: Sidecar, provider: Provider, which: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as holder:
         taken = f"127.0.0.1:{holder.getsockname()[1]}"

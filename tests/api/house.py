@@ -1,0 +1,137 @@
+"""A sidecar's API in this process: real sockets, a real ledger, and clients for both of its faces."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import aiohttp
+import grpc
+
+from meshd.api.door import Door
+from meshd.api.mesh import Mesh
+from meshd.config import Address
+from meshd.daemon import build_chain
+from meshd.ledger import Ledger
+from meshd.mesh_key import MeshKeys
+from meshd.policy.document import load
+from meshd.proxy.proxy import Proxy
+from meshd.telemetry.telemetry import Telemetry
+from meshd_sdk.v1 import (
+    budget_pb2_grpc,
+    context_pb2,
+    context_pb2_grpc,
+    trace_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+POLICY = "agent: ann\ngovernance: {max_tokens_per_workflow: 50000}\n"
+ANY_PORT = Address("127.0.0.1", 0)
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+class House:
+    """One sidecar. `now_s` moves its wall clock."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.ahead_s = 0.0
+        self.mesh: Mesh
+        self.door: Door
+        self.channel: grpc.aio.Channel
+
+    async def build(self, document: str, ledger: Ledger, **more: Any) -> None:
+        path = self.home / "policy.yaml"
+        path.write_text(document)
+        policy = load([path])
+        keys, telemetry = MeshKeys(self.home / "mesh.key"), Telemetry(version="1.2.3")
+        chain = build_chain(keys=keys, ledger=ledger, agent="", shadowed=telemetry.shadowed)
+        proxy = Proxy(asyncio.get_running_loop(), policy=policy, chain=chain, telemetry=telemetry)
+        self.mesh = Mesh(
+            proxy=proxy,
+            chain=chain,
+            keys=keys,
+            ledger=ledger,
+            telemetry=telemetry,
+            wall_clock=lambda: time.time() + self.ahead_s,
+        )
+        self.door = Door(self.mesh, home=self.home, **more)
+        await self.door.start(ANY_PORT)
+        self.channel = grpc.aio.insecure_channel(self.address)
+
+    @property
+    def address(self) -> str:
+        return str(self.door.address)
+
+    @property
+    def contexts(self) -> Any:
+        return context_pb2_grpc.ContextServiceStub(self.channel)
+
+    @property
+    def budgets(self) -> Any:
+        return budget_pb2_grpc.BudgetServiceStub(self.channel)
+
+    @property
+    def traces(self) -> Any:
+        return trace_pb2_grpc.TraceServiceStub(self.channel)
+
+    async def open(self, workflow: str = "w", **more: Any) -> context_pb2.Context:
+        """Open a workflow over gRPC."""
+        found = await self.contexts.Open(context_pb2.OpenRequest(workflow=workflow, **more))
+        return found.context  # type: ignore[no-any-return]
+
+    async def ask(self, method: str, body: Any, *, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+        """Ask as JSON over TCP."""
+        sent = {"content-type": "application/json", **(headers or {})}
+        data = body if isinstance(body, bytes | str) else json.dumps(body)
+        url = f"http://{self.address}/meshd.v1.{method}"
+        async with aiohttp.ClientSession() as session, session.post(url, data=data, headers=sent) as reply:
+            text = await reply.text()
+            assert reply.headers["Cache-Control"] == "no-store"
+            assert "Access-Control-Allow-Origin" not in reply.headers
+            return reply.status, json.loads(text) if reply.content_type == "application/json" else text
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """Open a bare connection over TCP."""
+        assert self.door.address is not None
+        return await asyncio.open_connection(self.door.address.host, self.door.address.port)
+
+    async def close(self) -> None:
+        await self.channel.close(grace=None)
+        await self.door.close()
+        self.mesh.proxy.close()
+        await self.mesh.ledger.close()
+
+
+@asynccontextmanager
+async def house(home: Path, document: str = POLICY, *, is_kept: bool = False, **more: Any) -> AsyncIterator[House]:
+    """Run a sidecar's API; with `is_kept` its books are on disk, as a daemon's are."""
+    made = House(home)
+    ledger = await Ledger.open(home) if is_kept else Ledger.in_memory()
+    await made.build(document, ledger, **more)
+    try:
+        yield made
+    finally:
+        await made.close()
+
+
+async def refusal(call: Any) -> grpc.aio.AioRpcError:
+    """Return how a call that is refused ends."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return error
+    raise AssertionError(f"it was answered: {answer}")
+
+
+async def until(is_so: Any, patience_s: float = 20.0) -> None:
+    """Let the loop run until `is_so()`; a guard against a hang ends it."""
+    async with asyncio.timeout(patience_s):
+        while not is_so():
+            await asyncio.sleep(0.005)
