@@ -194,6 +194,10 @@ class Held:
         self._loop.call_soon_threadsafe(self._leave.set_result, error)
         try:
             return self._done.result()
+        except (asyncio.CancelledError, concurrent.futures.CancelledError):
+            if error is None or isinstance(error, Exception):
+                raise
+            return False
         except BaseException as raised:
             if raised is error:
                 return False
