@@ -235,25 +235,19 @@ class Agent:
                 task.cancel()
             ended.set()
 
-        async with self:
-            numbers = []
-            for number in (signal.SIGINT, signal.SIGTERM):
-                # Not in a thread that is not the main one, and not on every system: the caller ends it then.
-                with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
-                    loop.add_signal_handler(number, stop)
-                    numbers.append(number)
-            try:
+        numbers = []
+        for number in (signal.SIGINT, signal.SIGTERM):
+            # Not in a thread that is not the main one, and not on every system: the caller ends it then.
+            with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.add_signal_handler(number, stop)
+                numbers.append(number)
+        try:
+            async with self:
                 await ended.wait()
-            finally:
-                # The handlers stay while what runs is finished, so that a second signal is heard.
-                await self._finish()
-                for number in numbers:
-                    loop.remove_signal_handler(number)
-
-    async def _finish(self) -> None:
-        if self._delivering is not None:
-            self._delivering.close()
-            await self._delivering.finish(self._grace_s)
+        finally:
+            # Not before what runs is finished: a second signal is to be heard.
+            for number in numbers:
+                loop.remove_signal_handler(number)
 
     def run_forever(self) -> None:
         """Serve until SIGINT or SIGTERM, as a program's main."""
