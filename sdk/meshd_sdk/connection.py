@@ -21,7 +21,7 @@ from meshd_sdk.channel import REVISION, connect
 from meshd_sdk.errors import Failure, MeshError, NoSidecar, ProtocolBroken
 from meshd_sdk.messages import seconds
 from meshd_sdk.probe import probe
-from meshd_sdk.session_state import SessionState
+from meshd_sdk.session_state import ACK_EVERY, SessionState
 from meshd_sdk.statuses import failure_of_rpc
 from meshd_sdk.v1 import session_pb2
 
@@ -317,7 +317,8 @@ class Connection:
     def _plan_ack(self) -> None:
         if self._ack_timer is None:
             self._ack_timer = asyncio.get_running_loop().call_later(ACK_S, self._ack)
-        self._wake.set()
+        if self.state.received_seq - self.state.acked >= ACK_EVERY:
+            self._wake.set()
 
     def _ack(self) -> None:
         self._ack_timer = None

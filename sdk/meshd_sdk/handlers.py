@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 TOOL_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TOPIC: Final = re.compile(r"(?=.{1,255}$)(?:(?:[A-Za-z0-9_-]+|\*)\.)*(?:[A-Za-z0-9_-]+|\*|>)")
-THREADS_MAX: Final = 32
+THREADS_MAX: Final = 256
+"""More than a handler can need that waits for another one of its own process: a thread is made where none is free."""
 _END: Final = object()
 
 
