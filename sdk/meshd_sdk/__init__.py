@@ -8,7 +8,8 @@ Both are imported when they are first asked for, and gRPC and protobuf when ther
 which a context travels. `meshd_sdk.trace_context` reads and writes the W3C headers. An agent that handles a request
 needs one function: `carried`, which picks from the request it received what belongs on the requests that it makes.
 One that calls another agent may add `delegating(5000)`: at most so many of its tokens may be spent there.
-`meshd_sdk.current` holds the same for the time of a request: `using(Current.from_headers(...))`, then `current()`.
+`meshd_sdk.current` holds the same for the time of a request (`using(Current.from_headers(...))`, then `current()`),
+and `instrument()` has httpx, requests, aiohttp, grpc and the clients built on them carry it to the sidecar.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from meshd_sdk.context import (
     verify,
 )
 from meshd_sdk.current import CarryingExecutor, Current, carrying, current, using
+from meshd_sdk.instrumenting import instrument, uninstrument
 
 if TYPE_CHECKING:
     from meshd_sdk.agent import Agent
@@ -61,7 +63,9 @@ __all__ = [
     "carrying",
     "current",
     "delegating",
+    "instrument",
     "mint",
+    "uninstrument",
     "using",
     "verify",
 ]

@@ -55,6 +55,7 @@ class Current:
     def headers(self) -> dict[str, str]:
         """Return the header fields of a call made now, names in lower case; `x-meshd-deadline` in seconds left.
 
+        A value that cannot stand in a header field or gRPC metadata everywhere (visible ASCII) is left out.
         Raises ValueError where `delegate_tokens` is no number of tokens.
         """
         found = {
@@ -63,7 +64,7 @@ class Current:
             "tracestate": self.tracestate,
             "baggage": self.baggage,
         }
-        fields = {name: value for name, value in found.items() if value}
+        fields = {name: value for name, value in found.items() if value and _is_field(value)}
         if self.deadline_s is not None:
             fields[DEADLINE] = f"{min(max(self.deadline_s - time.time(), 0.0), LEFT_S_MAX):.3f}"
         if self.delegate_tokens is not None:
@@ -81,7 +82,7 @@ class Current:
         no key, and the sidecar judges it on every call.
         """
         pairs = [(_text(name), _text(value)) for name, value in _pairs(headers)]
-        found = carried(pairs)
+        found = {name: value for name, value in carried(pairs).items() if value}
         left = [value.strip() for name, value in pairs if name.lower() == DEADLINE]
         deadline_s = time.time() + float(left[0]) if len(left) == 1 and _LEFT.fullmatch(left[0]) else None
         if not found and deadline_s is None:
@@ -112,6 +113,11 @@ _CURRENT: ContextVar[Current | None] = ContextVar("meshd_sdk_current", default=N
 def current() -> Current | None:
     """Return the context of what is being done now, or None."""
     return _CURRENT.get()
+
+
+def become(now: Current | None) -> None:
+    """Make a context the current one for the rest of this task or thread: `using` is better wherever it can stand."""
+    _CURRENT.set(now)
 
 
 @contextmanager
@@ -156,6 +162,10 @@ def _pairs(
     headers: Mapping[str, str] | Iterable[tuple[str, str]] | Iterable[tuple[bytes, bytes]],
 ) -> Iterable[tuple[str | bytes, str | bytes]]:
     return headers.items() if hasattr(headers, "items") else headers
+
+
+def _is_field(value: str) -> bool:
+    return value.isascii() and value.isprintable()
 
 
 def _text(value: str | bytes) -> str:
