@@ -103,11 +103,7 @@ class Connection:
         self.is_leaving = True
         if self._is_connected.is_set():
             self.offer(session_pb2.ConnectRequest(goodbye=session_pb2.Goodbye(reason=reason)))
-            try:
-                async with asyncio.timeout(GOODBYE_S):
-                    await asyncio.shield(self._task)
-            except TimeoutError:
-                pass
+            await asyncio.wait({self._task}, timeout=GOODBYE_S)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
         await self._close()
@@ -176,6 +172,8 @@ class Connection:
                 return await self._connect()
             except MeshError as error:
                 self._say(str(error))
+            except Exception as error:  # noqa: BLE001 - whatever it is, the agent must come back
+                self._say(repr(error))
             if not is_lost and time.monotonic() - away_s > self._resume_s:
                 is_lost = True
                 self.state.session = ""
@@ -215,6 +213,7 @@ class Connection:
         self._channel, self._last_words = opened.channel, ""
         self._is_connected.set()
         self._wake.set()
+        self.give_room()
         return opened
 
     def _welcome(self, welcome: session_pb2.Welcome) -> None:

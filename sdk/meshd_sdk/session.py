@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 FRAME_REST_BYTES: Final = 64 * 1024
 """Of a frame, for all but its payload."""
 ENTRIES_MAX: Final = 256
+SUBSCRIBE_AGAIN_S: Final = 1.0
 LATE_S: Final = 1.0
 """So much longer than its timeout a call waits for the sidecar's own word on it."""
 
@@ -235,16 +236,26 @@ class Session(Connection, Services):
 
     def _answered(self, answer: Any, code: int) -> None:
         operation = self._end(answer.id)
-        if operation is None or operation.answer.done():
+        if operation is None:
             return
         if code == 0:
-            operation.answer.set_result(answer)
+            if not operation.answer.done():
+                operation.answer.set_result(answer)
             return
         error = failure_of(answer.status)
-        if operation.kind != "publish":
-            # For a record nobody waits, and a subscription may fail long after it was asked for, in a later session.
-            log.warning("meshd did not take a %s: %s", operation.kind, error)
+        if operation.kind == "subscribe" and operation.answer.done():
+            # It was good in an earlier session: it is asked for until it is so again.
+            log.warning("meshd did not renew a subscription, and is asked again: %s", error)
+            delay_s = error.retry_after_s or SUBSCRIBE_AGAIN_S
+            asyncio.get_running_loop().call_later(delay_s, self._subscribe_again, operation, self.era)
+        elif operation.kind == "record":
+            log.warning("meshd did not take entries for the trace: %s", error)
         operation.fail(error)
+
+    def _subscribe_again(self, operation: Operation, era: int) -> None:
+        if era == self.era and not self.is_leaving:
+            self._operations[operation.id] = operation
+            self.offer(operation.frame)
 
     @property
     def deliveries_count(self) -> int:

@@ -21,6 +21,7 @@ from meshd_sdk.errors import (
     UnknownTarget,
 )
 from meshd_sdk.sync import Ctx as SyncCtx
+from tests.end_to_end.sidecar import fetch
 from tests.sdk.conftest import soon
 
 if TYPE_CHECKING:
@@ -462,3 +463,28 @@ async def test_a_name_of_the_policy_is_told_to_its_owner(make: Make, caplog: pyt
 
 def test_all_the_errors_are_exported() -> None:
     assert issubclass(NotAllowed, Refused)
+
+
+async def test_a_tool_is_called_over_plain_http_too(make: Make, shared: Sidecar) -> None:
+    other = make("web21")
+
+    @other.tool
+    async def add(ctx: Ctx, a: int, b: int = 1) -> Any:
+        return {"sum": a + b, "workflow": ctx.workflow}
+
+    json = {"content-type": "application/json"}
+    async with other:
+        for body, status, words in (
+            (b'{"a": 2}', 200, '{"sum":3,"workflow":"web-21"}'),
+            (b'{"a": "x"}', 400, "expected an integer"),
+            (b"{", 400, "says it is JSON and is not"),
+            (b"[" * 100_000, 400, "says it is JSON and is not"),
+            (b"\xff\xfe", 400, "says it is JSON and is not"),
+            (b'{"a": NaN}', 400, "says it is JSON and is not"),
+            (b"", 400, "a: is missing"),
+        ):
+            found = await asyncio.to_thread(
+                fetch, f"{shared.url}/web21/add", "POST", json | {"x-meshd-workflow": "web-21"}, body
+            )
+            assert found[0] == status, found
+            assert words in found[1]
