@@ -28,7 +28,6 @@ from meshd_sdk.probe import probe
 from meshd_sdk.serving import Serving
 from meshd_sdk.settings import RUN, agent_name, place, settings, what_without
 from meshd_sdk.tools import recording
-from meshd_sdk.ungoverned import Ungoverned
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from meshd_sdk.deliveries import Delivering
     from meshd_sdk.link import Link
     from meshd_sdk.session import Session
+    from meshd_sdk.ungoverned import Ungoverned
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -221,6 +221,8 @@ class Agent:
         if words not in _said:
             _said.add(words)
             log.warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
+        from meshd_sdk.ungoverned import Ungoverned
+
         ungoverned = Ungoverned(self._serving)
         await ungoverned.begin()
         self._serving.link = self._ungoverned = ungoverned

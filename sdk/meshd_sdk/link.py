@@ -32,8 +32,7 @@ class Given:
     """References to shared state that may be read."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """A call to be made."""
 
     target: str
@@ -46,8 +45,7 @@ class Ask:
     idempotency_key: str = ""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """A reply, or a piece of one."""
 
     payload: bytes

@@ -101,9 +101,9 @@ class SessionState:
 
     def withdraw(self, body: Any) -> bool:
         """Take work back that still waits for credit; False where it has been sent."""
-        for kept in self._work:
+        for at, kept in enumerate(self._work):
             if kept.body is body:
-                self._work.remove(kept)
+                del self._work[at]
                 self._bytes -= kept.bytes
                 return True
         return False

@@ -135,6 +135,24 @@ async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, li
     assert any("forgotten" in record.getMessage() for record in caplog.records)
 
 
+async def test_what_was_acknowledged_is_there_after_a_kill(make: Make, own: Own) -> None:
+    seen: list[int] = []
+    async with make("publisher", api=own.api) as publisher:
+        for at in range(40):
+            assert (await publisher.ctx.publish("kept.event", at)).sequence
+        own.kill()
+        await asyncio.to_thread(own.up)
+    listener = make("listener", api=own.api)
+
+    @listener.on("kept.event", from_oldest=True)
+    async def handle(event: Any) -> None:
+        seen.append(event.data)
+
+    async with listener:
+        await soon(lambda: len(seen) >= 40)
+    assert sorted(seen) == list(range(40))
+
+
 async def _is_back(agent: Agent) -> None:
     session: Any = agent._session
     await soon(lambda: session.era == 2)

@@ -220,3 +220,65 @@ class Garbling(Relay):
         finally:
             passing.cancel()
             stream.cancel()
+
+
+NONSENSE = [
+    pb.ConnectResponse(reply=pb.CallReply(id=999, payload=b"x")),
+    pb.ConnectResponse(reply=pb.CallReply()),
+    pb.ConnectResponse(published=pb.PublishReply(id=999)),
+    pb.ConnectResponse(subscribed=pb.SubscribeReply(id=999)),
+    pb.ConnectResponse(recorded=pb.RecordReply(id=999)),
+    pb.ConnectResponse(cancel=pb.CancelCall(id=999)),
+    pb.ConnectResponse(event=pb.EventDelivery(id=7, subscription=999)),
+    pb.ConnectResponse(event=pb.EventDelivery()),
+    pb.ConnectResponse(call=pb.CallDelivery()),
+    pb.ConnectResponse(call=pb.CallDelivery(id=8, operation="\x00" * 999, payload=b"\xff", content_type="\x00;;")),
+    pb.ConnectResponse(credit=pb.Credit(frames=2**32 - 1)),
+    pb.ConnectResponse(welcome=pb.Welcome(session="another")),
+    pb.ConnectResponse(seq=0, ack=0),
+]
+
+
+async def test_frames_that_make_no_sense_end_nothing(make: Make) -> None:
+    said: list[pb.ConnectRequest] = []
+
+    async def connect(requests: AsyncIterator[bytes], context: Any) -> None:
+        seq = 0
+        async for request in requests:
+            frame = pb.ConnectRequest.FromString(request)
+            said.append(frame)
+            if frame.HasField("hello"):
+                welcome = pb.Welcome(revision=1, session="s", credit=4)
+                await context.write(pb.ConnectResponse(welcome=welcome).SerializeToString())
+                for one in NONSENSE:
+                    sent = pb.ConnectResponse()
+                    sent.CopyFrom(one)
+                    seq += 1
+                    sent.seq = seq
+                    await context.write(sent.SerializeToString())
+            elif frame.HasField("publish"):
+                seq += 1
+                reply = pb.PublishReply(id=frame.publish.id)
+                await context.write(pb.ConnectResponse(seq=seq, published=reply).SerializeToString())
+                await context.write(pb.ConnectResponse(credit=pb.Credit(frames=1)).SerializeToString())
+            elif frame.HasField("goodbye"):
+                return
+
+    server = grpc.aio.server()
+    handler = grpc.stream_stream_rpc_method_handler(connect)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("meshd.v1.SessionService", {"Connect": handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with make("steady", api=f"127.0.0.1:{port}", credit=4) as agent:
+        for _ in range(8):
+            await agent.ctx.publish("x", 1)
+        assert agent._session is not None
+        assert agent._session.era == 1
+        settled = await soon(lambda: [one.settle for one in said if one.HasField("settle")][1:])
+        assert settled[0].verdict == 2  # RETRY: it is for somebody, but not for this agent
+        answered = await soon(lambda: [one.reply for one in said if one.HasField("reply") and one.reply.id == 8])
+        assert answered[0].status.code == 5
+        await soon(lambda: sum(one.credit.frames for one in said) == 4)
+    await server.stop(None)
