@@ -21,6 +21,7 @@ The words, in the order in which to read them:
     engines/    where state is kept, behind a port that fits on one screen Store
     telemetry/  metrics, spans, logs, provenance; all names in one table   Telemetry
     admin/      health, metrics and the admin API                          AdminView
+    api/        what agents may ask: contexts, budgets, traces             Mesh, Door
     daemon      builds all of this once, swaps the policy, drains          Daemon
     cli/        run, exec, budget, check, explain, tokens, schema
 

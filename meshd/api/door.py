@@ -23,7 +23,7 @@ from meshd.admin.aiohttp_web import web  # before the others, which import aioht
 from meshd.admin.doors import HostRule
 from meshd.api.json_http import JsonDoor
 from meshd.api.services import SERVICES, Offer
-from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, listening, mark_of, peer_uid, remove
+from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, is_alive, listening, mark_of, peer_uid, remove
 from meshd.api.splice import End, joined
 from meshd.config import Address
 
@@ -46,6 +46,7 @@ SHUTDOWN_S: Final = 2.0
 FILE_NAME: Final = "api.sock"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 _GRPC_FILE: Final = "grpc.sock"
+_PRIVATE: Final = ".api-"
 
 _log = logging.getLogger("meshd.api")
 # Of each malformed head aiohttp logs a traceback: whoever reaches the port could fill the disk.
@@ -220,7 +221,10 @@ class Door:
         parent: Path | None = self._home
         if len(os.fsencode(self._home)) + 32 > PATH_BYTES_MAX:
             parent = None
-        self._private = Path(tempfile.mkdtemp(prefix=".api-", dir=parent))
+        for left in self._home.glob(f"{_PRIVATE}*"):
+            if not is_alive(left / _GRPC_FILE):
+                shutil.rmtree(left, ignore_errors=True)  # of a daemon that was killed
+        self._private = Path(tempfile.mkdtemp(prefix=_PRIVATE, dir=parent))
         return self._private
 
     # ------------------------------------------------------------------ the end
@@ -236,8 +240,8 @@ class Door:
         """Let what runs end, for at most `grace_s` seconds; new requests on old connections are told to go away."""
         self.stop()
         grpc, self._grpc = self._grpc, None
-        if grpc is not None:
-            await grpc.drain(grace_s)
+        faces = [face for face in (grpc, self._json) if face is not None]
+        await asyncio.gather(*[face.drain(grace_s) for face in faces])
 
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""

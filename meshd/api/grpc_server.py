@@ -115,12 +115,17 @@ class GrpcServer:
                     yield parsed(method, body)
 
             async def send(message: Any) -> None:
-                await context.write(message.SerializeToString())
+                try:
+                    await context.write(message.SerializeToString())
+                except Exception as error:  # grpcio's own, of a module that is not public
+                    raise ConnectionResetError("the stream has ended") from error
 
             try:
                 await stream(read(), send, context.peer())
             except asyncio.CancelledError:
                 raise
+            except ConnectionError:
+                pass  # there is nobody to tell
             except Exception as error:  # noqa: BLE001 - as above
                 await _fail(context, error)
 

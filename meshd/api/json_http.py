@@ -7,6 +7,7 @@ its clients can be pointed here. A stream is a WebSocket at the same path, with 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final
 
@@ -32,6 +33,8 @@ BODY_BYTES_MAX: Final = 4 * 2**20
 BODY_TIMEOUT_S: Final = 30.0
 CALL_TIMEOUT_S: Final = 60.0
 """Of a request that names no nearer one."""
+WRITE_TIMEOUT_S: Final = 30.0
+"""How long an answer may take to leave: a client that never reads holds none for good."""
 HEARTBEAT_S: Final = 30.0
 """How often a WebSocket is pinged; one that does not answer is closed."""
 NESTING_MAX: Final = 32
@@ -48,6 +51,9 @@ class JsonDoor:
         self._hosts = hosts
         self._offer = offer
         self._sockets: set[web.WebSocketResponse] = set()
+        self._open = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     def app(self) -> web.Application:
         """Return the application."""
@@ -62,6 +68,12 @@ class JsonDoor:
         )
         return app
 
+    async def drain(self, grace_s: float) -> None:
+        """Let what runs end, streams too, for at most `grace_s` seconds."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+
     async def close(self) -> None:
         """End the streams."""
         for socket in tuple(self._sockets):
@@ -69,6 +81,24 @@ class JsonDoor:
 
     @web.middleware
     async def _pass(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._open += 1
+        self._idle.clear()
+        try:
+            answer = await self._answered(request, handler)
+            try:
+                async with asyncio.timeout(WRITE_TIMEOUT_S):
+                    await answer.prepare(request)
+                    await answer.write_eof()
+            except TimeoutError:
+                if request.transport is not None:
+                    request.transport.abort()
+            return answer
+        finally:
+            self._open -= 1
+            if not self._open:
+                self._idle.set()
+
+    async def _answered(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             # No name can be rebound to a file.
             if isinstance(request.transport and request.transport.get_extra_info("peername"), tuple):

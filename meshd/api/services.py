@@ -2,7 +2,8 @@
 
 A service answers with plain methods, named as the protocol's but in lower case: `async def get_balance(request)`
 returns the response or raises Refused; a stream is `async def connect(frames, send, peer)`, where `frames` yields what
-comes, `send` takes what goes, and its return ends the stream. So none knows which face it was asked through.
+comes, `send` takes what goes (ConnectionError where the other side is gone), and its return ends the stream. So none
+knows which face it was asked through.
 """
 
 from __future__ import annotations

@@ -148,9 +148,12 @@ class Session:
         """Go on over a connection: Welcome first, then whatever the agent has not received."""
         if welcome.welcome.is_resumed:
             self._acknowledged(hello.received, "hello.received")
-        self.leave(frames.SessionEnded(frames.ABORTED, Reason.NOT_ALLOWED, "The session goes on over another stream."))
         self.agent = hello.agent
-        self.wire = wire
+        older, self.wire = self.wire, wire
+        if older is not None:
+            # Calls that wait for credit need not hear of it.
+            why = "The session goes on over another stream."
+            older.end(frames.SessionEnded(frames.ABORTED, Reason.NOT_ALLOWED, why))
         self._unsent.clear()
         self._unsent.append(welcome)
         self._unsent.extend(frame for frame, _ in self._kept)
@@ -159,8 +162,11 @@ class Session:
         self.credit = min(hello.credit, frames.CREDIT_MAX) - unseen
         self._credit_owed = 0
         wire.wake.set()
-        if self.is_callable:
-            self.mesh.proxy.agents.connected(self.name, self)
+        agents = self.mesh.proxy.agents
+        if older is not None:
+            agents.has_credit(self.name)
+        elif self.is_callable:
+            agents.connected(self.name, self)
         self.events.has_credit()
 
     def leave(self, why: Refused | None) -> None:
@@ -199,6 +205,8 @@ class Session:
         """Take a frame. Raises SessionEnded where it breaks the protocol."""
         if frame.ack:
             self._acknowledged(frame.ack, "ack")
+        if self._is_over:
+            return  # What was acknowledged let more go out than is kept.
         seq = frame.seq
         if seq:
             if seq <= self.received:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
+from meshd.api.fields import utc_day
 from meshd.engines.bus_port import KEEP_S
 from meshd.filters.minting import moved, refused
 from meshd.refusal import Reason, Refused
@@ -33,8 +33,7 @@ def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, by
     if token:
         context = mesh.read(token, agent)
     else:
-        day = datetime.fromtimestamp(wall_s, UTC).date().isoformat()
-        context = codec.Context("", agent, account=f"unattributed/{agent}/{day}")
+        context = codec.Context("", agent, account=f"unattributed/{agent}/{utc_day(wall_s)}")
     limits = mesh.policy.limits
     if context.hops >= limits.hops:
         workflow = f"workflow {context.workflow}" if context.workflow else f"the calls charged to {context.account}"

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SUBSCRIPTIONS_MAX: Final = 64
 """Of one session."""
+HANDED_MAX: Final = 1024
+HANDED_BYTES_MAX: Final = 32 * 2**20
+"""Events, and their data, that an agent may leave unsettled, whatever credit it gives."""
 BATCH_MAX: Final = 64
 """Events that go to the bus together."""
 ERRANDS_MAX: Final = 4096
@@ -69,7 +72,7 @@ class _Subscribed:
 class Events:
     """One session's part in the bus."""
 
-    __slots__ = ("_causes", "_credit", "_errands", "_handed", "_runner", "_session", "_subscribed")
+    __slots__ = ("_causes", "_credit", "_errands", "_handed", "_handed_bytes", "_runner", "_session", "_subscribed")
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -77,6 +80,7 @@ class Events:
         self._runner: asyncio.Task[None] | None = None
         self._subscribed: dict[int, _Subscribed] = {}
         self._handed: dict[int, _Handed] = {}
+        self._handed_bytes = 0
         self._causes: dict[str, str] = {}
         """Tokens that were handed out with an event, and its id: what is published under one follows from it."""
         self._credit: asyncio.Event | None = None
@@ -112,6 +116,8 @@ class Events:
         handed = self._handed.pop(settle.id, None)
         if handed is not None:
             self._causes.pop(handed.token, None)
+            self._handed_bytes -= len(handed.delivery.event.data)
+            self.has_credit()
             self._errand(lambda: self._settle(handed, settle))
 
     @property
@@ -127,7 +133,7 @@ class Events:
     def close(self) -> None:
         """End all; unsettled events go to others, marked."""
         for subscribed in tuple(self._subscribed.values()):
-            self._errand(lambda subscribed=subscribed: self._end(subscribed))  # type: ignore[misc]
+            self._begin(lambda subscribed=subscribed: self._end(subscribed))  # type: ignore[misc]
         self._subscribed.clear()
         self._handed.clear()
         self._causes.clear()
@@ -137,6 +143,9 @@ class Events:
     def _errand(self, errand: pb.Publish | Callable[[], Coroutine[Any, Any, None]]) -> None:
         if len(self._errands) >= ERRANDS_MAX:
             raise frames.too_much(f"{len(self._errands)} frames wait for the bus")
+        self._begin(errand)
+
+    def _begin(self, errand: pb.Publish | Callable[[], Coroutine[Any, Any, None]]) -> None:
         self._errands.append(errand)
         if self._runner is None:
             self._runner = asyncio.get_running_loop().create_task(self._run())
@@ -153,6 +162,8 @@ class Events:
                     continue
                 try:
                     await errand()
+                except StoreError as error:
+                    log.warning("the bus did not do what the session of %s asked: %s", self._session.name, error)
                 except Exception:
                     # One errand's fault must not keep the others waiting.
                     log.exception("an errand of the session of %s failed", self._session.name)
@@ -287,7 +298,7 @@ class Events:
             self._hand(subscribed, session.next_delivery(), delivery)
 
     async def _room(self, credit: asyncio.Event) -> None:
-        while not self._session.can_take():
+        while not self._session.can_take() or len(self._handed) >= HANDED_MAX or self._handed_bytes >= HANDED_BYTES_MAX:
             credit.clear()
             await credit.wait()
 
@@ -306,6 +317,7 @@ class Events:
             token = minted.decode("ascii")
             frame.context.CopyFrom(frames.context_frame(context, token, "token"))
             self._causes[token] = event.id
+        self._handed_bytes += len(event.data)
         self._handed[id] = _Handed(subscribed, delivery, token)
         session.put(pb.ConnectResponse(event=frame))
 

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from meshd.api.fields import shown
 from meshd.policy.model import NAME_PATTERN
 from meshd.policy.upstreams import RESERVED_NAMES
 from meshd.refusal import TABLE, Reason, Refused, Row
-from meshd_sdk.v1.context_pb2 import Context, Evidence
+from meshd_sdk.v1.context_pb2 import Evidence
 from meshd_sdk.v1.status_pb2 import Status
 
 if TYPE_CHECKING:
     from meshd_sdk import context as codec
+    from meshd_sdk.v1.context_pb2 import Context
 
 REVISION: Final = 1
 CREDIT: Final = 64
@@ -44,6 +46,7 @@ AGENTS_MAX: Final = 256
 """Names of agents with a session at once."""
 CONTENT_TYPE: Final = "application/json"
 
+_EVIDENCE: Final[dict[str, Any]] = dict(Evidence.items())
 _NAME: Final = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _VISIBLE: Final = re.compile(r"[ -~]{0,256}\Z")
 
@@ -156,20 +159,13 @@ def seconds(given: Duration, field: str) -> float:
 
 
 def context_frame(context: codec.Context, token: str, evidence: str, traceparent: str = "") -> Context:
-    """Return a context as a frame has it. `evidence` is the name of a member of Evidence, in small letters."""
-    made = Context(
-        token=token,
-        workflow=context.workflow,
-        agent=context.agent,
-        hops=context.hops,
-        path=context.path,
-        account=context.account,
-        ceiling_tokens=context.ceiling,
-        ceiling_microdollars=context.ceiling_microdollars,
-        traceparent=traceparent or context.parent,
-        memory=context.memory,
-        evidence=Evidence.Value("EVIDENCE_" + evidence.upper()),
-    )
-    if context.deadline_s is not None:
-        made.deadline.FromMilliseconds(round(context.deadline_s * 1000))
+    """Return a context as a frame has it.
+
+    `evidence` is its name in small letters; one that the protocol has no member for is left unsaid. `traceparent` is
+    that of the span which hands the context out; empty for the context's own.
+    """
+    made = shown(context, token)
+    made.evidence = _EVIDENCE.get("EVIDENCE_" + evidence.upper(), 0)
+    if traceparent:
+        made.traceparent = traceparent
     return made

@@ -33,6 +33,8 @@ KEPT_BYTES_MAX: Final = 2**20
 """Of one workflow, as encoded: a List of all of them is one message."""
 KEPT_IDS_MAX: Final = 4096
 """Ids of one workflow by which an entry that is sent again is known."""
+ID_BYTES: Final = 128
+"""What an id counts as, in all."""
 ALL_BYTES_MAX: Final = 16 * 2**20
 """Of all workflows; the one that was quiet for longest leaves first."""
 WORKFLOWS_MAX: Final = 4096
@@ -108,18 +110,19 @@ class TraceService:
         size = entry.ByteSize()
         kept.entries[entry.id], kept.ids[entry.id] = entry, None
         kept.size += size
-        self._size += size
+        self._size += size + ID_BYTES
         while len(kept.entries) > KEPT_ENTRIES_MAX or kept.size > KEPT_BYTES_MAX:
             _, oldest = kept.entries.popitem(last=False)
             kept.size -= oldest.ByteSize()
             self._size -= oldest.ByteSize()
         while len(kept.ids) > KEPT_IDS_MAX:
             kept.ids.popitem(last=False)
+            self._size -= ID_BYTES
 
     def _make_room(self) -> None:
         while len(self._kept) > 1 and (self._size > ALL_BYTES_MAX or len(self._kept) > WORKFLOWS_MAX):
             _, quiet = self._kept.popitem(last=False)
-            self._size -= quiet.size
+            self._size -= quiet.size + ID_BYTES * len(quiet.ids)
 
 
 def _workflow(context: Context) -> str:

@@ -92,7 +92,7 @@ def matcher(topic: str) -> Callable[[str], bool]:
     return lambda one: pattern.fullmatch(one) is not None
 
 
-def completed(event: Event, now_s: float, new_id: Callable[[], str]) -> Event:
+def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     """Return an event as it is kept: checked, with what was left empty. Raises EventMalformed."""
     check_topic(event.topic)
     if not event.source:
@@ -117,7 +117,7 @@ def completed(event: Event, now_s: float, new_id: Callable[[], str]) -> Event:
         event,
         id=event.id or new_id(),
         type=event.type or event.topic,
-        time_ns=event.time_ns or int(now_s * 1e9),
+        time_ns=event.time_ns or wall_ns,
         data_content_type=event.data_content_type or "application/json",
         sequence="",
     )

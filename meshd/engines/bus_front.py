@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final
 
 from meshd.engines.bus_event import (
     HANDLING_S_LEAST,
@@ -21,12 +21,15 @@ from meshd.engines.bus_event import (
     completed,
     matcher,
 )
-from meshd.engines.bus_port import HANDLING_S, DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_port import HANDLING_S
+from meshd.engines.bus_shelf import Attempt
 from meshd.engines.port import StoreClosed, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+    from meshd.engines.bus_shelf import HandedOut, Shelf
     from meshd.engines.bus_terms import Clock, Terms, Timer
 
 log = logging.getLogger("meshd")
@@ -35,84 +38,6 @@ TRIM_S: Final = 60.0
 """How often what is too old is looked for."""
 ASKED_MAX: Final = 256
 """How many events a line asks for at once."""
-
-
-class HandedOut(NamedTuple):
-    """What a group gets."""
-
-    deliveries: list[Delivery]
-    due_s: float | None
-    """When the next retry, or the next handler's end, is due; None where nothing is."""
-    is_more: bool
-    """Only a part of what is kept was looked at."""
-
-
-class Settled(NamedTuple):
-    """What a verdict did."""
-
-    counted: bool
-    is_freed: bool = False
-    """Something can be handed out that could not before."""
-    due_s: float | None = None
-    """When this one is handed out again."""
-
-
-class Attempt(NamedTuple):
-    """One attempt at the event of a place."""
-
-    place: int
-    number: int
-
-
-class Shelf(Protocol):
-    """What an engine does. `group` is a number that it gave; each method is one step, made whole or not at all."""
-
-    @property
-    def is_crowded(self) -> bool:
-        """Less than an eighth of what may be kept is free."""
-        ...
-
-    async def keep(self, events: Sequence[Event]) -> list[Published]:
-        """Keep events that are complete."""
-        ...
-
-    async def join(self, group: str, topic: str, *, starts_at_oldest: bool) -> int:
-        """Find a group or make it; return its number."""
-        ...
-
-    async def hand_out(self, group: int, handling_s: Sequence[float]) -> HandedOut:
-        """Begin up to as many attempts as there are times in `handling_s`."""
-        ...
-
-    async def settle(
-        self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
-    ) -> Settled:
-        """End an attempt."""
-        ...
-
-    async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
-        """End attempts of which nothing will be heard; those that are unseen were not even begun."""
-        ...
-
-    async def dead_letters(self, group: str, after: int, limit: int) -> list[DeadLetter]:
-        """As the bus's."""
-        ...
-
-    async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
-        """Return, for each that there was, the number of its group."""
-        ...
-
-    async def positions(self) -> list[Position]:
-        """As the bus's."""
-        ...
-
-    async def trim(self) -> bool:
-        """Let go of some of what is too old; return whether there is more."""
-        ...
-
-    async def close(self) -> None:
-        """Let go."""
-        ...
 
 
 class _Waiter:
@@ -293,7 +218,7 @@ class Subscriber:
             if not waiter.future.done():
                 waiter.future.set_exception(StoreClosed("the subscription was closed"))
         if self.under_way:
-            attempts, self.under_way = tuple(self.under_way), set()
+            attempts, self.under_way = sorted(self.under_way), set()
             await self._shelf.give_back(self._line.group, attempts, is_unseen=False)
             self._line.stir()
 
@@ -325,8 +250,8 @@ class BusFront:
 
     async def publish(self, events: Sequence[Event]) -> list[Published]:
         self._check()
-        now_s = self._clock.now_s()
-        whole = [completed(event, now_s, self._terms.new_id) for event in events]
+        wall_ns = self._clock.wall_ns()
+        whole = [completed(event, wall_ns, self._terms.new_id) for event in events]
         published = await self._shelf.keep(whole)
         topics = {event.topic for event, done in zip(whole, published, strict=True) if not done.is_duplicate}
         for line in self._lines.values():

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from meshd.engines.bus_event import matcher, sequence_text
-from meshd.engines.bus_front import BusFront, HandedOut, Settled
+from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_shelf import HandedOut, Settled, full
 from meshd.engines.bus_terms import EVENT_BYTES, Clock, SteadyClock, Terms
 from meshd.engines.port import StoreClosed, StoreFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from meshd.engines.bus_front import Attempt
+    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.port import Ability
 
 log = logging.getLogger("meshd")
@@ -159,7 +160,8 @@ class _Shelf:
         over = self._bytes + size - self._terms.keep_bytes
         self.is_crowded = over > -self._terms.keep_bytes // 8
         if size and over > 0 and self._free(over) < over:
-            raise StoreFull(f"the bus holds {self._terms.keep_bytes} bytes of events that are still needed")
+            behind = min(self._groups, key=lambda group: group.position, default=None)
+            raise full(self._terms, f"{behind.name} ({behind.topic})" if behind else "")
         return [self._keep(event) for event in events]
 
     def _keep(self, event: Event) -> Published:

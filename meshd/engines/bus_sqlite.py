@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
-from meshd.engines.bus_front import BusFront, HandedOut, Settled
+from meshd.engines.bus_front import BusFront
+from meshd.engines.bus_shelf import HandedOut, Settled
 from meshd.engines.bus_sqlite_shelf import FORMAT, Shelf
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
 from meshd.engines.port import Ability
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from meshd.engines.bus_front import Attempt
     from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Verdict
+    from meshd.engines.bus_shelf import Attempt
 
 Arguments = TypeVarTuple("Arguments")
 Outcome = TypeVar("Outcome")

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_front import Settled
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_shelf import Settled, full
 from meshd.engines.bus_sqlite_trim import Trimming
 from meshd.engines.bus_terms import EVENT_BYTES
 from meshd.engines.port import StoreFull
@@ -23,7 +23,7 @@ from meshd.engines.sqlite_file import Format
 if TYPE_CHECKING:
     import sqlite3
 
-    from meshd.engines.bus_front import Attempt
+    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.bus_terms import Terms
 
 log = logging.getLogger("meshd")
@@ -65,7 +65,7 @@ INSERT OR IGNORE INTO counter VALUES ('bytes', 0);
 """
 FORMAT: Final = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET value = value")
 
-_KEEP = "INSERT OR IGNORE INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_KEEP = "INSERT INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _KNOWN = "SELECT sequence FROM event WHERE source = ? AND id = ?"
 _SCAN = "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL ORDER BY sequence LIMIT ?"
 _PENDING = "INSERT INTO pending VALUES (?, ?, ?, ?, ?, 0, ?, ?, 0, ?)"
@@ -117,15 +117,15 @@ class Shelf(Trimming):
         self._check_room(events, sum(map(len, bodies)) + EVENT_BYTES * len(bodies), now_ms)
         published, added = [], 0
         for event, body in zip(events, bodies, strict=True):
-            size = len(body) + EVENT_BYTES
-            row = (event.topic, event.source, event.id, event.partition_key, now_ms, size, body)
-            cursor = run(_KEEP, row)
-            if cursor.rowcount:
-                place, is_duplicate = cursor.lastrowid or 0, False
+            known = run(_KNOWN, (event.source, event.id)).fetchone()
+            if known is None:
+                size = len(body) + EVENT_BYTES
+                row = (event.topic, event.source, event.id, event.partition_key, now_ms, size, body)
+                place = run(_KEEP, row).lastrowid or 0
                 added += size
             else:
-                place, is_duplicate = run(_KNOWN, (event.source, event.id)).fetchone()[0], True
-            published.append(Published(event.id, sequence_text(place), is_duplicate))
+                place = known[0]
+            published.append(Published(event.id, sequence_text(place), known is not None))
         self.add_bytes(added)
         return published
 
@@ -139,10 +139,7 @@ class Shelf(Trimming):
         if over <= 0 or len(known) == len(events) or self.free(over) >= over:
             return
         behind = self.connection.execute("SELECT name, topic FROM grp ORDER BY position LIMIT 1").fetchone()
-        raise StoreFull(
-            f"the bus holds {self.terms.keep_bytes} bytes of events that are still needed, and takes no more until its "
-            + (f"groups have handled some; furthest behind is {behind[0]} ({behind[1]})" if behind else "events expire")
-        )
+        raise full(self.terms, f"{behind[0]} ({behind[1]})" if behind else "")
 
     def join(self, group: str, topic: str, starts_at_oldest: bool) -> int:
         """Return the number of a group. Raises StoreFull where there are too many."""

@@ -19,6 +19,8 @@ RETRY_MOST_S: Final = 300.0
 EVENT_BYTES: Final = 128
 """What an event costs beside its own bytes, as far as `keep_bytes` counts it."""
 
+_BOOT_TIME: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
 
 class Timer(Protocol):
     """What ends a call that is planned."""
@@ -33,24 +35,36 @@ class Clock(Protocol):
         """Return Unix seconds, which never run backwards."""
         ...
 
+    def wall_ns(self) -> int:
+        """Return Unix nanoseconds as the machine says them now, for an event's `time`."""
+        ...
+
     def at(self, when_s: float, call: Callable[[], None]) -> Timer:
         """Call on this loop once it is `when_s`."""
         ...
 
 
 class SteadyClock:
-    """The machine's clock as it stood when this was made, and from then on the one that nobody sets."""
+    """The machine's clock as it stood when this was made, and from then on one that nobody sets."""
 
     __slots__ = ("_ahead_s",)
 
     def __init__(self) -> None:
-        self._ahead_s = time.time() - time.monotonic()
+        self._ahead_s = time.time() - _running_s()
 
     def now_s(self) -> float:
-        return time.monotonic() + self._ahead_s
+        return _running_s() + self._ahead_s
+
+    def wall_ns(self) -> int:
+        return time.time_ns()
 
     def at(self, when_s: float, call: Callable[[], None]) -> Timer:
         return asyncio.get_running_loop().call_later(max(0.0, when_s - self.now_s()), call)
+
+
+def _running_s() -> float:
+    # Where there is one, the clock that goes on while the machine sleeps: a handler's time does, too.
+    return time.clock_gettime(_BOOT_TIME)
 
 
 class Terms(NamedTuple):

@@ -7,6 +7,7 @@ syncs, where the file is `synced`) and only then answers them, so a hundred writ
 from __future__ import annotations
 
 import asyncio
+import os
 import queue
 import sqlite3
 import threading
@@ -159,6 +160,9 @@ class SqliteFile:
     def _prepare(self, connection: sqlite3.Connection) -> None:
         form = self._form
         if self._is_alone:
+            if self.path.exists() and not os.access(self.path, os.W_OK):
+                # Asked for alone, SQLite would speak of a disk error.
+                raise StoreReadOnly(f"{self.path} {_CLASSES[sqlite3.SQLITE_READONLY][1]}")
             # Before the first look at the log beside the file: the lock is then held until the file is closed, and
             # the log's index is kept in memory, https://www.sqlite.org/wal.html#noshm
             connection.execute("PRAGMA locking_mode = EXCLUSIVE")

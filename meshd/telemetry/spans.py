@@ -328,7 +328,7 @@ def _of_target(call: Call, found: dict[str, Any]) -> None:
     found[names.MESHD_KIND] = target.kind.value
     if target.name:
         found[names.MESHD_TARGET] = _short(target.name)
-    if upstream is not None:
+    if upstream is not None and upstream.host:
         found[names.SERVER_ADDRESS] = _short(upstream.host)
         found[names.SERVER_PORT] = upstream.port
     # The query is left out whole: it is where keys and questions are.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from meshd.telemetry.names import ENTRIES
+
 
 class Tally:
     """Plain ints: the loop's thread writes them, but for the two of the exporter, which its own thread writes."""
@@ -34,7 +36,7 @@ class Tally:
         self.opened_outbound = 0
         """Connections ever opened."""
         self.opened_inbound = 0
-        self.entries: dict[str, int] = {}
+        self.entries = dict.fromkeys(ENTRIES, 0)
         """Trace entries that agents recorded, by what they are."""
         self.reloads_ok = 0
         self.reloads_failed = 0

@@ -115,7 +115,8 @@ async def measure(bus: str) -> None:
         (home / "policy.yaml").write_text(POLICY)
         environment = {
             **os.environ, "MESHD_HOME": folder, "MESHD_POLICY": str(home / "policy.yaml"), "MESHD_LISTEN": ":0",
-            "MESHD_ADMIN": ":0", "MESHD_METRICS": ":0", "MESHD_API": "127.0.0.1:0", "MESHD_BUS": bus, "MESHD_LOG": "error",
+            "MESHD_ADMIN": ":0", "MESHD_METRICS": ":0", "MESHD_API": "127.0.0.1:0", "MESHD_BUS": bus,
+            "MESHD_LOG": "error",
         }  # fmt: skip
         daemon = subprocess.Popen(
             [sys.executable, "-m", "meshd.cli", "run"], env=environment, stdout=subprocess.DEVNULL

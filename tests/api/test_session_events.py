@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meshd.api import session_events
 from meshd.engines.bus_memory import MemoryBus
 from meshd_sdk.v1 import events_pb2 as ev
 from meshd_sdk.v1 import session_pb2 as pb
@@ -249,3 +250,20 @@ async def test_without_a_bus_there_is_a_status(door: Any) -> None:
     a = await one.peer("a")
     assert (await publish(a, "t")).status.reason == "store_unavailable"
     assert (await subscribe(a, "t")).status.reason == "store_unavailable"
+
+
+async def test_an_agent_that_settles_nothing_is_handed_a_bounded_number(
+    door: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_events, "HANDED_MAX", 3)
+    one = await door(ALONE, MemoryBus())
+    a, b = await one.peer("a"), await one.peer("b", credit=1000)
+    await subscribe(b, "t")
+    for number in range(6):
+        await publish(a, "t", data=b"%d" % number)
+    handed = [await b.next("event") for _ in range(3)]
+    id = await a.call("b")  # what comes next is the call, not a fourth event
+    await b.answer(await b.next("call"))
+    await a.reply(id)
+    await settle(b, handed[0])
+    assert (await b.next("event")).event.data == b"3"

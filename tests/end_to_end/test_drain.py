@@ -146,6 +146,8 @@ def test_run_with_no_argument_at_all(sidecar: Sidecar) -> None:
         (("--upstream", "x"), {}, "--upstream"),
         (("--store", "kafka://x"), {}, "--store: Kafka keeps no store"),
         ((), {"MESHD_STORE": "redis://x?timeout=soon"}, "--store: timeout=soon"),
+        (("--bus", "kafka://x"), {}, "--bus: this build has no bus called kafka"),
+        ((), {"MESHD_BUS": "sqlite:?mode=careless"}, "--bus: mode=careless"),
         ((), {"MESHD_DRAIN": "soon"}, "MESHD_DRAIN"),
         ((), {"MESHD_LOG": "loud"}, "loud"),
         ((), {"MESHD_LOG_FORMAT": "runes"}, "runes"),

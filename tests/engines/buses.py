@@ -36,6 +36,9 @@ class Hands:
     def now_s(self) -> float:
         return self._now_s
 
+    def wall_ns(self) -> int:
+        return int(self._now_s * 1e9)
+
     def at(self, when_s: float, call: Callable[[], None]) -> _Timer:
         timer = _Timer(call)
         heapq.heappush(self._planned, (when_s, next(self._count), timer))

@@ -1,0 +1,154 @@
+"""Whatever is done to a bus, an engine does what the model in memory does."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
+
+from meshd.engines.bus_port import Bus, DeadLetter, Delivery, Position, Subscription, Verdict
+from tests.engines.buses import BUS_PLACES, DAY_S, KEPT, TERMS, event, quiet
+
+GROUPS = [("one", ">"), ("one", "a.*"), ("two", "a.b")]
+TERMS_OF_THREE = TERMS._replace(attempts_max=3)
+
+
+class Twins(RuleBasedStateMachine):
+    """The model and an engine, to which the same is done."""
+
+    engine = ""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.directory = tempfile.TemporaryDirectory()
+        self.places = [BUS_PLACES[name](Path(self.directory.name)) for name in ("memory", self.engine)]
+        self.buses: list[Bus] = [place.open(TERMS_OF_THREE) for place in self.places]
+        self.subscribers: list[tuple[int, list[Subscription]]] = []
+        """By group, in both buses."""
+        self.deliveries: list[tuple[int, list[Delivery]]] = []
+
+    def teardown(self) -> None:
+        for bus in self.buses:
+            self.runner.run(bus.close())
+        self.runner.close()
+        self.directory.cleanup()
+
+    @rule(
+        events=st.lists(st.tuples(*map(st.sampled_from, (["a.b", "a.c", "c"], "123456", ["", "k", "l"]))), max_size=4)
+    )
+    def publish(self, events: list[tuple[str, str, str]]) -> None:
+        batch = [event(topic, id=id, partition_key=key) for topic, id, key in events]
+        model, real = (self.runner.run(bus.publish(batch)) for bus in self.buses)
+        assert model == real
+
+    @precondition(lambda self: len(self.subscribers) < 6)
+    @rule(group=st.integers(0, 2), starts_at_oldest=st.booleans(), handling_s=st.sampled_from([10.0, 1000.0]))
+    def subscribe(self, group: int, starts_at_oldest: bool, handling_s: float) -> None:
+        name, topic = GROUPS[group]
+        joined = [
+            self.runner.run(bus.subscribe(topic, name, starts_at_oldest=starts_at_oldest, handling_s=handling_s))
+            for bus in self.buses
+        ]
+        self.subscribers.append((group, joined))
+
+    @precondition(lambda self: self.subscribers)
+    @rule(which=st.integers(0, 5))
+    def take(self, which: int) -> None:
+        group, pair = self.subscribers[which % len(self.subscribers)]
+        model, real = (self.runner.run(_next(bus, one)) for bus, one in zip(self.buses, pair, strict=True))
+        assert model == real
+        if model is not None and real is not None:
+            self.deliveries.append((group, [model, real]))
+
+    @precondition(lambda self: self.deliveries and self.subscribers)
+    @rule(which=st.integers(0, 20), verdict=st.sampled_from(Verdict), retry_after_s=st.sampled_from([None, 0.0, 50.0]))
+    def settle(self, which: int, verdict: Verdict, retry_after_s: float | None) -> None:
+        # Any delivery there ever was, by any subscriber of its group.
+        group, deliveries = self.deliveries[-1 - which % len(self.deliveries)]
+        pair = next((pair for of, pair in self.subscribers if of == group), None)
+        if pair is None:
+            return
+        model, real = (
+            self.runner.run(one.settle(delivery, verdict, retry_after_s=retry_after_s, reason=verdict.value))
+            for one, delivery in zip(pair, deliveries, strict=True)
+        )
+        assert model == real
+
+    @precondition(lambda self: self.subscribers)
+    @rule(which=st.integers(0, 5))
+    def leave(self, which: int) -> None:
+        _, pair = self.subscribers.pop(which % len(self.subscribers))
+        for one in pair:
+            self.runner.run(one.close())
+
+    # Together they never come near to a boundary at which it matters when exactly what is too old is looked for.
+    @rule(seconds=st.sampled_from([1.0, 20.0, 400.0, 4 * DAY_S + 1000.0]))
+    def move(self, seconds: float) -> None:
+        for place, bus in zip(self.places, self.buses, strict=True):
+            self.runner.run(_move(place.clock.move, seconds, bus))
+
+    @rule(group=st.sampled_from(["one", "two"]), which=st.lists(st.integers(0, 5), max_size=3))
+    def redrive(self, group: str, which: list[int]) -> None:
+        for bus in self.buses:
+            letters = _sorted(self.runner.run(bus.dead_letters(group)))
+            self.runner.run(bus.redrive(group, [letters[n].id for n in which if n < len(letters)]))
+
+    @rule()
+    def open_again(self) -> None:
+        """Close the engine and open it; in the model that is as if every subscriber had left."""
+        while self.subscribers:
+            _, (model, _) = self.subscribers.pop()
+            self.runner.run(model.close())
+        self.runner.run(self.buses[1].close())
+        self.buses[1] = self.places[1].open(TERMS_OF_THREE)
+
+    @invariant()
+    def both_say_the_same(self) -> None:
+        model, real = (self.runner.run(_state(bus)) for bus in self.buses)
+        assert model == real
+
+
+async def _move(move: object, seconds: float, bus: Bus) -> None:
+    move(seconds)  # type: ignore[operator]
+    await quiet(bus)
+
+
+async def _next(bus: Bus, one: Subscription) -> Delivery | None:
+    asked = asyncio.ensure_future(one.next())
+    await quiet(bus)
+    if asked.done():
+        return asked.result()
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    return None
+
+
+async def _state(bus: Bus) -> tuple[list[Position], list[DeadLetter]]:
+    positions = [one._replace(sequence="") for one in await bus.positions()]
+    letters = [letter for group in ("one", "two") for letter in _sorted(await bus.dead_letters(group))]
+    return positions, [letter._replace(id=0) for letter in letters]
+
+
+def _sorted(letters: list[DeadLetter]) -> list[DeadLetter]:
+    return sorted(letters, key=lambda letter: (letter.group, letter.topic, letter.event.sequence))
+
+
+# One that syncs does the same, later.
+@pytest.mark.parametrize("engine", [name for name in KEPT if name != "durable"])
+def test_an_engine_does_what_the_model_does(engine: str) -> None:
+    class Named(Twins):
+        pass
+
+    Named.engine = engine
+    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+        Named,
+        settings=settings(
+            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )
