@@ -23,11 +23,10 @@ pytestmark = pytest.mark.usefixtures("instrumented")
 AT_ONCE = 200
 
 
-async def ask(world: World, session: aiohttp.ClientSession, workflow: str, name: str) -> int:
+async def ask(world: World, session: aiohttp.ClientSession, workflow: str, name: str) -> tuple[int, str]:
     headers = {"x-meshd-workflow": workflow}
     async with session.post(f"{world.url}/writer/run", json={"act": name, "mark": workflow}, headers=headers) as reply:
-        await reply.read()
-        return reply.status
+        return reply.status, await reply.text()
 
 
 def marked(world: World, prefix: str) -> list[tuple[str, str]]:
@@ -68,7 +67,7 @@ async def test_two_hundred_interleaved_answers_never_mix(world: World) -> None:
         connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(120)
     ) as session:
         statuses = await asyncio.gather(*(ask(world, session, workflow, name) for workflow in workflows))
-    assert Counter(statuses) == {200: AT_ONCE}
+    assert Counter(statuses) == {(200, "[200,200,200]"): AT_ONCE}
     pairs = marked(world, prefix)
     assert Counter(said for said, _ in pairs) == dict.fromkeys(workflows, 3)
     assert [pair for pair in pairs if pair[0] != pair[1]] == []

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from tests.sdk.instrument.others import Peer, Service, Tool
 
 Act = Callable[[Any], Any]
+BACKLOG = 512
 CHAT = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "go"}]}
 
 
@@ -44,7 +45,7 @@ class Server:
     """An ASGI application on a port of its own, served by uvicorn in a thread."""
 
     def __init__(self, app: Any) -> None:
-        self._socket = socket.create_server(("127.0.0.1", 0), backlog=512)
+        self._socket = socket.create_server(("127.0.0.1", 0), backlog=BACKLOG)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self._server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", ws="none"))
@@ -69,6 +70,8 @@ class World:
         self.collector = Collector()
         self.critic = Agent()
         """An agent that it calls through the sidecar."""
+        # http.server lets five connections wait; of two hundred at once some are lost where its thread is kept waiting.
+        self.critic._server.socket.listen(BACKLOG)
         self.stranger = Agent()
         """Somebody else on this machine, whom it calls directly."""
         self.redirector = Server(Starlette(routes=[Route("/{path:path}", _redirect, methods=["GET", "POST"])]))
