@@ -16,6 +16,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
@@ -75,18 +76,23 @@ class Agent:
             raise TypeError("intents are several texts, in a list")
         if credit < 1:
             raise SettingInvalid(f"credit is at least 1, not {credit}")
-        self.name = agent_name(name or said.agent)
-        self.version, self.description, self.intents = version, description, tuple(intents)
+        self._name = agent_name(name or said.agent)
+        self._version, self._description, self._intents = version, description, tuple(intents)
         self._place = place(api or said.api, source="api" if api else "MESHD_API")
         self._without = what_without(without or said.without)
         self._token = said.context
         self._credit, self._grace_s = credit, grace
-        self._serving = Serving(self.name)
+        self._serving = Serving(self._name)
         self._session: Session | None = None
         self._delivering: Delivering | None = None
         self._ungoverned: Ungoverned | None = None
         self._root = Given()
         self._is_declared = False
+
+    @property
+    def name(self) -> str:
+        """The agent's name."""
+        return self._name
 
     # What it offers
 
@@ -193,9 +199,9 @@ class Agent:
 
         described = Description(
             name=self.name,
-            version=self.version,
-            description=self.description,
-            intents=self.intents,
+            version=self._version,
+            description=self._description,
+            intents=self._intents,
             tools=[tool_of(one) for one in self._serving.tools.values()],
         )
         delivering = Delivering(self._serving)
@@ -205,11 +211,21 @@ class Agent:
             await session.begin()
             await session.subscribe(self._serving.subscriptions, delivering.subscriptions)
             if self._token:
-                self._root = await session.read(self._token)
+                self._root = await self._own(session, await session.read(self._token))
         except BaseException:
             await session.end("it could not begin")
             raise
         self._session, self._delivering = session, delivering
+
+    async def _own(self, link: Link, root: Given) -> Given:
+        """Return the root as this agent may show it: `meshd exec` has it issued to the sidecar's own agent, and does
+        not know the names of those in the program. Its limits stay. Raises Refused where workflows have no names."""
+        now = root.current
+        if now.agent == self._name or not now.workflow:
+            return root
+        left_s = None if now.deadline_s is None else max(now.deadline_s - time.time(), 0.001)
+        ceilings = root.ceiling_tokens, root.ceiling_microdollars
+        return await link.open(Opening(self._name, now.workflow, left_s, *ceilings, now.traceparent))
 
     async def _begin_without(self, error: NoSidecar) -> None:
         self._serving.link = None

@@ -52,19 +52,33 @@ class Ctx:
         loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         self._link, self._given, self._parent, self.loop = link, given, parent, loop
-        self.agent = agent or given.current.agent
-        """The agent whose work this is."""
-        self.operation = operation
-        """What was asked: a tool, a path, or an event's topic; empty for the agent's own entrance."""
-        self.idempotency_key = idempotency_key
-        """The key under which the caller makes the call once; empty for none."""
-        self.event = event
-        """The event that is handled; None in a call."""
+        self._agent = agent or given.current.agent
+        self._operation, self._idempotency_key, self._event = operation, idempotency_key, event
         self._current = Doing(
             **{field.name: getattr(given.current, field.name) for field in dataclasses.fields(Current)}, ctx=self
         )
 
-    # What it is
+    # What it is: properties, so that the sync face has them too
+
+    @property
+    def agent(self) -> str:
+        """The agent whose work this is."""
+        return self._agent
+
+    @property
+    def operation(self) -> str:
+        """What was asked: a tool, a path, or an event's topic; empty for the agent's own entrance."""
+        return self._operation
+
+    @property
+    def idempotency_key(self) -> str:
+        """The key under which the caller makes the call once; empty for none."""
+        return self._idempotency_key
+
+    @property
+    def event(self) -> Event | None:
+        """The event that is handled; None in a call."""
+        return self._event
 
     @property
     def current(self) -> Current:

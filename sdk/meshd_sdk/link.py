@@ -30,6 +30,8 @@ class Given:
     """Most tokens that may be spent under this context; None where the account's own limit is the only one."""
     memory: tuple[str, ...] = ()
     """References to shared state that may be read."""
+    ceiling_microdollars: int | None = None
+    """The ceiling in millionths of a dollar; only beside one in tokens."""
 
 
 class Ask(NamedTuple):

@@ -58,6 +58,7 @@ def given_of(context: context_pb2.Context) -> Given:
         context.account,
         context.ceiling_tokens if context.HasField("ceiling_tokens") else None,
         tuple(context.memory),
+        context.ceiling_microdollars if context.HasField("ceiling_microdollars") else None,
     )
 
 

@@ -35,6 +35,9 @@ class Agent:
         `credit` is how many calls and events may be under way at once, `grace` in seconds how long they may go on when
         the agent ends.
         """
+    @property
+    def name(self) -> str:
+        """The agent's name."""
     @overload
     def tool(self, function: Callable[P, R], /) -> Callable[P, R]: ...
     @overload
@@ -93,6 +96,18 @@ class Agent:
         """
 
 class Ctx:
+    @property
+    def agent(self) -> str:
+        """The agent whose work this is."""
+    @property
+    def operation(self) -> str:
+        """What was asked: a tool, a path, or an event's topic; empty for the agent's own entrance."""
+    @property
+    def idempotency_key(self) -> str:
+        """The key under which the caller makes the call once; empty for none."""
+    @property
+    def event(self) -> Event | None:
+        """The event that is handled; None in a call."""
     @property
     def current(self) -> Current:
         """What goes on with calls that are made from here, by whatever client."""

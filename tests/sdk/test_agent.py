@@ -414,6 +414,24 @@ async def test_the_context_that_the_program_was_started_in_is_the_root(make: Mak
                 assert (ctx.workflow, ctx.ceiling_tokens) == ("root-17", 100)
 
 
+async def test_a_root_that_was_issued_to_another_agent_is_taken_up_under_the_own_name(make: Make) -> None:
+    async with make("starter22") as starter, starter.workflow("root-22", tokens=500, timeout=100) as root:
+        child = make("child22", environ={"MESHD_CONTEXT": root.token})
+
+        @child.serve
+        async def who(ctx: Ctx) -> Any:
+            return [ctx.workflow, ctx.path, ctx.ceiling_tokens]
+
+        async with child:
+            assert child.ctx.agent == "child22"
+            assert child.ctx.token != root.token
+            assert (child.ctx.workflow, child.ctx.ceiling_tokens) == ("root-22", 500)
+            assert child.ctx.deadline is not None
+            assert root.deadline is not None
+            assert child.ctx.deadline <= root.deadline + 0.1
+            assert await child.ctx.call("child22") == ["root-22", ["child22"], 500]
+
+
 async def test_an_agent_without_a_workflow_can_call_too(make: Make) -> None:
     asker, other = make("asker18"), make("other18")
 

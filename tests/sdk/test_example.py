@@ -153,3 +153,20 @@ def test_it_is_left_to_itself_without_a_sidecar_where_it_may(start: Start) -> No
     one.send_signal(signal.SIGTERM)
     until(lambda: one.poll() is not None)
     assert one.returncode == 0
+
+
+def test_under_exec_the_run_is_the_root(tmp_path: Path, start: Start) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from meshd_sdk.sync import Agent\n"
+        "with Agent('any-name') as agent, agent.workflow() as ctx:\n"
+        "    ctx.report_usage('local', 40)\n"
+        "    (left,) = ctx.balance()\n"
+        "    print(ctx.workflow, left.tokens.total, left.tokens.spent, len(ctx.publish('a.b', 1).sequence))\n"
+    )
+    ports = dict.fromkeys(("MESHD_LISTEN", "MESHD_API", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
+    command = ("-m", "meshd.cli", "exec", "--workflow", "run-7", "--budget", "5000", "--", sys.executable, str(program))
+    one = start(*command, MESHD_HOME=str(tmp_path / "home"), **ports)
+    printed, errors = one.communicate(timeout=PATIENCE_S)
+    assert one.returncode == 0, errors
+    assert printed == "run-7 5000 40 20\n"

@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -15,6 +15,7 @@ from meshd_sdk import agent as async_agent
 from meshd_sdk import ctx as async_ctx
 from meshd_sdk.current import carrying, current
 from meshd_sdk.errors import BudgetExhausted, CallFailed, SettingInvalid
+from meshd_sdk.link import Given
 from meshd_sdk.sync import Agent, Ctx
 from tests.repository.tree import ROOT
 
@@ -36,6 +37,10 @@ def test_the_types_are_fresh() -> None:
 )
 def test_every_public_name_has_its_face(source: type, face: type, without: set[str]) -> None:
     names = {name for name in vars(source) if not name.startswith("_")} - without
+    made = async_agent.Agent("a", environ={})
+    for one in (made, async_ctx.Ctx(cast("Any", None), Given())):
+        if isinstance(one, source):  # what only an instance has the face would not have
+            assert {name for name in vars(one) if not name.startswith("_")} <= {"loop"}
     assert names <= set(dir(face))
     text = TYPES.read_text()
     assert all(f"def {name}(" in text for name in names)
@@ -44,8 +49,11 @@ def test_every_public_name_has_its_face(source: type, face: type, without: set[s
 def test_a_program_without_async(api: str) -> None:
     agent = Agent("plain1", api=api, environ={})
 
+    assert agent.name == "plain1"
+
     @agent.tool
     def add(ctx: Ctx, a: int, b: int = 1) -> int:
+        assert (ctx.agent, ctx.operation, ctx.event, ctx.idempotency_key) == ("plain1", "add", None, "")
         ctx.note("adding")
         return a + b
 
