@@ -16,7 +16,7 @@ PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
 COMPILED_TESTS := $(addprefix tests/,dialects end_to_end filters ledger policy prices proxy telemetry tokens wire)
-SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench) tests requirements/lock.py
+SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
 	@command -v "$(PYTHON)" >/dev/null || { echo "make: $(PYTHON) is not here; name a Python 3.11 with PYTHON=..." >&2; exit 1; }

@@ -1,5 +1,9 @@
 """What an agent needs to speak with the meshd beside it.
 
+`Agent` is an agent with a session: its tools, its events, and in each `Ctx` the calls, parts of a budget and steps of a
+workflow; `meshd_sdk.sync` has the same for programs without async. What goes wrong has a type in `meshd_sdk.errors`.
+Both are imported when they are first asked for, and gRPC and protobuf when there is a sidecar to speak with.
+
 `meshd_sdk.context` holds the `Context` of a workflow, the names of meshd's header fields, and the signed token in
 which a context travels. `meshd_sdk.trace_context` reads and writes the W3C headers. An agent that handles a request
 needs one function: `carried`, which picks from the request it received what belongs on the requests that it makes.
@@ -9,6 +13,9 @@ and `instrument()` has httpx, requests, aiohttp, grpc and the clients built on t
 """
 
 from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd_sdk.carry import carried, delegating
 from meshd_sdk.context import (
@@ -25,13 +32,30 @@ from meshd_sdk.context import (
 from meshd_sdk.current import CarryingExecutor, Current, carrying, current, using
 from meshd_sdk.instrumenting import instrument, uninstrument
 
+if TYPE_CHECKING:
+    from meshd_sdk.agent import Agent
+    from meshd_sdk.bodies import Reply
+    from meshd_sdk.ctx import Ctx
+    from meshd_sdk.errors import CallFailed, Drop, MeshError, NoSidecar, Refused, Retry
+    from meshd_sdk.link import Event
+
 __all__ = [
+    "Agent",
     "Audience",
+    "CallFailed",
     "CarryingExecutor",
     "Context",
+    "Ctx",
     "Current",
+    "Drop",
+    "Event",
     "Key",
     "Keyring",
+    "MeshError",
+    "NoSidecar",
+    "Refused",
+    "Reply",
+    "Retry",
     "TokenInvalidError",
     "TokenTooLongError",
     "Verified",
@@ -45,3 +69,25 @@ __all__ = [
     "using",
     "verify",
 ]
+
+_LATER: Final = {
+    "Agent": "agent",
+    "CallFailed": "errors",
+    "Ctx": "ctx",
+    "Drop": "errors",
+    "Event": "link",
+    "MeshError": "errors",
+    "NoSidecar": "errors",
+    "Refused": "errors",
+    "Reply": "bodies",
+    "Retry": "errors",
+}
+"""The names that are imported when they are asked for, and the modules that have them."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
+    globals()[name] = found
+    return found

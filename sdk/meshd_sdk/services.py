@@ -1,0 +1,102 @@
+"""Contexts and budgets: the API's services that are asked and answer once, over a channel of the session's."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import grpc
+import grpc.aio
+
+from meshd_sdk.errors import NoSidecar
+from meshd_sdk.link import Balance, Charged, Given, Opening, Usage
+from meshd_sdk.messages import balance_of, duration, given_of, open_of
+from meshd_sdk.statuses import failure_of_rpc
+from meshd_sdk.v1 import budget_pb2, budget_pb2_grpc, context_pb2, context_pb2_grpc
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+ATTEMPTS_MAX: Final = 3
+"""All that is asked here may be asked again: each request carries an id of its own, or changes nothing that counts."""
+ANSWER_S: Final = 30.0
+
+
+class Services:
+    """See the module; `Session` says which channel is open now."""
+
+    async def channel(self) -> grpc.aio.Channel:
+        """Return the channel that is open, or wait for one."""
+        raise NotImplementedError
+
+    async def open(self, opening: Opening) -> Given:
+        """Open a workflow."""
+        answer = await self._ask(lambda on: context_pb2_grpc.ContextServiceStub(on).Open, open_of(opening))
+        return given_of(answer.context)
+
+    async def read(self, token: str) -> Given:
+        """Say what a token says."""
+        request = context_pb2.ReadRequest(token=token)
+        answer = await self._ask(lambda on: context_pb2_grpc.ContextServiceStub(on).Read, request)
+        return given_of(answer.context)
+
+    async def narrow(self, token: str, limits: Opening) -> Given:
+        """Return a context that allows less than the token's: of `limits`, the time and the ceilings are read."""
+        request = context_pb2.NarrowRequest(
+            token=token,
+            timeout=None if limits.timeout_s is None else duration(limits.timeout_s),
+            ceiling_tokens=limits.tokens,
+            ceiling_microdollars=limits.microdollars,
+        )
+        answer = await self._ask(lambda on: context_pb2_grpc.ContextServiceStub(on).Narrow, request)
+        return given_of(answer.context)
+
+    async def delegate(self, token: str, id: str, tokens: int) -> Given:
+        """Set a part aside; return the context that is charged to it."""
+        request = budget_pb2.DelegateRequest(token=token, delegation_id=id, tokens=tokens)
+        answer = await self._ask(lambda on: budget_pb2_grpc.BudgetServiceStub(on).Delegate, request)
+        return given_of(answer.context)
+
+    async def reclaim(self, token: str, id: str) -> tuple[int, int]:
+        """End a part; return the tokens of it that were spent, and that flowed back."""
+        request = budget_pb2.ReclaimRequest(token=token, delegation_id=id)
+        answer = await self._ask(lambda on: budget_pb2_grpc.BudgetServiceStub(on).Reclaim, request)
+        return answer.spent_tokens, answer.returned_tokens
+
+    async def balance(self, token: str) -> list[Balance]:
+        """Say what is left."""
+        request = budget_pb2.GetBalanceRequest(token=token)
+        answer = await self._ask(lambda on: budget_pb2_grpc.BudgetServiceStub(on).GetBalance, request)
+        return [balance_of(one) for one in answer.balances]
+
+    async def report_usage(self, token: str, id: str, usage: Usage) -> Charged:
+        """Charge what was used."""
+        request = budget_pb2.ReportUsageRequest(token=token, report_id=id, **usage._asdict())
+        answer = await self._ask(lambda on: budget_pb2_grpc.BudgetServiceStub(on).ReportUsage, request)
+        return Charged(answer.charged_tokens, answer.is_exhausted)
+
+    async def _ask(self, method: Callable[[grpc.aio.Channel], Any], request: Any) -> Any:
+        """Ask, again where the connection broke; raise what the sidecar says, NoSidecar where it stays away."""
+        last: grpc.aio.AioRpcError | None = None
+        for _ in range(ATTEMPTS_MAX):
+            try:
+                async with asyncio.timeout(ANSWER_S):
+                    channel = await self.channel()
+            except TimeoutError as error:
+                raise NoSidecar(f"the sidecar has been away for {ANSWER_S:.0f} s") from (last or error)
+            try:
+                return await method(channel)(request, timeout=ANSWER_S)
+            except grpc.aio.AioRpcError as error:
+                failure = failure_of_rpc(error)
+                is_broken = error.code() is grpc.StatusCode.UNAVAILABLE and not failure.reason
+                if not is_broken:
+                    raise failure from error
+                last = error
+            except grpc.aio.UsageError:
+                continue  # the channel was closed in the meantime
+            except asyncio.CancelledError:
+                # gRPC ends the calls of a channel that is closed so; whoever cancels this task means it.
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+        raise NoSidecar("the connection to the sidecar broke again and again") from last

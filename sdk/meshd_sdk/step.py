@@ -1,0 +1,96 @@
+"""What an agent says of its own reasoning: steps, notes, decisions, tools called in its own process. Stdlib only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from meshd_sdk.link import Entry
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+TEXT_CHARS_MAX: Final = 4096
+NAME_CHARS_MAX: Final = 128
+PAIRS_MAX: Final = 32
+ENTRIES_MAX: Final = 1000
+"""Of one step: what a loop writes without end is not kept without end."""
+
+
+def cut(text: object, chars_max: int = TEXT_CHARS_MAX) -> str:
+    """Return a text as the trace takes it: what is longer ends in dots."""
+    said = str(text)
+    return said if len(said) <= chars_max else said[: chars_max - 3] + "..."
+
+
+def entry(kind: str, parent_id: str, fields: dict[str, Any], attributes: Mapping[str, Any] | None = None) -> Entry:
+    """Return an entry that begins now. ValueError for more than 32 attributes."""
+    if attributes is not None and len(attributes) > PAIRS_MAX:
+        raise ValueError(f"an entry has at most {PAIRS_MAX} attributes, not {len(attributes)}")
+    said = {str(name): str(value) for name, value in (attributes or {}).items()}
+    return Entry(uuid.uuid4().hex, kind, fields, time.time(), parent_id, attributes=said)
+
+
+def note_entry(parent_id: str, text: str, attributes: Mapping[str, Any]) -> Entry:
+    """Return a note."""
+    return entry("note", parent_id, {"text": cut(text)}, attributes)
+
+
+def decision_entry(parent_id: str, question: str, choice: str, options: Sequence[str], rationale: str) -> Entry:
+    """Return a decision."""
+    fields = {
+        "question": cut(question),
+        "choice": cut(choice),
+        "options": [cut(one) for one in options],
+        "rationale": cut(rationale),
+    }
+    return entry("decision", parent_id, fields)
+
+
+def digest(value: Any) -> str:
+    """Return SHA-256 of a value's JSON, in hex; empty where JSON has no word for it."""
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):
+        return ""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Step:
+    """A step of reasoning, within its `with` block. What is noted in it goes out when it ends, in one record."""
+
+    def __init__(self, name: str, parent_id: str, attributes: Mapping[str, Any]) -> None:
+        self.entry = entry("step", parent_id, {"name": cut(name, NAME_CHARS_MAX), "summary": ""}, attributes)
+        self.entries: list[Entry] = [self.entry]
+
+    @property
+    def id(self) -> str:
+        """The entry's id: what is recorded within the step belongs under it."""
+        return self.entry.id
+
+    def note(self, text: str, **attributes: Any) -> None:
+        """Keep a text of at most 4,096 characters. ValueError for the 1,000th entry of a step."""
+        self._add(note_entry(self.id, text, attributes))
+
+    def decide(self, question: str, choice: str, *, options: Sequence[str] = (), rationale: str = "") -> None:
+        """Keep a choice that was made, and what else could have been."""
+        self._add(decision_entry(self.id, question, choice, options, rationale))
+
+    def summarize(self, text: str) -> None:
+        """Say what the step came to, in at most 4,096 characters."""
+        self.entry.fields["summary"] = cut(text)
+
+    def _add(self, one: Entry) -> None:
+        if len(self.entries) >= ENTRIES_MAX:
+            raise ValueError(f"a step holds at most {ENTRIES_MAX} entries: begin another")
+        self.entries.append(one)
+
+    def end(self, error: BaseException | None) -> list[Entry]:
+        """Return all of it, with the end in it."""
+        self.entry.ended_s = time.time()
+        if error is not None:
+            self.entry.error = type(error).__name__
+        return self.entries
