@@ -60,15 +60,19 @@ async def empty_stream(stub: Any) -> None:
 
 
 async def timeout_on_sleeping_server(stub: Any) -> None:
-    call = stub.FullDuplexCall(timeout=0.001)
-    # Over before the first message is out, or after: the client says either.
-    with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
-        await call.write(
-            pb.StreamingOutputCallRequest(
-                response_parameters=output(31415, interval_us=10_000_000), payload=payload(27182)
-            )
-        )
-        await call.read()
+    sleepy = pb.StreamingOutputCallRequest(
+        response_parameters=output(31415, interval_us=10_000_000), payload=payload(27182)
+    )
+    for _ in range(20):
+        call = stub.FullDuplexCall(timeout=0.001)
+        # Over before the message is out, or after: the client says either.
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+            await call.write(sleepy)
+            await call.read()
+        # Where the deadline passes within the write, grpc.aio may say this of itself: in 2 of 60 calls that went to
+        # the server directly.
+        if await call.details() != "Internal error from Core":
+            break
     assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
