@@ -38,8 +38,9 @@ RESUME_S: Final = 60.0
 """How long a sidecar that does not say keeps a broken session."""
 FRAME_BYTES_MAX: Final = 4 * 2**20
 GOODBYE_S: Final = 2.0
-_NEVER: Final = ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE", "ABORTED", "INTERNAL")
-"""Codes that a resume which ended with one would end with again."""
+_NEVER: Final = ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION", "OUT_OF_RANGE")
+"""Codes that a resume which ended with one would end with again. ABORTED is none: the Hello of a stream that broke may
+be read after the next one's, and then takes the session over for a moment; nor is INTERNAL, which a reset may be."""
 log = logging.getLogger("meshd_sdk")
 
 
