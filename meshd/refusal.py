@@ -109,8 +109,8 @@ class Refused(Exception):
         self.is_shadow = is_shadow
         self.status = row.status if status is None else status
         """The HTTP status; the wire may name a more exact one (431, 408, 417, 501) for the same reason."""
-        self.grpc: int | None = None
-        """The gRPC status where one is more exact than the table's: an upstream's reset has its own."""
+        self.grpc = row.grpc
+        """The gRPC status; a more exact one may be set: an upstream's reset has its own, and so has a session's end."""
         self.short: Any = None
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 

@@ -71,7 +71,7 @@ def failure_of(error: BaseException) -> Failure:
         metadata["is_retryable"] = "true"
     pushback_ms = 1000 * min(max(error.retry_after_s or 1, 1), 5) if error.is_retryable else -1
     message = error.message[:MESSAGE_CHARACTERS_MAX]
-    return Failure(error.row.grpc, error.reason.value, message, metadata, pushback_ms)
+    return Failure(error.grpc, error.reason.value, message, metadata, pushback_ms)
 
 
 def trailers(failure: Failure) -> tuple[tuple[str, str | bytes], ...]:

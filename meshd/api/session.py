@@ -153,7 +153,7 @@ class Session:
         if older is not None:
             # Calls that wait for credit need not hear of it.
             why = "The session goes on over another stream."
-            older.end(frames.SessionEnded(frames.ABORTED, Reason.NOT_ALLOWED, why))
+            older.end(frames.ended(frames.ABORTED, Reason.NOT_ALLOWED, why))
         self._unsent.clear()
         self._unsent.append(welcome)
         self._unsent.extend(frame for frame, _ in self._kept)
@@ -202,7 +202,7 @@ class Session:
     # ------------------------------------------------------------------ from the agent
 
     def receive(self, frame: pb.ConnectRequest) -> None:
-        """Take a frame. Raises SessionEnded where it breaks the protocol."""
+        """Take a frame. Raises Refused where it breaks the protocol."""
         if frame.ack:
             self._acknowledged(frame.ack, "ack")
         if self._is_over:
@@ -288,7 +288,7 @@ class Session:
     # ------------------------------------------------------------------ credit
 
     def work(self, id: int, field: str) -> None:
-        """A frame of work has come. Raises SessionEnded where it has no id, or there was no credit for it."""
+        """A frame of work has come. Raises Refused where it has no id, or there was no credit for it."""
         if not id:
             raise frames.malformed(field, "it is missing; ids count from 1")
         self.under_way += 1

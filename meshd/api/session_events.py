@@ -92,7 +92,7 @@ class Events:
         self._errand(publish)
 
     def subscribe(self, subscribe: pb.Subscribe) -> None:
-        """Join a topic. Raises SessionEnded for an id that is none, or is in use."""
+        """Join a topic. Raises Refused for an id that is none, or is in use."""
         if not subscribe.id:
             raise frames.malformed("subscribe.id", "it is missing; ids count from 1")
         if subscribe.id in self._subscribed:

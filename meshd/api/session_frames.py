@@ -10,7 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from meshd.api.fields import shown
 from meshd.policy.model import NAME_PATTERN
 from meshd.policy.upstreams import RESERVED_NAMES
-from meshd.refusal import TABLE, Reason, Refused, Row
+from meshd.refusal import TABLE, Reason, Refused
 from meshd_sdk.v1.context_pb2 import Evidence
 from meshd_sdk.v1.status_pb2 import Status
 
@@ -65,31 +65,26 @@ _CODES: Final = {
 _RETRYABLE: Final = frozenset({408, 425, 429, 502, 503, 504, 529})
 
 
-class SessionEnded(Refused):
-    """A stream, and mostly its session, ends here. The message is for whoever wrote the other side."""
-
-    def __init__(self, code: int, reason: Reason, message: str, *, is_retryable: bool = False) -> None:
-        super().__init__(reason, message, is_retryable=is_retryable)
-        self.code = code
-
-    @property
-    def row(self) -> Row:
-        """The table's row, with the code that a stream is ended with."""
-        return TABLE[self.reason]._replace(grpc=self.code)
+def ended(code: int, reason: Reason, message: str, *, is_retryable: bool = False) -> Refused:
+    """Return the end of a stream, and mostly of its session. The message is for whoever wrote the other side."""
+    # No class of its own: a compiled one takes no subclass from a module that is not.
+    refused = Refused(reason, message, is_retryable=is_retryable)
+    refused.grpc = code
+    return refused
 
 
-def malformed(field: str, message: str) -> SessionEnded:
+def malformed(field: str, message: str) -> Refused:
     """Return the end of a session whose agent broke the protocol. `field` is the path of what it got wrong."""
-    return SessionEnded(INVALID, Reason.MALFORMED, f"{field}: {message}")
+    return ended(INVALID, Reason.MALFORMED, f"{field}: {message}")
 
 
-def too_much(message: str) -> SessionEnded:
+def too_much(message: str) -> Refused:
     """Return the end of a session that takes, or leaves, more than it may."""
-    return SessionEnded(EXHAUSTED, Reason.OVERLOADED, message)
+    return ended(EXHAUSTED, Reason.OVERLOADED, message)
 
 
 def check_name(name: str) -> None:
-    """Raise SessionEnded(INVALID_ARGUMENT) for what cannot name an agent here."""
+    """Raise Refused(MALFORMED) for what cannot name an agent here."""
     if not _NAME.match(name):
         raise malformed("hello.agent.name", "an agent's name is 1 to 63 of a-z, 0-9, '-', '_' and '.'")
     if name in RESERVED_NAMES:

@@ -227,6 +227,6 @@ class SessionService:
         return len(self._by_digest)
 
 
-def _draining() -> frames.SessionEnded:
+def _draining() -> Refused:
     message = "This sidecar is shutting down: connect again."
-    return frames.SessionEnded(frames.UNAVAILABLE, Reason.DRAINING, message, is_retryable=True)
+    return frames.ended(frames.UNAVAILABLE, Reason.DRAINING, message, is_retryable=True)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from meshd.call import Fault
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.grpc_attempt import GrpcAttempt
-from meshd.proxy.grpc_refusing import grpc_reply, status_fields, status_of
+from meshd.proxy.grpc_refusing import grpc_reply, status_fields
 from meshd.proxy.proxy import SWEEP_S
 from meshd.refusal import Reason, Refused
 from meshd.wire.grpc import read_timeout, write_timeout
@@ -114,7 +114,7 @@ class GrpcExchange(Exchange):
         attempt = self.attempt
         if attempt is not None:
             attempt.leave()
-        self.grpc_status = status_of(refused)
+        self.grpc_status = refused.grpc
         if not self.is_caller_gone:
             if self.is_answered:
                 self.caller.send_end(self._status_fields(refused))
@@ -125,7 +125,7 @@ class GrpcExchange(Exchange):
 
     def break_off(self, attempt: GrpcAttempt, refused: Refused, fault: Fault) -> None:
         """The reply has begun and cannot go on: end it with a status, never as a whole one."""
-        self.grpc_status = status_of(refused)
+        self.grpc_status = refused.grpc
         self.caller.send_end(self._status_fields(refused))
         self.finish(attempt, fault)
 

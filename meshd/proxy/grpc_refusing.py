@@ -16,18 +16,13 @@ DOMAIN: Final = "meshd"
 """Of the ErrorInfo: by it a client knows our refusals from its upstream's."""
 
 
-def status_of(refused: Refused) -> int:
-    """Return the status that a refusal ends a call with."""
-    return refused.row.grpc if refused.grpc is None else refused.grpc
-
-
 def status_fields(refused: Refused, call_id: str, workflow: str) -> Headers:
     """Return the trailers that say why the call ends.
 
     The push-back is -1 where trying again is of no use: clients with a retry policy then stop, whatever it says
     (gRFC A6).
     """
-    status, message = status_of(refused), refused.message
+    status, message = refused.grpc, refused.message
     metadata = {"call": call_id}
     if workflow:
         metadata["workflow"] = workflow

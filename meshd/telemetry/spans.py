@@ -349,7 +349,7 @@ def _of_rpc(call: Call, outcome: Outcome | None, refused: Refused | None, found:
     if outcome is not None and outcome.grpc_status >= 0:
         found[names.RPC_STATUS] = outcome.grpc_status
     elif refused is not None:
-        found[names.RPC_STATUS] = refused.row.grpc
+        found[names.RPC_STATUS] = refused.grpc
 
 
 def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:

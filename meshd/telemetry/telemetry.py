@@ -190,7 +190,7 @@ class Telemetry:
         if refused is not None:
             self.provenance.denied(call, refused)
             if code < 0 and call.dialect is GRPC:
-                code = refused.row.grpc
+                code = refused.grpc
         if code >= 0:
             series.grpc[code] = series.grpc.get(code, 0) + 1
         duration_s = (outcome.now_s if outcome is not None else self._clock()) - call.now_s

@@ -34,7 +34,7 @@ class _Servicer(session_pb2_grpc.SessionServiceServicer):
             await self._service.connect(request_iterator, send, context.peer())
         except Refused as refused:
             trailers = (("x-meshd-reason", refused.reason.value),)
-            await context.abort(_CODES[refused.row.grpc], refused.message, trailing_metadata=trailers)
+            await context.abort(_CODES[refused.grpc], refused.message, trailing_metadata=trailers)
 
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

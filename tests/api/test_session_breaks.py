@@ -90,7 +90,7 @@ class Agent:
             await self.connect()
             (ended,) = await asyncio.gather(old, return_exceptions=True)
             assert isinstance(ended, Refused)
-            assert ended.row.grpc == 10
+            assert ended.grpc == 10
 
     def send(self, **frame: Any) -> None:
         kind = next(iter(frame))
