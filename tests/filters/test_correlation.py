@@ -467,3 +467,16 @@ def test_what_is_kept_of_calls_is_bounded(side: Side, monkeypatch: pytest.Monkey
         assert live.heard() == b""
     words: Callable[[], int] = side.context._correlation.words.__len__
     assert words() <= 4 * 3
+
+
+def test_calls_that_nobody_asked_about_leave_no_words(side: Side) -> None:
+    """Where every call says what it belongs to, nothing is ever looked for, and nothing may pile up."""
+    words = side.context._correlation.words
+    for number in range(5):
+        made = call(
+            "app", path=f"/find?q=the+harbours+of+country+{number}", direction=Direction.INBOUND, of=side.policy,
+            now_s=side.now_s,
+        )  # fmt: skip
+        live: Any = side.context.admit(made)
+        side.end(live)
+    assert len(words) == 0
