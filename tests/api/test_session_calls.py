@@ -10,6 +10,7 @@ import pytest
 
 from meshd_sdk.v1 import session_pb2 as pb
 from meshd_sdk.v1.status_pb2 import Status
+from tests.proxy.harness import until
 from tests.proxy.messages import Message
 
 pytestmark = pytest.mark.both_loops
@@ -305,3 +306,41 @@ async def test_a_reload_keeps_guests(door: Any) -> None:
     id = await manager.call("worker")
     await worker.answer(await worker.next("call"), b"still here")
     assert (await manager.reply(id)).payload == b"still here"
+
+
+async def test_credit_that_a_call_gives_back_unsent_serves_the_next(door: Any) -> None:
+    one = await door(ALONE)
+    worker = await one.peer("worker", credit=1)
+    first, second = await one.plane.connect(), await one.plane.connect()
+    # It takes the credit, and its body never ends.
+    first.send(b"POST /worker/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\n12")
+    await until(lambda: len(one.plane.attempts) == 1)
+    second.send(b"POST /worker/b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}")
+    await until(lambda: len(one.plane.attempts) == 2)
+    first.close()
+    delivery = await worker.next("call")
+    assert delivery.operation == "b"
+    await worker.answer(delivery)
+    assert (await second.reply("POST")).status == 200
+
+
+async def test_a_call_that_is_not_sent_yet_counts_in_a_resumed_sessions_credit(door: Any) -> None:
+    one = await door(ALONE)
+    worker = await one.peer("worker", credit=1)
+    client = await one.plane.connect()
+    client.send(b"POST /worker/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{")
+    await until(lambda: len(one.plane.attempts) == 1)
+    again = await one.peer("worker", credit=1, session=worker.welcome.session)
+    other = await one.plane.connect()
+    other.send(b"POST /worker/b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}")
+    await until(lambda: len(one.plane.attempts) == 2)
+    client.send(b"}")
+    first = await again.next("call")
+    assert first.operation == "a"
+    await again.send(reply=pb.CallReply(id=first.id))
+    assert (await client.reply("POST")).status == 200
+    await again.send_raw(pb.ConnectRequest(credit=pb.Credit(frames=1)))
+    second = await again.next("call")
+    assert second.operation == "b"
+    await again.answer(second)
+    assert (await other.reply("POST")).status == 200
