@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meshd.filters.minting import mint_run
+from meshd.mesh_key import MeshKeys
 from meshd_sdk import Agent, CallFailed, Ctx, Reply, current
 from meshd_sdk.errors import (
     BudgetExhausted,
@@ -22,7 +25,7 @@ from meshd_sdk.errors import (
 )
 from meshd_sdk.sync import Ctx as SyncCtx
 from tests.end_to_end.sidecar import fetch
-from tests.sdk.conftest import soon
+from tests.sdk.conftest import PATIENCE_S, soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -430,6 +433,55 @@ async def test_a_root_that_was_issued_to_another_agent_is_taken_up_under_the_own
             assert root.deadline is not None
             assert child.ctx.deadline <= root.deadline + 0.1
             assert await child.ctx.call("child22") == ["root-22", ["child22"], 500]
+
+
+async def test_a_root_with_a_ceiling_in_dollars_alone_is_taken_up_too(shared: Sidecar, make: Make) -> None:
+    """As `meshd exec --dollars 5` begins a run."""
+    keys = MeshKeys(shared.home / "mesh.key")
+    token = mint_run(
+        keys, workflow="root-23", agent="agent", wall_s=time.time(), nonce=b"8 bytes.", ceiling_microdollars=5_000_000,
+        is_address=False,
+    )  # fmt: skip
+    async with make("child23", environ={"MESHD_CONTEXT": token}) as child:
+        assert (child.ctx.agent, child.ctx.workflow) == ("child23", "root-23")
+        assert (child.ctx.ceiling_tokens, child._root.ceiling_microdollars) == (None, 5_000_000)
+
+
+async def test_a_handler_that_something_of_its_own_cancels_fails_and_keeps_nobody_waiting(make: Make) -> None:
+    asker, worker = make("asker24"), make("worker24")
+    attempts: list[int] = []
+    done = asyncio.Event()
+
+    async def end_early() -> None:
+        task = asyncio.create_task(asyncio.sleep(3600))
+        task.cancel()
+        await task
+
+    @worker.tool
+    async def whole() -> None:
+        await end_early()
+
+    @worker.tool
+    async def stream() -> AsyncIterator[str]:
+        yield "one"
+        await end_early()
+
+    @worker.on("sdk.cancelled24")
+    async def heard(ctx: Ctx) -> None:
+        assert ctx.event is not None
+        attempts.append(ctx.event.attempt)
+        if len(attempts) == 1:
+            await end_early()
+        done.set()
+
+    async with worker, asker:
+        with pytest.raises(CallFailed, match="CancelledError"):
+            await asyncio.wait_for(asker.ctx.call("worker24/whole"), PATIENCE_S)
+        with pytest.raises(CallFailed):
+            await asyncio.wait_for(asker.ctx.call("worker24/stream"), PATIENCE_S)
+        await asker.ctx.publish("sdk.cancelled24", 1)
+        await asyncio.wait_for(done.wait(), PATIENCE_S)
+    assert attempts == [1, 2]
 
 
 async def test_an_agent_without_a_workflow_can_call_too(make: Make) -> None:
