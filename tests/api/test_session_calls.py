@@ -344,3 +344,25 @@ async def test_a_call_that_is_not_sent_yet_counts_in_a_resumed_sessions_credit(d
     assert second.operation == "b"
     await again.answer(second)
     assert (await other.reply("POST")).status == 200
+
+
+async def test_agents_that_come_and_go_leave_nothing(door: Any) -> None:
+    one = await door(ALONE)
+    for number in range(3):
+        worker = await one.peer(f"worker-{number}")
+        client = await one.plane.connect()
+        client.send(b"POST /worker-%d/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}" % number)
+        await worker.answer(await worker.next("call"))
+        assert (await client.reply("POST")).status == 200
+        await worker.send(goodbye=pb.Goodbye())
+    await until(lambda: not one.service.count)
+    assert not one.plane.proxy.pools.open_connections()
+
+
+async def test_a_reload_that_no_longer_names_an_agent_leaves_it_its_session(door: Any) -> None:
+    one = await door("agent: manager\nupstreams:\n  worker: {session: true}\n")
+    manager, worker = await one.peer("manager"), await one.peer("worker")
+    one.plane.proxy.swap(one.plane.load(ALONE))
+    id = await manager.call("worker")
+    await worker.answer(await worker.next("call"))
+    assert (await manager.reply(id)).status.code == 0
