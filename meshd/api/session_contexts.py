@@ -26,8 +26,8 @@ log = logging.getLogger("meshd.api")
 def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, bytes]:
     """Return the context that an event is published in, and the token that goes with it. Raises Refused.
 
-    Without a token it is that of the agent's shared account, as for calls: so events that breed events come to an end
-    at the hop limit, whatever the agents leave out.
+    Without a token it is that of the agent's shared account, as for calls. Hops then count from 0: events that breed
+    events come to an end at the hop limit where their agents pass on what they were handed, else at that account's.
     """
     wall_s = mesh.wall_clock()
     if token:
