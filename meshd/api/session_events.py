@@ -12,6 +12,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
+from meshd.api.failing import refused_by
 from meshd.api.fields import unix_ns
 from meshd.api.session_contexts import NO_CONTEXT, for_consumer, for_publisher
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX
@@ -383,9 +384,4 @@ def _event_frame(event: Event) -> events_pb2.Event:
 def status_of_error(error: Exception) -> Status:
     if isinstance(error, EventMalformed):
         error = Refused(Reason.MALFORMED, str(error))
-    elif isinstance(error, StoreError):
-        error = Refused(Reason.STORE_UNAVAILABLE, f"The bus failed: {error}")
-    elif not isinstance(error, Refused):
-        log.error("a frame could not be carried out", exc_info=error)
-        error = Refused(Reason.INTERNAL, "The sidecar failed at this frame; its log says more.")
-    return frames.status_of(error)
+    return frames.status_of(refused_by(error, "The bus failed"))
