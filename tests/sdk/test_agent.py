@@ -391,6 +391,22 @@ async def _trace(api: str, token: str, count: int) -> list[Any]:
         return entries
 
 
+async def test_what_is_too_long_for_the_trace_is_cut_and_not_lost(make: Make, api: str) -> None:
+    async with make("thinker25") as agent, agent.workflow("trace-25") as ctx:
+        async with ctx.step("read\nand write", **{"k" * 100: "v" * 5000}) as step:
+            step.decide("q" * 5000, "c" * 5000, options=["o" * 5000] * 40, rationale="r" * 5000)
+            step.note("half of a pair: \ud83d", more="\ud83d")
+        async with ctx.step(""):
+            pass
+        entries = {entry.WhichOneof("entry"): entry for entry in (await _trace(api, ctx.token, 4))[:3]}
+    assert entries["step"].step.name == "read?and write"
+    assert {key: len(value) for key, value in entries["step"].attributes.items()} == {"k" * 61 + "...": 1024}
+    decision = entries["decision"].decision
+    assert [len(decision.question), len(decision.choice), len(decision.rationale)] == [1024, 1024, 4096]
+    assert [len(option) for option in decision.options] == [1024] * 32
+    assert (entries["note"].note.text, entries["note"].attributes["more"]) == ("half of a pair: ?", "?")
+
+
 async def test_a_token_that_does_not_verify_is_refused(make: Make, api: str) -> None:
     from meshd_sdk.current import Current
     from meshd_sdk.link import Given
