@@ -407,6 +407,22 @@ async def test_what_is_too_long_for_the_trace_is_cut_and_not_lost(make: Make, ap
     assert (entries["note"].note.text, entries["note"].attributes["more"]) == ("half of a pair: ?", "?")
 
 
+async def test_what_is_more_than_a_frame_is_split_or_refused_and_harms_no_session(make: Make, api: str) -> None:
+    async with make("thinker26") as agent, agent.workflow("trace-26") as ctx:
+        assert agent._session is not None
+        channel = agent._session._channel
+        async with ctx.step("much") as step:
+            for _ in range(300):
+                step.note("\U0001f600" * 4096)
+        with pytest.raises(Malformed, match="bytes"):
+            await ctx.publish("sdk.much", b"x" * 4_100_000, extensions={f"x{at}": "y" * 4000 for at in range(60)})
+        await ctx.note("after")
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(entry.note.text == "after" for entry in await _trace(api, ctx.token, 1)):
+                await asyncio.sleep(0.01)
+        assert agent._session._channel is channel, "one stream served it all"
+
+
 async def test_a_token_that_does_not_verify_is_refused(make: Make, api: str) -> None:
     from meshd_sdk.current import Current
     from meshd_sdk.link import Given
