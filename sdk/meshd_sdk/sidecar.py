@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = "http://127.0.0.1:7400"
 MESH_SUFFIX: Final = ".mesh"
-"""`<upstream>.mesh` names an upstream of the sidecar. Anybody's DNS may answer to such a name, so by itself it counts at
-a port of the sidecar's alone, as where a file of hosts has it."""
+"""`<upstream>.mesh` names an upstream of the sidecar. Anybody's DNS may answer to such a name, so by itself it counts
+at a port of the sidecar's alone, as where a file of hosts has it."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
 _PORTS: Final = {"http": 80, "https": 443}

@@ -8,6 +8,8 @@ from typing import Any
 import grpc
 import pytest
 
+from meshd.engines.bus_memory import MemoryBus
+from meshd_sdk.v1 import events_pb2 as ev
 from meshd_sdk.v1 import session_pb2 as pb
 from meshd_sdk.v1.status_pb2 import Status
 from tests.proxy.harness import until
@@ -366,3 +368,21 @@ async def test_a_reload_that_no_longer_names_an_agent_leaves_it_its_session(door
     id = await manager.call("worker")
     await worker.answer(await worker.next("call"))
     assert (await manager.reply(id)).status.code == 0
+
+
+async def test_where_nobody_names_workflows_another_name_is_no_other_purse(door: Any) -> None:
+    one = await door(ALONE + "limits: {names_workflows: false}\n", MemoryBus())
+    worker = await one.peer("worker")
+    id = worker.next_id()
+    await worker.send(subscribe=pb.Subscribe(id=id, request=ev.SubscribeRequest(topic="t")))
+    await worker.next("subscribed")
+    for name in ("one", "two"):
+        agent = await one.peer(name)
+        call = await agent.call("worker")
+        delivery = await worker.next("call")
+        assert delivery.context.account.startswith("unattributed/manager/")
+        assert list(delivery.context.path) == [name]
+        await worker.answer(delivery)
+        assert (await agent.reply(call)).status.code == 0
+        await agent.send(publish=pb.Publish(id=agent.next_id(), request=ev.PublishRequest(event=ev.Event(topic="t"))))
+        assert (await worker.next("event")).context.account.startswith("unattributed/manager/")
