@@ -516,6 +516,35 @@ async def test_a_handler_that_something_of_its_own_cancels_fails_and_keeps_nobod
     assert attempts == [1, 2]
 
 
+async def test_whatever_a_handler_says_of_its_failure_somebody_hears_of_it(make: Make) -> None:
+    asker, worker = make("asker27"), make("worker27")
+    attempts: list[int] = []
+
+    @worker.tool
+    async def half() -> None:
+        raise ValueError("half of a pair: \ud83d")
+
+    @worker.tool
+    async def odd() -> None:
+        raise CallFailed("no", metadata={"a": 1})  # type: ignore[dict-item]
+
+    @worker.on("sdk.odd27")
+    async def heard(ctx: Ctx) -> None:
+        assert ctx.event is not None
+        attempts.append(ctx.event.attempt)
+        if len(attempts) == 1:
+            raise ValueError("half of a pair: \ud83d")
+
+    async with worker, asker:
+        with pytest.raises(CallFailed, match=r"half of a pair: \?"):
+            await asyncio.wait_for(asker.ctx.call("worker27/half"), PATIENCE_S)
+        with pytest.raises(CallFailed):
+            await asyncio.wait_for(asker.ctx.call("worker27/odd"), PATIENCE_S)
+        await asker.ctx.publish("sdk.odd27", 1)
+        await soon(lambda: len(attempts) == 2)
+    assert attempts == [1, 2]
+
+
 async def test_an_agent_without_a_workflow_can_call_too(make: Make) -> None:
     asker, other = make("asker18"), make("other18")
 
