@@ -15,7 +15,7 @@ from meshd.api import session_frames as frames
 from meshd.api.failing import refused_by
 from meshd.api.fields import unix_ns
 from meshd.api.session_contexts import NO_CONTEXT, for_consumer, for_publisher
-from meshd.engines.bus_event import REASON_CHARACTERS_MAX
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX, SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
@@ -332,7 +332,7 @@ class Events:
         retry_after_s = None
         try:
             if settle.HasField("retry_after"):
-                retry_after_s = frames.seconds(settle.retry_after, "settle.retry_after")
+                retry_after_s = min(frames.seconds(settle.retry_after, "settle.retry_after"), SECONDS_MAX)
             verdict = _VERDICTS.get(settle.verdict, Verdict.RETRY)
             await subscription.settle(
                 handed.delivery, verdict, retry_after_s=retry_after_s, reason=settle.reason[:REASON_CHARACTERS_MAX]

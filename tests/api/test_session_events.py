@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshd.api import session_events
@@ -255,6 +256,20 @@ async def test_what_is_under_way_when_it_is_unsubscribed_is_still_settled(door: 
     await publish(a, "t", data=b"3")
     following = await second.next("event")
     assert (following.event.data, following.attempt) == (b"3", 1), "what was settled comes to nobody else"
+
+
+async def test_a_retry_later_than_events_wait_is_the_latest(door: Any) -> None:
+    """The SDK takes up to a year; a Settle has no answer, so nobody would hear of a refusal."""
+    bus = MemoryBus()
+    one = await door(ALONE, bus)
+    a, b = await one.peer("a"), await one.peer("b")
+    await subscribe(b, "t")
+    await publish(a, "t")
+    await settle(b, await b.next("event"), ev.VERDICT_RETRY, retry_after=Duration(seconds=30 * 86_400))
+    await publish(a, "t", data=b"next")
+    assert (await b.next("event")).event.data == b"next"
+    (position,) = await bus.positions()
+    assert (position.under_way, position.waiting) == (1, 1)
 
 
 async def test_a_time_that_is_none_is_named(door: Any) -> None:
