@@ -380,9 +380,8 @@ class Call:
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
-        self.inject: Headers = []
-        """Header fields that meshd adds to the forwarded request, and to the reply:"""
-        self.reply_headers: Headers = []
+        self.inject: Headers = []  # header fields that meshd adds to the forwarded request
+        self.reply_headers: Headers = []  # the same of the reply
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None

@@ -39,6 +39,10 @@ class Reason(str, Enum):
     INTERNAL = "internal"
 
 
+DOMAIN: Final = "meshd"
+"""Of an ErrorInfo: by it a client knows our refusals from its upstream's."""
+
+
 class Row(NamedTuple):
     """How one reason looks on the wire."""
 
@@ -115,6 +119,11 @@ class Refused(Exception):
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 
     @property
+    def retry_in_s(self) -> int:
+        """Seconds after which to try again where that may help, 1 to 5: an SDK sleeps for as long as it is told."""
+        return min(max(self.retry_after_s or 1, 1), 5)
+
+    @property
     def row(self) -> Row:
         """The table's row of this reason."""
         return TABLE[self.reason]
@@ -136,5 +145,5 @@ def refusal_headers(refused: Refused, *, call_id: str, workflow: str) -> Headers
         (b"cache-control", b"no-store"),
     ]
     if refused.is_retryable:
-        headers.append((b"retry-after", str(min(max(refused.retry_after_s or 1, 1), 5)).encode()))
+        headers.append((b"retry-after", str(refused.retry_in_s).encode()))
     return headers

@@ -95,13 +95,12 @@ def _parent(traceparent: str) -> str:
 
 
 def _ceilings(request: context_pb2.OpenRequest) -> dict[str, Any]:
-    if not request.HasField("ceiling_tokens"):
-        if request.HasField("ceiling_microdollars"):
-            raise malformed("ceiling_tokens", "set where ceiling_microdollars is")
-        return {}
-    found: dict[str, Any] = {"ceiling": checked_amount("ceiling_tokens", request.ceiling_tokens)}
+    found: dict[str, Any] = {}
+    if request.HasField("ceiling_tokens"):
+        found["ceiling"] = checked_amount("ceiling_tokens", request.ceiling_tokens)
     if request.HasField("ceiling_microdollars"):
         found["ceiling_microdollars"] = checked_amount("ceiling_microdollars", request.ceiling_microdollars)
+        found.setdefault("ceiling", NO_CEILING)
     return found
 
 

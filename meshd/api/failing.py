@@ -1,8 +1,7 @@
 """How a request to the API that is not answered looks: as a gRPC status with its trailers, and as Connect's JSON.
 
-Both carry google.rpc.ErrorInfo (domain `meshd`, the reason, metadata), written by hand: its messages ship with a
-distribution that nothing else here needs. Codes are those of `meshd.refusal.TABLE`; HTTP statuses are those of the
-Connect protocol, section "Error codes".
+Both carry google.rpc.ErrorInfo (domain `meshd`, the reason, metadata). Codes are those of `meshd.refusal.TABLE`; HTTP
+statuses are those of the Connect protocol, section "Error codes".
 """
 
 from __future__ import annotations
@@ -12,11 +11,10 @@ from base64 import b64encode
 from typing import Any, Final, NamedTuple
 
 from meshd.engines.port import StoreError
-from meshd.refusal import Reason, Refused
+from meshd.refusal import DOMAIN, Reason, Refused
+from meshd.wire.grpc import INFO_TYPE, encode_error_info, encode_status
 
-DOMAIN: Final = "meshd"
 MESSAGE_CHARACTERS_MAX: Final = 2048
-_ERROR_INFO: Final = "google.rpc.ErrorInfo"
 _log = logging.getLogger("meshd.api")
 
 
@@ -59,17 +57,26 @@ class Failure(NamedTuple):
     """When to try again; -1 for never."""
 
 
-def failure_of(error: BaseException) -> Failure:
-    """Return what is said of an error; what is no refusal is a fault of ours, and the log says more than the peer."""
+def refused_by(error: BaseException, store_failed: str) -> Refused:
+    """Return an error as the refusal that it is told as; what is none is a fault of ours, which the log has whole.
+
+    `store_failed` says in a few words what a store that fails means here.
+    """
+    if isinstance(error, Refused):
+        return error
     if isinstance(error, StoreError):
-        error = Refused(Reason.STORE_UNAVAILABLE, f"The books cannot be kept: {error}")
-    if not isinstance(error, Refused):
-        _log.error("a request to the API failed", exc_info=error)
-        error = Refused(Reason.INTERNAL, "The sidecar failed at this request; its log says more.")
+        return Refused(Reason.STORE_UNAVAILABLE, f"{store_failed}: {error}")
+    _log.error("what was asked of the API failed", exc_info=error)
+    return Refused(Reason.INTERNAL, "The sidecar failed at this; its log says more.")
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return what is said of an error."""
+    error = refused_by(error, "The books cannot be kept")
     metadata = {"rule": error.rule} if error.rule else {}
     if error.is_retryable:
         metadata["is_retryable"] = "true"
-    pushback_ms = 1000 * min(max(error.retry_after_s or 1, 1), 5) if error.is_retryable else -1
+    pushback_ms = 1000 * error.retry_in_s if error.is_retryable else -1
     message = error.message[:MESSAGE_CHARACTERS_MAX]
     return Failure(error.grpc, error.reason.value, message, metadata, pushback_ms)
 
@@ -85,34 +92,14 @@ def body(failure: Failure) -> tuple[int, dict[str, Any]]:
     code = CODES.get(failure.code, CODES[2])
     shown = {"reason": failure.reason, "domain": DOMAIN, "metadata": failure.metadata}
     value = b64encode(_error_info(failure)).decode().rstrip("=")
-    detail = {"type": _ERROR_INFO, "value": value, "debug": shown}
+    detail = {"type": INFO_TYPE, "value": value, "debug": shown}
     return code.status, {"code": code.name, "message": failure.message, "details": [detail]}
 
 
 def status_details(failure: Failure) -> bytes:
     """Return the google.rpc.Status that travels in `grpc-status-details-bin`."""
-    detail = _text(1, f"type.googleapis.com/{_ERROR_INFO}") + _field(2, _error_info(failure))
-    code = b"\x08" + _varint(failure.code)
-    return code + _text(2, failure.message) + _field(3, detail)
+    return encode_status(failure.code, failure.message, _error_info(failure))
 
 
 def _error_info(failure: Failure) -> bytes:
-    pairs = [_field(3, _text(1, key) + _text(2, value)) for key, value in failure.metadata.items()]
-    return b"".join((_text(1, failure.reason), _text(2, DOMAIN), *pairs))
-
-
-def _text(number: int, value: str) -> bytes:
-    return _field(number, value.encode("utf-8", "replace"))
-
-
-def _field(number: int, content: bytes) -> bytes:
-    return bytes((number << 3 | 2,)) + _varint(len(content)) + content
-
-
-def _varint(value: int) -> bytes:
-    digits = bytearray()
-    while value > 0x7F:
-        digits.append(value & 0x7F | 0x80)
-        value >>= 7
-    digits.append(value)
-    return bytes(digits)
+    return encode_error_info(failure.reason, DOMAIN, failure.metadata)

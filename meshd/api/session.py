@@ -159,6 +159,7 @@ class Session:
         self._unsent.extend(frame for frame, _ in self._kept)
         # What the agent says is what it has room for now; what it has not seen takes of that.
         unseen = sum(1 for frame, _ in self._kept if frame.WhichOneof("frame") in ("call", "event"))
+        unseen += sum(1 for delivery in self.deliveries.values() if not delivery.is_sent)
         self.credit = min(hello.credit, frames.CREDIT_MAX) - unseen
         self._credit_owed = 0
         wire.wake.set()
@@ -237,6 +238,9 @@ class Session:
 
     def _on_credit(self, credit: pb.Credit) -> None:
         self.credit = min(self.credit + credit.frames, frames.CREDIT_MAX)
+        self._serve()
+
+    def _serve(self) -> None:
         self.mesh.proxy.agents.has_credit(self.name)
         self.events.has_credit()
 
@@ -317,6 +321,11 @@ class Session:
     def can_take(self) -> bool:
         """Say whether another call may be delivered."""
         return self.credit > 0 and self.wire is not None
+
+    def keep_credit(self) -> None:
+        """A delivery ended before it was sent: let its credit serve the next."""
+        self.credit += 1
+        self.mesh.proxy.later(0, self._serve)
 
     def next_delivery(self) -> int:
         """Return an id for a delivery, of a call or an event, and spend its credit."""

@@ -26,15 +26,15 @@ log = logging.getLogger("meshd.api")
 def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, bytes]:
     """Return the context that an event is published in, and the token that goes with it. Raises Refused.
 
-    Without a token it is that of the agent's shared account, as for calls: so events that breed events come to an end
-    at the hop limit, whatever the agents leave out.
+    Without a token it is that of the agent's shared account, as for calls. Hops then count from 0: events that breed
+    events come to an end at the hop limit where their agents pass on what they were handed, else at that account's.
     """
-    wall_s = mesh.wall_clock()
+    wall_s, limits = mesh.wall_clock(), mesh.policy.limits
     if token:
         context = mesh.read(token, agent)
     else:
-        context = codec.Context("", agent, account=f"unattributed/{agent}/{utc_day(wall_s)}")
-    limits = mesh.policy.limits
+        payer = agent if limits.names_workflows else mesh.agent
+        context = codec.Context("", agent, account=f"unattributed/{payer}/{utc_day(wall_s)}")
     if context.hops >= limits.hops:
         workflow = f"workflow {context.workflow}" if context.workflow else f"the calls charged to {context.account}"
         raise Refused(

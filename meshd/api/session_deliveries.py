@@ -51,6 +51,11 @@ class Delivery:
         self._waiting: list[pb.CallReply] = []
         self._waiting_bytes = 0
 
+    @property
+    def is_sent(self) -> bool:
+        """The agent is told of it, as soon as its connection allows."""
+        return self._is_sent
+
     # ------------------------------------------------------------------ the request
 
     def send_data(self, data: bytes, is_last: bool = False) -> None:
@@ -193,7 +198,7 @@ class Delivery:
             self._session.put(pb.ConnectResponse(cancel=pb.CancelCall(id=self.id)))
         else:
             # The agent never heard of it, so it gives no credit back.
-            self._session.credit += 1
+            self._session.keep_credit()
 
     def lost(self) -> None:
         """The session has ended without a reply."""

@@ -12,8 +12,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
+from meshd.api.failing import refused_by
+from meshd.api.fields import unix_ns
 from meshd.api.session_contexts import NO_CONTEXT, for_consumer, for_publisher
-from meshd.engines.bus_event import REASON_CHARACTERS_MAX
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX, SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
@@ -106,10 +108,10 @@ class Events:
         self._errand(lambda: self._subscribe(subscribed))
 
     def unsubscribe(self, id: int) -> None:
-        """Leave a topic; what is under way may still be settled, and goes to others where it is not."""
+        """Leave a topic; what is under way may still be settled, and goes to others where it is not in time."""
         subscribed = self._subscribed.pop(id, None)
         if subscribed is not None:
-            self._errand(lambda: self._end(subscribed))
+            self._errand(lambda: self._leave(subscribed))
 
     def settle(self, settle: pb.Settle) -> None:
         """Say what became of an event; one that is not, or no longer, under way is passed over."""
@@ -132,7 +134,9 @@ class Events:
 
     def close(self) -> None:
         """End all; unsettled events go to others, marked."""
-        for subscribed in tuple(self._subscribed.values()):
+        # Those that were left too, while something of theirs is unsettled.
+        left = dict.fromkeys(one.subscribed for one in self._handed.values())
+        for subscribed in dict.fromkeys((*self._subscribed.values(), *left)):
             self._begin(lambda subscribed=subscribed: self._end(subscribed))  # type: ignore[misc]
         self._subscribed.clear()
         self._handed.clear()
@@ -227,7 +231,7 @@ class Events:
             id=event.id,
             type=event.type,
             subject=event.subject,
-            time_ns=event.time.ToNanoseconds() if event.HasField("time") else 0,
+            time_ns=unix_ns("event.time", event.time) if event.HasField("time") else 0,
             data_content_type=event.data_content_type,
             data_schema=event.data_schema,
             data=event.data,
@@ -328,7 +332,7 @@ class Events:
         retry_after_s = None
         try:
             if settle.HasField("retry_after"):
-                retry_after_s = frames.seconds(settle.retry_after, "settle.retry_after")
+                retry_after_s = min(frames.seconds(settle.retry_after, "settle.retry_after"), SECONDS_MAX)
             verdict = _VERDICTS.get(settle.verdict, Verdict.RETRY)
             await subscription.settle(
                 handed.delivery, verdict, retry_after_s=retry_after_s, reason=settle.reason[:REASON_CHARACTERS_MAX]
@@ -336,6 +340,16 @@ class Events:
         except (StoreError, EventMalformed, Refused) as error:
             # The event is handed out again when its handling time is over: said here, since no frame answers a Settle.
             log.warning("what %s said of an event could not be kept: %s", self._session.name, error)
+        if handed.subscribed.is_over:
+            await self._leave(handed.subscribed)
+
+    async def _leave(self, subscribed: _Subscribed) -> None:
+        """Hand out no more of a topic, and end it once nothing of it is under way."""
+        subscribed.is_over = True
+        if subscribed.task is not None:
+            subscribed.task.cancel()
+        if not any(one.subscribed is subscribed for one in self._handed.values()):
+            await self._end(subscribed)
 
     async def _end(self, subscribed: _Subscribed) -> None:
         subscribed.is_over = True
@@ -370,9 +384,4 @@ def _event_frame(event: Event) -> events_pb2.Event:
 def status_of_error(error: Exception) -> Status:
     if isinstance(error, EventMalformed):
         error = Refused(Reason.MALFORMED, str(error))
-    elif isinstance(error, StoreError):
-        error = Refused(Reason.STORE_UNAVAILABLE, f"The bus failed: {error}")
-    elif not isinstance(error, Refused):
-        log.error("a frame could not be carried out", exc_info=error)
-        error = Refused(Reason.INTERNAL, "The sidecar failed at this frame; its log says more.")
-    return frames.status_of(error)
+    return frames.status_of(refused_by(error, "The bus failed"))

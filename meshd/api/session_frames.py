@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from google.protobuf.duration_pb2 import Duration
 
+from meshd.api.failing import CODES
 from meshd.api.fields import shown
 from meshd.policy.model import NAME_PATTERN
 from meshd.policy.upstreams import RESERVED_NAMES
@@ -53,11 +54,7 @@ _VISIBLE: Final = re.compile(r"[ -~]{0,256}\Z")
 OK, CANCELLED, UNKNOWN, INVALID, DEADLINE = 0, 1, 2, 3, 4
 NOT_FOUND, EXHAUSTED, PRECONDITION, ABORTED, INTERNAL, UNAVAILABLE = 5, 8, 9, 10, 13, 14
 
-# google.rpc.Code beside the HTTP status that it names for each (google/rpc/code.proto).
-_HTTP: Final = {
-    0: 200, 1: 499, 2: 500, 3: 400, 4: 504, 5: 404, 6: 409, 7: 403, 8: 429, 9: 400, 10: 409, 11: 400, 12: 501, 13: 500,
-    14: 503, 15: 500, 16: 401,
-}  # fmt: skip
+# The google.rpc.Code for an HTTP status: the other way round than `meshd.api.failing.CODES`, and of more statuses.
 _CODES: Final = {
     400: 3, 401: 16, 403: 7, 404: 5, 405: 12, 408: 4, 409: 10, 413: 8, 422: 3, 429: 8, 499: 1, 500: 13, 501: 12,
     502: 14, 503: 14, 504: 4, 529: 14,
@@ -110,7 +107,7 @@ def status_of(refused: Refused, call_id: str = "") -> Status:
         is_retryable=refused.is_retryable,
     )
     if refused.is_retryable:
-        status.retry_after.FromSeconds(min(max(refused.retry_after_s or 1, 1), 5))
+        status.retry_after.FromSeconds(refused.retry_in_s)
     if refused.rule:
         status.metadata["rule"] = refused.rule
     if call_id:
@@ -136,7 +133,7 @@ def status_of_http(status: int, target: str, retry_after_s: float | None) -> Sta
 
 def http_status(code: int) -> int:
     """Return the HTTP status for a status code that an agent answered with."""
-    return _HTTP.get(code, 500)
+    return CODES.get(code, CODES[UNKNOWN]).status if code else 200
 
 
 def duration(seconds: float) -> Duration:

@@ -101,7 +101,7 @@ class Context:
         self._known: dict[bytes, _Known] = {}
         self._named: dict[bytes, codec.Context] = {}
         self._minting = Minting(keys, random_bytes)
-        self._unattributed: tuple[int, codec.Context] = (-1, codec.Context("", ""))
+        self._unattributed: tuple[int, str, codec.Context] = (-1, "", codec.Context("", ""))
 
     def admit(self, call: Call) -> Ticket | None:
         """Establish the context. Raises Refused for every value of ours that is malformed or does not verify."""
@@ -126,7 +126,10 @@ class Context:
         elif name is not None and policy.limits.names_workflows:
             context, evidence = self._by_name(name, agent), _BY_NAME
         else:
-            context, evidence = self._without_evidence(call.wall_s, call.agent or agent), _BY_NOTHING
+            speaker = call.agent or agent
+            # Where nobody may name workflows, a name that a session chose is no purse of its own either.
+            payer = speaker if policy.limits.names_workflows else agent
+            context, evidence = self._without_evidence(call.wall_s, speaker, payer), _BY_NOTHING
             # A session says who speaks: what others of this sidecar have in hand is no evidence of it.
             if policy.limits.infers_context and not call.agent:
                 trace = found.get(TRACEPARENT, b"").decode("latin-1") if found is not None else ""
@@ -253,12 +256,12 @@ class Context:
             self._named[name] = context
         return context
 
-    def _without_evidence(self, wall_s: float, agent: str) -> codec.Context:
+    def _without_evidence(self, wall_s: float, agent: str, payer: str) -> codec.Context:
         day = int(wall_s // 86_400)
-        known_day, context = self._unattributed
-        if day != known_day or context.agent != agent:
-            context = codec.Context("", agent, account=f"unattributed/{agent}/{date.fromordinal(_EPOCH + day)}")
-            self._unattributed = (day, context)
+        known_day, known_payer, context = self._unattributed
+        if day != known_day or context.agent != agent or payer != known_payer:
+            context = codec.Context("", agent, account=f"unattributed/{payer}/{date.fromordinal(_EPOCH + day)}")
+            self._unattributed = (day, payer, context)
         return context
 
 

@@ -161,6 +161,7 @@ class Correlation:
         if live.ended_s - self._asked_s >= KEPT_S:
             self.unread.pop(live, None)
             live.forget_heard()
+            self._drop(live)  # What was filed before: of the call's address, or for an agent that asked long ago.
             return
         self._file(live)
         live.forget_heard()

@@ -30,6 +30,8 @@ LINE_CHARACTERS_MAX: Final = 160
 """A longer line is filed sentence by sentence, since agents cut what they quote."""
 PIECES_MAX: Final = 128
 """Of one call."""
+BROUGHT_BYTES_MAX: Final = 65_536
+"""Of one call: a piece may be as long as an answer in one line, and each answer brings more."""
 BARE_MAX: Final = 64
 """Pieces in which there is no word to file them under."""
 
@@ -118,11 +120,13 @@ def words_of(data: bytes) -> list[bytes]:
 class Words:
     """The words of all calls that are kept."""
 
-    __slots__ = ("_bare", "_filed", "_of", "_owners", "_wholes")
+    __slots__ = ("_bare", "_filed", "_of", "_owners", "_sizes", "_wholes")
 
     def __init__(self) -> None:
         self._of: dict[Live, list[bytes]] = {}
         """The other way round: what each call brought."""
+        self._sizes: dict[Live, int] = {}
+        """Bytes of that."""
         self._owners: dict[bytes, list[Live]] = {}
         """Of each piece: the calls in which it came."""
         self._filed: dict[bytes, list[bytes]] = {}
@@ -139,22 +143,29 @@ class Words:
         """File a text of a call."""
         whole = text.strip()
         brought = self._of.setdefault(live, [])
-        if WHOLE_CHARACTERS_MIN <= len(whole) <= WHOLE_CHARACTERS_MAX and len(brought) < PIECES_MAX:
+        if WHOLE_CHARACTERS_MIN <= len(whole) <= WHOLE_CHARACTERS_MAX:
             raw = b'"' + spelled(whole) + b'"'
-            owners = self._wholes.setdefault(raw, [])
-            if live not in owners:
-                owners.append(live)
-                brought.append(raw)
+            if self._has_room(live, raw, brought):
+                self._bring(live, raw, brought, self._wholes.setdefault(raw, []))
         for piece in pieces_of(text):
             raw = spelled(piece)
-            if not raw or len(brought) >= PIECES_MAX:
+            if not raw or not self._has_room(live, raw, brought):
                 continue
             owners = self._owners.setdefault(raw, [])
-            if live not in owners:
-                owners.append(live)
-                brought.append(raw)
-                if len(owners) == 1:
-                    self._file(raw)
+            if self._bring(live, raw, brought, owners) and len(owners) == 1:
+                self._file(raw)
+
+    def _has_room(self, live: Live, raw: bytes, brought: list[bytes]) -> bool:
+        return len(brought) < PIECES_MAX and self._sizes.get(live, 0) + len(raw) <= BROUGHT_BYTES_MAX
+
+    def _bring(self, live: Live, raw: bytes, brought: list[bytes], owners: list[Live]) -> bool:
+        """Note that a call brought this; return whether it had not before."""
+        if live in owners:
+            return False
+        owners.append(live)
+        brought.append(raw)
+        self._sizes[live] = self._sizes.get(live, 0) + len(raw)
+        return True
 
     def _file(self, piece: bytes) -> None:
         words = [word for word in words_of(piece) if word.isascii()]
@@ -169,6 +180,7 @@ class Words:
 
     def drop(self, live: Live) -> None:
         """Forget the words of a call."""
+        self._sizes.pop(live, None)
         for raw in self._of.pop(live, ()):
             # A whole begins with a quote, which stands in no piece without a backslash before it.
             if raw[:1] == b'"':

@@ -67,8 +67,7 @@ class Ledger:
         self._upkeep: Upkeep | None = None
         self._directory: Directory | None = None
         self._reporting: asyncio.Task[None] | None = None
-        self.fault: StoreError | None = None
-        """Why nothing more is spent, for good."""
+        self.fault: StoreError | None = None  # why nothing more is spent, for good
         self.started = Start(epoch, 0, 0)
         self.refused = 0
         """Reservations that were not made, since the start of the process."""

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from meshd.call import Reply
-from meshd.refusal import refusal_headers
+from meshd.refusal import DOMAIN, refusal_headers
 from meshd.wire.grpc import DETAILS, MESSAGE, PUSHBACK, STATUS, encode_details, encode_message
 
 if TYPE_CHECKING:
     from meshd.call import Headers
     from meshd.refusal import Refused
-
-DOMAIN: Final = "meshd"
-"""Of the ErrorInfo: by it a client knows our refusals from its upstream's."""
 
 
 def status_fields(refused: Refused, call_id: str, workflow: str) -> Headers:
@@ -30,7 +27,7 @@ def status_fields(refused: Refused, call_id: str, workflow: str) -> Headers:
         metadata["rule"] = refused.rule
     pushback = b"-1"
     if refused.is_retryable:
-        pushback = b"%d" % (min(max(refused.retry_after_s or 1, 1), 5) * 1000)
+        pushback = b"%d" % (refused.retry_in_s * 1000)
     return [
         (STATUS, b"%d" % status),
         (MESSAGE, encode_message(message)),

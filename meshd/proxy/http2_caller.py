@@ -87,6 +87,9 @@ class Http2Exchange(Http2Flow):
         elif attempt is not None and attempt.stream is not None and not exchange.is_tunnel:
             # It goes on as it came: the last bytes and the end in one.
             exchange.is_request_whole = True
+            heard_by = exchange.call.heard_by
+            if heard_by is not None:
+                heard_by.hear(data)
             attempt.send_data(data, True)
         else:
             exchange.request_data(data)

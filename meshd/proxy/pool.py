@@ -93,6 +93,13 @@ class Pools:
         for pool in self._pools.values():
             pool.read_key()
 
+    def drop(self, upstream: Upstream) -> None:
+        """Forget the pools of an upstream that is gone; what is under way in them ends by itself."""
+        self._usual.pop(upstream.name, None)
+        self._usual_grpc.pop(upstream.name, None)
+        for key in [key for key in self._pools if key[0] == upstream]:
+            self._pools.pop(key).retire()
+
     def expire(self, now_s: float) -> None:
         """Close connections that have been idle for too long."""
         for pool in self._pools.values():

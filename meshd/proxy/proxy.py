@@ -110,15 +110,21 @@ class Proxy:
         Returns False where the policy gives that name to another address.
         """
         named = self._document.upstreams.get(upstream.name)
+        if named is not None and not named.is_session:
+            return False
+        # Also where the document names it so: the next one may not.
+        self._guests[upstream.name] = upstream
         if named is None:
-            self._guests[upstream.name] = upstream
             self._judge_by_document()
-        return named is None or named.is_session
+        return True
 
     def dismiss_guest(self, name: str) -> None:
         """Forget an agent that has gone."""
-        if self._guests.pop(name, None) is not None:
-            self._judge_by_document()
+        guest = self._guests.pop(name, None)
+        if guest is not None:
+            if name not in self._document.upstreams:
+                self._judge_by_document()
+            self.pools.drop(guest)
 
     def _judge_by_document(self) -> None:
         policy = self._document

@@ -73,11 +73,9 @@ CALL_DURATION: Final = Metric(
     "meshd_call_duration_seconds", "histogram", "From a call's head to the last byte of its reply.", _TARGET_LABELS
 )
 GRPC_CALLS: Final = Metric(
-    "meshd_grpc_calls_total",
-    "counter",
-    "gRPC calls that ended with a status, by its name: the upstream's, or our own.",
-    (DIRECTION, TARGET, GRPC_STATUS),
-)
+    "meshd_grpc_calls_total", "counter",
+    "gRPC calls that ended with a status, by its name: the upstream's, or our own.", (DIRECTION, TARGET, GRPC_STATUS),
+)  # fmt: skip
 USAGE_MALFORMED: Final = Metric(
     "meshd_usage_malformed_total", "counter", "gRPC replies whose trailers report usage that is no number."
 )

@@ -14,6 +14,8 @@ from urllib.parse import quote
 from meshd.wire.message import WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from meshd.call import Headers
 
 TIMEOUT: Final = b"grpc-timeout"
@@ -41,7 +43,8 @@ MESSAGE_BYTES_MAX: Final = 2048
 DETAILS_BYTES_MAX: Final = 2048
 _VALUE_BYTES_MAX: Final = 256
 _MESSAGE_SAFE: Final = " !#$&'()*+,/:;<=>?@[]^`{|}~\""
-_INFO_TYPE: Final = b"type.googleapis.com/google.rpc.ErrorInfo"
+INFO_TYPE: Final = "google.rpc.ErrorInfo"
+_INFO_URL: Final = b"type.googleapis.com/google.rpc.ErrorInfo"
 
 _RESET_STATUS: Final[dict[int, int]] = {
     0x7: UNAVAILABLE,  # REFUSED_STREAM
@@ -113,15 +116,26 @@ def encode_details(status: int, message: str, reason: str, domain: str, metadata
 
     Where it would be too long, the message is cut; it stands whole, or longer, in `grpc-message`.
     """
-    info = _field(1, reason.encode()) + _field(2, domain.encode())
-    for key, value in metadata.items():
-        entry = _field(1, key.encode()) + _field(2, _cut(value.encode("utf-8", "replace"), _VALUE_BYTES_MAX))
-        info += _field(3, entry)
-    detail = _field(3, _field(1, _INFO_TYPE) + _field(2, info))
-    head = b"\x08" + _varint(status)
-    room = DETAILS_BYTES_MAX * 3 // 4 - len(head) - len(detail) - 4
-    said = _field(2, _cut(message.encode("utf-8", "replace"), room))
-    return base64.b64encode(head + said + detail).rstrip(b"=")
+    cut = {key: _cut(_encoded(value), _VALUE_BYTES_MAX) for key, value in metadata.items()}
+    info = encode_error_info(reason, domain, cut)
+    room = DETAILS_BYTES_MAX * 3 // 4 - len(encode_status(status, b"", info)) - 2
+    return base64.b64encode(encode_status(status, _cut(_encoded(message), room), info)).rstrip(b"=")
+
+
+def encode_error_info(reason: str, domain: str, metadata: Mapping[str, str | bytes]) -> bytes:
+    """Return a google.rpc.ErrorInfo."""
+    pairs = [_field(3, _field(1, _encoded(key)) + _field(2, _encoded(value))) for key, value in metadata.items()]
+    return _field(1, _encoded(reason)) + _field(2, _encoded(domain)) + b"".join(pairs)
+
+
+def encode_status(status: int, message: str | bytes, info: bytes) -> bytes:
+    """Return a google.rpc.Status whose only detail is an ErrorInfo."""
+    detail = _field(1, _INFO_URL) + _field(2, info)
+    return b"\x08" + _varint(status) + _field(2, _encoded(message)) + _field(3, detail)
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode("utf-8", "replace")
 
 
 def _field(number: int, value: bytes) -> bytes:

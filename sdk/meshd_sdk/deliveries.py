@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd_sdk.errors import CallFailed, Failure
 from meshd_sdk.link import Given
-from meshd_sdk.messages import duration, event_from, given_of, seconds, status_of
+from meshd_sdk.messages import duration, event_from, given_of, seconds, status_of, text
 from meshd_sdk.v1 import events_pb2, session_pb2
 
 if TYPE_CHECKING:
@@ -135,8 +136,8 @@ class Delivering:
             given = given_of(delivery.context) if delivery.HasField("context") else Given()
             verdict = await self._serving.run_event(subscription, event_from(delivery), given)
             settle.verdict = events_pb2.Verdict.Value(f"VERDICT_{verdict.word}")
-            settle.reason = verdict.reason
-            if verdict.after_s is not None:
+            settle.reason = text(verdict.reason)
+            if verdict.after_s is not None and math.isfinite(verdict.after_s):
                 settle.retry_after.CopyFrom(duration(verdict.after_s))
         await session.send(session_pb2.ConnectRequest(settle=settle), era)
 

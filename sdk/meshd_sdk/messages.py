@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from meshd_sdk.link import Ask, Entry, Opening
 
 SECONDS_MAX = 999_999_999.0
+TEXT_CHARACTERS_MAX = 4096
 
 
 def duration(seconds: float) -> Duration:
@@ -34,6 +35,11 @@ def duration(seconds: float) -> Duration:
 def seconds(given: Duration) -> float:
     """Return a Duration in seconds."""
     return float(given.seconds + given.nanos / 1e9)
+
+
+def text(said: object, characters_max: int = TEXT_CHARACTERS_MAX) -> str:
+    """Return a text that a message can hold: cut, and with a `?` for half of a surrogate pair."""
+    return str(said)[:characters_max].encode("utf-8", "replace").decode()
 
 
 def timestamp(unix_s: float) -> Timestamp:
@@ -77,15 +83,15 @@ def failure_of(status: status_pb2.Status, call_id: str = "") -> Failure:
 
 
 def status_of(error: Failure) -> status_pb2.Status:
-    """Return the status of an error that a handler ended with."""
+    """Return the status of an error that a handler ended with, whatever it put into it: the caller is to hear of it."""
     made = status_pb2.Status(
         code=error.number or 2,
-        reason=error.reason,
-        message=error.message,
+        reason=text(error.reason),
+        message=text(error.message),
         is_retryable=error.is_retryable,
-        metadata=error.metadata,
+        metadata={text(name): text(value) for name, value in error.metadata.items()},
     )
-    if error.retry_after_s is not None:
+    if error.retry_after_s is not None and math.isfinite(error.retry_after_s):
         made.retry_after.CopyFrom(duration(error.retry_after_s))
     return made
 

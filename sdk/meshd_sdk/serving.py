@@ -73,9 +73,11 @@ class Serving:
                 with using(ctx.current):
                     value = await handler.start(_face(handler, ctx), arguments)
             yield Piece(*encode(value))
-        except (asyncio.CancelledError, GeneratorExit):
+        except GeneratorExit:
             raise
         except BaseException as error:
+            if _is_cancelled(error):
+                raise
             raise _failure(error, self.agent, operation) from error
 
     def _find(self, operation: str, payload: bytes, content_type: str) -> tuple[Handler, dict[str, Any]]:
@@ -107,10 +109,10 @@ class Serving:
             return Verdict("DROP", drop.reason[:REASON_CHARS_MAX])
         except Retry as retry:
             return Verdict("RETRY", retry.reason[:REASON_CHARS_MAX], retry.after)
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
-            if not isinstance(error, Exception):
+            if _is_cancelled(error):
+                raise
+            if not isinstance(error, Exception | asyncio.CancelledError):
                 log.error("the handler of %s raised %s", event.topic, type(error).__name__)
                 raise
             log.warning("the handler of %s failed: it is to be retried", event.topic, exc_info=error)
@@ -157,6 +159,15 @@ def _face(handler: Handler, ctx: Ctx) -> Any:
     from meshd_sdk.sync import face
 
     return face(ctx)
+
+
+def _is_cancelled(error: BaseException) -> bool:
+    """Say whether somebody has cancelled this task.
+
+    Else what was cancelled is something that the handler waited for, and it has failed as by any error.
+    """
+    task = asyncio.current_task()
+    return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 
 
 def _failure(error: BaseException, agent: str, operation: str) -> Failure:

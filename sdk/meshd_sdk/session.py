@@ -19,7 +19,7 @@ from meshd_sdk.services import Services
 from meshd_sdk.v1 import events_pb2, session_pb2, trace_pb2
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from meshd_sdk.handlers import Subscription
     from meshd_sdk.link import Ask, Entry, Event, Piece, Published
@@ -28,7 +28,11 @@ if TYPE_CHECKING:
 
 FRAME_REST_BYTES: Final = 64 * 1024
 """Of a frame, for all but its payload."""
+SEQ_BYTES: Final = 64
+"""Of a frame, for its numbers."""
 ENTRIES_MAX: Final = 256
+RECORD_BYTES_MAX: Final = 2**20
+"""Entries of one record, but for a single one that has more."""
 SUBSCRIBE_AGAIN_S: Final = 1.0
 LATE_S: Final = 1.0
 """So much longer than its timeout a call waits for the sidecar's own word on it."""
@@ -112,9 +116,8 @@ class Session(Connection, Services):
 
     async def record(self, token: str, entries: list[Entry]) -> None:
         """Take entries for the trace; return when there is room for them."""
-        for at in range(0, len(entries), ENTRIES_MAX):
+        for taken in _records([entry_of(one) for one in entries]):
             id = next(self._ids)
-            taken = [entry_of(one) for one in entries[at : at + ENTRIES_MAX]]
             request = trace_pb2.RecordRequest(token=token, entries=taken)
             frame = session_pb2.ConnectRequest(record=session_pb2.Record(id=id, request=request))
             await self.room()
@@ -178,6 +181,14 @@ class Session(Connection, Services):
     def _begin(self, operation: Operation) -> Operation:
         if self.is_leaving:
             raise NoSidecar("the agent has left its session")
+        # Said here: a frame that is too long would end the stream, be sent again on the next, and end that.
+        if (length := operation.frame.ByteSize()) > self.frame_bytes_max - SEQ_BYTES:
+            self.give_room()
+            raise Malformed(
+                f"with all that belongs to it the {operation.kind} has {length:,} bytes, and "
+                f"{self.frame_bytes_max - SEQ_BYTES:,} are the most",
+                reason="too_large",
+            )
         self._operations[operation.id] = operation
         self.offer(operation.frame, is_work=operation.kind != "subscribe")
         return operation
@@ -290,3 +301,18 @@ class Session(Connection, Services):
         for operation in list(self._operations.values()):
             if operation.kind != "subscribe":
                 self.offer(operation.frame, is_work=True)
+
+
+def _records(entries: list[trace_pb2.TraceEntry]) -> Iterator[list[trace_pb2.TraceEntry]]:
+    """Yield the entries of one record after the other."""
+    taken: list[trace_pb2.TraceEntry] = []
+    bytes_taken = 0
+    for one in entries:
+        size = one.ByteSize()
+        if taken and (len(taken) == ENTRIES_MAX or bytes_taken + size > RECORD_BYTES_MAX):
+            yield taken
+            taken, bytes_taken = [], 0
+        taken.append(one)
+        bytes_taken += size
+    if taken:
+        yield taken

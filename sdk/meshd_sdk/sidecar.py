@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 DEFAULT: Final = "http://127.0.0.1:7400"
 MESH_SUFFIX: Final = ".mesh"
-"""`<upstream>.mesh` names an upstream of the sidecar; no other host can have such a name."""
+"""`<upstream>.mesh` names an upstream of the sidecar. Anybody's DNS may answer to such a name, so by itself it counts
+at a port of the sidecar's alone, as where a file of hosts has it."""
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
 _PORTS: Final = {"http": 80, "https": 443}
@@ -26,11 +27,12 @@ _IDENTITY: Final = ("x-meshd-context", "x-meshd-workflow")
 class Sidecar:
     """The addresses at which agents reach the sidecar beside them."""
 
-    __slots__ = ("addresses",)
+    __slots__ = ("_ports", "addresses")
 
     def __init__(self, addresses: Iterable[str]) -> None:
         """Each as in `MESHD_URL`, with or without a run's path. Raises ValueError for what is no http(s) address."""
         self.addresses = frozenset(place for address in addresses for place in _places(address))
+        self._ports = frozenset(port for _, port in self.addresses)
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Sidecar:
@@ -50,7 +52,7 @@ class Sidecar:
     def is_at(self, host: str, port: int) -> bool:
         """Say whether a connection to this host and port is one to the sidecar."""
         host = host.strip("[]").lower().rstrip(".")
-        return (host, port) in self.addresses or host.endswith(MESH_SUFFIX)
+        return (host, port) in self.addresses or (host.endswith(MESH_SUFFIX) and port in self._ports)
 
     def receives(self, scheme: str, host: str, port: int | None, proxy: tuple[str, int] | None = None) -> bool:
         """Say whether the sidecar reads a request; `proxy` is the HTTP proxy that it is sent through, if any.

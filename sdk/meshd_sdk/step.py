@@ -13,24 +13,35 @@ from meshd_sdk.link import Entry
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+# What the sidecar takes of one entry: it refuses a record with more in it, and all that stands beside it.
 TEXT_CHARS_MAX: Final = 4096
+VALUE_CHARS_MAX: Final = 1024
 NAME_CHARS_MAX: Final = 128
+KEY_CHARS_MAX: Final = 64
 PAIRS_MAX: Final = 32
+OPTIONS_MAX: Final = 32
 ENTRIES_MAX: Final = 1000
 """Of one step: what a loop writes without end is not kept without end."""
 
 
 def cut(text: object, chars_max: int = TEXT_CHARS_MAX) -> str:
-    """Return a text as the trace takes it: what is longer ends in dots."""
+    """Return a text as the trace takes it: what is longer ends in dots, and half of a surrogate pair is a `?`."""
     said = str(text)
+    if not said.isascii():
+        said = said.encode("utf-8", "replace").decode()
     return said if len(said) <= chars_max else said[: chars_max - 3] + "..."
+
+
+def word(text: object, chars_max: int = NAME_CHARS_MAX) -> str:
+    """Return a name as the trace takes it: not empty, and each character can be seen."""
+    return cut("".join([char if char.isprintable() else "?" for char in str(text)]), chars_max) or "?"
 
 
 def entry(kind: str, parent_id: str, fields: dict[str, Any], attributes: Mapping[str, Any] | None = None) -> Entry:
     """Return an entry that begins now. ValueError for more than 32 attributes."""
     if attributes is not None and len(attributes) > PAIRS_MAX:
         raise ValueError(f"an entry has at most {PAIRS_MAX} attributes, not {len(attributes)}")
-    said = {str(name): str(value) for name, value in (attributes or {}).items()}
+    said = {word(name, KEY_CHARS_MAX): cut(value, VALUE_CHARS_MAX) for name, value in (attributes or {}).items()}
     return Entry(uuid.uuid4().hex, kind, fields, time.time(), parent_id, attributes=said)
 
 
@@ -42,9 +53,9 @@ def note_entry(parent_id: str, text: str, attributes: Mapping[str, Any]) -> Entr
 def decision_entry(parent_id: str, question: str, choice: str, options: Sequence[str], rationale: str) -> Entry:
     """Return a decision."""
     fields = {
-        "question": cut(question),
-        "choice": cut(choice),
-        "options": [cut(one) for one in options],
+        "question": cut(question, VALUE_CHARS_MAX),
+        "choice": cut(choice, VALUE_CHARS_MAX),
+        "options": [cut(one, VALUE_CHARS_MAX) for one in options[:OPTIONS_MAX]],
         "rationale": cut(rationale),
     }
     return entry("decision", parent_id, fields)
@@ -63,7 +74,7 @@ class Step:
     """A step of reasoning, within its `with` block. What is noted in it goes out when it ends, in one record."""
 
     def __init__(self, name: str, parent_id: str, attributes: Mapping[str, Any]) -> None:
-        self.entry = entry("step", parent_id, {"name": cut(name, NAME_CHARS_MAX), "summary": ""}, attributes)
+        self.entry = entry("step", parent_id, {"name": word(name), "summary": ""}, attributes)
         self.entries: list[Entry] = [self.entry]
 
     @property

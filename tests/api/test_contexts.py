@@ -99,7 +99,6 @@ async def test_a_context_is_for_an_agent_beside_this_sidecar(tmp_path: Path, age
         {"timeout": Duration(seconds=1, nanos=2_000_000_000)},
         {"ceiling_tokens": -1},
         {"ceiling_tokens": 2**62},
-        {"ceiling_microdollars": 5},
         {"ceiling_tokens": 1, "ceiling_microdollars": -5},
         {"traceparent": "00-nonsense"},
         {"traceparent": "00-" + "0" * 32 + "-" + "0" * 16 + "-00"},

@@ -163,7 +163,7 @@ async def test_a_head_that_only_drips_is_closed(tmp_path: Path) -> None:
         (b'{"timeout": "soon"}', 400),
         (b'{"ceilingTokens": "-1"}', 400),
         (b'{"ceilingTokens": "99999999999999999999999"}', 400),
-        (b'{"ceilingMicrodollars": "1"}', 400),
+        (b'{"ceilingMicrodollars": "-1"}', 400),
         (b'{"traceparent": "00-zz"}', 400),
         (b'{"agent": "\\ud800"}', 400),
         (b"\xff\xfe", 400),

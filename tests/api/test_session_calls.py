@@ -8,8 +8,11 @@ from typing import Any
 import grpc
 import pytest
 
+from meshd.engines.bus_memory import MemoryBus
+from meshd_sdk.v1 import events_pb2 as ev
 from meshd_sdk.v1 import session_pb2 as pb
 from meshd_sdk.v1.status_pb2 import Status
+from tests.proxy.harness import until
 from tests.proxy.messages import Message
 
 pytestmark = pytest.mark.both_loops
@@ -305,3 +308,81 @@ async def test_a_reload_keeps_guests(door: Any) -> None:
     id = await manager.call("worker")
     await worker.answer(await worker.next("call"), b"still here")
     assert (await manager.reply(id)).payload == b"still here"
+
+
+async def test_credit_that_a_call_gives_back_unsent_serves_the_next(door: Any) -> None:
+    one = await door(ALONE)
+    worker = await one.peer("worker", credit=1)
+    first, second = await one.plane.connect(), await one.plane.connect()
+    # It takes the credit, and its body never ends.
+    first.send(b"POST /worker/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 10\r\n\r\n12")
+    await until(lambda: len(one.plane.attempts) == 1)
+    second.send(b"POST /worker/b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}")
+    await until(lambda: len(one.plane.attempts) == 2)
+    first.close()
+    delivery = await worker.next("call")
+    assert delivery.operation == "b"
+    await worker.answer(delivery)
+    assert (await second.reply("POST")).status == 200
+
+
+async def test_a_call_that_is_not_sent_yet_counts_in_a_resumed_sessions_credit(door: Any) -> None:
+    one = await door(ALONE)
+    worker = await one.peer("worker", credit=1)
+    client = await one.plane.connect()
+    client.send(b"POST /worker/a HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{")
+    await until(lambda: len(one.plane.attempts) == 1)
+    again = await one.peer("worker", credit=1, session=worker.welcome.session)
+    other = await one.plane.connect()
+    other.send(b"POST /worker/b HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}")
+    await until(lambda: len(one.plane.attempts) == 2)
+    client.send(b"}")
+    first = await again.next("call")
+    assert first.operation == "a"
+    await again.send(reply=pb.CallReply(id=first.id))
+    assert (await client.reply("POST")).status == 200
+    await again.send_raw(pb.ConnectRequest(credit=pb.Credit(frames=1)))
+    second = await again.next("call")
+    assert second.operation == "b"
+    await again.answer(second)
+    assert (await other.reply("POST")).status == 200
+
+
+async def test_agents_that_come_and_go_leave_nothing(door: Any) -> None:
+    one = await door(ALONE)
+    for number in range(3):
+        worker = await one.peer(f"worker-{number}")
+        client = await one.plane.connect()
+        client.send(b"POST /worker-%d/x HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 2\r\n\r\n{}" % number)
+        await worker.answer(await worker.next("call"))
+        assert (await client.reply("POST")).status == 200
+        await worker.send(goodbye=pb.Goodbye())
+    await until(lambda: not one.service.count)
+    assert not one.plane.proxy.pools.open_connections()
+
+
+async def test_a_reload_that_no_longer_names_an_agent_leaves_it_its_session(door: Any) -> None:
+    one = await door("agent: manager\nupstreams:\n  worker: {session: true}\n")
+    manager, worker = await one.peer("manager"), await one.peer("worker")
+    one.plane.proxy.swap(one.plane.load(ALONE))
+    id = await manager.call("worker")
+    await worker.answer(await worker.next("call"))
+    assert (await manager.reply(id)).status.code == 0
+
+
+async def test_where_nobody_names_workflows_another_name_is_no_other_purse(door: Any) -> None:
+    one = await door(ALONE + "limits: {names_workflows: false}\n", MemoryBus())
+    worker = await one.peer("worker")
+    id = worker.next_id()
+    await worker.send(subscribe=pb.Subscribe(id=id, request=ev.SubscribeRequest(topic="t")))
+    await worker.next("subscribed")
+    for name in ("one", "two"):
+        agent = await one.peer(name)
+        call = await agent.call("worker")
+        delivery = await worker.next("call")
+        assert delivery.context.account.startswith("unattributed/manager/")
+        assert list(delivery.context.path) == [name]
+        await worker.answer(delivery)
+        assert (await agent.reply(call)).status.code == 0
+        await agent.send(publish=pb.Publish(id=agent.next_id(), request=ev.PublishRequest(event=ev.Event(topic="t"))))
+        assert (await worker.next("event")).context.account.startswith("unattributed/manager/")

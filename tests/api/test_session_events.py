@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshd.api import session_events
 from meshd.engines.bus_memory import MemoryBus
@@ -236,6 +238,47 @@ async def test_unsubscribing_ends_it(door: Any) -> None:
     await publish(a, "t")
     await publish(a, "u")
     assert (await b.next("event")).event.topic == "u"
+
+
+async def test_what_is_under_way_when_it_is_unsubscribed_is_still_settled(door: Any) -> None:
+    one = await door(ALONE, MemoryBus())
+    a, first, second = await one.peer("a"), await one.peer("worker"), await one.peer("worker")
+    id = first.next_id()
+    await first.send(subscribe=pb.Subscribe(id=id, request=ev.SubscribeRequest(topic="t")))
+    await first.next("subscribed")
+    for data in (b"1", b"2"):
+        await publish(a, "t", data=data)
+    held = [await first.next("event") for _ in range(2)]
+    await first.send(unsubscribe=pb.Unsubscribe(id=id))
+    await subscribe(second, "t")
+    for delivery in held:
+        await settle(first, delivery)
+    await publish(a, "t", data=b"3")
+    following = await second.next("event")
+    assert (following.event.data, following.attempt) == (b"3", 1), "what was settled comes to nobody else"
+
+
+async def test_a_retry_later_than_events_wait_is_the_latest(door: Any) -> None:
+    """The SDK takes up to a year; a Settle has no answer, so nobody would hear of a refusal."""
+    bus = MemoryBus()
+    one = await door(ALONE, bus)
+    a, b = await one.peer("a"), await one.peer("b")
+    await subscribe(b, "t")
+    await publish(a, "t")
+    await settle(b, await b.next("event"), ev.VERDICT_RETRY, retry_after=Duration(seconds=30 * 86_400))
+    await publish(a, "t", data=b"next")
+    assert (await b.next("event")).event.data == b"next"
+    (position,) = await bus.positions()
+    assert (position.under_way, position.waiting) == (1, 1)
+
+
+async def test_a_time_that_is_none_is_named(door: Any) -> None:
+    one = await door(ALONE, MemoryBus())
+    a = await one.peer("a")
+    for wrong in (Timestamp(seconds=2**62), Timestamp(seconds=-5), Timestamp(nanos=-1), Timestamp(nanos=2**31 - 1)):
+        status = (await publish(a, "t", time=wrong)).status
+        assert (status.code, status.reason) == (3, "malformed"), wrong
+        assert "time" in status.message
 
 
 async def test_a_settlement_of_what_never_was_is_passed_over(door: Any) -> None:

@@ -15,7 +15,7 @@ from meshd.dialects.contract import Event
 from meshd.dialects.marks import marks_of
 from meshd.dialects.marks_answer import answer_marks
 from meshd.dialects.table import DIALECTS
-from meshd.filters import correlation_calls
+from meshd.filters import correlation_calls, correlation_words
 from meshd.filters.context import Context
 from meshd.filters.correlation_calls import KEPT_S, NOBODY, Conversation, Memory
 from meshd.telemetry.spans import PassedThrough, Span
@@ -467,3 +467,31 @@ def test_what_is_kept_of_calls_is_bounded(side: Side, monkeypatch: pytest.Monkey
         assert live.heard() == b""
     words: Callable[[], int] = side.context._correlation.words.__len__
     assert words() <= 4 * 3
+
+
+def test_calls_that_nobody_asked_about_leave_no_words(side: Side) -> None:
+    """Where every call says what it belongs to, nothing is ever looked for, and nothing may pile up."""
+    words = side.context._correlation.words
+    for number in range(5):
+        made = call(
+            "app", path=f"/find?q=the+harbours+of+country+{number}", direction=Direction.INBOUND, of=side.policy,
+            now_s=side.now_s,
+        )  # fmt: skip
+        live: Any = side.context.admit(made)
+        side.end(live)
+    assert len(words) == 0
+
+
+def test_what_is_kept_of_answers_is_bounded_in_bytes(side: Side) -> None:
+    """An answer of JSON in one line is one piece, however long it is."""
+    live = side.inbound(TASK, "wf")
+    for number in range(40):
+        side.chat(user(f"{TASK} {number}"), answer=said(f"{number:06}" * 5_000))
+    answers = side.context._correlation.answers
+    kept = answers._of.get(live, [])
+    assert sum(len(piece) for piece in kept) <= correlation_words.BROUGHT_BYTES_MAX
+    side.chat(user(f"{TASK} once more"), answer=said(LONG))
+    assert tied(side.chat(user(f"Say it again: {LONG}"))) == ("quoted", "wf")
+    answers.drop(live)
+    assert len(answers) == 0
+    assert not answers._sizes

@@ -9,7 +9,7 @@ import pytest
 
 from meshd.call import Fault
 from tests.proxy.harness import echo, plain_policy, seeded, turns, until
-from tests.proxy.peers_h2 import echo_h2
+from tests.proxy.peers_h2 import H2Client, echo_h2
 
 H2_OUT = ", protocol: h2"
 
@@ -323,3 +323,30 @@ async def test_the_end_comes_through_with_the_last_bytes_and_by_itself(mesh: Any
         client.send(id, pieces[-1], end=True)
         half = await client.ended(id)
         assert (half.status, bytes(half.body)) == (200, b"POST /a\n" + b"".join(pieces))
+
+
+async def test_the_last_bytes_of_an_inbound_call_are_heard_as_all_others(
+    mesh: Any, upstream_h2: Any, h2_client: Any
+) -> None:
+    """What Correlation knows of a call is what passed of its body, and most bodies are one frame that ends them."""
+    heard: list[bytes] = []
+    planes: list[Any] = []
+
+    async def script(server: Any) -> None:
+        for number in range(2):
+            half = await server.request(number)
+            await server.ended(half.id)
+            heard.append(planes[0].calls[-1].call.heard_by.heard())
+            server.reply(half.id)
+
+    one = await mesh("upstreams: {}\n", app=f"http://127.0.0.1:{(await upstream_h2(script)).port}")
+    planes.append(one)
+    client = await H2Client.connect(one.inbound_port)
+    try:
+        for body in (b"the first opens the connection", b"the second finds it open"):
+            id = client.request("/a", ("content-type", "application/grpc"), method="POST", end=False)
+            client.send(id, body, end=True)
+            await client.ended(id)
+    finally:
+        client.close()
+    assert heard == [b"the first opens the connection", b"the second finds it open"]

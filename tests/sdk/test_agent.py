@@ -6,10 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meshd.filters.minting import mint_run
+from meshd.mesh_key import MeshKeys
 from meshd_sdk import Agent, CallFailed, Ctx, Reply, current
 from meshd_sdk.errors import (
     BudgetExhausted,
@@ -22,7 +25,7 @@ from meshd_sdk.errors import (
 )
 from meshd_sdk.sync import Ctx as SyncCtx
 from tests.end_to_end.sidecar import fetch
-from tests.sdk.conftest import soon
+from tests.sdk.conftest import PATIENCE_S, soon
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -388,6 +391,38 @@ async def _trace(api: str, token: str, count: int) -> list[Any]:
         return entries
 
 
+async def test_what_is_too_long_for_the_trace_is_cut_and_not_lost(make: Make, api: str) -> None:
+    async with make("thinker25") as agent, agent.workflow("trace-25") as ctx:
+        async with ctx.step("read\nand write", **{"k" * 100: "v" * 5000}) as step:
+            step.decide("q" * 5000, "c" * 5000, options=["o" * 5000] * 40, rationale="r" * 5000)
+            step.note("half of a pair: \ud83d", more="\ud83d")
+        async with ctx.step(""):
+            pass
+        entries = {entry.WhichOneof("entry"): entry for entry in (await _trace(api, ctx.token, 4))[:3]}
+    assert entries["step"].step.name == "read?and write"
+    assert {key: len(value) for key, value in entries["step"].attributes.items()} == {"k" * 61 + "...": 1024}
+    decision = entries["decision"].decision
+    assert [len(decision.question), len(decision.choice), len(decision.rationale)] == [1024, 1024, 4096]
+    assert [len(option) for option in decision.options] == [1024] * 32
+    assert (entries["note"].note.text, entries["note"].attributes["more"]) == ("half of a pair: ?", "?")
+
+
+async def test_what_is_more_than_a_frame_is_split_or_refused_and_harms_no_session(make: Make, api: str) -> None:
+    async with make("thinker26") as agent, agent.workflow("trace-26") as ctx:
+        assert agent._session is not None
+        channel = agent._session._channel
+        async with ctx.step("much") as step:
+            for _ in range(300):
+                step.note("\U0001f600" * 4096)
+        with pytest.raises(Malformed, match="bytes"):
+            await ctx.publish("sdk.much", b"x" * 4_100_000, extensions={f"x{at}": "y" * 4000 for at in range(60)})
+        await ctx.note("after")
+        async with asyncio.timeout(PATIENCE_S):
+            while not any(entry.note.text == "after" for entry in await _trace(api, ctx.token, 1)):
+                await asyncio.sleep(0.01)
+        assert agent._session._channel is channel, "one stream served it all"
+
+
 async def test_a_token_that_does_not_verify_is_refused(make: Make, api: str) -> None:
     from meshd_sdk.current import Current
     from meshd_sdk.link import Given
@@ -430,6 +465,84 @@ async def test_a_root_that_was_issued_to_another_agent_is_taken_up_under_the_own
             assert root.deadline is not None
             assert child.ctx.deadline <= root.deadline + 0.1
             assert await child.ctx.call("child22") == ["root-22", ["child22"], 500]
+
+
+async def test_a_root_with_a_ceiling_in_dollars_alone_is_taken_up_too(shared: Sidecar, make: Make) -> None:
+    """As `meshd exec --dollars 5` begins a run."""
+    keys = MeshKeys(shared.home / "mesh.key")
+    token = mint_run(
+        keys, workflow="root-23", agent="agent", wall_s=time.time(), nonce=b"8 bytes.", ceiling_microdollars=5_000_000,
+        is_address=False,
+    )  # fmt: skip
+    async with make("child23", environ={"MESHD_CONTEXT": token}) as child:
+        assert (child.ctx.agent, child.ctx.workflow) == ("child23", "root-23")
+        assert (child.ctx.ceiling_tokens, child._root.ceiling_microdollars) == (None, 5_000_000)
+
+
+async def test_a_handler_that_something_of_its_own_cancels_fails_and_keeps_nobody_waiting(make: Make) -> None:
+    asker, worker = make("asker24"), make("worker24")
+    attempts: list[int] = []
+    done = asyncio.Event()
+
+    async def end_early() -> None:
+        task = asyncio.create_task(asyncio.sleep(3600))
+        task.cancel()
+        await task
+
+    @worker.tool
+    async def whole() -> None:
+        await end_early()
+
+    @worker.tool
+    async def stream() -> AsyncIterator[str]:
+        yield "one"
+        await end_early()
+
+    @worker.on("sdk.cancelled24")
+    async def heard(ctx: Ctx) -> None:
+        assert ctx.event is not None
+        attempts.append(ctx.event.attempt)
+        if len(attempts) == 1:
+            await end_early()
+        done.set()
+
+    async with worker, asker:
+        with pytest.raises(CallFailed, match="CancelledError"):
+            await asyncio.wait_for(asker.ctx.call("worker24/whole"), PATIENCE_S)
+        with pytest.raises(CallFailed):
+            await asyncio.wait_for(asker.ctx.call("worker24/stream"), PATIENCE_S)
+        await asker.ctx.publish("sdk.cancelled24", 1)
+        await asyncio.wait_for(done.wait(), PATIENCE_S)
+    assert attempts == [1, 2]
+
+
+async def test_whatever_a_handler_says_of_its_failure_somebody_hears_of_it(make: Make) -> None:
+    asker, worker = make("asker27"), make("worker27")
+    attempts: list[int] = []
+
+    @worker.tool
+    async def half() -> None:
+        raise ValueError("half of a pair: \ud83d")
+
+    @worker.tool
+    async def odd() -> None:
+        raise CallFailed("no", metadata={"a": 1})  # type: ignore[dict-item]
+
+    @worker.on("sdk.odd27")
+    async def heard(ctx: Ctx) -> None:
+        assert ctx.event is not None
+        attempts.append(ctx.event.attempt)
+        if len(attempts) == 1:
+            raise ValueError("half of a pair: \ud83d")
+
+    async with worker, asker:
+        with pytest.raises(CallFailed, match=r"half of a pair: \?"):
+            await asyncio.wait_for(asker.ctx.call("worker27/half"), PATIENCE_S)
+        with pytest.raises(CallFailed):
+            await asyncio.wait_for(asker.ctx.call("worker27/odd"), PATIENCE_S)
+        await asker.ctx.publish("sdk.odd27", 1)
+        await soon(lambda: len(attempts) == 2)
+    assert attempts == [1, 2]
 
 
 async def test_an_agent_without_a_workflow_can_call_too(make: Make) -> None:

@@ -22,8 +22,7 @@ NOW = Current("token", "wf", "writer", "parent", "state", "baggage")
         ("http", "::1", 7400),
         ("http", "[::1]", 7400),
         ("https", "127.0.0.1", 7400),
-        ("http", "writer.mesh", None),
-        ("https", "Writer.MESH.", 443),
+        ("https", "Writer.MESH.", 7400),
         ("http", "writer.mesh", 7400),
     ],
 )
@@ -42,6 +41,9 @@ def test_the_sidecar_receives_what_goes_to_it(scheme: str, host: str, port: int 
         ("http", "example.com", 7400),
         ("http", "mesh", 7400),
         ("http", "evilmesh", 7400),
+        ("http", "writer.mesh", None),
+        ("https", "writer.mesh", 443),
+        ("http", "writer.mesh", 7401),
         ("http", "writer.mesh.example", 80),
         ("http", "0.0.0.0", 7400),
         ("http", "", 7400),
@@ -58,7 +60,7 @@ def test_a_proxy_reads_http_and_passes_https() -> None:
     assert not HERE.receives("http", "127.0.0.1", 7400, theirs)
     assert not HERE.receives("http", "writer.mesh", 80, theirs)
     assert not HERE.receives("https", "example.com", 443, ours), "a tunnel"
-    assert HERE.receives("https", "writer.mesh", 443, theirs), "a tunnel"
+    assert not HERE.receives("https", "writer.mesh", 443, theirs), "a tunnel to whoever they say this is"
     assert not HERE.receives("http", "example.com", 80, ("writer.mesh", 80)), "a proxy is known by its address"
 
 
@@ -85,8 +87,7 @@ def test_one_that_listens_everywhere_is_reached_at_loopback() -> None:
         "ipv4:127.0.0.1:7400",
         "ipv6:[::1]:7400",
         "ipv4:127.0.0.1:7400,127.0.0.1:7400",
-        "writer.mesh",
-        "writer.mesh:50051",
+        "writer.mesh:7400",
         "dns:///writer.mesh:7400",
     ],
 )
@@ -100,6 +101,8 @@ def test_grpc_targets_that_go_to_the_sidecar(target: str) -> None:
         "",
         "127.0.0.1",
         "127.0.0.1:7402",
+        "writer.mesh",
+        "writer.mesh:50051",
         "ipv4:127.0.0.1:7400,10.0.0.1:7400",
         "unix:/tmp/7400",
         "unix:127.0.0.1:7400",

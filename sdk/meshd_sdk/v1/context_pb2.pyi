@@ -171,7 +171,7 @@ class OpenRequest(google.protobuf.message.Message):
     ceiling_tokens: builtins.int
     """Most tokens that may be spent under this context; absent for none but the policy's."""
     ceiling_microdollars: builtins.int
-    """The same in millionths of a dollar; only beside `ceiling_tokens`."""
+    """The same in millionths of a dollar; where it stands alone, nothing but the policy limits tokens."""
     traceparent: builtins.str
     """W3C traceparent to put the workflow's spans under; empty for none."""
     @property
