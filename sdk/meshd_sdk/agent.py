@@ -10,11 +10,8 @@ agent.run_forever()
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
-import signal
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -25,7 +22,7 @@ from meshd_sdk.current import using
 from meshd_sdk.errors import NoSidecar, Refused, SettingInvalid
 from meshd_sdk.handlers import Entrance, Subscription, Tool, topic_pattern
 from meshd_sdk.link import Given, Opening
-from meshd_sdk.probe import probe
+from meshd_sdk.log import log
 from meshd_sdk.serving import Serving
 from meshd_sdk.settings import RUN, agent_name, place, settings, what_without
 from meshd_sdk.tools import recording
@@ -44,7 +41,6 @@ CREDIT: Final = 64
 """Deliveries that may be under way at once, where an agent does not say."""
 GRACE_S: Final = 30.0
 """How long what runs may go on when the agent ends."""
-log = logging.getLogger("meshd_sdk")
 _said: set[str] = set()
 
 
@@ -166,6 +162,8 @@ class Agent:
         """Connect, and serve. Raises NoSidecar (but with MESHD_WITHOUT=run), and Refused where the sidecar says no."""
         if self._serving.link is not None:
             raise RuntimeError(f"{self.name} is connected already")
+        import asyncio
+
         self._is_declared = True
         self._serving.loop = asyncio.get_running_loop()
         try:
@@ -191,6 +189,8 @@ class Agent:
             self._serving.link = None
 
     async def _begin_session(self) -> None:
+        from meshd_sdk.probe import probe
+
         await probe(self._place)
         from meshd_sdk.deliveries import Delivering
         from meshd_sdk.messages import tool_of
@@ -236,7 +236,7 @@ class Agent:
             raise NoSidecar(f"{words}; MESHD_WITHOUT=run goes on without one.") from error
         if words not in _said:
             _said.add(words)
-            log.warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
+            log().warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
         from meshd_sdk.ungoverned import Ungoverned
 
         ungoverned = Ungoverned(self._serving)
@@ -245,6 +245,9 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until SIGINT or SIGTERM: finish what runs, then end. A second signal ends it at once."""
+        import asyncio
+        import signal
+
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
         task = asyncio.current_task()
 
@@ -269,6 +272,8 @@ class Agent:
 
     def run_forever(self) -> None:
         """Serve until SIGINT or SIGTERM, as a program's main."""
+        import asyncio
+
         try:
             asyncio.run(self.run())
         except (KeyboardInterrupt, asyncio.CancelledError):
