@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
 from meshd_sdk.ctx import Ctx
 from meshd_sdk.current import using
-from meshd_sdk.errors import NoSidecar, Refused, SettingInvalid
+from meshd_sdk.errors import MeshError, NoSidecar, SettingInvalid
 from meshd_sdk.handlers import Entrance, Subscription, Tool, topic_pattern
 from meshd_sdk.link import Given, Opening
 from meshd_sdk.log import log
@@ -271,14 +271,14 @@ class Agent:
                 loop.remove_signal_handler(number)
 
     def run_forever(self) -> None:
-        """Serve until SIGINT or SIGTERM, as a program's main."""
+        """Serve until SIGINT or SIGTERM, as a program's main: what meshd says no to ends it in words, without a trace."""
         import asyncio
 
         try:
             asyncio.run(self.run())
         except (KeyboardInterrupt, asyncio.CancelledError):
             pass
-        except (NoSidecar, Refused) as error:
+        except MeshError as error:
             sys.exit(f"{self.name}: {error}")
 
     @property

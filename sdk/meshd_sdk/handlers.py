@@ -11,7 +11,7 @@ import inspect
 import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meshd_sdk.bodies import Reply
+from meshd_sdk.bodies import JSON, Reply
 from meshd_sdk.docstring import read as read_docstring
 from meshd_sdk.errors import ArgumentsInvalid
 from meshd_sdk.shape_of import MISSING, Shapes, hints_of, parameters
@@ -140,7 +140,7 @@ class Entrance(Handler):
             if self.is_bytes:
                 return {self.payload: payload.payload}
             if not isinstance(self.shape, Anything):
-                raise ArgumentsInvalid(f"the payload is JSON, not {payload.content_type}")
+                raise ArgumentsInvalid(f"the payload is JSON, not {payload.content_type}: send it as {JSON}")
         faults = Faults()
         read = self.shape.read(payload, "", faults)
         if faults:

@@ -84,12 +84,17 @@ class Serving:
         if (tool := self.tools.get(operation)) is not None:
             value = decode(payload, content_type)
             if isinstance(value, Reply):
-                raise ArgumentsInvalid(f"the arguments of {tool.name} are a JSON object, not {value.content_type}")
+                raise ArgumentsInvalid(
+                    f"the arguments of {tool.name} are a JSON object, not {value.content_type}: send them as {JSON}"
+                )
             return tool, tool.arguments(value)
         if self.entrance is not None:
             return self.entrance, self.entrance.arguments(decode(payload, content_type))
         there = ", ".join(sorted(self.tools)) or "none"
-        raise CallFailed(f"{self.agent} has no tool {operation!r}; there are: {there}", code="NOT_FOUND")
+        if operation:
+            raise CallFailed(f"{self.agent} has no tool {operation!r}; there are: {there}", code="NOT_FOUND")
+        words = f"{self.agent} answers no call that names no tool (@agent.serve would); its tools are: {there}"
+        raise CallFailed(words, code="NOT_FOUND")
 
     async def run_event(self, subscription: Subscription, event: Event, given: Given) -> Verdict:
         """Handle an event. Never raises but where it is cancelled."""

@@ -18,6 +18,7 @@ from tests.sdk.conftest import soon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.end_to_end.sidecar import Sidecar
     from tests.sdk.conftest import Link, Own
 
     Make = Callable[..., Agent]
@@ -295,3 +296,11 @@ async def test_a_grpc_server_without_the_service_is_no_sidecar(make: Make) -> No
                 pass
     finally:
         await server.stop(None)
+
+
+@pytest.mark.parametrize("port", ["listen", "metrics", "admin"])
+async def test_another_port_of_the_sidecar_is_not_its_api(make: Make, shared: Sidecar, port: str) -> None:
+    assert shared.running is not None
+    with pytest.raises(NoSidecar, match="its API is at port 7402"):
+        async with make("alone", api=shared.running[port].removeprefix("http://")):
+            pass

@@ -45,7 +45,10 @@ def test_an_address_that_means_nothing_is_named(api: str) -> None:
     [
         ("MESHD_WITHOUT", "maybe"),
         ("MESHD_AGENT", "a b"),
-        ("MESHD_AGENT", "x" * 65),
+        ("MESHD_AGENT", "x" * 64),
+        ("MESHD_AGENT", "Researcher"),
+        ("MESHD_AGENT", "-x"),
+        ("MESHD_AGENT", "app"),
         ("MESHD_CONTEXT", "x" * 513),
         ("MESHD_CONTEXT", "a b"),
         ("MESHD_CONTEXT", "ü"),
@@ -61,7 +64,7 @@ def test_an_agent_has_a_name() -> None:
     assert Agent("b", environ={"MESHD_AGENT": "a"}).name == "b"
     with pytest.raises(SettingInvalid, match="MESHD_AGENT"):
         Agent(environ={})
-    with pytest.raises(SettingInvalid, match="name is 1 to 64"):
+    with pytest.raises(SettingInvalid, match="name is 1 to 63"):
         Agent("a b", environ={})
     with pytest.raises(TypeError, match="in a list"):
         Agent("a", intents="find sources", environ={})
