@@ -233,7 +233,8 @@ class Agent:
             f"No sidecar for the agent {self.name}: {error}. Start one (`meshd run`), or say where it is in MESHD_API"
         )
         if self._without != RUN:
-            raise NoSidecar(f"{words}; MESHD_WITHOUT=run goes on without one.") from error
+            # The words say it all: three tracebacks of sockets above them would hide that.
+            raise NoSidecar(f"{words}; MESHD_WITHOUT=run goes on without one.") from None
         if words not in _said:
             _said.add(words)
             log().warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
@@ -271,7 +272,10 @@ class Agent:
                 loop.remove_signal_handler(number)
 
     def run_forever(self) -> None:
-        """Serve until SIGINT or SIGTERM, as a program's main: what meshd says no to ends it in words, without a trace."""
+        """Serve until SIGINT or SIGTERM, as a program's main.
+
+        What meshd says no to ends it in words, without a traceback.
+        """
         import asyncio
 
         try:
