@@ -180,8 +180,11 @@ class Agent:
         try:
             if self._delivering is not None and self._session is not None:
                 self._delivering.close()
-                await self._delivering.finish(self._grace_s)
-                await self._session.end()
+                try:
+                    await self._delivering.finish(self._grace_s)
+                finally:
+                    # Also where nobody wants to wait any more: callers would wait for the session to come back.
+                    await self._session.end()
             if self._ungoverned is not None:
                 await self._ungoverned.end(self._grace_s)
         finally:
@@ -216,6 +219,7 @@ class Agent:
             await session.end("it could not begin")
             raise
         self._session, self._delivering = session, delivering
+        log().info("the agent %s is connected to meshd at %s", self.name, self._place.grpc_target)
 
     async def _own(self, link: Link, root: Given) -> Given:
         """Return the root as this agent may show it: `meshd exec` has it issued to the sidecar's own agent, and does
@@ -255,6 +259,11 @@ class Agent:
         def stop() -> None:
             if ended.is_set() and task is not None:
                 task.cancel()
+            elif self._delivering is not None and self._delivering.count:
+                words = (
+                    "%s ends when what runs is finished (%d under way, %g s at most); a second signal ends it at once"
+                )
+                log().warning(words, self.name, self._delivering.count, self._grace_s)
             ended.set()
 
         numbers = []

@@ -128,7 +128,51 @@ def test_a_program_finishes_what_runs_when_it_is_told_to_end(start: Start, api: 
     printed, errors = asker.communicate(timeout=PATIENCE_S)
     assert (printed, errors) == ("done\n", "")
     _, errors = slow.communicate(timeout=PATIENCE_S)
-    assert (slow.returncode, errors) == (0, "")
+    assert slow.returncode == 0
+    assert errors.startswith(
+        "slow-program ends when what runs is finished (1 under way, 30 s at most); a second signal"
+    )
+    assert errors.count("\n") == 1
+
+
+def test_a_second_signal_ends_it_and_its_callers_hear_of_it(start: Start, api: str, tmp_path: Path) -> None:
+    program = tmp_path / "hung.py"
+    program.write_text(
+        "import asyncio\n"
+        "from meshd_sdk import Agent\n"
+        "agent = Agent('hung-program')\n"
+        "@agent.serve\n"
+        "async def work():\n"
+        "    print('began')\n"
+        "    await asyncio.sleep(3600)\n"
+        "agent.run_forever()\n"
+    )
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        "from meshd_sdk.sync import Agent\n"
+        "import time\n"
+        "with Agent('hung-caller') as agent:\n"
+        "    while True:\n"
+        "        try:\n"
+        "            agent.ctx.call('hung-program')\n"
+        "        except Exception as error:\n"
+        "            if error.reason != 'unknown_target':\n"
+        "                print(type(error).__name__, error)\n"
+        "                break\n"
+        "            time.sleep(0.05)\n"
+    )
+    hung, asker = start(str(program), MESHD_API=api), start(str(caller), MESHD_API=api)
+    assert hung.stdout is not None
+    assert hung.stderr is not None
+    assert hung.stdout.readline() == "began\n"
+    hung.send_signal(signal.SIGINT)
+    assert "a second signal ends it at once" in hung.stderr.readline()
+    hung.send_signal(signal.SIGINT)
+    # Within the session's resume window of 60 s, for which a call to an agent that only lost its connection waits.
+    printed, errors = asker.communicate(timeout=PATIENCE_S)
+    assert (printed, errors) == ("CallFailed The agent hung-program ended its session before it replied\n", "")
+    _, errors = hung.communicate(timeout=PATIENCE_S)
+    assert (hung.returncode, errors) == (0, "")
 
 
 def test_a_program_without_a_sidecar_ends_with_words(start: Start) -> None:
