@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import PATIENCE_S, ROOT, Sidecar, environ, until
+from tests.end_to_end.sidecar import PATIENCE_S, ROOT, Sidecar, environ, fetch, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,6 +85,29 @@ def test_the_example_runs(tmp_path: Path, start: Start, provider: Provider, mode
         _, errors = researcher.communicate(timeout=PATIENCE_S)
         assert (researcher.returncode, errors) == (0, "")
         assert sidecar.stop() == 0
+    finally:
+        sidecar.kill()
+
+
+def test_the_programs_of_the_page_run_as_they_stand(tmp_path: Path, start: Start, provider: Provider) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+    (agent,) = [one for one in blocks if "agent.run_forever()" in one]
+    (caller,) = [one for one in blocks if "asyncio.run(main())" in one]
+    (plain,) = [one for one in blocks if "meshd_sdk.sync" in one]
+    sidecar = Sidecar(tmp_path / "home")
+    try:
+        sidecar.start(POLICY.format(url=provider.url), MESHD_API="127.0.0.1:0", MESHD_TEST_KEY="sk-example")
+        assert sidecar.running is not None
+        env = {"MESHD_API": sidecar.running["api"]}
+        start("-c", agent, **env)
+        body = b'{"query": "tides", "limit": 2}'
+        is_json = {"content-type": "application/json"}
+        until(lambda: fetch(f"{sidecar.url}/researcher/search", "POST", is_json, body)[0] == 200)
+        found = [f"tides {number}" for number in range(10)]
+        for program in (caller, plain):
+            printed, errors = start("-c", program, **env).communicate(timeout=PATIENCE_S)
+            assert (printed.splitlines(), errors) == ([str(found), "tides 0", "tides 1", "tides 2"], "")
+        assert len(provider.seen) == 1
     finally:
         sidecar.kill()
 
