@@ -87,7 +87,7 @@ async def _why(place: Place, stream: Any, error: Exception | None) -> Exception:
         )
     failure = failure_of_rpc(error)
     # The port for agents looks for an upstream of the service's name.
-    is_agents_port = failure.reason.lower() == "unknown_target"
+    is_agents_port = failure.reason == "unknown_target"
     if is_agents_port or (not failure.reason and error.code() in _STRANGERS):
         return NoSidecar(
             f"what listens at {place.grpc_target} is no meshd of this protocol: its API is at port 7402 where nothing "

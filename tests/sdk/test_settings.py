@@ -109,6 +109,10 @@ def test_error_info_is_read_as_the_sidecar_writes_it() -> None:
     metadata = {"rule": "r" * 300, "is_retryable": "true"}
     details = status_details(Failure(8, "budget_busy", "wait " * 100, metadata, 1000))
     assert error_info(details) == ("budget_busy", metadata)
+    in_capitals = status_details(
+        Failure(8, "BUDGET_BUSY", "wait", {}, 1000)
+    )  # of a proxied call, as docs/grpc.md has it
+    assert error_info(in_capitals)[0] == "budget_busy"
 
 
 @pytest.mark.parametrize("details", [b"", b"\xff" * 40, b"\x1a\x7f", b"\x1a\x02\x0a", b"\x0b", b"\x1a\x00" * 9])
