@@ -99,6 +99,17 @@ async def test_a_call_outlives_the_connection(make: Make, own: Own, link: Link, 
     assert count == 201
 
 
+async def test_whoever_reads_that_it_is_gone_reads_that_it_is_back(make: Make, link: Link, caplog: Any) -> None:
+    async with make("away", **over(link)) as agent:
+        link.is_down = True
+        link.cut()
+        await soon(lambda: "no connection to meshd" in caplog.text)
+        assert "again" not in caplog.text
+        link.is_down = False
+        await agent.ctx.publish("back.again", 1)
+    assert caplog.text.count("connected to meshd again, and the session goes on") == 1
+
+
 async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, link: Link, caplog: Any) -> None:
     caller, callee, seen = make("caller", **over(link)), make("callee", api=own.api), []
     began, go_on = asyncio.Event(), asyncio.Event()
