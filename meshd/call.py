@@ -375,16 +375,14 @@ class Call:
         self.context: Context | None = None
         self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
-        self.heard_by: Any = None
-        """What hears the body as it passes, though nobody reads it whole: `hear(data)`."""
+        self.heard_by: Any = None  # what hears the body as it passes, though nobody reads it whole: `hear(data)`
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
         self.inject: Headers = []
-        """Header fields that meshd adds to the forwarded request."""
+        """Header fields that meshd adds to the forwarded request, and to the reply:"""
         self.reply_headers: Headers = []
-        """Header fields that meshd adds to the reply."""
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None

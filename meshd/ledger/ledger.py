@@ -33,8 +33,7 @@ if TYPE_CHECKING:
 
 HOLDER: Final = "local"
 DELEGATE_TRIES: Final = 3
-OPEN_MAX: Final = 16_384
-"""Accounts kept in memory, about 1 kB each; those idle for longest leave first, and give their lease back."""
+OPEN_MAX: Final = 16_384  # accounts in memory, 1 kB each; those idle for longest leave first, and give leases back
 
 _log = logging.getLogger("meshd.ledger")
 

@@ -70,9 +70,8 @@ class Proxy:
         listen_hosts: tuple[str, ...] = (),
     ) -> None:
         self.loop = loop
-        # The loops' own `time` is this too, uvloop's cut to milliseconds and three times as dear.
-        self.clock: Callable[[], float] = time.monotonic
-        self.now_s = time.monotonic()
+        self.clock = loop.time
+        self.now_s = loop.time()
         """Monotonic seconds at which the current callback began: near enough for all that happens in it."""
         self.wall_clock = time.time
         self.chain = chain

@@ -123,9 +123,9 @@ class Choice:
         return {"enum": [value for value, _ in self.members]}
 
     def read(self, value: Any, where: str, faults: Faults) -> Any:
-        """Return what the value stands for. True is not 1."""
+        """Return what the value stands for. As JSON has it, 1.0 is 1; True is not."""
         for one, stands_for in self.members:
-            if type(one) is type(value) and one == value:
+            if isinstance(one, bool) is isinstance(value, bool) and one == value:
                 return stands_for
         faults.add(where, f"expected one of {', '.join(shown(one) for one, _ in self.members)}; got {shown(value)}")
         return None

@@ -297,3 +297,8 @@ def test_a_function_that_cannot_be_called_by_json_is_refused(source: str, words:
 def test_a_name_that_is_none_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match="a tool's name"):
         Tool(search, globals(), name=name)
+
+
+def test_a_number_is_a_choice_as_json_has_it() -> None:
+    assert read(Literal["a", 1], 1.0) == (1, [])
+    assert read(Literal["a", 1], True)[1] == ['v: expected one of "a", 1; got true']

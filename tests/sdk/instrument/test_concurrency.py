@@ -31,8 +31,8 @@ async def ask(world: World, session: aiohttp.ClientSession, workflow: str, name:
 
 def marked(world: World, prefix: str) -> list[tuple[str, str]]:
     """(what the call said of itself, the workflow of the context that came with it), of each call to the critic."""
-    found = [(seen["x-mark"], world.read(seen["x-meshd-context"]).workflow) for seen in world.critic.seen]
-    return [pair for pair in found if pair[0].startswith(prefix)]
+    ours = [seen for seen in world.critic.seen if seen.get("x-mark", "").startswith(prefix)]
+    return [(seen["x-mark"], world.read(seen["x-meshd-context"]).workflow) for seen in ours]
 
 
 async def test_two_hundred_interleaved_answers_never_mix(world: World) -> None:
