@@ -59,11 +59,13 @@ func main() {
 			fmt.Println("counter is open")
 		case *pb.ConnectResponse_Call:
 			var question struct{ Text string }
+			var answer []byte
 			status := &pb.Status{}
 			if err := json.Unmarshal(frame.Call.Payload, &question); err != nil {
-				status = &pb.Status{Code: 3, Message: err.Error()}
+				status = &pb.Status{Code: 3, Message: err.Error()} // INVALID_ARGUMENT: 400 over HTTP
+			} else {
+				answer, _ = json.Marshal(map[string]int{"words": len(strings.Fields(question.Text))})
 			}
-			answer, _ := json.Marshal(map[string]int{"words": len(strings.Fields(question.Text))})
 			send(&pb.ConnectRequest{Frame: &pb.ConnectRequest_Reply{Reply: &pb.CallReply{
 				Id: frame.Call.Id, Status: status, Payload: answer,
 			}}}, true)

@@ -109,6 +109,10 @@ class JsonDoor:
             return await handler(request)
         except Problem as problem:
             return _failed(Refused(Reason.NOT_ALLOWED, problem.detail))
+        except web.HTTPNotFound:
+            return _plain(
+                404, f"Here is no method {request.path[:128]}: GET / lists the services, reflection the methods"
+            )
         except web.HTTPException as error:
             return _plain(error.status, error.reason, error.headers.get("Allow", ""))
         except (ConnectionError, asyncio.CancelledError):
@@ -126,7 +130,9 @@ class JsonDoor:
         if method.answer is None:
             return _plain(405, "A stream is a WebSocket at this path", "GET")
         if (kind := request.content_type) not in (JSON, PROTO):
-            return web.Response(status=415, headers={"Accept-Post": f"{JSON}, {PROTO}"})
+            answer = _json(415, {"code": "unknown", "message": f"{kind[:64]} is not read here: send {JSON} or {PROTO}"})
+            answer.headers["Accept-Post"] = f"{JSON}, {PROTO}"
+            return answer
         if (encoding := request.headers.get("Content-Encoding", "identity")) != "identity":
             return _json(501, {"code": "unimplemented", "message": f"{encoding[:32]!r} is not read here: identity is"})
         try:

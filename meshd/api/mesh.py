@@ -94,8 +94,14 @@ class Mesh:
     def read(self, token: bytes | str, agent: str = "") -> codec.Context:
         """Return what a token says that a sidecar issued to an agent beside this one; to `agent`, where that is given.
 
-        Raises Refused(CONTEXT_INVALID) for any other token, whatever its bytes are.
+        Raises Refused(CONTEXT_INVALID) for any other token, whatever its bytes are, and where there is none.
         """
+        if not token:
+            raise Refused(
+                Reason.CONTEXT_INVALID,
+                "This needs a context token, and none was given: send that of the call or event that is handled, or "
+                "open a workflow (ContextService.Open; with the SDK, `agent.workflow()`).",
+            )
         try:
             given = token.encode("ascii") if isinstance(token, str) else token
             context, audience, _ = codec.verify(given, self.keys.ring, now_s=self.wall_clock())

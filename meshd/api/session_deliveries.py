@@ -117,7 +117,7 @@ class Delivery:
             self._waiting.append(reply)
             self._waiting_bytes += len(reply.payload)
             if self._waiting_bytes > WAITING_BYTES_MAX:
-                self._fail(Fault.GAP_TIMEOUT, f"The caller reads the reply of {self._session.name} too slowly")
+                self._break_off()
             return
         attempt = self._attempt
         if attempt is None:
@@ -139,6 +139,13 @@ class Delivery:
             self._forget()
             attempt.reply_end([])
 
+    def _break_off(self) -> None:
+        """More waits than is kept. It is the caller who does not read: nothing is said against the agent."""
+        words = f"The reply of {self._session.name} came faster than it was read: {WAITING_BYTES_MAX:,} bytes are kept"
+        if self._attempt is not None:
+            self._say(self._attempt, Status(code=frames.UNAVAILABLE, message=words))
+        self._fail(Fault.CALLER_GONE, words)
+
     def _reply_whole(self, attempt: Attempt, reply: pb.CallReply) -> None:
         code, payload, headers = reply.status.code, reply.payload, self._headers(reply)
         status = frames.http_status(code)
@@ -146,6 +153,7 @@ class Delivery:
             headers = [(b"content-type", b"application/problem+json")]
             detail = _message(self._session.name, reply.status)
             payload = json.dumps({"title": "The agent failed", "status": status, "detail": detail}).encode()
+        attempt.is_late = code == frames.DEADLINE and codec.HEADER_DEADLINE in dict(self._added)
         attempt.reply_head(status, headers, len(payload))
         if self._attempt is None:
             return  # Another attempt took its place.

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _VARIABLES = (("anthropic", "ANTHROPIC_BASE_URL"), ("gemini", "GOOGLE_GEMINI_BASE_URL"), ("ollama", "OLLAMA_HOST"))
 """By dialect: what its SDK reads its base URL from, which is the upstream's address as it stands."""
+_SDK_URL, _SDK_API = "http://127.0.0.1:7400", "127.0.0.1:7402"
+"""Where meshd_sdk looks for the sidecar, where no variable says otherwise."""
 
 EPILOG = """\b
 Examples:
@@ -184,6 +186,8 @@ def banner(daemon: Daemon) -> str:
         named = next((name for name, upstream in policy.upstreams.items() if upstream.dialect == dialect), None)
         if named is not None:
             lines.append(f"  export {variable}={base}/{named}")
+    if base != _SDK_URL:
+        lines.append(f"  export MESHD_URL={base}  # where meshd_sdk.instrument() carries contexts to")
     lines += [
         "or let it be set up for one run:  meshd exec -- python agent.py",
         f"Upstreams: {', '.join(policy.upstreams) or 'none'}",
@@ -200,7 +204,10 @@ def banner(daemon: Daemon) -> str:
 
         lines.append(f"Events are kept in {shown(config.bus)}")
     if daemon.door is not None and daemon.door.address is not None:
-        lines.append(f"API for agents that speak it: {daemon.door.address}")
+        known = (
+            "" if str(daemon.door.address) == _SDK_API else f"  (export MESHD_API={daemon.door.address} for the SDK)"
+        )
+        lines.append(f"API for agents that speak it: {daemon.door.address}{known}")
     lines += [
         f"Metrics and health: http://{config.metrics.host}:{servers.metrics_port}/metrics",
         f"Admin: http://{config.admin.host}:{servers.admin_port} (token in {servers.token_path})",

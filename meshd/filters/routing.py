@@ -158,7 +158,7 @@ def _unknown(call: Call, name: str, rule: str = "") -> Refused:
     named = ", ".join(known[:UPSTREAMS_SHOWN_MAX]) + more if known else "none"
     return Refused(
         Reason.UNKNOWN_TARGET,
-        f"The policy has no upstream {name[:64]!r}; it has: {named}. An address is http://HOST:PORT/<upstream>/<path>, "
-        "for example http://127.0.0.1:7400/openai/v1.",
+        f"The policy has no upstream {name[:64]!r}, and no agent of that name is connected; there are: {named}. An "
+        "address is http://HOST:PORT/<upstream>/<path>, for example http://127.0.0.1:7400/openai/v1.",
         rule=rule,
     )

@@ -124,8 +124,8 @@ def _advice(call: Call, purse: Purse, short: Shortfall) -> str:
         if ceiling == short.limit < purse.limit:
             option = "--dollars" if purse.is_money else "--budget"
             return (
-                f"The limit was set by the caller that delegated this work, or by `meshd exec {option}`: ask for more "
-                "there, or finish with less."
+                f"The limit was set by whoever opened this work or delegated it, or by `meshd exec {option}`: ask for "
+                "more there, or finish with less."
             )
         if not purse.is_money and short.account.startswith(UNATTRIBUTED):
             return (

@@ -42,8 +42,8 @@ class Attempt:
 
     __slots__ = (
         "_answer", "_detached_bytes", "_fields_added", "_first_byte_s", "_head", "_heard_s", "_is_paused",
-        "_is_request_paused", "_path", "_sent_s", "call", "exchange", "has_streamed", "is_over", "pool", "request",
-        "status", "stream", "tickets",
+        "_is_request_paused", "_path", "_sent_s", "call", "exchange", "has_streamed", "is_late", "is_over",
+        "pool", "request", "status", "stream", "tickets",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
@@ -61,6 +61,8 @@ class Attempt:
         """Status, fields and length of a reply that is held until it has been judged."""
         self.status = 0
         """The upstream's; 0 before its head."""
+        self.is_late = False
+        """The upstream says that the caller's time was over: the caller chose it, so that is not its failure."""
         self._sent_s = 0.0
         self._heard_s = 0.0
         self._first_byte_s: float | None = None
@@ -357,7 +359,7 @@ class Attempt:
         now_s = exchange.proxy.now_s
         meter = answer.meter if answer is not None else None
         is_terminal = meter is None or meter.is_terminal
-        if not sent_s and refused is not None and fault is _FAULT_NONE:
+        if self.is_late or (not sent_s and refused is not None and fault is _FAULT_NONE):
             verdict = _NEUTRAL
         else:
             verdict = classify(self.status, fault, is_terminal)

@@ -10,11 +10,8 @@ agent.run_forever()
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
 import os
-import signal
 import sys
 import time
 from contextlib import asynccontextmanager
@@ -22,10 +19,10 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 
 from meshd_sdk.ctx import Ctx
 from meshd_sdk.current import using
-from meshd_sdk.errors import NoSidecar, Refused, SettingInvalid
+from meshd_sdk.errors import MeshError, NoSidecar, SettingInvalid
 from meshd_sdk.handlers import Entrance, Subscription, Tool, topic_pattern
 from meshd_sdk.link import Given, Opening
-from meshd_sdk.probe import probe
+from meshd_sdk.log import log
 from meshd_sdk.serving import Serving
 from meshd_sdk.settings import RUN, agent_name, place, settings, what_without
 from meshd_sdk.tools import recording
@@ -44,7 +41,6 @@ CREDIT: Final = 64
 """Deliveries that may be under way at once, where an agent does not say."""
 GRACE_S: Final = 30.0
 """How long what runs may go on when the agent ends."""
-log = logging.getLogger("meshd_sdk")
 _said: set[str] = set()
 
 
@@ -166,6 +162,8 @@ class Agent:
         """Connect, and serve. Raises NoSidecar (but with MESHD_WITHOUT=run), and Refused where the sidecar says no."""
         if self._serving.link is not None:
             raise RuntimeError(f"{self.name} is connected already")
+        import asyncio
+
         self._is_declared = True
         self._serving.loop = asyncio.get_running_loop()
         try:
@@ -182,8 +180,11 @@ class Agent:
         try:
             if self._delivering is not None and self._session is not None:
                 self._delivering.close()
-                await self._delivering.finish(self._grace_s)
-                await self._session.end()
+                try:
+                    await self._delivering.finish(self._grace_s)
+                finally:
+                    # Also where nobody wants to wait any more: callers would wait for the session to come back.
+                    await self._session.end()
             if self._ungoverned is not None:
                 await self._ungoverned.end(self._grace_s)
         finally:
@@ -191,6 +192,8 @@ class Agent:
             self._serving.link = None
 
     async def _begin_session(self) -> None:
+        from meshd_sdk.probe import probe
+
         await probe(self._place)
         from meshd_sdk.deliveries import Delivering
         from meshd_sdk.messages import tool_of
@@ -216,6 +219,7 @@ class Agent:
             await session.end("it could not begin")
             raise
         self._session, self._delivering = session, delivering
+        log().info("the agent %s is connected to meshd at %s", self.name, self._place.grpc_target)
 
     async def _own(self, link: Link, root: Given) -> Given:
         """Return the root as this agent may show it: `meshd exec` has it issued to the sidecar's own agent, and does
@@ -233,10 +237,11 @@ class Agent:
             f"No sidecar for the agent {self.name}: {error}. Start one (`meshd run`), or say where it is in MESHD_API"
         )
         if self._without != RUN:
-            raise NoSidecar(f"{words}; MESHD_WITHOUT=run goes on without one.") from error
+            # The words say it all: three tracebacks of sockets above them would hide that.
+            raise NoSidecar(f"{words}; MESHD_WITHOUT=run goes on without one.") from None
         if words not in _said:
             _said.add(words)
-            log.warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
+            log().warning("%s. MESHD_WITHOUT=run: it goes on UNGOVERNED, with no budget, no limit and no trace.", words)
         from meshd_sdk.ungoverned import Ungoverned
 
         ungoverned = Ungoverned(self._serving)
@@ -245,12 +250,20 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until SIGINT or SIGTERM: finish what runs, then end. A second signal ends it at once."""
+        import asyncio
+        import signal
+
         ended, loop = asyncio.Event(), asyncio.get_running_loop()
         task = asyncio.current_task()
 
         def stop() -> None:
             if ended.is_set() and task is not None:
                 task.cancel()
+            elif self._delivering is not None and self._delivering.count:
+                words = (
+                    "%s ends when what runs is finished (%d under way, %g s at most); a second signal ends it at once"
+                )
+                log().warning(words, self.name, self._delivering.count, self._grace_s)
             ended.set()
 
         numbers = []
@@ -268,12 +281,17 @@ class Agent:
                 loop.remove_signal_handler(number)
 
     def run_forever(self) -> None:
-        """Serve until SIGINT or SIGTERM, as a program's main."""
+        """Serve until SIGINT or SIGTERM, as a program's main.
+
+        What meshd says no to ends it in words, without a traceback.
+        """
+        import asyncio
+
         try:
             asyncio.run(self.run())
         except (KeyboardInterrupt, asyncio.CancelledError):
             pass
-        except (NoSidecar, Refused) as error:
+        except MeshError as error:
             sys.exit(f"{self.name}: {error}")
 
     @property

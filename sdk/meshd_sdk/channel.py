@@ -31,8 +31,14 @@ _OPTIONS: Final = (
     ("grpc.max_send_message_length", -1),
     ("grpc.primary_user_agent", "meshd-sdk-python"),
 )
-# What a status says of somebody who is no sidecar, where nothing of meshd's stands in it.
-_STRANGERS: Final = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNKNOWN)
+# What a status says of somebody who is no sidecar's API, where nothing of meshd's stands in it. INTERNAL is what gRPC
+# makes of a server that ends the stream with a status before it has read Hello.
+_STRANGERS: Final = (
+    grpc.StatusCode.UNIMPLEMENTED,
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+)
 
 
 class Opened(NamedTuple):
@@ -80,6 +86,11 @@ async def _why(place: Place, stream: Any, error: Exception | None) -> Exception:
             code, await stream.initial_metadata(), await stream.trailing_metadata(), details=await stream.details()
         )
     failure = failure_of_rpc(error)
-    if not failure.reason and error.code() in _STRANGERS:
-        return NoSidecar(f"what listens at {place.grpc_target} is no meshd of this protocol ({failure.message})")
+    # The port for agents looks for an upstream of the service's name.
+    is_agents_port = failure.reason == "unknown_target"
+    if is_agents_port or (not failure.reason and error.code() in _STRANGERS):
+        return NoSidecar(
+            f"what listens at {place.grpc_target} is no meshd of this protocol: its API is at port 7402 where nothing "
+            f"else is said, not at the port that agents call through ({failure.message})"
+        )
     return failure

@@ -211,6 +211,8 @@ class Connection:
             state.session = ""  # the two sides do not agree on it any more
             await opened.channel.close()
             raise
+        if self._last_words and opened.welcome.is_resumed:  # whoever has read that it was gone reads that it is back
+            log.warning("connected to meshd again, and the session goes on")
         self._channel, self._last_words = opened.channel, ""
         self._is_connected.set()
         self._wake.set()

@@ -7,10 +7,7 @@ tasks and threads too.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import logging
-import uuid
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +15,13 @@ from meshd_sdk.bodies import JSON, Lines, decode, encode, is_lines
 from meshd_sdk.carry import TOKENS_MAX
 from meshd_sdk.current import Current, current, using
 from meshd_sdk.errors import ArgumentsInvalid, CallFailed, MeshError
-from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Link, Published, Usage
+from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Link, Published, Usage, new_id
+from meshd_sdk.log import log
 from meshd_sdk.step import Step, decision_entry, note_entry
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator, Sequence
-
-log = logging.getLogger("meshd_sdk")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -219,7 +216,7 @@ class Ctx:
 
         What is left when the block ends flows back.
         """
-        acting, id = self._acting(), uuid.uuid4().hex
+        acting, id = self._acting(), new_id()
         given = await self._link.delegate(acting.token, id, _tokens(tokens))
         part = Ctx(
             self._link,
@@ -238,7 +235,7 @@ class Ctx:
             try:
                 await self._link.reclaim(acting.token, id)
             except MeshError as error:
-                log.warning("a part of %d tokens was not given back: %s", tokens, error)
+                log().warning("a part of %d tokens was not given back: %s", tokens, error)
 
     async def balance(self) -> list[Balance]:
         """Return the accounts that limit what is called from here; none where the policy limits nothing."""
@@ -259,7 +256,7 @@ class Ctx:
         A report with one `report_id` is charged once; without one, each call is a report of its own.
         """
         usage = Usage(model, input_tokens, output_tokens, cached_tokens, is_estimated)
-        return await self._link.report_usage(self._acting().token, report_id or uuid.uuid4().hex, usage)
+        return await self._link.report_usage(self._acting().token, report_id or new_id(), usage)
 
     # Events
 
@@ -284,7 +281,7 @@ class Ctx:
             topic,
             payload,
             kind,
-            id or uuid.uuid4().hex,
+            id or new_id(),
             type=type,
             subject=subject,
             key=key,
@@ -322,11 +319,13 @@ class Ctx:
         try:
             await self._link.record(self.token, entries)
         except MeshError as error:
-            log.warning("%d entries were not recorded: %s", len(entries), error)
+            log().warning("%d entries were not recorded: %s", len(entries), error)
 
     def record_later(self, entries: list[Entry]) -> None:
         """The same from whichever thread, without waiting."""
         if self.loop is not None and not self.loop.is_closed():
+            import asyncio
+
             asyncio.run_coroutine_threadsafe(self.record(entries), self.loop)
 
     # Which context is meant

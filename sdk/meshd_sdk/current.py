@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
 from dataclasses import dataclass
@@ -17,17 +16,15 @@ from functools import wraps
 from typing import TYPE_CHECKING, Final, ParamSpec, TypeVar
 
 from meshd_sdk.carry import carried, delegating
-from meshd_sdk.context import HEADER_CONTEXT, HEADER_DEADLINE, TokenInvalidError, read_unverified
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from concurrent.futures import Future
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-CONTEXT: Final = HEADER_CONTEXT.decode("ascii")
-DEADLINE: Final = HEADER_DEADLINE.decode("ascii")
+CONTEXT: Final = "x-meshd-context"
+DEADLINE: Final = "x-meshd-deadline"
 LEFT_S_MAX: Final = 999_999_999.0
 """Nine digits, the most that meshd reads in `x-meshd-deadline`."""
 _LEFT: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?")
@@ -90,6 +87,8 @@ class Current:
         token = found.get(CONTEXT, "")
         workflow = agent = ""
         if token:
+            from meshd_sdk.context import TokenInvalidError, read_unverified  # with all of cryptography
+
             try:
                 said = read_unverified(token.encode("latin-1", "replace"))
                 workflow, agent = said.workflow, said.agent
@@ -148,14 +147,6 @@ def carrying(function: Callable[P, R]) -> Callable[P, R]:
         return kept.copy().run(function, *args, **kwargs)
 
     return carry
-
-
-class CarryingExecutor(ThreadPoolExecutor):
-    """A ThreadPoolExecutor whose work runs with what was current where it was submitted, as asyncio's does."""
-
-    def submit(self, fn: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> Future[R]:
-        """See `concurrent.futures.Executor.submit`; `map` comes through here too."""
-        return super().submit(carrying(fn), *args, **kwargs)
 
 
 def _pairs(

@@ -70,11 +70,13 @@ class Delivering:
 
     async def finish(self, within_s: float) -> None:
         """Wait for what runs; cancel what has not ended in time."""
-        if self._tasks:
-            await asyncio.wait(set(self._tasks), timeout=within_s)
-        late = set(self._tasks)
-        for task in late:
-            task.cancel()
+        try:
+            if self._tasks:
+                await asyncio.wait(set(self._tasks), timeout=within_s)
+        finally:
+            late = set(self._tasks)
+            for task in late:
+                task.cancel()
         if late:
             await asyncio.wait(late, timeout=1.0)
 

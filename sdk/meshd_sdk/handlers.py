@@ -6,15 +6,12 @@ It takes the context where a parameter is called `ctx` or is annotated with a `C
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import inspect
 import re
-import threading
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meshd_sdk.bodies import Reply
-from meshd_sdk.current import CarryingExecutor
+from meshd_sdk.bodies import JSON, Reply
 from meshd_sdk.docstring import read as read_docstring
 from meshd_sdk.errors import ArgumentsInvalid
 from meshd_sdk.shape_of import MISSING, Shapes, hints_of, parameters
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
     from meshd_sdk.shapes import Fields, Schema, Shape
+    from meshd_sdk.threads import CarryingExecutor
 
 TOOL_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TOPIC: Final = re.compile(r"(?=.{1,255}$)(?:(?:[A-Za-z0-9_-]+|\*)\.)*(?:[A-Za-z0-9_-]+|\*|>)")
@@ -142,7 +140,7 @@ class Entrance(Handler):
             if self.is_bytes:
                 return {self.payload: payload.payload}
             if not isinstance(self.shape, Anything):
-                raise ArgumentsInvalid(f"the payload is JSON, not {payload.content_type}")
+                raise ArgumentsInvalid(f"the payload is JSON, not {payload.content_type}: send it as {JSON}")
         faults = Faults()
         read = self.shape.read(payload, "", faults)
         if faults:
@@ -183,15 +181,21 @@ def matches(pattern: str, topic: str) -> bool:
 
 @functools.cache
 def _threads() -> CarryingExecutor:
+    from meshd_sdk.threads import CarryingExecutor
+
     return CarryingExecutor(THREADS_MAX, thread_name_prefix="meshd-handler")
 
 
 async def _in_thread(function: Callable[[], Any]) -> Any:
+    import asyncio
+
     return await asyncio.get_running_loop().run_in_executor(_threads(), function)
 
 
 async def _pieces(generator: Iterator[Any]) -> AsyncIterator[Any]:
     """Yield what a plain generator yields, from a thread."""
+    import threading
+
     lock = threading.Lock()
 
     def step() -> Any:

@@ -6,6 +6,7 @@ The messages are plain values, so that neither protobuf nor gRPC is imported bef
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from meshd_sdk.bodies import decode
@@ -170,6 +171,11 @@ class Opening(NamedTuple):
     tokens: int | None = None
     microdollars: int | None = None
     traceparent: str = ""
+
+
+def new_id() -> str:
+    """Return an id that nobody else has: 32 hex digits, at random. `uuid` would bring `platform` along."""
+    return os.urandom(16).hex()
 
 
 class Link(Protocol):

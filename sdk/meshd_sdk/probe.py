@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Final
 
 from meshd_sdk.errors import NoSidecar
@@ -25,4 +26,6 @@ async def probe(place: Place) -> None:
     except TimeoutError as error:
         raise NoSidecar(f"nothing answers at {place.grpc_target}") from error
     except OSError as error:
-        raise NoSidecar(f"nothing listens at {place.grpc_target} ({error.strerror or error})") from error
+        # asyncio's own words repeat the address; numbers below 0 are those of name look-ups.
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or error
+        raise NoSidecar(f"nothing listens at {place.grpc_target} ({why})") from error

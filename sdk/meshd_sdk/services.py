@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 import grpc
 import grpc.aio
 
-from meshd_sdk.errors import NoSidecar
+from meshd_sdk.errors import CallFailed, NoSidecar
 from meshd_sdk.link import Balance, Charged, Given, Opening, Usage
 from meshd_sdk.messages import balance_of, duration, given_of, open_of
 from meshd_sdk.statuses import failure_of_rpc
@@ -89,6 +89,10 @@ class Services:
             except grpc.aio.AioRpcError as error:
                 failure = failure_of_rpc(error)
                 is_broken = error.code() is grpc.StatusCode.UNAVAILABLE and not failure.reason
+                if error.code() is grpc.StatusCode.UNIMPLEMENTED and not failure.reason:
+                    asked = type(request).__name__.removesuffix("Request")
+                    words = f"the sidecar does not know {asked}: it is older than this SDK, bring it up to date"
+                    raise CallFailed(words, code="UNIMPLEMENTED") from error
                 if not is_broken:
                     raise failure from error
                 last = error

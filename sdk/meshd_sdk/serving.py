@@ -5,8 +5,6 @@ Knows neither protobuf nor sockets: the session hands it what came, and so does 
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd_sdk.bodies import JSON, LINES, Reply, decode, encode
@@ -14,15 +12,16 @@ from meshd_sdk.ctx import Ctx
 from meshd_sdk.current import using
 from meshd_sdk.errors import ArgumentsInvalid, CallFailed, Drop, Failure, NoSidecar, Retry, TimedOut
 from meshd_sdk.link import Piece
+from meshd_sdk.log import log
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import AsyncIterator
 
     from meshd_sdk.handlers import Entrance, Handler, Subscription, Tool
     from meshd_sdk.link import Event, Given, Link
 
 REASON_CHARS_MAX: Final = 1000
-log = logging.getLogger("meshd_sdk")
 
 
 class Verdict(NamedTuple):
@@ -61,6 +60,8 @@ class Serving:
         idempotency_key: str = "",
     ) -> AsyncIterator[Piece]:
         """Carry out a call: yield the pieces of its reply. Raises a Failure, whatever the handler has raised."""
+        import asyncio
+
         ctx = self._ctx(given, operation=operation, idempotency_key=idempotency_key)
         try:
             handler, arguments = self._find(operation, payload, content_type)
@@ -85,15 +86,22 @@ class Serving:
         if (tool := self.tools.get(operation)) is not None:
             value = decode(payload, content_type)
             if isinstance(value, Reply):
-                raise ArgumentsInvalid(f"the arguments of {tool.name} are a JSON object, not {value.content_type}")
+                raise ArgumentsInvalid(
+                    f"the arguments of {tool.name} are a JSON object, not {value.content_type}: send them as {JSON}"
+                )
             return tool, tool.arguments(value)
         if self.entrance is not None:
             return self.entrance, self.entrance.arguments(decode(payload, content_type))
         there = ", ".join(sorted(self.tools)) or "none"
-        raise CallFailed(f"{self.agent} has no tool {operation!r}; there are: {there}", code="NOT_FOUND")
+        if operation:
+            raise CallFailed(f"{self.agent} has no tool {operation!r}; there are: {there}", code="NOT_FOUND")
+        words = f"{self.agent} answers no call that names no tool (@agent.serve would); its tools are: {there}"
+        raise CallFailed(words, code="NOT_FOUND")
 
     async def run_event(self, subscription: Subscription, event: Event, given: Given) -> Verdict:
         """Handle an event. Never raises but where it is cancelled."""
+        import asyncio
+
         ctx = self._ctx(given, event=event, operation=event.topic)
         handler = subscription.handler
         try:
@@ -113,9 +121,9 @@ class Serving:
             if _is_cancelled(error):
                 raise
             if not isinstance(error, Exception | asyncio.CancelledError):
-                log.error("the handler of %s raised %s", event.topic, type(error).__name__)
+                log().error("the handler of %s raised %s", event.topic, type(error).__name__)
                 raise
-            log.warning("the handler of %s failed: it is to be retried", event.topic, exc_info=error)
+            log().warning("the handler of %s failed: it is to be retried", event.topic, exc_info=error)
             after_s = error.retry_after_s if isinstance(error, Failure) else None
             return Verdict("RETRY", f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX], after_s)
         return Verdict("SUCCESS")
@@ -125,6 +133,8 @@ async def _streamed(
     handler: Handler, ctx: Ctx, arguments: dict[str, Any], ends_s: float | None
 ) -> AsyncIterator[Piece]:
     """Yield what a handler yields: bytes as they are, all else as JSON in lines; what comes first says which."""
+    import asyncio
+
     iterator = None
     kind = ""
     try:
@@ -180,5 +190,5 @@ def _failure(error: BaseException, agent: str, operation: str) -> Failure:
         return TimedOut(f"{agent} did not finish {operation or 'the call'} in time")
     if isinstance(error, NoSidecar):
         return CallFailed(str(error), code="UNAVAILABLE")
-    log.error("%s failed at %s", agent, operation or "a call", exc_info=error)
+    log().error("%s failed at %s", agent, operation or "a call", exc_info=error)
     return CallFailed(f"{type(error).__name__}: {error}"[:REASON_CHARS_MAX], code="INTERNAL")

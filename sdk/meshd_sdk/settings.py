@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 API_DEFAULT: Final = "127.0.0.1:7402"
 TOKEN_CHARS_MAX: Final = 512
 STOP, RUN = "stop", "run"
-NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+TAKEN: Final = ("w", "app")
+"""Names that the sidecar has taken for itself."""
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 
 
@@ -86,9 +88,13 @@ def what_without(value: str, *, source: str = "without") -> str:
 
 
 def agent_name(value: str, *, source: str = "name") -> str:
-    """Return an agent's name."""
+    """Return an agent's name: as sidecars take it, so that it is refused where it is written and not in the mesh."""
     if NAME.fullmatch(value) is None:
-        raise SettingInvalid(f"{source} is 1 to 64 letters, digits, dots, dashes and underscores, not {value!r}")
+        raise SettingInvalid(
+            f"{source} is 1 to 63 of a-z, 0-9, '-', '_' and '.', beginning with a letter or a digit, not {value!r}"
+        )
+    if value in TAKEN:
+        raise SettingInvalid(f"{source}: {value!r} is taken by meshd itself")
     return value
 
 

@@ -214,7 +214,10 @@ def parameters(
                 f"{function.__qualname__}: the type of {name!r}, {hint}, is not known while the program runs"
             )
         is_required = one.default is MISSING
-        fields[name] = shapes.field(hint, one.default, is_required=is_required, description=described.get(name, ""))
+        try:
+            fields[name] = shapes.field(hint, one.default, is_required=is_required, description=described.get(name, ""))
+        except TypeError as error:
+            raise TypeError(f"{function.__qualname__}: {name}: {error}") from None
     return Fields(fields, noun="argument")
 
 

@@ -63,7 +63,8 @@ def _read_info(value: bytes) -> tuple[str, dict[str, str]]:
         elif number == 3:
             pair = dict(_fields(content))
             metadata[pair.get(1, b"").decode()] = pair.get(2, b"").decode()
-    return (reason, metadata) if domain == "meshd" else ("", {})
+    # In capitals where a call was proxied: google.rpc.ErrorInfo asks for that.
+    return (reason.lower(), metadata) if domain == "meshd" else ("", {})
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, bytes]]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd_sdk.link import Entry
+from meshd_sdk.link import Entry, new_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,7 +40,7 @@ def entry(kind: str, parent_id: str, fields: dict[str, Any], attributes: Mapping
     if attributes is not None and len(attributes) > PAIRS_MAX:
         raise ValueError(f"an entry has at most {PAIRS_MAX} attributes, not {len(attributes)}")
     said = {word(name, KEY_CHARS_MAX): cut(value, VALUE_CHARS_MAX) for name, value in (attributes or {}).items()}
-    return Entry(uuid.uuid4().hex, kind, fields, time.time(), parent_id, attributes=said)
+    return Entry(new_id(), kind, fields, time.time(), parent_id, attributes=said)
 
 
 def note_entry(parent_id: str, text: str, attributes: Mapping[str, Any]) -> Entry:
@@ -67,6 +65,8 @@ def digest(value: Any) -> str:
         text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
         return ""
+    import hashlib  # with the whole of OpenSSL
+
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

@@ -72,7 +72,10 @@ class Agent:
     def __exit__(self, *exc: object) -> None:
         """Finish what runs, say goodbye, and let go."""
     def run_forever(self) -> None:
-        """Serve until SIGINT or SIGTERM, as a program's main."""
+        """Serve until SIGINT or SIGTERM, as a program's main.
+
+        What meshd says no to ends it in words, without a traceback.
+        """
     @property
     def is_governed(self) -> bool:
         """Whether it is connected to a sidecar, or was and will be again."""

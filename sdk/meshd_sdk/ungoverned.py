@@ -10,13 +10,12 @@ import asyncio
 import dataclasses
 import logging
 import time
-import uuid
 from typing import TYPE_CHECKING, Final
 
 from meshd_sdk.current import Current, current
 from meshd_sdk.errors import NoSidecar, TimedOut
 from meshd_sdk.handlers import matches
-from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Opening, Piece, Published, Usage
+from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Opening, Piece, Published, Usage, new_id
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -125,7 +124,7 @@ class Ungoverned:
         """Open a workflow that nothing limits but its deadline, which is for reading."""
         deadline_s = None if opening.timeout_s is None else time.time() + opening.timeout_s
         return Given(
-            Current("", opening.workflow or uuid.uuid4().hex, opening.agent, opening.traceparent, deadline_s=deadline_s)
+            Current("", opening.workflow or new_id(), opening.agent, opening.traceparent, deadline_s=deadline_s)
         )
 
     async def read(self, token: str) -> Given:

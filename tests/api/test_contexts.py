@@ -158,6 +158,7 @@ async def test_tokens_that_must_not_be_taken_are_not_by_any_service(tmp_path: Pa
             ):
                 status, said = await one.ask(method, {"token": token, **more})
                 assert (status, said["code"]) == (401, "unauthenticated"), (name, method, said)
+                assert ("open a workflow" in said["message"]) == (name == "empty")
 
 
 async def test_a_key_that_was_taken_away_verifies_nothing_more(tmp_path: Path) -> None:

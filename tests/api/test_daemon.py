@@ -83,7 +83,8 @@ def test_neither_grpc_nor_protobuf_is_loaded_before_somebody_speaks_them(tmp_pat
 def test_where_the_api_is_is_said(sidecar: Sidecar) -> None:
     sidecar.start(POLICY)
     assert sidecar.running is not None
-    assert f"API for agents that speak it: {api_of(sidecar)}" in sidecar.log
+    assert f"API for agents that speak it: {api_of(sidecar)}  (export MESHD_API={api_of(sidecar)} for" in sidecar.log
+    assert f"  export MESHD_URL={sidecar.url}  #" in sidecar.log
     path = Path(sidecar.running["api_socket"])
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert fetch(f"http://{api_of(sidecar)}/")[0] == 200

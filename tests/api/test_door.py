@@ -203,8 +203,10 @@ async def test_what_is_not_there_is_said_to_be_not_there(tmp_path: Path) -> None
         for path in ("ContextService/Close", "StateService/Checkout", "ContextService/open"):
             status, said = await one.ask(path, {})
             assert (status, said["code"]) == (404, "unimplemented")
-        status, _ = await one.ask("ContextService/Open", b"{}", headers={"content-type": "text/plain"})
+            assert f"no method /meshd.v1.{path}" in said["message"]
+        status, said = await one.ask("ContextService/Open", b"{}", headers={"content-type": "text/plain"})
         assert status == 415
+        assert said["message"] == "text/plain is not read here: send application/json or application/proto"
 
 
 async def test_messages_that_are_too_large(tmp_path: Path) -> None:

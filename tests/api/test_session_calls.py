@@ -7,6 +7,7 @@ from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from meshd.engines.bus_memory import MemoryBus
 from meshd_sdk.v1 import events_pb2 as ev
@@ -167,6 +168,36 @@ async def test_a_declared_agent_without_a_session_has_a_status_at_once(door: Any
     researcher = await one.peer("researcher")
     assert not researcher.welcome.notices
     id = await manager.call("researcher", "search")
+    await researcher.answer(await researcher.next("call"), b"here")
+    assert (await manager.reply(id)).payload == b"here"
+
+
+async def test_time_that_the_caller_has_set_does_not_open_the_agents_breaker(door: Any) -> None:
+    breaker = "rules:\n- {name: few, match: {kind: agent}, breaker: {consecutive: 3}}\n"
+    one = await door(ALONE + breaker)
+    manager, researcher = await one.peer("manager"), await one.peer("researcher")
+    for fields, count in (({"timeout": Duration(seconds=60)}, 8), ({}, 3)):
+        for _ in range(count):
+            id = await manager.call("researcher", "slow", **fields)
+            await researcher.answer(await researcher.next("call"), status=Status(code=4, message="too late"))
+            reply = await manager.reply(id)
+            assert (reply.status.code, reply.status.reason) == (4, "")
+    assert (await manager.ask("researcher", "slow")).status.reason == "circuit_open"
+
+
+async def test_a_reply_that_comes_faster_than_it_is_read_ends_in_words_and_opens_no_breaker(door: Any) -> None:
+    one = await door(ALONE + "rules:\n- {name: few, match: {kind: agent}, breaker: {consecutive: 1}}\n")
+    manager, researcher = await one.peer("manager"), await one.peer("researcher")
+    id = await manager.call("researcher", "flood")
+    delivery = await researcher.next("call")
+    for _ in range(14):  # 2 MiB go out unacknowledged, and 8 MiB are kept
+        await researcher.send(reply=pb.CallReply(id=delivery.id, payload=bytes(2**20), has_more=True))
+    while (piece := await manager.next("reply")).has_more:
+        pass
+    assert (piece.id, piece.status.code) == (id, 14)
+    assert piece.status.message == "The reply of researcher came faster than it was read: 8,388,608 bytes are kept"
+    await manager.send_raw(pb.ConnectRequest(ack=manager.received))
+    id = await manager.call("researcher", "find")
     await researcher.answer(await researcher.next("call"), b"here")
     assert (await manager.reply(id)).payload == b"here"
 

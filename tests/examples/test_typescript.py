@@ -96,8 +96,11 @@ def test_an_operation_that_it_has_not_is_a_failure_with_words(
     agent = counter(sidecar.start(None, MESHD_API=api) and api)
     until(lambda: "counter is open" in agent.said)
     status, problem = count(sidecar, {}, operation="add_words")
-    assert status >= 500
+    assert status == 404
     assert "no tool add_words" in json.dumps(problem)
+    status, problem = count(sidecar, {"txt": "to be"})
+    assert status == 400
+    assert "the arguments are JSON such as" in json.dumps(problem)
 
 
 def test_it_goes_on_when_the_sidecar_was_killed(sidecar: Sidecar, counter: Callable[[str], Counter]) -> None:

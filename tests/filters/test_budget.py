@@ -235,7 +235,7 @@ async def test_a_ceiling_holds_beside_the_budget(ledger: Ledger, budget: Budget)
     await settle(await held(budget, asked(ask=small())), usage(100, 50))
     error = await refused(budget, asked(ask=small(200, 50), context=narrow))
     assert "150 of its 300" in error.message
-    assert "caller that delegated" in error.message
+    assert "whoever opened this work or delegated it" in error.message
     await held(budget, asked(ask=small(200, 50)))
 
 

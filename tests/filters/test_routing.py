@@ -25,7 +25,10 @@ def refused(made: Call) -> Refused:
 def test_an_unknown_name_is_told_what_there_is() -> None:
     error = refused(call("opneai", path="/v1/x"))
     assert (error.reason, error.status) == (Reason.UNKNOWN_TARGET, 404)
-    assert "'opneai'; it has: backup, billing, claude, far, openai, web, writer" in error.message
+    assert (
+        "'opneai', and no agent of that name is connected; there are: backup, billing, claude, far, openai, web, writer"
+        in error.message
+    )
     assert "http://127.0.0.1:7400/openai/v1" in error.message
     many = policy(upstreams="agent: a\nupstreams:\n" + "".join(
         f'  up{n:02d}: {{url: "http://127.0.0.1:{n + 1}", kind: tool}}\n' for n in range(30)

@@ -197,6 +197,12 @@ async def test_what_goes_wrong_has_a_type_and_words(make: Make) -> None:
         assert caught.value.metadata["page"] == "7"
         with pytest.raises(CallFailed, match="has no tool 'sub'; there are: add, broken, says_no"):
             await ctx.call("other6/sub")
+        with pytest.raises(CallFailed, match=r"names no tool \(@agent.serve would\); its tools are: add") as caught:
+            await ctx.call("other6")
+        assert caught.value.code == "NOT_FOUND"
+        form = "application/x-www-form-urlencoded"
+        with pytest.raises(CallFailed, match=f"not {form}: send them as application/json"):
+            await ctx.call("other6/add", b'{"a": 1}', content_type=form)
         with pytest.raises(UnknownTarget, match="nobody6") as refused:
             await ctx.call("nobody6")
         assert refused.value.reason == "unknown_target"

@@ -18,6 +18,7 @@ from tests.sdk.conftest import soon
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tests.end_to_end.sidecar import Sidecar
     from tests.sdk.conftest import Link, Own
 
     Make = Callable[..., Agent]
@@ -96,6 +97,17 @@ async def test_a_call_outlives_the_connection(make: Make, own: Own, link: Link, 
         assert await call == 2
         assert await asyncio.gather(*[ctx.call("callee", at) for at in range(200)]) == list(range(1, 201))
     assert count == 201
+
+
+async def test_whoever_reads_that_it_is_gone_reads_that_it_is_back(make: Make, link: Link, caplog: Any) -> None:
+    async with make("away", **over(link)) as agent:
+        link.is_down = True
+        link.cut()
+        await soon(lambda: "no connection to meshd" in caplog.text)
+        assert "again" not in caplog.text
+        link.is_down = False
+        await agent.ctx.publish("back.again", 1)
+    assert caplog.text.count("connected to meshd again, and the session goes on") == 1
 
 
 async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, link: Link, caplog: Any) -> None:
@@ -295,3 +307,11 @@ async def test_a_grpc_server_without_the_service_is_no_sidecar(make: Make) -> No
                 pass
     finally:
         await server.stop(None)
+
+
+@pytest.mark.parametrize("port", ["listen", "metrics", "admin"])
+async def test_another_port_of_the_sidecar_is_not_its_api(make: Make, shared: Sidecar, port: str) -> None:
+    assert shared.running is not None
+    with pytest.raises(NoSidecar, match="its API is at port 7402"):
+        async with make("alone", api=shared.running[port].removeprefix("http://")):
+            pass

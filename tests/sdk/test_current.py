@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from meshd_sdk import context as codec
-from meshd_sdk.current import CarryingExecutor, Current, carrying, current, using
+from meshd_sdk.current import Current, carrying, current, using
+from meshd_sdk.threads import CarryingExecutor
 
 ONE = Current("token-1", "wf-1", "writer")
 TWO = Current("token-2", "wf-2", "writer")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import PATIENCE_S, ROOT, Sidecar, environ, until
+from tests.end_to_end.sidecar import PATIENCE_S, ROOT, Sidecar, environ, fetch, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -89,6 +89,29 @@ def test_the_example_runs(tmp_path: Path, start: Start, provider: Provider, mode
         sidecar.kill()
 
 
+def test_the_programs_of_the_page_run_as_they_stand(tmp_path: Path, start: Start, provider: Provider) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "sdk.md").read_text(), re.DOTALL)
+    (agent,) = [one for one in blocks if "agent.run_forever()" in one]
+    (caller,) = [one for one in blocks if "asyncio.run(main())" in one]
+    (plain,) = [one for one in blocks if "meshd_sdk.sync" in one]
+    sidecar = Sidecar(tmp_path / "home")
+    try:
+        sidecar.start(POLICY.format(url=provider.url), MESHD_API="127.0.0.1:0", MESHD_TEST_KEY="sk-example")
+        assert sidecar.running is not None
+        env = {"MESHD_API": sidecar.running["api"]}
+        start("-c", agent, **env)
+        body = b'{"query": "tides", "limit": 2}'
+        is_json = {"content-type": "application/json"}
+        until(lambda: fetch(f"{sidecar.url}/researcher/search", "POST", is_json, body)[0] == 200)
+        found = [f"tides {number}" for number in range(10)]
+        for program in (caller, plain):
+            printed, errors = start("-c", program, **env).communicate(timeout=PATIENCE_S)
+            assert (printed.splitlines(), errors) == ([str(found), "tides 0", "tides 1", "tides 2"], "")
+        assert len(provider.seen) == 1
+    finally:
+        sidecar.kill()
+
+
 def test_it_is_short() -> None:
     lines = [line for path in EXAMPLE.glob("*.py") for line in path.read_text().splitlines()]
     assert len(lines) < 60
@@ -128,7 +151,51 @@ def test_a_program_finishes_what_runs_when_it_is_told_to_end(start: Start, api: 
     printed, errors = asker.communicate(timeout=PATIENCE_S)
     assert (printed, errors) == ("done\n", "")
     _, errors = slow.communicate(timeout=PATIENCE_S)
-    assert (slow.returncode, errors) == (0, "")
+    assert slow.returncode == 0
+    assert errors.startswith(
+        "slow-program ends when what runs is finished (1 under way, 30 s at most); a second signal"
+    )
+    assert errors.count("\n") == 1
+
+
+def test_a_second_signal_ends_it_and_its_callers_hear_of_it(start: Start, api: str, tmp_path: Path) -> None:
+    program = tmp_path / "hung.py"
+    program.write_text(
+        "import asyncio\n"
+        "from meshd_sdk import Agent\n"
+        "agent = Agent('hung-program')\n"
+        "@agent.serve\n"
+        "async def work():\n"
+        "    print('began')\n"
+        "    await asyncio.sleep(3600)\n"
+        "agent.run_forever()\n"
+    )
+    caller = tmp_path / "caller.py"
+    caller.write_text(
+        "from meshd_sdk.sync import Agent\n"
+        "import time\n"
+        "with Agent('hung-caller') as agent:\n"
+        "    while True:\n"
+        "        try:\n"
+        "            agent.ctx.call('hung-program')\n"
+        "        except Exception as error:\n"
+        "            if error.reason != 'unknown_target':\n"
+        "                print(type(error).__name__, error)\n"
+        "                break\n"
+        "            time.sleep(0.05)\n"
+    )
+    hung, asker = start(str(program), MESHD_API=api), start(str(caller), MESHD_API=api)
+    assert hung.stdout is not None
+    assert hung.stderr is not None
+    assert hung.stdout.readline() == "began\n"
+    hung.send_signal(signal.SIGINT)
+    assert "a second signal ends it at once" in hung.stderr.readline()
+    hung.send_signal(signal.SIGINT)
+    # Within the session's resume window of 60 s, for which a call to an agent that only lost its connection waits.
+    printed, errors = asker.communicate(timeout=PATIENCE_S)
+    assert (printed, errors) == ("CallFailed The agent hung-program ended its session before it replied\n", "")
+    _, errors = hung.communicate(timeout=PATIENCE_S)
+    assert (hung.returncode, errors) == (0, "")
 
 
 def test_a_program_without_a_sidecar_ends_with_words(start: Start) -> None:

@@ -45,7 +45,10 @@ def test_an_address_that_means_nothing_is_named(api: str) -> None:
     [
         ("MESHD_WITHOUT", "maybe"),
         ("MESHD_AGENT", "a b"),
-        ("MESHD_AGENT", "x" * 65),
+        ("MESHD_AGENT", "x" * 64),
+        ("MESHD_AGENT", "Researcher"),
+        ("MESHD_AGENT", "-x"),
+        ("MESHD_AGENT", "app"),
         ("MESHD_CONTEXT", "x" * 513),
         ("MESHD_CONTEXT", "a b"),
         ("MESHD_CONTEXT", "ü"),
@@ -61,7 +64,7 @@ def test_an_agent_has_a_name() -> None:
     assert Agent("b", environ={"MESHD_AGENT": "a"}).name == "b"
     with pytest.raises(SettingInvalid, match="MESHD_AGENT"):
         Agent(environ={})
-    with pytest.raises(SettingInvalid, match="name is 1 to 64"):
+    with pytest.raises(SettingInvalid, match="name is 1 to 63"):
         Agent("a b", environ={})
     with pytest.raises(TypeError, match="in a list"):
         Agent("a", intents="find sources", environ={})
@@ -106,6 +109,10 @@ def test_error_info_is_read_as_the_sidecar_writes_it() -> None:
     metadata = {"rule": "r" * 300, "is_retryable": "true"}
     details = status_details(Failure(8, "budget_busy", "wait " * 100, metadata, 1000))
     assert error_info(details) == ("budget_busy", metadata)
+    in_capitals = status_details(
+        Failure(8, "BUDGET_BUSY", "wait", {}, 1000)
+    )  # of a proxied call, as docs/grpc.md has it
+    assert error_info(in_capitals)[0] == "budget_busy"
 
 
 @pytest.mark.parametrize("details", [b"", b"\xff" * 40, b"\x1a\x7f", b"\x1a\x02\x0a", b"\x0b", b"\x1a\x00" * 9])

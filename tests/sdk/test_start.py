@@ -8,6 +8,7 @@ from importlib.metadata import requires
 
 import pytest
 
+import meshd_sdk
 from tests.end_to_end.sidecar import environ
 
 HEAVY = ("grpc", "google", "pydantic", "aiohttp", "requests", "httpx")
@@ -33,8 +34,57 @@ def test_neither_grpc_nor_protobuf_is_imported_before_there_is_a_sidecar(code: s
     assert run(code + listed) == "[]"
 
 
-def test_asyncio_is_not_imported_with_the_top_level() -> None:
-    assert run("import meshd_sdk, sys; print('asyncio' in sys.modules)") == "False"
+# What costs milliseconds to import, and what it is needed for: none of that is done by importing.
+LATER = {
+    "asyncio": "connecting",
+    "concurrent": "threads and the sync face",
+    "hashlib": "tokens and digests",
+    "http": "nothing",
+    "importlib.util": "instrument()",
+    "logging": "the first line that is logged",
+    "meshd_sdk.context": "reading a token",
+    "meshd_sdk.instrumenting": "instrument()",
+    "platform": "nothing",
+    "signal": "run()",
+    "socket": "connecting",
+    "ssl": "nothing",
+    "subprocess": "nothing",
+    "threading": "threads and the sync face",
+    "urllib": "instrument()",
+    "uuid": "nothing",
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "more"),
+    [
+        ("import meshd_sdk", {"json", "base64", "meshd_sdk.agent", "meshd_sdk.errors"}),
+        ("from meshd_sdk import current, using, carried, delegating, Current", {"json", "base64", "meshd_sdk.agent"}),
+        ("from meshd_sdk import Agent", set()),
+        ("from meshd_sdk import Agent, Ctx, Event, Drop, Retry, Reply, NoSidecar, Refused", set()),
+    ],
+)
+def test_what_is_not_needed_yet_is_not_imported(code: str, more: set[str]) -> None:
+    # Without `site`: what the environment's own start imports is none of ours.
+    command = (
+        f"import sys; before = set(sys.modules); sys.path[:0] = {sys.path!r}; {code}; print(*set(sys.modules) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", command], capture_output=True, text=True, check=True, timeout=60
+    )
+    loaded = set(done.stdout.split())
+    assert "meshd_sdk.current" in loaded
+    assert {name for name in {*LATER, *more} if name in loaded} == set()
+
+
+def test_a_function_is_not_hidden_by_the_module_of_its_name() -> None:
+    assert run("import meshd_sdk.current, meshd_sdk.sync; from meshd_sdk import current; print(current())") == "None"
+
+
+def test_every_name_of_the_package_is_there() -> None:
+    for name in meshd_sdk.__all__:
+        assert getattr(meshd_sdk, name) is not None
+    assert set(meshd_sdk.__all__) <= set(dir(meshd_sdk))
 
 
 def test_without_a_sidecar_nothing_more_is_imported() -> None:

@@ -12,7 +12,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from meshd_sdk import Agent, Ctx
+from meshd_sdk import Agent, CallFailed, Ctx
 from meshd_sdk.v1 import session_pb2 as pb
 from tests.sdk.conftest import soon
 
@@ -137,6 +137,9 @@ async def test_a_sidecar_of_an_older_revision_that_says_little_is_enough(make: M
     await server.start()
     async with make("modest", api=f"127.0.0.1:{port}") as agent:
         assert (await agent.ctx.publish("x", 1)).id == ""
+        with pytest.raises(CallFailed, match="does not know GetBalance: it is older than this SDK") as caught:
+            await agent.ctx.balance()
+        assert caught.value.code == "UNIMPLEMENTED"
     await server.stop(None)
 
 

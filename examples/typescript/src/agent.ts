@@ -2,9 +2,10 @@
 //
 //     meshd run                                   (in another shell)
 //     npm ci && npm run build && npm start
-//     curl -d '{"text": "to be or not to be"}' http://127.0.0.1:7400/counter/count_words
+//     curl -H 'content-type: application/json' -d '{"text": "to be or not to be"}' http://127.0.0.1:7400/counter/count_words
 
-import { Session } from "./session.js";
+import { status } from "@grpc/grpc-js";
+import { Failed, Session } from "./session.js";
 
 const session = new Session({
   name: "counter",
@@ -20,13 +21,24 @@ const session = new Session({
 });
 
 session.onCall = async (call) => {
-  if (call.operation !== "count_words") throw new Error(`no tool ${call.operation}`);
-  const { text } = JSON.parse(call.payload.toString());
-  const words = String(text).split(/\s+/).filter(Boolean).length;
+  if (call.operation !== "count_words") throw new Failed(status.NOT_FOUND, `no tool ${call.operation}`);
+  const text = textOf(call.payload.toString());
+  const words = text.split(/\s+/).filter(Boolean).length;
   // The delivery's own token: what follows from this call is charged to its workflow.
   await session.publish("words.counted", { words }, call.context?.token);
   return { words };
 };
+
+function textOf(payload: string): string {
+  let text: unknown;
+  try {
+    text = JSON.parse(payload)?.text;
+  } catch {
+    // Said below, as what is JSON and holds no text is.
+  }
+  if (typeof text !== "string") throw new Failed(status.INVALID_ARGUMENT, 'the arguments are JSON such as {"text": "to be"}');
+  return text;
+}
 
 session.onEvent = async (delivery) => {
   console.log(`words.counted: ${delivery.event!.data}, workflow ${delivery.context?.workflow ?? "none"}`);

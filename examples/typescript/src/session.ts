@@ -33,6 +33,13 @@ export class Refused extends Error {
   }
 }
 
+/** What `onCall` throws for a status of its own; whatever else it throws is UNKNOWN, a failure of the agent. */
+export class Failed extends Error {
+  constructor(readonly code: grpc.status, message: string) {
+    super(message);
+  }
+}
+
 type Asked = { resolve: (value: any) => void; reject: (reason: Error) => void; pieces: Buffer[]; request: ConnectRequest };
 
 export class Session {
@@ -192,7 +199,8 @@ export class Session {
       const result = await this.onCall(call);
       reply = { status: { code: grpc.status.OK }, payload: Buffer.from(JSON.stringify(result ?? null)) };
     } catch (error) {
-      reply = { status: { code: grpc.status.UNKNOWN, message: String(error) } };
+      const code = error instanceof Failed ? error.code : grpc.status.UNKNOWN;
+      reply = { status: { code, message: error instanceof Failed ? error.message : String(error) } };
     }
     this.done({ reply: { id: call.id, ...reply } });
   }
