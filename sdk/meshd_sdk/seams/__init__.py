@@ -20,7 +20,8 @@ HTTPX: Final = ("httpx", "httpx2")
 
 
 def _grpc(module: ModuleType) -> list[Patch]:
-    from meshd_sdk.seams import grpc  # it imports grpc
+    needed(module, "insecure_channel", "ClientCallDetails", "aio.ClientCallDetails")
+    from meshd_sdk.seams import grpc  # it imports grpc, and is written in these
 
     return grpc.hook(module)
 
