@@ -13,7 +13,7 @@ import pytest
 from meshd_sdk import Agent, NoSidecar, channel
 from meshd_sdk.errors import SessionLost
 from tests.end_to_end.sidecar import free_port
-from tests.sdk.conftest import soon
+from tests.sdk.conftest import PATIENCE_S, soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -295,3 +295,16 @@ async def test_a_grpc_server_without_the_service_is_no_sidecar(make: Make) -> No
                 pass
     finally:
         await server.stop(None)
+
+
+async def test_what_waits_for_room_hears_that_the_agent_has_left(own: Own, make: Make) -> None:
+    agent = make("leaver1", api=own.api)
+    async with agent:
+        own.kill()
+        session = agent._session
+        assert session is not None
+        tasks = [asyncio.create_task(agent.ctx.publish("sdk.room", number)) for number in range(1100)]
+        await soon(lambda: session._room)
+    done, late = await asyncio.wait(tasks, timeout=PATIENCE_S)
+    assert not late
+    assert {type(task.exception()) for task in done} == {NoSidecar}
