@@ -90,7 +90,7 @@ def trailers(failure: Failure) -> tuple[tuple[str, str | bytes], ...]:
 def body(failure: Failure) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the JSON of an error, as the Connect protocol has them."""
     code = CODES.get(failure.code, CODES[2])
-    shown = {"reason": failure.reason, "domain": DOMAIN, "metadata": failure.metadata}
+    shown = {"reason": failure.reason.upper(), "domain": DOMAIN, "metadata": failure.metadata}
     value = b64encode(_error_info(failure)).decode().rstrip("=")
     detail = {"type": INFO_TYPE, "value": value, "debug": shown}
     return code.status, {"code": code.name, "message": failure.message, "details": [detail]}
@@ -102,4 +102,4 @@ def status_details(failure: Failure) -> bytes:
 
 
 def _error_info(failure: Failure) -> bytes:
-    return encode_error_info(failure.reason, DOMAIN, failure.metadata)
+    return encode_error_info(failure.reason.upper(), DOMAIN, failure.metadata)

@@ -107,6 +107,10 @@ class Connection:
             await asyncio.wait({self._task}, timeout=GOODBYE_S)
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
+        for turn in self._room:
+            if not turn.done():
+                turn.set_result(None)  # whoever waits for it finds that the agent has left
+        self._room.clear()
         await self._close()
 
     async def channel(self) -> grpc.aio.Channel:

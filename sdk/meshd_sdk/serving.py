@@ -176,6 +176,8 @@ def _is_cancelled(error: BaseException) -> bool:
 
     Else what was cancelled is something that the handler waited for, and it has failed as by any error.
     """
+    import asyncio
+
     task = asyncio.current_task()
     return isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling() > 0
 

@@ -86,12 +86,12 @@ async def test_a_refusal_says_the_same_on_both_faces(tmp_path: Path, face: str) 
             assert (status.code, status.message) == (16, ended.details())
             info = error_details_pb2.ErrorInfo()
             assert status.details[0].Unpack(info)
-            assert (info.reason, info.domain) == ("context_invalid", "meshd")
+            assert (info.reason, info.domain) == ("CONTEXT_INVALID", "meshd")
         else:
             http, said = await one.ask("ContextService/Read", {"token": "nonsense"})
             assert (http, said["code"]) == (401, "unauthenticated")
             assert said["message"].startswith("The context token does not verify")
-            assert said["details"][0]["debug"]["reason"] == "context_invalid"
+            assert said["details"][0]["debug"]["reason"] == "CONTEXT_INVALID"
 
 
 # ------------------------------------------------------------------ nonsense

@@ -235,4 +235,4 @@ async def test_while_draining_http_is_told_so(tmp_path: Path) -> None:
         one.mesh.proxy.is_draining = True
         status, said = await one.ask("ContextService/Open", {})
         assert (status, said["code"]) == (503, "unavailable")
-        assert said["details"][0]["debug"]["reason"] == "draining"
+        assert said["details"][0]["debug"]["reason"] == "DRAINING"

@@ -13,7 +13,7 @@ import pytest
 from meshd_sdk import Agent, NoSidecar, channel
 from meshd_sdk.errors import SessionLost
 from tests.end_to_end.sidecar import free_port
-from tests.sdk.conftest import soon
+from tests.sdk.conftest import PATIENCE_S, soon
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -315,3 +315,16 @@ async def test_another_port_of_the_sidecar_is_not_its_api(make: Make, shared: Si
     with pytest.raises(NoSidecar, match="its API is at port 7402"):
         async with make("alone", api=shared.running[port].removeprefix("http://")):
             pass
+
+
+async def test_what_waits_for_room_hears_that_the_agent_has_left(own: Own, make: Make) -> None:
+    agent = make("leaver1", api=own.api)
+    async with agent:
+        own.kill()
+        session = agent._session
+        assert session is not None
+        tasks = [asyncio.create_task(agent.ctx.publish("sdk.room", number)) for number in range(1100)]
+        await soon(lambda: session._room)
+    done, late = await asyncio.wait(tasks, timeout=PATIENCE_S)
+    assert not late
+    assert {type(task.exception()) for task in done} == {NoSidecar}
