@@ -70,7 +70,7 @@ async def test_an_end_carries_its_reason(tmp_path: Path) -> None:
         with pytest.raises(EndedError):
             await peer.hello("w")
         details = dict(await peer.stream.trailing_metadata())
-        assert b"malformed" in details["grpc-status-details-bin"]
+        assert b"MALFORMED" in details["grpc-status-details-bin"]
         assert details["grpc-retry-pushback-ms"] == "-1"
 
 
