@@ -18,10 +18,10 @@ The words, in the order in which to read them:
     policy/     a document becomes one frozen object, or every problem     load, Policy, Plan
     tokens/     exact counts where a bound does not fit, in a thread       Counter
     ledger/     accounts, leases, reservations: nothing is overspent       Ledger, Owner, Holder
-    engines/    where state is kept, behind a port that fits on one screen Store
+    engines/    state and events, each behind a port that fits on a screen Store, Bus
     telemetry/  metrics, spans, logs, provenance; all names in one table   Telemetry
     admin/      health, metrics and the admin API                          AdminView
-    api/        what agents may ask: contexts, budgets, traces             Mesh, Door
+    api/        what agents may ask: sessions, contexts, budgets, traces   Mesh, Door, Session
     daemon      builds all of this once, swaps the policy, drains          Daemon
     cli/        run, exec, budget, check, explain, tokens, schema
 
