@@ -18,6 +18,7 @@ from meshd_sdk.v1.status_pb2 import Status
 if TYPE_CHECKING:
     from meshd_sdk import context as codec
     from meshd_sdk.v1.context_pb2 import Context
+    from meshd_sdk.v1.discovery_pb2 import Agent
 
 REVISION: Final = 1
 CREDIT: Final = 64
@@ -26,6 +27,8 @@ CREDIT_MAX: Final = 2**20
 """More than so many deliveries under way no agent means."""
 FRAME_BYTES_MAX: Final = 4 * 2**20
 """Of one frame in either direction: what gRPC takes where nobody sets anything."""
+AGENT_BYTES_MAX: Final = 262_144
+"""Of what an agent says of itself in Hello: intents, tools, their schemas. It is kept with the session."""
 PAYLOAD_BYTES_MAX: Final = FRAME_BYTES_MAX - 64 * 1024
 """Of a payload, so that its frame has room for the rest."""
 PIECE_BYTES_MAX: Final = 2**20
@@ -86,6 +89,15 @@ def check_name(name: str) -> None:
         raise malformed("hello.agent.name", "an agent's name is 1 to 63 of a-z, 0-9, '-', '_' and '.'")
     if name in RESERVED_NAMES:
         raise malformed("hello.agent.name", f"the name {name!r} is taken by meshd itself")
+
+
+def check_agent(agent: Agent) -> None:
+    """Raise Refused(MALFORMED) for an agent that cannot be one here, or that says more of itself than is kept."""
+    check_name(agent.name)
+    if (size := agent.ByteSize()) > AGENT_BYTES_MAX:
+        raise malformed(
+            "hello.agent", f"it has {size} bytes, and may have {AGENT_BYTES_MAX}: describe tools in fewer words"
+        )
 
 
 def is_name(text: str) -> bool:

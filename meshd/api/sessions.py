@@ -122,7 +122,7 @@ class SessionService:
         if first.WhichOneof("frame") != "hello":
             raise frames.malformed("hello", "it must be the first frame of a stream")
         hello = first.hello
-        frames.check_name(hello.agent.name)
+        frames.check_agent(hello.agent)
         if not hello.revision:
             raise frames.malformed("hello.revision", "it is missing; this is revision 1")
         if self._is_draining or self._mesh.proxy.is_draining:

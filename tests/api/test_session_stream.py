@@ -60,6 +60,10 @@ NO_HELLO: dict[str, tuple[pb.ConnectRequest, str]] = {
     "another frame first": (pb.ConnectRequest(seq=1, call=pb.Call(id=1)), "hello:"),
     "nothing in it": (pb.ConnectRequest(), "hello:"),
     "no name": (pb.ConnectRequest(hello=pb.Hello(revision=1)), "hello.agent.name:"),
+    "a long story": (
+        pb.ConnectRequest(hello=pb.Hello(revision=1, agent={"name": "a", "description": "x" * frames.AGENT_BYTES_MAX})),
+        "hello.agent:",
+    ),
     "no revision": (pb.ConnectRequest(hello=pb.Hello(agent={"name": "a"})), "hello.revision:"),
     **{
         f"named {name!r}": (pb.ConnectRequest(hello=pb.Hello(revision=1, agent={"name": name})), "hello.agent.name:")
