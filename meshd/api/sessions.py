@@ -70,9 +70,13 @@ class SessionService:
         finally:
             for task in (reader, writer):
                 task.cancel()
-            await asyncio.gather(reader, writer, return_exceptions=True)
             if session.wire is wire:
                 session.leave(None)
+            # Bounded: a read of grpc.aio's may miss its cancellation where the stream is cancelled in the same turn.
+            done, _ = await asyncio.wait((reader, writer), timeout=frames.HELLO_S)
+            for task in done:
+                if not task.cancelled():
+                    task.exception()
         if why is not None:
             raise why
 
