@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import grpc
@@ -413,3 +414,26 @@ async def test_a_restarted_daemon_knows_no_session(door: Any) -> None:
     again = await second.peer("a", session=a.welcome.session, received=a.received)
     assert not again.welcome.is_resumed
     assert (await again.ask("nobody")).status.reason == "unknown_target"
+
+
+async def test_a_read_that_misses_its_cancellation_keeps_no_session(door: Any) -> None:
+    one = await door(ALONE)
+    release, welcomed = asyncio.Event(), asyncio.Event()
+
+    async def received() -> Any:
+        yield pb.ConnectRequest(hello=pb.Hello(revision=1, credit=1, agent={"name": "deaf"}))
+        try:
+            await release.wait()
+        except asyncio.CancelledError:
+            await release.wait()  # as grpc.aio's does now and then
+
+    async def send(frame: pb.ConnectResponse) -> None:
+        welcomed.set()
+
+    stream = asyncio.create_task(one.service.connect(received(), send, "test"))
+    await welcomed.wait()
+    assert one.plane.proxy.agents.named("deaf")
+    stream.cancel()
+    await until(lambda: not one.plane.proxy.agents.named("deaf"))
+    release.set()
+    await asyncio.gather(stream, return_exceptions=True)
