@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Call, Direction, Evidence
+from meshd.call import Ask, Call, Direction, Evidence
 from meshd.dialects.contract import Event
 from meshd.dialects.marks import marks_of
 from meshd.dialects.marks_answer import answer_marks
 from meshd.dialects.table import DIALECTS
-from meshd.filters import correlation_calls, correlation_words
+from meshd.filters import correlation, correlation_calls, correlation_words
 from meshd.filters.context import Context
 from meshd.filters.correlation_calls import KEPT_S, NOBODY, Conversation, Memory
 from meshd.telemetry.spans import PassedThrough, Span
@@ -425,8 +425,7 @@ json_values = st.recursive(
 def test_nonsense_in_bodies_and_answers_ties_nothing_and_breaks_nothing(api: str, value: Any, raw: bytes) -> None:
     pairs = {name: json.dumps(value).encode() for name in ("messages", "input", "contents", "conversation")}
     for operation in ("chat", "responses"):
-        ask: Any = SimpleNamespace(fields=SimpleNamespace(pairs=pairs), operation=operation)
-        marks_of(api, ask)
+        marks_of(api, Ask(operation, "m", fields=SimpleNamespace(pairs=pairs)))
         answer = answer_marks(api, operation)
         if answer is not None:
             for data in (json.dumps(value).encode(), raw, b"data: " + raw + b"\n\n", b'{"choices": ' + raw):
@@ -443,30 +442,27 @@ def test_an_inbound_body_may_be_anything(body: bytes, prompt: str) -> None:
     assert tied(made) == NONE, "two calls that say the same are never told apart"
 
 
-def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(correlation_calls, "KEYS_MAX", 8)
+def test_memory_is_bounded() -> None:
     memory = Memory()
-    for key in range(50):
+    many = correlation_calls.KEYS_MAX
+    for key in range(many + 42):
         memory.add(key, Conversation(NOBODY, None, 0.0, 0.0))
-    assert len(memory) == 8
-    assert memory.get(49)
-    assert memory.get(1) is None
+    assert len(memory) == many
+    assert memory.get(many + 41)
+    assert memory.get(41) is None
 
 
-def test_what_is_kept_of_calls_is_bounded(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    from meshd.filters import correlation
-
-    monkeypatch.setattr(correlation, "ENDED_MAX", 4)
+def test_what_is_kept_of_calls_is_bounded(side: Side) -> None:
     side.inbound(workflow="wf")
     side.chat(user("x"))
-    for number in range(20):
+    for number in range(correlation.ENDED_MAX + 20):
         live = side.inbound(f"Write about the harbour number {number} at length.", f"wf-{number}")
         live.hear(b"z" * 100_000)
         assert len(live.heard()) <= correlation_calls.HEARD_BYTES_MAX
         side.end(live)
         assert live.heard() == b""
     words: Callable[[], int] = side.context._correlation.words.__len__
-    assert words() <= 4 * 3
+    assert words() == correlation.ENDED_MAX * 2
 
 
 def test_calls_that_nobody_asked_about_leave_no_words(side: Side) -> None:
