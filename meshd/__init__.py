@@ -8,7 +8,8 @@ a call is a straight line; this is the map of it.
 
 The words, in the order in which to read them:
 
-    call        what is intercepted, and how one attempt of it ended       Call, Ask, Outcome, Reply
+    call        what is intercepted, and what answers it                   Call, Ask, Reply
+    outcome     how one attempt of it ended                                Outcome, Verdict, Fault
     refusal     why meshd says no, and how that looks on the wire          Reason, Refused, TABLE
     filters/    one rule a file; filters/contract says what they owe       Filter, Ticket, Settings
     chain       the order of the filters, with the reason for each line    FILTERS, Chain, settle

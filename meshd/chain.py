@@ -25,9 +25,10 @@ from meshd.refusal import Refused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.contract import Filter, Ticket
     from meshd.ledger import Ledger
+    from meshd.outcome import Outcome
 
 log = logging.getLogger("meshd.chain")
 

@@ -6,8 +6,9 @@ import json
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
-from meshd.call import Direction, Fault
+from meshd.call import Direction
 from meshd.filters.minting import moved
+from meshd.outcome import Fault
 from meshd.proxy.crash import ending
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec

@@ -8,12 +8,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshd.call import Call, Direction, Kind, Outcome, Reply, Target, Verdict, Wait
+from meshd.call import Call, Direction, Kind, Reply, Target, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream, build_chain
 from meshd.filters.bounds import Bounds
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
+from meshd.outcome import Outcome, Verdict
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.arrival import arrive, too_large
 from meshd.refusal import Refused

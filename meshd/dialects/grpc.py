@@ -9,8 +9,9 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Usage, Verdict
+from meshd.call import Usage
 from meshd.dialects.plain import Plain
+from meshd.outcome import Verdict
 
 if TYPE_CHECKING:
     from meshd.call import Headers

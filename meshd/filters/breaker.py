@@ -4,7 +4,7 @@ Closed admits, open refuses, half-open lets probes through: one, and when that h
 `probes` says; when all have succeeded it is closed. One breaker for each upstream, model and credential, since a
 provider limits and loses these apart from one another. A credential is known by a keyed hash, never by itself.
 
-What a result means is not decided here but by `meshd.call.classify`: back-pressure (429), other 4xx, the caller's
+What a result means is not decided here but by `meshd.outcome.classify`: back-pressure (429), other 4xx, the caller's
 hanging up and our own refusals are no failures.
 """
 
@@ -13,15 +13,16 @@ from __future__ import annotations
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meshd.call import Verdict
 from meshd.filters.circuit import Circuit, State
+from meshd.outcome import Verdict
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.breaker_settings import BreakerSettings
+    from meshd.outcome import Outcome
 
 BREAKERS_MAX: Final = 4096
 SOON_S: Final = 2.0

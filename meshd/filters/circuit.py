@@ -5,11 +5,11 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 
 if TYPE_CHECKING:
-    from meshd.call import Outcome
     from meshd.filters.breaker_settings import BreakerSettings
+    from meshd.outcome import Outcome
 
 PROBE_OVERDUE_S: Final = 60.0
 """After this another probe may go out beside one that has no result yet: a lost probe must not keep it half-open."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome, Reply, ReplyHead, Wait
+    from meshd.call import Call, Reply, ReplyHead, Wait
     from meshd.dialects.contract import Event
+    from meshd.outcome import Outcome
 
 
 class Settings(BaseModel):

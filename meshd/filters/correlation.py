@@ -23,10 +23,11 @@ from meshd.filters.correlation_deciding import Deciding, is_retry
 from meshd.filters.correlation_words import Words, texts_in
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.dialects.contract import Event
     from meshd.dialects.marks import Marks
     from meshd.dialects.marks_answer import AnswerMarks
+    from meshd.outcome import Outcome
     from meshd_sdk.context import Context
 
 ENDED_MAX: Final = 1024

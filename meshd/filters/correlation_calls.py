@@ -11,8 +11,9 @@ from meshd.filters.minting import moved
 from meshd_sdk.context import Context
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.correlation import Correlation
+    from meshd.outcome import Outcome
 
 HEARD_BYTES_MAX: Final = 16_384
 """Of an inbound call's body that are kept."""

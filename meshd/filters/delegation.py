@@ -22,9 +22,10 @@ from meshd_sdk import context as codec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.purse import Purse
     from meshd.ledger import Ledger
+    from meshd.outcome import Outcome
 
 TOKENS_MAX: Final = 10**15
 """Of one delegation, and of a workflow that nothing limits."""

@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meshd.call import Fault, Kind, Target
+from meshd.call import Kind, Target
+from meshd.outcome import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.fallback_settings import RetryOn, RetrySettings
+    from meshd.outcome import Outcome
 
 RETRY_AFTER_S_MAX: Final = 2.0
 """An upstream that asks for a longer pause is not asked again: the caller decides."""

@@ -8,11 +8,12 @@ from meshd.filters.contract import Cut
 from meshd.ledger.cost import charge_of, cost_of
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Outcome
+    from meshd.call import Ask
     from meshd.dialects.contract import Event
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry
+    from meshd.outcome import Outcome
     from meshd.prices.price import Quote
 
 STREAM_MARGIN: Final = 1.5

@@ -14,9 +14,10 @@ from meshd.filters.purse import account_of
 from meshd.ledger.booking import book
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
     from meshd.filters.purse import Terms
     from meshd.ledger import Ledger
+    from meshd.outcome import Outcome
 
 DIALECT: Final = "grpc"
 

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Final
 from meshd.filters.held import Held
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Call, Outcome
+    from meshd.call import Ask, Call
     from meshd.dialects.contract import Event
     from meshd.filters.bounds import Bounds
     from meshd.filters.held import Rest
     from meshd.ledger import Ledger
     from meshd.ledger.entry import Entry
+    from meshd.outcome import Outcome
 
 UNDERWAY_MAX: Final = 1024
 """Works that are known at a time; beyond them the oldest is charged at its bound."""

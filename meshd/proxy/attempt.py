@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import NOT_FORWARDED, Fault, Outcome, ReplyHead, Verdict, classify
+from meshd.call import ReplyHead
 from meshd.chain import settle
+from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue

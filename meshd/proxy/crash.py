@@ -10,7 +10,7 @@ import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:

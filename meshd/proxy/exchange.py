@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Call, Direction, Fault, Kind, Outcome, Reply, Target, Verdict
+from meshd.call import Call, Direction, Kind, Reply, Target
 from meshd.chain import Pending, settle
+from meshd.outcome import Fault, Outcome, Verdict
 from meshd.proxy.arrival import arrive, too_large
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.patience import is_body_too_slow

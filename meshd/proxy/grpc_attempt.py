@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Fault, Outcome, Usage
+from meshd.call import Usage
 from meshd.dialects.grpc import read_usage, verdict_of
+from meshd.outcome import Fault, Outcome
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused

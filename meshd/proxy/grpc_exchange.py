@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.grpc_attempt import GrpcAttempt
 from meshd.proxy.grpc_refusing import grpc_reply, status_fields

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from meshd.proxy.crash import crash
 from meshd.wire.http1 import encode_chunk, encode_last_chunk, encode_request_head
 from meshd.wire.http1_reply import NOBODY, ReplyReader

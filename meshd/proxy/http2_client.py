@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from meshd.proxy.crash import ending
 from meshd.proxy.http2_link import Http2Flow, Http2Link
 from meshd.wire.http2 import ErrorCode, ReplyReader, RequestHeads, client_connection

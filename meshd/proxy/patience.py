@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 
 if TYPE_CHECKING:
     from meshd.policy.compiled import Limits, Upstream

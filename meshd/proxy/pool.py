@@ -15,7 +15,7 @@ from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from meshd.proxy.crash import ending
 from meshd.proxy.http1_client import Http1Connection
 from meshd.proxy.http2_client import STREAMS_MAX, Http2Connection

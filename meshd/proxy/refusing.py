@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Fault, Reply
+from meshd.call import Reply
 from meshd.dialects.table import DIALECTS
+from meshd.outcome import Fault
 from meshd.proxy.grpc_refusing import grpc_reply
 from meshd.refusal import Reason, Refused, refusal_headers
 from meshd.wire.fields import is_grpc

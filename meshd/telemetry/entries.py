@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meshd.telemetry import names, spans
+from meshd.telemetry import metrics, names, spans
 
 if TYPE_CHECKING:
     from meshd.call import Usage
@@ -85,6 +85,6 @@ def _cut(value: Any) -> Any:
 def count_reported(series: Series, model: str, usage: Usage, microdollars: int) -> None:
     """Count usage that an agent reports, in the metrics of tokens. `model` is empty for one that nobody else knows:
     agents may invent names, and they are labels."""
-    found = series.of_model(names.CHAT, names.REPORTED, model or names.OTHER)
+    found = series.of_model(names.CHAT, names.REPORTED, model or metrics.OTHER)
     found.observe_tokens(usage.input_tokens, usage.output_tokens)
     found.microdollars += microdollars

@@ -14,7 +14,7 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from meshd.dialects.grpc import name_of
-from meshd.telemetry import names
+from meshd.telemetry import metrics, names
 from meshd.telemetry.series import RULES_MAX, VERDICTS, label
 from meshd.telemetry.sources import Reading
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from prometheus_client.metrics_core import Metric as Family
 
-    from meshd.telemetry.names import Metric
+    from meshd.telemetry.metrics import Metric
     from meshd.telemetry.series import Histogram, Series, TargetSeries
     from meshd.telemetry.sources import BudgetReading
     from meshd.telemetry.tally import Tally
@@ -86,7 +86,7 @@ class Exposition(Collector):
 
     def _calls(self, targets: list[TargetSeries]) -> Iterator[Family]:
         yield _counter(
-            names.CALLS,
+            metrics.CALLS,
             (
                 ((t.direction, t.kind, t.target, result), count)
                 for t in targets
@@ -99,18 +99,18 @@ class Exposition(Collector):
             for reason, count in list(t.refusals.items()):
                 key = (reason.value, t.target)
                 refusals[key] = refusals.get(key, 0) + count
-        yield _counter(names.REFUSALS, refusals.items())
+        yield _counter(metrics.REFUSALS, refusals.items())
         grpc: dict[tuple[str, ...], float] = {}
         for t in targets:
             for status, count in list(t.grpc.items()):
                 _add(grpc, (t.direction, t.target, name_of(status)), count)
-        yield _counter(names.GRPC_CALLS, grpc.items())
+        yield _counter(metrics.GRPC_CALLS, grpc.items())
         series = self._series
         ways = (("outbound", series.evidence_outbound), ("inbound", series.evidence_inbound))
         ties = [((direction, evidence), count) for direction, counts in ways for evidence, count in counts.items()]
-        yield _counter(names.CALLS_TIED, [tie for tie in ties if tie[1]])
-        yield _histogram(names.CALL_DURATION, (((t.direction, t.kind, t.target), t.duration) for t in targets))
-        yield _histogram(names.FIRST_BYTE, (((t.direction, t.kind, t.target), t.first_byte) for t in targets))
+        yield _counter(metrics.CALLS_TIED, [tie for tie in ties if tie[1]])
+        yield _histogram(metrics.CALL_DURATION, (((t.direction, t.kind, t.target), t.duration) for t in targets))
+        yield _histogram(metrics.FIRST_BYTE, (((t.direction, t.kind, t.target), t.first_byte) for t in targets))
 
     def _attempts(self, targets: list[TargetSeries]) -> Iterator[Family]:
         attempts: dict[tuple[str, ...], float] = {}
@@ -131,54 +131,54 @@ class Exposition(Collector):
             _add(retries, (t.target,), t.retries)
             _add(estimated, (t.target, "input"), t.estimated_input)
             _add(estimated, (t.target, "output"), t.estimated_output)
-        yield _counter(names.ATTEMPTS, attempts.items())
-        yield _counter(names.ATTEMPT_FAULTS, faults.items())
-        yield _counter(names.RETRIES, retries.items())
-        yield _counter(names.TOKENS_ESTIMATED, estimated.items())
-        yield _counter(names.BOUND_TOKENS, bound.items())
-        yield _counter(names.CHARGED_TOKENS, charged.items())
-        yield _counter(names.COST, costs.items())
+        yield _counter(metrics.ATTEMPTS, attempts.items())
+        yield _counter(metrics.ATTEMPT_FAULTS, faults.items())
+        yield _counter(metrics.RETRIES, retries.items())
+        yield _counter(metrics.TOKENS_ESTIMATED, estimated.items())
+        yield _counter(metrics.BOUND_TOKENS, bound.items())
+        yield _counter(metrics.CHARGED_TOKENS, charged.items())
+        yield _counter(metrics.COST, costs.items())
 
     def _models(self) -> Iterator[Family]:
         models = [((m.operation, m.provider, m.model), m) for m in list(self._series.models.values())]
         tokens = [((*key, "input"), m.input_tokens) for key, m in models]
         tokens += [((*key, "output"), m.output_tokens) for key, m in models]
-        yield _histogram(names.TOKEN_USAGE, tokens)
+        yield _histogram(metrics.TOKEN_USAGE, tokens)
         durations = [((*key, ""), m.duration) for key, m in models]
-        yield _histogram(names.OPERATION_DURATION, [*durations, *list(self._series.errors.items())])
-        yield _histogram(names.TIME_TO_FIRST_CHUNK, ((key, m.first_chunk) for key, m in models))
-        yield _counter(names.MODEL_COST, [(key, m.microdollars) for key, m in models if m.microdollars])
+        yield _histogram(metrics.OPERATION_DURATION, [*durations, *list(self._series.errors.items())])
+        yield _histogram(metrics.TIME_TO_FIRST_CHUNK, ((key, m.first_chunk) for key, m in models))
+        yield _counter(metrics.MODEL_COST, [(key, m.microdollars) for key, m in models if m.microdollars])
 
     def _policy(self) -> Iterator[Family]:
         tally, hits = self._tally, list(self.reading.rule_hits.items())
         rows: dict[tuple[str, ...], float] = {}
         for position, (rule, count) in enumerate(hits):
-            _add(rows, (label(rule) if position < RULES_MAX else names.OTHER,), count, keep_zero=True)
-        yield _counter(names.RULE_HITS, rows.items())
-        yield _counter(names.SHADOWED, list(self._series.shadowed.items()))
-        yield _counter(names.POLICY_RELOADS, [(("ok",), tally.reloads_ok), (("failed",), tally.reloads_failed)])
-        yield _gauge(names.POLICY_RELOADED_AT, [((), tally.policy_taken_s)] if tally.policy_taken_s else [])
-        yield _gauge(names.POLICY_STALE, [((), float(tally.is_policy_stale))])
+            _add(rows, (label(rule) if position < RULES_MAX else metrics.OTHER,), count, keep_zero=True)
+        yield _counter(metrics.RULE_HITS, rows.items())
+        yield _counter(metrics.SHADOWED, list(self._series.shadowed.items()))
+        yield _counter(metrics.POLICY_RELOADS, [(("ok",), tally.reloads_ok), (("failed",), tally.reloads_failed)])
+        yield _gauge(metrics.POLICY_RELOADED_AT, [((), tally.policy_taken_s)] if tally.policy_taken_s else [])
+        yield _gauge(metrics.POLICY_STALE, [((), float(tally.is_policy_stale))])
 
     def _budget_and_breakers(self) -> Iterator[Family]:
         reading = self.reading
         budget = reading.budget
         yield from _scopes(budget)
-        yield _gauge(names.BUDGET_STRANDED, [((), budget.stranded)] if budget else [])
-        yield _counter(names.BUDGET_SPENT, [((), budget.spent)] if budget else [])
-        yield _counter(names.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
-        yield _counter(names.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
+        yield _gauge(metrics.BUDGET_STRANDED, [((), budget.stranded)] if budget else [])
+        yield _counter(metrics.BUDGET_SPENT, [((), budget.spent)] if budget else [])
+        yield _counter(metrics.BUDGET_REFUSED, [((), budget.refused)] if budget else [])
+        yield _counter(metrics.BOUND_VIOLATIONS, [((), budget.bound_violations)] if budget else [])
         counted = [(("lowered",), budget.counted), (("kept",), budget.uncounted)] if budget else []
-        yield _counter(names.BOUND_COUNTS, counted)
-        yield _gauge(names.BOUNDS_RAISED, [((), budget.models_raised)] if budget else [])
+        yield _counter(metrics.BOUND_COUNTS, counted)
+        yield _gauge(metrics.BOUNDS_RAISED, [((), budget.models_raised)] if budget else [])
         bounds = [((one.family, one.bound_by), one) for one in list(self._series.bounds.values())]
-        yield _counter(names.INPUT_BOUND, ((key, one.bound) for key, one in bounds))
-        yield _counter(names.INPUT_USED, ((key, one.used) for key, one in bounds))
-        yield _histogram(names.BOUND_RATIO, ((key, one.ratio) for key, one in bounds))
-        yield _counter(names.BUDGET_SPENT_MONEY, [((), budget.spent_microdollars)] if budget else [])
+        yield _counter(metrics.INPUT_BOUND, ((key, one.bound) for key, one in bounds))
+        yield _counter(metrics.INPUT_USED, ((key, one.used) for key, one in bounds))
+        yield _histogram(metrics.BOUND_RATIO, ((key, one.ratio) for key, one in bounds))
+        yield _counter(metrics.BUDGET_SPENT_MONEY, [((), budget.spent_microdollars)] if budget else [])
         passed = (budget.warned, budget.degraded, budget.unpriced) if budget else ((), (), ())
         for metric, counts in zip(
-            (names.BUDGET_WARNED, names.BUDGET_DEGRADED, names.BUDGET_UNPRICED), passed, strict=True
+            (metrics.BUDGET_WARNED, metrics.BUDGET_DEGRADED, metrics.BUDGET_UNPRICED), passed, strict=True
         ):
             rows: dict[tuple[str, ...], float] = {}
             for rule, count in counts:
@@ -192,30 +192,30 @@ class Exposition(Collector):
             worst[target] = max(worst.get(target, 0), rank)
             _add(not_closed, (target,), rank > 0, keep_zero=True)
         yield _gauge(
-            names.BREAKER_STATE,
+            metrics.BREAKER_STATE,
             (
                 ((target, state), float(rank == found))
                 for target, found in worst.items()
                 for rank, state in enumerate(names.BREAKER_STATES)
             ),
         )
-        yield _gauge(names.BREAKERS_NOT_CLOSED, not_closed.items())
+        yield _gauge(metrics.BREAKERS_NOT_CLOSED, not_closed.items())
 
     def _process(self) -> Iterator[Family]:
         tally, up = self._tally, self.reading.is_store_up
-        yield _gauge(names.CALLS_OPEN, _by_direction(tally.calls_outbound, tally.calls_inbound))
-        yield _gauge(names.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
-        yield _counter(names.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
-        yield _counter(names.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
-        yield _gauge(names.STORE_UP, [] if up is None else [((), float(up))])
-        yield _counter(names.SPANS_EXPORTED, [((), tally.spans_exported)])
+        yield _gauge(metrics.CALLS_OPEN, _by_direction(tally.calls_outbound, tally.calls_inbound))
+        yield _gauge(metrics.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
+        yield _counter(metrics.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
+        yield _counter(metrics.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
+        yield _gauge(metrics.STORE_UP, [] if up is None else [((), float(up))])
+        yield _counter(metrics.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(
-            names.SPANS_DROPPED, [(("queue_full",), tally.spans_dropped), (("export_failed",), tally.spans_failed)]
+            metrics.SPANS_DROPPED, [(("queue_full",), tally.spans_dropped), (("export_failed",), tally.spans_failed)]
         )
-        yield _counter(names.USAGE_MALFORMED, [((), tally.usage_malformed)])
-        yield _counter(names.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
-        yield _gauge(names.BUILD, [((self._version, names.PROFILE), 1.0)])
-        yield _gauge(names.STARTED_AT, [((), self._started_s)])
+        yield _counter(metrics.USAGE_MALFORMED, [((), tally.usage_malformed)])
+        yield _counter(metrics.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
+        yield _gauge(metrics.BUILD, [((self._version, names.PROFILE), 1.0)])
+        yield _gauge(metrics.STARTED_AT, [((), self._started_s)])
 
 
 def _scopes(budget: BudgetReading | None) -> Iterator[Family]:
@@ -224,20 +224,20 @@ def _scopes(budget: BudgetReading | None) -> Iterator[Family]:
     accounts: dict[tuple[str, ...], float] = {}
     for sums in found:
         _add(accounts, (sums.scope,), sums.accounts, keep_zero=True)
-    yield _gauge(names.BUDGET_ACCOUNTS, accounts.items())
+    yield _gauge(metrics.BUDGET_ACCOUNTS, accounts.items())
     tokens = [sums for sums in found if not sums.is_money]
     money = [sums for sums in found if sums.is_money]
-    for metrics, those in ((_OF_TOKENS, tokens), (_OF_MONEY, money)):
-        limit, used, reserved, leased = metrics
+    for amounts, those in ((_OF_TOKENS, tokens), (_OF_MONEY, money)):
+        limit, used, reserved, leased = amounts
         yield _gauge(limit, [((sums.scope,), sums.limit) for sums in those])
         yield _gauge(used, [((sums.scope,), sums.used) for sums in those])
         yield _gauge(reserved, [((sums.scope,), sums.reserved) for sums in those])
         yield _gauge(leased, [((sums.scope,), sums.leased) for sums in those])
 
 
-_OF_TOKENS = (names.BUDGET_LIMIT, names.BUDGET_USED, names.BUDGET_RESERVED, names.BUDGET_LEASED)
+_OF_TOKENS = (metrics.BUDGET_LIMIT, metrics.BUDGET_USED, metrics.BUDGET_RESERVED, metrics.BUDGET_LEASED)
 _OF_MONEY = (
-    names.BUDGET_LIMIT_MONEY, names.BUDGET_USED_MONEY, names.BUDGET_RESERVED_MONEY, names.BUDGET_LEASED_MONEY,
+    metrics.BUDGET_LIMIT_MONEY, metrics.BUDGET_USED_MONEY, metrics.BUDGET_RESERVED_MONEY, metrics.BUDGET_LEASED_MONEY,
 )  # fmt: skip
 
 

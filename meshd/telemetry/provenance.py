@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Direction, Evidence, Fault, Kind, Target, Verdict
+from meshd.call import Direction, Evidence, Kind, Target
+from meshd.outcome import Fault, Verdict
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Call, Outcome
+    from meshd.call import Ask, Call
     from meshd.filters.held import Held, Rest
     from meshd.ledger.entry import Shortfall
+    from meshd.outcome import Outcome
     from meshd.refusal import Reason, Refused
 
 ATTEMPTS_MAX: Final = 10_000

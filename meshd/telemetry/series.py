@@ -12,12 +12,14 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Direction, Evidence, Verdict
+from meshd.call import Direction, Evidence
 from meshd.dialects.windows import family
-from meshd.telemetry import names
+from meshd.outcome import Verdict
+from meshd.telemetry import metrics, names
 
 if TYPE_CHECKING:
-    from meshd.call import Ask, Call, Fault
+    from meshd.call import Ask, Call
+    from meshd.outcome import Fault
     from meshd.refusal import Reason
 
 _INBOUND: Final = Direction.INBOUND
@@ -113,8 +115,8 @@ class TargetSeries:
         self.charged = 0
         self.microdollars = 0
         """What attempts cost that a dollar budget counts."""
-        self.duration = Histogram(names.SECONDS_BUCKETS)
-        self.first_byte = Histogram(names.SECONDS_BUCKETS)
+        self.duration = Histogram(metrics.SECONDS_BUCKETS)
+        self.first_byte = Histogram(metrics.SECONDS_BUCKETS)
 
 
 class ModelSeries:
@@ -135,10 +137,10 @@ class ModelSeries:
         self.operation = operation
         self.provider = provider
         self.model = model
-        self.duration = Histogram(names.GEN_AI_SECONDS_BUCKETS)
-        self.first_chunk = Histogram(names.GEN_AI_SECONDS_BUCKETS)
-        self.input_tokens = Histogram(names.TOKEN_BUCKETS)
-        self.output_tokens = Histogram(names.TOKEN_BUCKETS)
+        self.duration = Histogram(metrics.GEN_AI_SECONDS_BUCKETS)
+        self.first_chunk = Histogram(metrics.GEN_AI_SECONDS_BUCKETS)
+        self.input_tokens = Histogram(metrics.TOKEN_BUCKETS)
+        self.output_tokens = Histogram(metrics.TOKEN_BUCKETS)
         self.microdollars = 0
 
     def observe_tokens(self, given: int, made: int) -> None:
@@ -164,7 +166,7 @@ class BoundSeries:
         self.bound = 0
         """Input tokens."""
         self.used = 0
-        self.ratio = Histogram(names.RATIO_BUCKETS)
+        self.ratio = Histogram(metrics.RATIO_BUCKETS)
 
     def observe(self, bound: int, used: int) -> None:
         """Count the bound and what was used, both in tokens."""
@@ -185,7 +187,7 @@ class Series:
         self.outbound: dict[str, TargetSeries] = {}
         self.inbound: dict[str, TargetSeries] = {}
         self.unknown = {
-            direction: TargetSeries(direction, "host", names.UNKNOWN, names.UNKNOWN)
+            direction: TargetSeries(direction, "host", metrics.UNKNOWN, metrics.UNKNOWN)
             for direction in ("outbound", "inbound")
         }
         self.models: dict[tuple[str, str, str], ModelSeries] = {}
@@ -227,7 +229,7 @@ class Series:
         # one label would make the whole scrape invalid.
         known = getattr(call.policy, "upstreams", None)
         is_foreign = known is not None and upstream.name not in known and not is_inbound
-        is_taken = shown in (names.UNKNOWN, names.OTHER) or any(made.target == shown for made in table.values())
+        is_taken = shown in (metrics.UNKNOWN, metrics.OTHER) or any(made.target == shown for made in table.values())
         if is_foreign or is_taken or len(table) >= TARGETS_MAX:
             return self._spare(table, direction, upstream.kind.value)
         provider = names.provider(upstream.host, upstream.dialect)
@@ -239,7 +241,7 @@ class Series:
         """Return what the targets without a name of their own share. The key cannot be an upstream's name."""
         key = f" {kind}"
         if key not in table:
-            table[key] = TargetSeries(direction, kind, names.OTHER, names.OTHER)
+            table[key] = TargetSeries(direction, kind, metrics.OTHER, metrics.OTHER)
         return table[key]
 
     def of_model(self, operation: str, provider: str, model: str) -> ModelSeries:
@@ -248,10 +250,10 @@ class Series:
         return found if found is not None else self._admit_model(operation, provider, model)
 
     def _admit_model(self, operation: str, provider: str, model: str) -> ModelSeries:
-        shown = label(model) or names.UNKNOWN
+        shown = label(model) or metrics.UNKNOWN
         is_full = shown not in self.model_names and len(self.model_names) >= MODELS_MAX
         if is_full or len(self.models) >= MODEL_SERIES_MAX:
-            shown = names.OTHER
+            shown = metrics.OTHER
         else:
             self.model_names.add(shown)
         found = self.models.get((operation, provider, shown))
@@ -271,16 +273,16 @@ class Series:
         """Return the duration histogram of failed operations. A model that never answered is `other`."""
         shown = label(model)
         if shown not in self.model_names or len(self.errors) >= MODEL_SERIES_MAX:
-            shown = names.OTHER
+            shown = metrics.OTHER
         key = (operation, provider, shown, error)
         found = self.errors.get(key)
         if found is None:
-            found = self.errors[key] = Histogram(names.GEN_AI_SECONDS_BUCKETS)
+            found = self.errors[key] = Histogram(metrics.GEN_AI_SECONDS_BUCKETS)
         return found
 
     def shadow(self, rule: str, reason: str) -> None:
         """Count what a rule in shadow would have refused."""
         key = (label(rule), reason)
         if key not in self.shadowed and len(self.shadowed) >= RULES_MAX:
-            key = (names.OTHER, reason)
+            key = (metrics.OTHER, reason)
         self.shadowed[key] = self.shadowed.get(key, 0) + 1

@@ -12,16 +12,18 @@ import time
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol
 
-from meshd.call import Direction, Fault, Kind
+from meshd.call import Direction, Kind
 from meshd.dialects.grpc import name_of, split_path
+from meshd.outcome import Fault
 from meshd.telemetry import names, redact
 from meshd_sdk.context import parent_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call, Outcome
+    from meshd.call import Ask, Call
     from meshd.dialects.contract import Meter
+    from meshd.outcome import Outcome
     from meshd.refusal import Refused
 
 SAMPLED: Final = 0x01

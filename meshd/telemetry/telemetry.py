@@ -10,10 +10,11 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Call, Direction, Fault, Kind, Verdict
+from meshd.call import Call, Direction, Kind
 from meshd.dialects.table import GRPC
+from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason
-from meshd.telemetry import names, redact, sources, spans
+from meshd.telemetry import metrics, names, redact, sources, spans
 from meshd.telemetry.logs import FloodGate
 from meshd.telemetry.provenance import Provenance
 from meshd.telemetry.series import Series
@@ -24,9 +25,10 @@ from meshd.telemetry.totals import TargetTotals, Totals
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Outcome, Usage
+    from meshd.call import Ask, Usage
     from meshd.dialects.contract import Meter
     from meshd.filters.held import Held
+    from meshd.outcome import Outcome
     from meshd.refusal import Refused
     from meshd.telemetry.exposition import Exposition
     from meshd.telemetry.series import ModelSeries, TargetSeries
@@ -151,11 +153,11 @@ class Telemetry:
         usage, known, sent = outcome.usage, self.series.model_names, ask.model_sent
         if usage is not None and (usage.input_tokens or usage.output_tokens):
             # A stream that was cut or abandoned has cost what it has cost; the model may be new or unknown.
-            shown = sent if sent in known or not usage.is_estimated else names.OTHER
+            shown = sent if sent in known or not usage.is_estimated else metrics.OTHER
             _used(series, self.series.of_model(ask.operation, series.provider, shown), usage)
         if outcome.microdollars:
             series.microdollars += outcome.microdollars
-            shown = sent if sent in known else names.OTHER
+            shown = sent if sent in known else metrics.OTHER
             self.series.of_model(ask.operation, series.provider, shown).microdollars += outcome.microdollars
 
     def ended(
@@ -277,7 +279,7 @@ class Telemetry:
         is_refused = result == names.REFUSED and refused is not None
         what = "refused" if is_refused else "failed"
         why = spans.error_type(status, outcome, refused) or (outcome.verdict.value if outcome is not None else "")
-        target = call.target.name if call.upstream is not None else names.UNKNOWN
+        target = call.target.name if call.upstream is not None else metrics.UNKNOWN
         if not self._gate.is_open((what, why, target), self._clock()):
             return
         message = refused.message if refused is not None else why

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any
 
-from meshd.call import Ask, Call, Direction, Fault, Kind, Outcome, Target, Verdict, classify
+from meshd.call import Ask, Call, Direction, Kind, Target
+from meshd.outcome import Fault, Outcome, Verdict, classify
 from meshd.policy.document import DocumentFile, parse
 from meshd_sdk.context import Key, Keyring
 

@@ -8,11 +8,12 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from meshd.call import Call, Fault, Headers, Outcome
+from meshd.call import Call, Headers
 from meshd.filters import breaker as breaker_filter
 from meshd.filters.breaker import Breaker, BreakerKey, Permit
 from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.circuit import PROBE_OVERDUE_S, STATES, Circuit, Sign, State
+from meshd.outcome import Fault, Outcome
 from meshd.policy.compiled import Plan
 from meshd.refusal import Reason, Refused
 from tests.filters.calls import call, chat, outcome, policy
@@ -446,7 +447,7 @@ def test_a_permit_is_settled_once(one: Breaker) -> None:
 
 
 def test_our_own_refusal_is_no_failure_of_the_upstream(one: Breaker) -> None:
-    from meshd.call import Verdict
+    from meshd.outcome import Verdict
 
     for _ in range(10):
         permit = one.admit(made())

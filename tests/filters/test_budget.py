@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Ask, Call, Fault, Outcome, Usage, Wait
+from meshd.call import Ask, Call, Usage, Wait
 from meshd.dialects.contract import Event
 from meshd.dialects.openai import OpenAI
 from meshd.engines.memory import MemoryStore
@@ -21,6 +21,7 @@ from meshd.filters.held import Held, HeldStream
 from meshd.filters.minting import mint_run
 from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
+from meshd.outcome import Fault, Outcome
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import Context
 from tests.filters.calls import WALL_S, Bytes, Keys, chat, outcome, policy

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from meshd.call import Ask, Fault, Usage, Wait
+from meshd.call import Ask, Usage, Wait
 from meshd.dialects.openai import OpenAI
 from meshd.filters.allow_list import judge
 from meshd.filters.bounds import Bounds
@@ -17,6 +17,7 @@ from meshd.filters.held import Held, HeldStream
 from meshd.filters.minting import mint_run
 from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
+from meshd.outcome import Fault
 from meshd.prices.billed import Billed
 from meshd.refusal import Reason, Refused
 from meshd.tokens.counter import Counter

@@ -6,10 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Call, Fault, Outcome
+from meshd.call import Call
 from meshd.filters import fallback as fallback_filter
 from meshd.filters.fallback import RESERVE, Fallback, Next
 from meshd.filters.fallback_settings import RetrySettings
+from meshd.outcome import Fault, Outcome
 from meshd.policy.compiled import Plan
 from meshd.refusal import Reason
 from meshd_sdk.context import Context

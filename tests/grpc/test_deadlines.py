@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import pytest
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 from meshd.wire.grpc import read_timeout
 from meshd_sdk import context as codec
 from tests.grpc import testing_pb2 as pb

@@ -11,9 +11,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
-from meshd.call import Verdict
 from meshd.dialects.grpc import NAMES, name_of, split_path, verdict_of
 from meshd.filters.circuit import State
+from meshd.outcome import Verdict
 from tests.grpc import testing_pb2 as pb
 from tests.grpc.conftest import policy
 

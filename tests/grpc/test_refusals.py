@@ -10,7 +10,7 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2, status_pb2
 
-from meshd.call import Verdict
+from meshd.outcome import Verdict
 from meshd.refusal import TABLE, Reason, Refused
 from meshd.wire.grpc import DETAILS_BYTES_MAX, MESSAGE_BYTES_MAX
 from tests.grpc import testing_pb2 as pb

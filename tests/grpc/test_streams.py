@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 from tests.grpc import testing_pb2 as pb
 from tests.grpc import testing_pb2_grpc as rpc
 from tests.grpc.cases import output

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import uvloop
 
-from meshd.call import Ask, Call, Direction, Kind, Outcome, Target, Usage, Verdict
+from meshd.call import Ask, Call, Direction, Kind, Target, Usage
 from meshd.filters.budget import Budget
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.held import Held
 from meshd.ledger import Ledger, Reservation
+from meshd.outcome import Outcome, Verdict
 from meshd.policy.compiled import Plan
 from meshd_sdk.context import Context
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Awaitable, Callable
 
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
+    from meshd.outcome import Outcome
 
 READ_LIMIT = 64 * 1024
 

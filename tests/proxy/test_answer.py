@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault, Wait
+from meshd.call import Wait
 from meshd.dialects.table import DIALECTS
 from meshd.filters.budget import Budget
 from meshd.filters.contract import Cut
 from meshd.filters.held import HeldStream
 from meshd.ledger import Ledger
+from meshd.outcome import Fault
 from meshd.proxy.answer import AnswerError, PlainAnswer, StreamAnswer, inflater_for, splitter_of
 from meshd_sdk.context import Context
 from tests.filters.calls import call, outcome, policy

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 from meshd.proxy.attempt import DETACHED_BYTES_MAX, DETACHED_S_MAX
 from meshd.refusal import Reason, Refused
 from tests.proxy.harness import CHAT, CHAT_STREAM, get, llm_policy, plain_policy, post, turns, until

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from tests.proxy.harness import get, plain_policy, turns, until
 
 pytestmark = pytest.mark.both_loops

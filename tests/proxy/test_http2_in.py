@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from tests.proxy.harness import echo, plain_policy, seeded, turns, until
 from tests.proxy.peers_h2 import H2Client, echo_h2
 

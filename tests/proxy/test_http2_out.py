@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from tests.proxy.harness import CHAT, CHAT_REPLY, chunked, free_port, get, llm_policy, plain_policy, post, until
 from tests.proxy.peers_h2 import echo_h2
 

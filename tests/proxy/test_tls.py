@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
-from meshd.call import Fault
+from meshd.outcome import Fault
 from tests.proxy.harness import echo, get, post
 from tests.proxy.peers_h2 import H2Client, echo_h2
 

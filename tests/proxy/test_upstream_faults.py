@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 from tests.proxy.harness import CHAT, CHAT_REPLY, echo, free_port, get, llm_policy, plain_policy, post, turns, until
 from tests.proxy.messages import Incomplete
 

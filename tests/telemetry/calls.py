@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from meshd.call import Ask, Call, Direction, Fault, Headers, Kind, Outcome, Target, Usage, Verdict
+from meshd.call import Ask, Call, Direction, Headers, Kind, Target, Usage
+from meshd.outcome import Fault, Outcome, Verdict
 from meshd.policy.compiled import Upstream
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client import Histogram as ClientHistogram
 
 from meshd.call import Usage
-from meshd.telemetry import names
+from meshd.telemetry import metrics
 from meshd.telemetry.otlp import encode
 from meshd.telemetry.series import Histogram
 from meshd.telemetry.spans import FinishedSpan, Tracer
@@ -67,7 +67,7 @@ def main() -> None:
     print(
         f"encoding a span, in the exporter's thread      {cost_us(lambda: encode(batch, b'', b''), 100) / 64:7.2f} us"
     )
-    ours, theirs = Histogram(names.SECONDS_BUCKETS), ClientHistogram("a", "a", ["b"], registry=CollectorRegistry())
+    ours, theirs = Histogram(metrics.SECONDS_BUCKETS), ClientHistogram("a", "a", ["b"], registry=CollectorRegistry())
     child = theirs.labels("c")
     print(f"an observation, ours                           {cost_us(lambda: ours.observe(0.3)):7.2f} us")
     print(f"an observation, prometheus_client's            {cost_us(lambda: child.observe(0.3)):7.2f} us")

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Fault, Verdict
+from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.telemetry import logs, redact
 from meshd.telemetry.logs import FloodGate, LevelError, Summary, set_up

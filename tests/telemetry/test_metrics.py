@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from meshd.call import Ask, Direction, Fault, Kind, Usage, Verdict
+from meshd.call import Ask, Direction, Kind, Usage
 from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held
 from meshd.ledger import Ledger
 from meshd.ledger.entry import Entry
 from meshd.ledger.holder import Holder
+from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
-from meshd.telemetry import names
+from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
 from meshd.telemetry.sources import BreakerReading, BudgetReading
@@ -146,21 +147,21 @@ def test_every_metric_of_the_table_is_shown_with_its_labels_and_no_other() -> No
         name = family.name + ("_total" if family.type == "counter" else "")
         kinds[name] = family.type
         shown[name] = {key for sample in family.samples for key in sample.labels} - {"le"}
-    ours = {metric.name: metric for metric in names.METRICS}
-    assert set(shown) - set(names.PROCESS_METRICS) == set(ours)
+    ours = {metric.name: metric for metric in metrics.METRICS}
+    assert set(shown) - set(metrics.PROCESS_METRICS) == set(ours)
     assert {name: shown[name] for name in ours} == {name: set(metric.labels) for name, metric in ours.items()}
     assert {name: kinds[name] for name in ours} == {name: metric.kind for name, metric in ours.items()}
 
 
 def test_no_metric_has_a_label_that_grows_with_the_work() -> None:
-    labels = {label for metric in names.METRICS for label in metric.labels}
+    labels = {label for metric in metrics.METRICS for label in metric.labels}
     assert not {found for found in labels if re.search("workflow|path|session|prompt|url|call|account|trace", found)}
 
 
 def test_the_documents_name_every_metric_label_and_attribute() -> None:
     text = (Path(__file__).parents[2] / "docs" / "telemetry.md").read_text()
     documented = set(re.findall(r"`([a-z_.]+)`", text))
-    expected = {metric.name for metric in names.METRICS} | {label for m in names.METRICS for label in m.labels}
+    expected = {metric.name for metric in metrics.METRICS} | {label for m in metrics.METRICS for label in m.labels}
     expected |= names.ATTRIBUTES | set(names.RESULTS)
     assert expected - documented == set()
     assert {name for name in documented if name.startswith(("meshd_", "gen_ai_client"))} <= expected

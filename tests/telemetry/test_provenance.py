@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshd.call import Ask, Direction, Fault, Kind, Usage, Verdict
+from meshd.call import Ask, Direction, Kind, Usage
 from meshd.filters.bounds import Bounds
 from meshd.filters.held import Held, Rest
 from meshd.filters.underway import Begun, Underway
 from meshd.ledger import Ledger
+from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.telemetry.provenance import NONE, Provenance
 from meshd.telemetry.telemetry import Telemetry
@@ -19,7 +20,8 @@ from meshd.view_calls import call_of, calls_of
 from tests.telemetry.calls import call, outcome, upstream
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
+    from meshd.outcome import Outcome
 
 SECRET = "sk-canary-4242"
 ASK = Ask("chat", "gpt-4o", input_bound=50)

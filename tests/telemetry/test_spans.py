@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Direction, Fault, Kind, Usage, Verdict
+from meshd.call import Direction, Kind, Usage
+from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.telemetry import names
 from meshd.telemetry.spans import FinishedSpan, Span, Tracer, parse_traceparent
@@ -16,7 +17,8 @@ from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import PARENT, call, outcome, run_through, upstream
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Outcome
+    from meshd.call import Call
+    from meshd.outcome import Outcome
 
 UNSAMPLED = PARENT[:-2] + "00"
 

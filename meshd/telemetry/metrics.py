@@ -1,0 +1,269 @@
+"""Every metric, in one versioned table: see `meshd.telemetry.names` for where the names come from."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+
+class Metric(NamedTuple):
+    """One metric: its kind as Prometheus knows it, its help text, its labels."""
+
+    name: str
+    """With the `_total` suffix where it is a counter."""
+    kind: str  # counter, gauge or histogram
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+DIRECTION: Final = "direction"
+KIND: Final = "kind"
+TARGET: Final = "target"
+RESULT: Final = "result"
+REASON: Final = "reason"
+RULE: Final = "rule"
+VERDICT: Final = "verdict"
+FAULT: Final = "fault"
+EVIDENCE: Final = "evidence"
+GRPC_STATUS: Final = "grpc_status"
+STATE: Final = "state"
+SCOPE: Final = "scope"
+FAMILY: Final = "family"
+BOUND: Final = "bound"
+ENTRY: Final = "entry"
+VERSION: Final = "version"
+NAMES_PROFILE: Final = "names"
+LABEL_OPERATION: Final = "gen_ai_operation_name"
+LABEL_PROVIDER: Final = "gen_ai_provider_name"
+LABEL_MODEL: Final = "gen_ai_request_model"
+LABEL_TOKEN_TYPE: Final = "gen_ai_token_type"
+LABEL_ERROR: Final = "error_type"
+
+UNKNOWN: Final = "unknown"
+"""Label of a target that the policy does not name."""
+OTHER: Final = "other"
+"""Label of whatever came after a bounded label was full."""
+
+_MODEL_LABELS = (LABEL_OPERATION, LABEL_PROVIDER, LABEL_MODEL)
+_TARGET_LABELS = (DIRECTION, KIND, TARGET)
+
+CALLS: Final = Metric("meshd_calls_total", "counter", "Calls that ended, by how they ended.", (*_TARGET_LABELS, RESULT))
+CALLS_OPEN: Final = Metric(
+    "meshd_calls_open", "gauge", "Calls in progress: HTTP/1.1 exchanges and HTTP/2 streams.", (DIRECTION,)
+)
+CALLS_TIED: Final = Metric(
+    "meshd_calls_by_evidence_total", "counter", "Calls that ended, by how they were tied to a workflow.",
+    (DIRECTION, EVIDENCE),
+)  # fmt: skip
+REFUSALS: Final = Metric("meshd_refusals_total", "counter", "Calls that meshd refused.", (REASON, TARGET))
+SHADOWED: Final = Metric(
+    "meshd_shadow_refusals_total", "counter", "Calls that a rule in shadow would have refused.", (RULE, REASON)
+)
+RULE_HITS: Final = Metric(
+    "meshd_rule_hits_total", "counter", "Calls for which a rule of the policy set something.", (RULE,)
+)
+CALL_DURATION: Final = Metric(
+    "meshd_call_duration_seconds", "histogram", "From a call's head to the last byte of its reply.", _TARGET_LABELS
+)
+GRPC_CALLS: Final = Metric(
+    "meshd_grpc_calls_total", "counter",
+    "gRPC calls that ended with a status, by its name: the upstream's, or our own.", (DIRECTION, TARGET, GRPC_STATUS),
+)  # fmt: skip
+USAGE_MALFORMED: Final = Metric(
+    "meshd_usage_malformed_total", "counter", "gRPC replies whose trailers report usage that is no number."
+)
+FIRST_BYTE: Final = Metric(
+    "meshd_call_first_byte_seconds",
+    "histogram",
+    "From sending an attempt to the first byte of its reply's body.",
+    _TARGET_LABELS,
+)
+ATTEMPTS: Final = Metric(
+    "meshd_attempts_total", "counter", "Sends to an upstream, by what they say of it.", (TARGET, VERDICT)
+)
+ATTEMPT_FAULTS: Final = Metric(
+    "meshd_attempt_faults_total", "counter", "Attempts that ended without a whole reply.", (TARGET, FAULT)
+)
+RETRIES: Final = Metric("meshd_retries_total", "counter", "Attempts beyond the first of a call.", (TARGET,))
+TOKENS_ESTIMATED: Final = Metric(
+    "meshd_tokens_estimated_total",
+    "counter",
+    "Tokens counted by meshd where the upstream reported no usage.",
+    (TARGET, LABEL_TOKEN_TYPE),
+)
+TOKEN_USAGE: Final = Metric(
+    "gen_ai_client_token_usage", "histogram", "Tokens that an attempt used.", (*_MODEL_LABELS, LABEL_TOKEN_TYPE)
+)
+OPERATION_DURATION: Final = Metric(
+    "gen_ai_client_operation_duration_seconds",
+    "histogram",
+    "Duration of a generative AI operation.",
+    (*_MODEL_LABELS, LABEL_ERROR),
+)
+TIME_TO_FIRST_CHUNK: Final = Metric(
+    "gen_ai_client_operation_time_to_first_chunk_seconds",
+    "histogram",
+    "From sending a generation request to the first chunk of its answer.",
+    _MODEL_LABELS,
+)
+BREAKER_STATE: Final = Metric(
+    "meshd_breaker_state",
+    "gauge",
+    "1 for the state that the most open breaker of an upstream is in, 0 for the others.",
+    (TARGET, STATE),
+)
+BREAKERS_NOT_CLOSED: Final = Metric(
+    "meshd_breakers_not_closed", "gauge", "Breakers of an upstream that are open or half-open.", (TARGET,)
+)
+CONNECTIONS: Final = Metric("meshd_connections_open", "gauge", "Open connections.", (DIRECTION,))
+CONNECTIONS_OPENED: Final = Metric(
+    "meshd_connections_opened_total", "counter", "Connections that were opened.", (DIRECTION,)
+)
+BUDGET_ACCOUNTS: Final = Metric(
+    "meshd_budget_accounts_open", "gauge", "Accounts in memory, by what they count together.", (SCOPE,)
+)
+BUDGET_LIMIT: Final = Metric(
+    "meshd_budget_limit_tokens", "gauge", "Limits of the accounts in memory, added up, top-ups included.", (SCOPE,)
+)
+BUDGET_USED: Final = Metric(
+    "meshd_budget_used_tokens", "gauge", "Tokens that the accounts in memory have spent, over all sidecars.", (SCOPE,)
+)
+BUDGET_RESERVED: Final = Metric(
+    "meshd_budget_reserved_tokens", "gauge", "Tokens reserved for attempts in flight, over all accounts.", (SCOPE,)
+)
+BUDGET_LEASED: Final = Metric(
+    "meshd_budget_leased_tokens",
+    "gauge",
+    "Tokens on lease to this sidecar: what it strands where it vanishes.",
+    (SCOPE,),
+)
+BUDGET_LIMIT_MONEY: Final = Metric(
+    "meshd_budget_limit_microdollars", "gauge", "The limits of accounts of money, likewise.", (SCOPE,)
+)
+BUDGET_USED_MONEY: Final = Metric(
+    "meshd_budget_used_microdollars", "gauge", "What accounts of money have spent, likewise.", (SCOPE,)
+)
+BUDGET_RESERVED_MONEY: Final = Metric(
+    "meshd_budget_reserved_microdollars", "gauge", "Micro-dollars reserved for attempts in flight.", (SCOPE,)
+)
+BUDGET_LEASED_MONEY: Final = Metric(
+    "meshd_budget_leased_microdollars", "gauge", "Micro-dollars on lease to this sidecar.", (SCOPE,)
+)
+BUDGET_STRANDED: Final = Metric(
+    "meshd_budget_stranded_tokens",
+    "gauge",
+    "Tokens of the run before that were counted as spent at this start, since nobody could say that they were not.",
+)
+BOUND_TOKENS: Final = Metric(
+    "meshd_bound_tokens_total", "counter", "What was reserved for attempts that were charged, each once.", (TARGET,)
+)
+CHARGED_TOKENS: Final = Metric(
+    "meshd_charged_tokens_total", "counter", "What those attempts were charged, each once.", (TARGET,)
+)
+BUDGET_SPENT: Final = Metric(
+    "meshd_budget_spent_tokens_total", "counter", "Tokens charged to accounts since the start of this process."
+)
+BUDGET_SPENT_MONEY: Final = Metric(
+    "meshd_budget_spent_microdollars_total",
+    "counter",
+    "Micro-dollars charged to accounts since the start of this process; twice where two budgets count a call.",
+)
+BUDGET_REFUSED: Final = Metric("meshd_budget_refused_total", "counter", "Attempts that no account could cover.")
+BUDGET_WARNED: Final = Metric(
+    "meshd_budget_warned_total", "counter", "Attempts with which a budget was past its `warn_at`, by its rule.", (RULE,)
+)
+BUDGET_DEGRADED: Final = Metric(
+    "meshd_budget_degraded_total", "counter", "Attempts for which a budget chose a cheaper model, by its rule.", (RULE,)
+)
+BUDGET_UNPRICED: Final = Metric(
+    "meshd_budget_unpriced_total",
+    "counter",
+    "Attempts on a dollar budget with a model whose price is not known, by the budget's rule.",
+    (RULE,),
+)
+COST: Final = Metric(
+    "meshd_cost_microdollars_total",
+    "counter",
+    "What attempts cost that a dollar budget counts, each once, by upstream.",
+    (TARGET,),
+)
+MODEL_COST: Final = Metric(
+    "meshd_model_cost_microdollars_total", "counter", "The same by model, as it was sent.", _MODEL_LABELS
+)
+BOUND_VIOLATIONS: Final = Metric(
+    "meshd_budget_bound_violations_total",
+    "counter",
+    "Attempts whose reported usage passed the bound that was reserved for them.",
+)
+BOUND_COUNTS: Final = Metric(
+    "meshd_bound_counts_total",
+    "counter",
+    "Requests whose tokens were counted because an account could not cover their bound, by what that did to it.",
+    (RESULT,),
+)
+BOUNDS_RAISED: Final = Metric(
+    "meshd_bounds_raised_models", "gauge", "Models whose bounds are multiplied because they passed one."
+)
+INPUT_BOUND: Final = Metric(
+    "meshd_input_bound_tokens_total",
+    "counter",
+    "Input tokens that were reserved for attempts whose usage was reported.",
+    (FAMILY, BOUND),
+)
+INPUT_USED: Final = Metric(
+    "meshd_input_used_tokens_total", "counter", "Input tokens that those attempts used.", (FAMILY, BOUND)
+)
+BOUND_RATIO: Final = Metric(
+    "meshd_input_bound_ratio",
+    "histogram",
+    "How many times the input that was used its bound was; below 1 the bound was none.",
+    (FAMILY, BOUND),
+)
+POLICY_RELOADS: Final = Metric(
+    "meshd_policy_reloads_total", "counter", "Policy reloads, by whether the document was taken.", (RESULT,)
+)
+POLICY_RELOADED_AT: Final = Metric(
+    "meshd_policy_last_reload_success_timestamp_seconds", "gauge", "When the current document was taken."
+)
+POLICY_STALE: Final = Metric(
+    "meshd_policy_stale", "gauge", "1 while the newest document could not be taken and an older one is in force."
+)
+TRACE_ENTRIES: Final = Metric(
+    "meshd_trace_entries_total", "counter", "What agents recorded of themselves, by what it is.", (ENTRY,)
+)
+STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
+SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")
+SPANS_DROPPED: Final = Metric("meshd_spans_dropped_total", "counter", "Spans that were lost, by where.", (REASON,))
+LOG_LINES_SUPPRESSED: Final = Metric(
+    "meshd_log_lines_suppressed_total", "counter", "Log lines summed up instead of written, in a flood."
+)
+BUILD: Final = Metric("meshd_build_info", "gauge", "1; the labels name this build.", (VERSION, NAMES_PROFILE))
+STARTED_AT: Final = Metric("meshd_start_timestamp_seconds", "gauge", "When this process began to serve.")
+
+METRICS: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+"""All of the above, in order."""
+
+PROCESS_METRICS: Final = (
+    "process_virtual_memory_bytes",
+    "process_resident_memory_bytes",
+    "process_start_time_seconds",
+    "process_cpu_seconds_total",
+    "process_open_fds",
+    "process_max_fds",
+)
+"""From prometheus_client's own collector, where the platform has them."""
+
+SECONDS_BUCKETS: Final = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0,
+)  # fmt: skip
+RATIO_BUCKETS: Final = (
+    0.999, 1.01, 1.1, 1.25, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 64.0, 1024.0,
+)  # fmt: skip
+"""The first holds what was no bound."""
+GEN_AI_SECONDS_BUCKETS: Final = (
+    0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
+)  # fmt: skip
+"""As the conventions advise."""
+TOKEN_BUCKETS: Final = (
+    1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
+)  # fmt: skip
+"""As the conventions advise."""
