@@ -185,12 +185,13 @@ _NOWHERE: Final = Target(Kind.HOST, "")
 class Reply:
     """An answer that meshd gives itself, here and now."""
 
-    __slots__ = ("body", "headers", "status")
+    __slots__ = ("body", "headers", "status", "trailers")
 
-    def __init__(self, status: int, headers: Headers, body: bytes = b"") -> None:
+    def __init__(self, status: int, headers: Headers, body: bytes = b"", trailers: Headers | None = None) -> None:
         self.status = status
         self.headers = headers
         self.body = body
+        self.trailers: Headers = [] if trailers is None else trailers
 
 
 class ReplyHead(NamedTuple):
@@ -203,10 +204,22 @@ class ReplyHead(NamedTuple):
 class Wait:
     """A decision that is not there yet: the coroutine ends in a ticket, a Reply or None, or raises Refused."""
 
-    __slots__ = ("coroutine",)
+    __slots__ = ("coroutine", "is_hold")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], *, is_hold: bool = False) -> None:
         self.coroutine = coroutine
+        self.is_hold = is_hold
+        """A person or a supervisor is waited for, for so long that the caller must be shown signs of life."""
+
+
+class NeedBody:
+    """A decision that needs the body of a call which streams: the proxy keeps it, sets `call.body` and asks again."""
+
+    __slots__ = ()
+
+
+NEED_BODY: Final = NeedBody()
+"""The only one."""
 
 
 class Call:
@@ -251,7 +264,7 @@ class Call:
         self.peer = peer
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
-        """The whole body where the dialect had to read it; None where it streams."""
+        """The whole body where the dialect or a filter had to read it; None where it streams."""
         self.agent = ""
         """Who calls (outbound) or is called (inbound): set by Context."""
         self.run_token = ""

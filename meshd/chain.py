@@ -10,7 +10,7 @@ import logging
 from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meshd.call import Reply, Wait
+from meshd.call import NeedBody, Reply, Wait
 from meshd.filters.allow_list import AllowList
 from meshd.filters.approval import Approval
 from meshd.filters.breaker import Breaker
@@ -19,7 +19,9 @@ from meshd.filters.context import Context
 from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
 from meshd.filters.hop_limit import HopLimit
+from meshd.filters.idempotency import Idempotency
 from meshd.filters.routing import Routing
+from meshd.filters.turns import Turns
 from meshd.refusal import Refused
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ FILTERS: Final[tuple[Place, ...]] = (
     Place(HopLimit, Scope.PER_CALL, "a loop must cost nothing: before any lookup"),
     Place(Routing, Scope.PER_CALL, "judge the target that will really be called"),
     Place(AllowList, Scope.PER_CALL, "nobody is asked about, or sees a replay of, what is forbidden"),
+    Place(Idempotency, Scope.PER_CALL, "a replay asks nobody, spends nothing and is no turn; a retry is not a loop"),
+    Place(Turns, Scope.PER_CALL, "loops and turn limits, on the resolved edge"),
     Place(Approval, Scope.PER_CALL, "before anything is reserved: hold no tokens while a person sleeps"),
     Place(Delegation, Scope.PER_CALL, "last before the attempts: a part is set aside for a call that will go out"),
     Place(Fallback, Scope.PER_ATTEMPT, "sees each attempt fail and picks the next"),
@@ -62,9 +66,12 @@ FILTERS: Final[tuple[Place, ...]] = (
 
 
 class Pending(NamedTuple):
-    """A filter must wait: when `wait` has ended in a ticket, the chain goes on at `resume_at`."""
+    """A filter must wait: when `wait` has ended in a ticket, the chain goes on at `resume_at`.
 
-    wait: Wait
+    Where `wait` is None, it goes on when the call's body is whole.
+    """
+
+    wait: Wait | None
     resume_at: int
 
 
@@ -111,6 +118,8 @@ class Chain:
             if kind is Reply:
                 reply: Reply = decision
                 return reply
+            if kind is NeedBody:
+                return Pending(None, filters.index(one))
             tickets.append(decision)
         return None
 

@@ -6,7 +6,6 @@ import asyncio
 import gc
 import logging
 import os
-import random
 import ssl
 import time
 from typing import TYPE_CHECKING, Any
@@ -15,22 +14,15 @@ from meshd import register
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
 from meshd.api.mesh import Mesh
+from meshd.assembly import build_chain
 from meshd.books import keep_trying, open_books
 from meshd.call import Direction
-from meshd.chain import FILTERS, Chain
 from meshd.config import Address, ConfigError
 from meshd.engines.bus_table import LateBus
 from meshd.engines.port import StoreError, StoreUnable
-from meshd.filters.allow_list import AllowList, judge
-from meshd.filters.approval import Approval
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
-from meshd.filters.context import Context
-from meshd.filters.delegation import Delegation
-from meshd.filters.fallback import Fallback
-from meshd.filters.hop_limit import HopLimit
-from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
 from meshd.policy.addressing import APP
@@ -44,8 +36,6 @@ from meshd.tokens.counter import Counter
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from meshd.admin.server import Servers
     from meshd.api.door import Door
     from meshd.config import Config
@@ -64,31 +54,6 @@ KEPT_BYTES = 2 * 2**20
 
 class StartError(Exception):
     """The sidecar cannot start; the message is for the operator and says what to do."""
-
-
-def build_chain(
-    *,
-    keys: MeshKeys,
-    ledger: Ledger,
-    agent: str,
-    shadowed: Callable[..., None],
-    breaker_changed: Callable[..., None] | None = None,
-    bounds: Bounds | None = None,
-) -> Chain:
-    """Make the filters and put them in their order."""
-    filters: dict[type, Any] = {
-        Context: Context(keys, os.urandom, agent),
-        HopLimit: HopLimit(),
-        Routing: Routing(),
-        AllowList: AllowList(shadowed),
-        Approval: Approval(shadowed),
-        Delegation: Delegation(ledger, os.urandom),
-        Fallback: Fallback(random.random),
-        Budget: Budget(ledger, shadowed, bounds, judge),
-        Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
-    }
-    assert set(filters) == {place.filter for place in FILTERS}
-    return Chain(filters, shadowed)
 
 
 def _keep_freed_memory() -> None:
@@ -386,4 +351,4 @@ class Daemon:
         registry.remove(self.config.home, os.getpid())
 
 
-__all__ = ["ConfigError", "Daemon", "LoadError", "MeshKeyError", "StartError", "build_chain"]
+__all__ = ["ConfigError", "Daemon", "LoadError", "MeshKeyError", "StartError"]

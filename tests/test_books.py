@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd import books
+from meshd.assembly import build_chain
 from meshd.call import Wait
-from meshd.daemon import build_chain
 from meshd.engines.port import StoreError, StoreLocked, StoreUnable
 from meshd.filters.budget import Budget
 from meshd.ledger import Ledger

@@ -8,9 +8,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from meshd.call import Call, Direction, Kind, Reply, Target, Wait
+from meshd.assembly import build_chain
+from meshd.call import Call, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.chain import FILTERS, settle
-from meshd.daemon import app_upstream, build_chain
+from meshd.daemon import app_upstream
 from meshd.filters.bounds import Bounds
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
@@ -76,7 +77,7 @@ async def explain(
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
         try:
-            refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, steps, told)
+            refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, asked.body, steps, told)
         finally:
             await ledger.close()
             counter.close()
@@ -144,12 +145,12 @@ def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> 
     steps.append(Step("address", "pass", f"{words}, {call.method} {redact.text(call.path)}"))
 
 
-async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]) -> Refused | None:
+async def _walk(chain: Chain, call: Call, body: bytes, steps: list[Step], told: list[Refused]) -> Refused | None:
     tickets: list[Ticket] = []
     call.attempt = 1
     try:
         for one in _in_order(chain):
-            refused = await _admit(one, call, steps, tickets)
+            refused = await _admit(one, call, body, steps, tickets)
             while told:
                 steps.append(Step(one.name, "shadow", text_of(told.pop(0))))
             if refused is not None:
@@ -161,11 +162,14 @@ async def _walk(chain: Chain, call: Call, steps: list[Step], told: list[Refused]
     return None
 
 
-async def _admit(one: Any, call: Call, steps: list[Step], tickets: list[Ticket]) -> Refused | None:
+async def _admit(one: Any, call: Call, body: bytes, steps: list[Step], tickets: list[Ticket]) -> Refused | None:
     # Fallback is asked after an attempt failed, so it has nothing to admit.
     if hasattr(one, "admit"):
         try:
             decision = one.admit(call)
+            if isinstance(decision, NeedBody):
+                call.body = body
+                decision = one.admit(call)
             if isinstance(decision, Wait):
                 decision = await decision.coroutine
         except Refused as refused:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Reply, ReplyHead, Wait
+    from meshd.call import Call, NeedBody, Reply, ReplyHead, Wait
     from meshd.dialects.contract import Event
     from meshd.outcome import Outcome
 
@@ -75,8 +75,8 @@ class Filter(Protocol):
     name: str
     """In metrics, `meshd explain` and documents."""
 
-    def admit(self, call: Call) -> Ticket | Reply | Wait | None:
-        """Admit, answer, wait, or raise Refused."""
+    def admit(self, call: Call) -> Ticket | Reply | Wait | NeedBody | None:
+        """Admit, answer, wait, ask for the body (where `call.body` is None), or raise Refused."""
         ...
 
     def explain(self, call: Call) -> str:

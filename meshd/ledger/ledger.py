@@ -69,15 +69,12 @@ class Ledger:
         self._reporting: asyncio.Task[None] | None = None
         self.fault: StoreError | None = None  # why nothing more is spent, for good
         self.started = Start(epoch, 0, 0)
-        self.refused = 0
-        """Reservations that were not made, since the start of the process."""
-        self.spent_tokens = 0
-        """Tokens charged since the start of the process."""
+        self.refused = 0  # reservations that were not made, since the start of the process
+        self.spent_tokens = 0  # charged since then
         self.spent_microdollars = 0
         self.bound_violations = 0
         """Attempts that cost more than their bound. The guarantee holds given sound bounds, so this is published."""
-        self.estimated = 0
-        """Attempts charged without usage that their upstream reported."""
+        self.estimated = 0  # attempts charged without usage that their upstream reported
 
     @classmethod
     async def open(
@@ -160,6 +157,10 @@ class Ledger:
         ledger = cls.in_memory()
         ledger.fault = error
         return ledger
+
+    def store(self) -> Store | None:
+        """Return where the books are kept; None where it could not be opened."""
+        return self._desk.store if self.fault is None else None
 
     @property
     def state(self) -> str:

@@ -199,11 +199,15 @@ def policy(
         limits=_limits(document),
         upstreams=upstreams,
         rules=tuple(rules),
-        matcher=Matcher(rules, planner()),
+        matcher=Matcher(rules, planner(document.limits.turns)),
         workflow_tokens=_workflow_tokens(rules),
         prices=price_book(document),
         tenant=document.tenant or "",
         expose_amounts=document.errors.expose_amounts,
+        owner=document.owner or "",
+        approvers={name: section.key.removeprefix("sha256:") for name, section in document.approvers.items()},
+        approvals=document.approvals,
+        supervisor=document.on_exceeded,
         hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
         digest=digest,
         source=source,
@@ -225,6 +229,11 @@ def _rule(section: RuleSection, index: int) -> Rule:
         breaker=None if section.breaker is None else named(section.breaker, name, is_shadow=shadow),
         retry=None if section.retry is None else named(section.retry, name, is_shadow=shadow),
         delegate=None if section.delegate is None else named(section.delegate, name, is_shadow=shadow),
+        approval=None if section.approval is None else named(section.approval, name, is_shadow=shadow),
+        chain=None if section.fallback is None else named(section.fallback, name, is_shadow=shadow),
+        concurrency=None if section.concurrency is None else named(section.concurrency, name, is_shadow=shadow),
+        idempotency=None if section.idempotency is None else named(section.idempotency, name, is_shadow=shadow),
+        turns=None if section.turns is None else named(section.turns, name, is_shadow=shadow),
     )
 
 
@@ -255,6 +264,8 @@ def _workflow_tokens(rules: list[Rule]) -> int | None:
 
 
 UNATTRIBUTED_TOKENS = 100_000
+ACTING = ("breaker", "concurrency", "delegate", "fallback", "idempotency", "retry", "route", "turns")
+"""Keys whose settings do something to a call, which they must not do in shadow."""
 
 
 def _unattributed_tokens(document: Document) -> int:
@@ -316,7 +327,7 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
         )
     for index, rule in enumerate(document.rules):
         if rule.shadow:
-            unjudged = [key for key in ("breaker", "delegate", "retry", "route") if getattr(rule, key) is not None]
+            unjudged = [key for key in ACTING if getattr(rule, key) is not None]
             more = f"; in shadow its {' and '.join(unjudged)} only adds to its hits" if unjudged else ""
             words = f"{shown(rule_name(rule, index))} is in shadow: it is counted and refuses nothing{more}"
             report.warn(("rules", index), words)

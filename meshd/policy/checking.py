@@ -21,8 +21,11 @@ if TYPE_CHECKING:
 INBOUND_NAME = "app"
 """Name of the target of calls that come in: the agent beside this sidecar."""
 RULE_NAMES_RESERVED = frozenset({"governance", "default"})
-SETS = ("budget", "breaker", "retry", "fallback", "approval", "allow", "delegate", "deny", "route", "idempotency")
-UNENFORCED = ("fallback", "approval", "idempotency")
+SETS = (
+    "budget", "breaker", "concurrency", "retry", "fallback", "turns", "approval", "allow", "delegate", "deny", "route",
+    "idempotency",
+)  # fmt: skip
+UNENFORCED: tuple[str, ...] = ()
 OPERATIONS = frozenset(
     {
         "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",
@@ -30,6 +33,10 @@ OPERATIONS = frozenset(
     }
 )  # fmt: skip
 """What the dialects of LLMs read; every other operation is a method and a path, or a service and a method."""
+_DECIDES_ALONE = (
+    "approval", "breaker", "concurrency", "delegate", "fallback", "idempotency", "retry", "route", "turns", "deny",
+)  # fmt: skip
+"""Keys of which the first rule that sets them has the whole say."""
 _METHODS = frozenset({"get", "head", "post", "put", "patch", "delete", "options", "trace", "connect"})
 
 
@@ -224,7 +231,7 @@ class Checker:
 
 def _contested(rule: RuleSection) -> set[str]:
     """What a rule sets that only one rule can set for a call."""
-    keys = {key for key in ("breaker", "delegate", "retry", "route", "deny") if getattr(rule, key) is not None}
+    keys = {key for key in _DECIDES_ALONE if getattr(rule, key) is not None}
     if rule.allow is not None:
         keys |= {
             f"allow.{key}" for key in ("models", "tools", "targets", "hosts") if getattr(rule.allow, key) is not None

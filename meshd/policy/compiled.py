@@ -6,7 +6,7 @@ for two things that no decision depends on: the bounded memo of plans and the hi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -17,11 +17,16 @@ if TYPE_CHECKING:
     from meshd.filters.approval_settings import ApprovalSettings
     from meshd.filters.breaker_settings import BreakerSettings
     from meshd.filters.budget_settings import BudgetSettings
+    from meshd.filters.chain_settings import ChainSettings
+    from meshd.filters.concurrency_settings import ConcurrencySettings
     from meshd.filters.contract import Settings
     from meshd.filters.delegation_settings import DelegateSettings
     from meshd.filters.fallback_settings import RetrySettings
+    from meshd.filters.idempotency_settings import IdempotencySettings
     from meshd.filters.routing_settings import RouteSettings
+    from meshd.filters.turns_settings import TurnsSettings
     from meshd.policy.matching import Matcher, Rule
+    from meshd.policy.model import ApprovalsSection, SupervisorSection
     from meshd.policy.pricing import PriceBook
 
 DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
@@ -107,7 +112,8 @@ class Plan:
     """The settings of every filter for one sort of call, as the rules matched. Shared by all calls of that sort."""
 
     __slots__ = (
-        "allow", "approval", "breaker", "budgets", "delegate", "hits", "retry", "route", "rules", "terms", "trials",
+        "allow", "approval", "breaker", "budgets", "chain", "concurrency", "delegate", "hits", "idempotency", "retry",
+        "route", "rules", "terms", "trials", "turns",
     )  # fmt: skip
 
     def __init__(
@@ -120,6 +126,10 @@ class Plan:
         retry: RetrySettings | None = None,
         approval: ApprovalSettings | None = None,
         delegate: DelegateSettings | None = None,
+        chain: ChainSettings | None = None,
+        concurrency: ConcurrencySettings | None = None,
+        idempotency: IdempotencySettings | None = None,
+        turns: TurnsSettings | None = None,
         trials: tuple[Settings, ...] = (),
         rules: tuple[str, ...] = (),
         hits: tuple[Hits, ...] = (),
@@ -132,6 +142,10 @@ class Plan:
         self.retry = retry
         self.approval = approval
         self.delegate = delegate
+        self.chain = chain
+        self.concurrency = concurrency
+        self.idempotency = idempotency
+        self.turns = turns
         self.trials = trials
         """Settings of shadow rules that stand beside one which binds: they decide, are counted, and never bind."""
         self.rules = rules
@@ -173,6 +187,14 @@ class Policy:
     """Tokens of the smallest budget that counts a workflow's own account; None where there is none."""
     expose_amounts: bool = True
     """Refusals and warnings say how much was used and allowed."""
+    owner: str = ""
+    """The approver whose agent this is; empty where none is named."""
+    approvers: Mapping[str, str] = field(default_factory=dict)
+    """By name: SHA-256 of the key, in hex."""
+    approvals: ApprovalsSection | None = None
+    """How approvers learn that they are asked."""
+    supervisor: SupervisorSection | None = None
+    """Whom to ask about a workflow that goes in circles; None for nobody."""
     hosts_allowed: tuple[str, ...] = ()
     """Host names that the listener accepts besides its own, for pods; lower case, without ports."""
     digest: str = ""

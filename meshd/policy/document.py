@@ -188,9 +188,6 @@ def _check_unenforced(report: Report, accept_unenforced: bool) -> None:
 
 
 def _unenforced(root: Mapping) -> Iterable[tuple[str | int, ...]]:
-    limits = root.entries.get("limits")
-    if limits is not None and isinstance(limits[1], Mapping) and "turns" in limits[1].entries:
-        yield ("limits", "turns")
     rules = root.entries.get("rules")
     for index, rule in enumerate(rules[1].items if rules is not None and isinstance(rules[1], Sequence) else []):
         if not isinstance(rule, Mapping):

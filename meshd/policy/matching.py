@@ -23,10 +23,14 @@ if TYPE_CHECKING:
     from meshd.filters.approval_settings import ApprovalSettings
     from meshd.filters.breaker_settings import BreakerSettings
     from meshd.filters.budget_settings import BudgetSettings
+    from meshd.filters.chain_settings import ChainSettings
+    from meshd.filters.concurrency_settings import ConcurrencySettings
     from meshd.filters.contract import Settings
     from meshd.filters.delegation_settings import DelegateSettings
     from meshd.filters.fallback_settings import RetrySettings
+    from meshd.filters.idempotency_settings import IdempotencySettings
     from meshd.filters.routing_settings import RouteSettings
+    from meshd.filters.turns_settings import TurnsSettings
 
 MEMO_ENTRIES_MAX: Final = 4096
 """Per generation; two generations are kept."""
@@ -129,12 +133,19 @@ class Rule:
     retry: RetrySettings | None = None
     approval: ApprovalSettings | None = None
     delegate: DelegateSettings | None = None
+    chain: ChainSettings | None = None
+    concurrency: ConcurrencySettings | None = None
+    idempotency: IdempotencySettings | None = None
+    turns: TurnsSettings | None = None
     hits: Hits = field(default_factory=Hits)
 
     @property
     def settings(self) -> tuple[Settings, ...]:
         """Everything that this rule sets."""
-        every = (self.route, self.allow, self.budget, self.breaker, self.retry, self.approval, self.delegate)
+        every = (
+            self.route, self.allow, self.budget, self.breaker, self.retry, self.approval, self.delegate,
+            self.chain, self.concurrency, self.idempotency, self.turns,
+        )  # fmt: skip
         return tuple(settings for settings in every if settings is not None)
 
 

@@ -9,11 +9,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from meshd.filters.allow_list_settings import AllowSettings
+from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.budget_settings import BudgetSettings
+from meshd.filters.chain_settings import ChainSettings
+from meshd.filters.concurrency_settings import ConcurrencySettings
 from meshd.filters.delegation_settings import DelegateSettings
 from meshd.filters.fallback_settings import RetrySettings
+from meshd.filters.idempotency_settings import IdempotencySettings
 from meshd.filters.routing_settings import RouteSettings
+from meshd.filters.turns_settings import TurnsSettings
 from meshd.filters.units import Count, Duration, Money, Rate, Size, Times
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
@@ -80,8 +85,8 @@ class LimitsSection(Section):
 
     hops: int = Field(default=16, ge=0, le=1000)
     """Agent-to-agent edges from the beginning of a workflow. A tool call or an LLM call is not a hop."""
-    turns: Unenforced = None
-    """Turns for each edge and workflow."""
+    turns: TurnsSettings = TurnsSettings()
+    """When agents that go in circles are stopped."""
     deadline: Annotated[Duration, Field(gt=0)] | None = None
     """Time that a workflow may take where its opener named no nearer deadline. Unset: no limit."""
     header_count: int = Field(default=100, ge=1, le=10_000)
@@ -264,9 +269,13 @@ class RuleSection(Section):
     """When to stop calling a failing upstream. Unset: on, with its defaults."""
     retry: RetrySettings | None = None
     """Which failed attempts to make again. Unset: on, with its defaults."""
-    fallback: Unenforced = None
-    """A chain of substitutes."""
-    approval: Unenforced = None
+    fallback: ChainSettings | None = None
+    """What takes the place of a target that fails."""
+    concurrency: ConcurrencySettings | None = None
+    """How many attempts may be under way at once. Unset: on, with its defaults."""
+    turns: TurnsSettings | None = None
+    """When these calls are a loop. Unset: as `limits.turns` says."""
+    approval: ApprovalSettings | None = None
     """Whose consent a call needs."""
     allow: AllowSettings | None = None
     """What the call may use. An `allow` also takes the lists that it does not set from later rules that match."""
@@ -276,8 +285,45 @@ class RuleSection(Section):
     """How many of the caller's tokens a called agent is given. Needs calls to agents."""
     route: RouteSettings | None = None
     """Where the call goes in place of what it names."""
-    idempotency: Unenforced = None
-    """Repeated calls get the first one's answer."""
+    idempotency: IdempotencySettings | None = None
+    """How a call that is made again gets the first one's answer. Unset: on, with its defaults."""
+
+
+class SupervisorSection(Section):
+    """Whom to ask about a workflow that goes in circles, before it is stopped. Exactly one of `agent`, `url`, `topic`
+    and `people` is set."""
+
+    agent: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    """An upstream of kind agent, which gets the story as a POST."""
+    url: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """An address that gets the same."""
+    topic: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """A topic of the bus: the story is published there, and the answer is an event that names it as its cause."""
+    people: bool = False
+    """Those who approve: the question stands among the approvals."""
+    timeout: Annotated[Duration, Field(gt=0, le=86_400)] = 60.0
+    """Time to answer in. No answer stops the workflow."""
+
+
+class ApproverSection(Section):
+    """A person who may allow calls."""
+
+    key: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """What meshd knows of that person's key: `meshd approvals key NAME` makes one, and prints this."""
+
+
+class ApprovalsSection(Section):
+    """How people learn that they are asked."""
+
+    webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """An address that gets each approval as a POST when it is asked for, and when it is decided."""
+    topic: Annotated[str, Field(min_length=1, max_length=255)] | None = None
+    """A topic of the bus, which gets the same as events."""
+    above_tokens: Annotated[Count, Field(ge=1)] | None = None
+    """With `governance.human_in_the_loop_required`: calls to LLMs that may cost more tokens than this ask, too. Unset:
+    half of the workflow's budget."""
+    above_dollars: Annotated[Money, Field(ge=1)] | None = None
+    """The same in money."""
 
 
 class ErrorsSection(Section):
@@ -306,5 +352,13 @@ class Document(Section):
     """What models cost, by name or glob; the first that fits, before the table that comes with meshd."""
     errors: ErrorsSection = ErrorsSection()
     """What refusals say."""
+    owner: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """The approver whose agent this is: the agent's calls are never theirs to allow."""
+    approvers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ApproverSection] = {}
+    """Who may allow calls."""
+    approvals: ApprovalsSection = ApprovalsSection()
+    """How they learn of it."""
+    on_exceeded: SupervisorSection | None = None
+    """Whom to ask about a workflow that goes in circles. Unset: nobody, it is stopped."""
     hosts_allowed: tuple[Annotated[str, Field(pattern=HOST_PATTERN)], ...] = ()
     """Host names that the listener accepts besides its own."""

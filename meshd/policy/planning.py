@@ -10,10 +10,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from meshd.filters.breaker_settings import BreakerSettings
+from meshd.filters.concurrency_settings import ConcurrencySettings
 from meshd.filters.fallback_settings import RetrySettings
+from meshd.filters.idempotency_settings import IdempotencySettings
 from meshd.policy.compiled import Plan
 
 if TYPE_CHECKING:
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.call import Target
     from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.contract import Settings
+    from meshd.filters.turns_settings import TurnsSettings
     from meshd.policy.matching import Rule
 
 DEFAULT_RULE = "default"
@@ -35,25 +38,40 @@ def named(settings: S, rule: str, *, is_shadow: bool = False) -> S:
     return settings.named(rule, is_shadow=is_shadow)
 
 
-def planner() -> Callable[[list[Rule], Target], Plan]:
-    """Return the function that builds plans, with the defaults made once."""
-    breaker = named(BreakerSettings.model_validate({}), DEFAULT_RULE)
-    retry = named(RetrySettings.model_validate({}), DEFAULT_RULE)
+class Defaults(NamedTuple):
+    """What holds where no rule says otherwise, for the filters that are on by themselves."""
+
+    breaker: BreakerSettings
+    retry: RetrySettings
+    concurrency: ConcurrencySettings
+    idempotency: IdempotencySettings
+    turns: TurnsSettings
+
+
+def planner(turns: TurnsSettings) -> Callable[[list[Rule], Target], Plan]:
+    """Return the function that builds plans, with the defaults made once. `turns` is what `limits.turns` says."""
+    defaults = Defaults(
+        named(BreakerSettings.model_validate({}), DEFAULT_RULE),
+        named(RetrySettings.model_validate({}), DEFAULT_RULE),
+        named(ConcurrencySettings.model_validate({}), DEFAULT_RULE),
+        named(IdempotencySettings.model_validate({}), DEFAULT_RULE),
+        named(turns, "limits.turns"),
+    )
 
     def build(rules: list[Rule], target: Target) -> Plan:
-        return build_plan(rules, breaker=breaker, retry=retry)
+        return build_plan(rules, defaults)
 
     return build
 
 
-def build_plan(rules: list[Rule], *, breaker: BreakerSettings, retry: RetrySettings) -> Plan:
-    """Build the plan of a call that all of `rules` fit, in their order. `breaker` and `retry` are the defaults."""
+def build_plan(rules: list[Rule], defaults: Defaults) -> Plan:
+    """Build the plan of a call that all of `rules` fit, in their order."""
     binding = [rule for rule in rules if not rule.is_shadow]
+    shadows = [rule for rule in rules if rule.is_shadow]
     allow = merge_allow(rule.allow for rule in binding if rule.allow is not None)
     approval = _first(rule.approval for rule in binding)
-    shadows = [rule for rule in rules if rule.is_shadow]
     # Where no rule binds, the shadow's settings stand in its place, marked: AllowList and Approval judge by them,
-    # and the chain counts. A route, a retry and a breaker in shadow must not act, so these are only ever trials.
+    # and the chain counts. What acts (a route, a retry, a breaker) must not act in shadow: it is only ever a trial.
     allow_shadow = _first(rule.allow for rule in shadows) if allow is None else None
     approval_shadow = _first(rule.approval for rule in shadows) if approval is None else None
     budgets = tuple(rule.budget for rule in rules if rule.budget is not None)
@@ -61,10 +79,14 @@ def build_plan(rules: list[Rule], *, breaker: BreakerSettings, retry: RetrySetti
         route=_first(rule.route for rule in binding),
         allow=allow or allow_shadow,
         budgets=budgets,
-        breaker=_first(rule.breaker for rule in binding) or breaker,
-        retry=_first(rule.retry for rule in binding) or retry,
+        breaker=_first(rule.breaker for rule in binding) or defaults.breaker,
+        retry=_first(rule.retry for rule in binding) or defaults.retry,
         approval=approval or approval_shadow,
         delegate=_first(rule.delegate for rule in binding),
+        chain=_first(rule.chain for rule in binding),
+        concurrency=_first(rule.concurrency for rule in binding) or defaults.concurrency,
+        idempotency=_first(rule.idempotency for rule in binding) or defaults.idempotency,
+        turns=_first(rule.turns for rule in binding) or defaults.turns,
     )
     placed = {id(settings) for settings in (plan.allow, plan.approval, *budgets)}
     plan.trials = tuple(s for rule in shadows for s in rule.settings if id(s) not in placed)
@@ -103,8 +125,10 @@ def _first(every: Iterable[S | None]) -> S | None:
 def _is_used(rule: Rule, plan: Plan) -> bool:
     if rule.is_shadow or rule.budget is not None:
         return True
-    if any(rule.settings) and any(
-        s is p for s in rule.settings for p in (plan.route, plan.breaker, plan.retry, plan.approval, plan.delegate)
-    ):
+    acting = (
+        plan.route, plan.breaker, plan.retry, plan.approval, plan.delegate, plan.chain, plan.concurrency,
+        plan.idempotency, plan.turns,
+    )  # fmt: skip
+    if any(s is p for s in rule.settings for p in acting):
         return True
     return rule.allow is not None and plan.allow is not None and rule.name in plan.allow.rule.split("+")

@@ -15,15 +15,13 @@ from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_rep
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
+from meshd.proxy.sending import Sending
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
 if TYPE_CHECKING:
-    from meshd.call import Call, Headers
-    from meshd.filters.contract import Cut, Ticket
-    from meshd.proxy.caller import Stream
-    from meshd.proxy.exchange import Exchange
-    from meshd.wire.message import Request
+    from meshd.call import Headers
+    from meshd.filters.contract import Cut
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _CALLER_GONE: Final = Fault.CALLER_GONE
@@ -38,40 +36,12 @@ _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
 
-class Attempt:
+class Attempt(Sending):
     """What the upstream's connection talks to while it serves a call."""
 
-    __slots__ = (
-        "_answer", "_detached_bytes", "_fields_added", "_first_byte_s", "_head", "_heard_s", "_is_paused",
-        "_is_request_paused", "_path", "_sent_s", "call", "exchange", "has_streamed", "is_late", "is_over",
-        "pool", "request", "status", "stream", "tickets",
-    )  # fmt: skip
+    __slots__ = ()
 
-    def __init__(self, exchange: Exchange) -> None:
-        self.exchange = exchange
-        self.call: Call = exchange.call
-        self.request: Request = exchange.request
-        self.tickets: list[Ticket] = []
-        self.stream: Stream | None = None
-        self.pool: Any = None
-        self.is_over = False
-        self.has_streamed = False
-        """Body bytes went out that are not kept: this attempt cannot be made again."""
-        self._answer: Answer | None = None
-        self._head: tuple[int, Headers, int | None] | None = None
-        """Status, fields and length of a reply that is held until it has been judged."""
-        self.status = 0
-        """The upstream's; 0 before its head."""
-        self.is_late = False
-        """The upstream says that the caller's time was over: the caller chose it, so that is not its failure."""
-        self._sent_s = 0.0
-        self._heard_s = 0.0
-        self._first_byte_s: float | None = None
-        self._detached_bytes = 0
-        self._is_paused = self._is_request_paused = False
-        self._fields_added: Headers = []
-
-    # ------------------------------------------------------------------ the request goes out
+    # ------------------------------------------------------------------ it begins
 
     def send(self) -> None:
         """Every filter has admitted it: find a connection. Raises Refused where the context cannot be minted."""
@@ -84,52 +54,6 @@ class Attempt:
         connection = pool.acquire(self)
         if connection is not None:
             self.connected(connection)
-
-    def connected(self, connection: Any) -> None:
-        """The pool has a connection: write the request, and whatever body there is."""
-        exchange, call, request = self.exchange, self.call, self.request
-        self._sent_s = self._heard_s = exchange.proxy.now_s
-        body: bytes | None = None
-        has_body, length = request.has_body, request.content_length
-        if call.ask is not None:
-            body = call.dialect.rewrite(call.ask, call.body or b"")
-            has_body, length = True, len(body)
-        connection.open(
-            self,
-            method=call.method,
-            path=self._path,
-            added=self._fields_added,
-            has_body=has_body,
-            content_length=length,
-            body=body,
-            upgrade=request.upgrade if exchange.is_tunnel else b"",
-        )
-        if body is None and has_body and self.stream is not None:
-            self.has_streamed = True
-            exchange.send_backlog(self.stream)
-
-    def send_data(self, data: bytes, is_last: bool = False) -> None:
-        """Pass a piece of the request's body on, and with the last one its end."""
-        self._heard_s = self.exchange.proxy.now_s
-        assert self.stream is not None
-        self.stream.send_data(data, is_last)
-
-    @property
-    def is_request_whole(self) -> bool:
-        """The caller has sent its last byte."""
-        return self.exchange.is_request_whole
-
-    def pause_request(self) -> None:
-        """The upstream cannot take more for now."""
-        self._is_request_paused = True
-        if not self.exchange.is_request_whole:
-            self.exchange.pause_request()
-
-    def resume_request(self) -> None:
-        """The upstream can take more again."""
-        self._is_request_paused = False
-        self._heard_s = self.exchange.proxy.now_s
-        self.exchange.resume_request()
 
     # ------------------------------------------------------------------ the reply comes back
 

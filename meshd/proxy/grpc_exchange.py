@@ -134,10 +134,12 @@ class GrpcExchange(Exchange):
         return status_fields(refused, self.call.id, context.workflow if context is not None else "")
 
     def _write(self, reply: Reply) -> None:
-        """Send a reply of trailers alone: its only frame ends the stream."""
+        """Send a reply. Without a body it is one of trailers alone: its only frame ends the stream."""
         self.is_answered = True
-        self.caller.send_head(reply.status, reply.headers, None, has_body=False)
-        self.caller.send_end([])
+        self.caller.send_head(reply.status, reply.headers, None, has_body=bool(reply.body or reply.trailers))
+        if reply.body:
+            self.caller.send_data(reply.body)
+        self.caller.send_end(reply.trailers)
 
     def finish(self, attempt: Attempt | None, fault: Fault, refused: Refused | None = None) -> None:
         """See `Exchange.finish`."""

@@ -203,6 +203,7 @@ class Proxy:
 
     async def _wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
         result: Any
+        assert pending.wait is not None
         try:
             result = await pending.wait.coroutine
         except asyncio.CancelledError:

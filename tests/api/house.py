@@ -13,8 +13,8 @@ import grpc
 
 from meshd.api.door import Door
 from meshd.api.mesh import Mesh
+from meshd.assembly import build_chain
 from meshd.config import Address
-from meshd.daemon import build_chain
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.document import load

@@ -152,15 +152,15 @@ def test_a_shadow_rule_alone(sidecar: Sidecar, provider: Provider) -> None:
 
 
 def test_what_this_build_cannot_enforce_is_named_and_refused(sidecar: Sidecar, provider: Provider) -> None:
-    text = document(provider.url, "rules:\n  - {name: r, match: {kind: llm}, idempotency: {}}\n")
+    text = document(provider.url, "rules:\n  - {name: r, match: {tool: x}, deny: x}\n")
     sidecar.spawn(text)
     assert sidecar.wait() == 1
-    assert "idempotency" in sidecar.log
+    assert "rules.match.tool" in sidecar.log
     assert "--accept-unenforced" in sidecar.log
     assert "Traceback" not in sidecar.log
     sidecar.start(text, "--accept-unenforced")
     assert chat(sidecar)[0] == 200
-    assert any("idempotency" in warning for warning in sidecar.admin("/v1/policy")["warnings"])
+    assert any("match.tool" in warning for warning in sidecar.admin("/v1/policy")["warnings"])
 
 
 GOVERNANCE = """governance:

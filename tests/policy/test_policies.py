@@ -173,7 +173,11 @@ def test_the_schema_finds_what_an_editor_can_find(document: dict[str, Any]) -> N
         {"rules": [{"allow": {"models": "gpt-*", "tools": ["a"]}, "match": {"target": "openai", "kind": ["llm"]}}]},
         {"limits": {"deadline": 3, "request_body": "8MB", "unattributed_tokens": "50k"}},
         {"rules": [{"retry": {"on": ["connect"], "backoff": "1s"}, "breaker": {"open": "1m"}}]},
-        {"rules": [{"fallback": ["x"], "approval": {"by": "me"}, "idempotency": True}]},
+        {
+            "rules": [
+                {"fallback": {"to": [{"reply": "x"}]}, "approval": {"quorum": 2}, "idempotency": {"required": True}}
+            ]
+        },
     ],
 )
 def test_the_schema_takes_what_loads(document: dict[str, Any]) -> None:

@@ -10,9 +10,10 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meshd.assembly import build_chain
 from meshd.call import Direction, Wait
 from meshd.config import Address
-from meshd.daemon import app_upstream, build_chain
+from meshd.daemon import app_upstream
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.document import load
