@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from meshd.call import Kind
 from meshd.dialects.gemini import key_in
-from meshd.dialects.table import DIALECTS, GRPC, dialect_at
+from meshd.dialects.table import DIALECTS, GRPC, RPC_FIELDS, dialect_at, spoken_in
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from meshd.call import Call
+    from meshd.call import Call, Rpc
     from meshd.policy.addressing import AddressBook
-    from meshd.wire.message import Request
+    from meshd.wire.message import Fields, Request
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _LLM: Final = Kind.LLM
@@ -43,6 +43,11 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
     # What is framed as gRPC is no way around an LLM's meter.
     if upstream is not None and (not is_grpc or upstream.kind is _LLM):
         call.dialect = dialect_at(upstream.dialect, call.path)
+        if not upstream.is_dialect_told and request.method == "POST":
+            fields = request.fields
+            if not fields.spoken:
+                fields.spoken = spoken_in(fields.content_type, fields.headers)
+            call.dialect = DIALECTS[fields.spoken]
         if upstream.dialect == _GEMINI and "?" in call.path and (key := key_in(call.path)) is not None:
             call.credentials = [*call.credentials, (b"x-goog-api-key", key)]
     is_tunnel = is_connect or bool(request.upgrade)
@@ -59,6 +64,14 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
             f"http://<sidecar>/{upstream.name}, or set `unmetered: true` on that upstream in the policy.",
         )
     return is_tunnel
+
+
+def is_no_rpc(call: Call, rpc: Rpc, fields: Fields) -> bool:
+    """Say whether a body that was taken for JSON-RPC because its caller accepts two types of answers is something else
+    altogether: then it passes unread, as to any upstream of which the policy does not say what it speaks."""
+    if call.upstream.is_dialect_told or rpc.id or rpc.method:
+        return False
+    return not any(name in RPC_FIELDS for name, _ in fields.headers)
 
 
 def too_large(bytes_max: int) -> Refused:

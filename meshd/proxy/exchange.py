@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Kind, Reply
+from meshd.call import Reply
 from meshd.chain import Pending, settle
 from meshd.outcome import Fault, Outcome, Verdict
 from meshd.proxy.attempt import Attempt
-from meshd.proxy.incoming import Incoming
+from meshd.proxy.incoming import PLAIN, Incoming
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.refusing import is_told, refusal_reply
 from meshd.refusal import Reason, Refused
@@ -28,7 +28,6 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 _DEADLINE: Final = Fault.DEADLINE
 _FAULT_NONE: Final = Fault.NONE
 _SHUTDOWN: Final = Fault.SHUTDOWN
-_LLM: Final = Kind.LLM
 _NEUTRAL: Final = Verdict.NEUTRAL
 
 
@@ -47,7 +46,7 @@ class Exchange(Incoming):
         proxy.telemetry.started(call)
         try:
             self._arrive()
-            if call.target.kind is _LLM and not self.is_tunnel:
+            if call.dialect is not PLAIN and not self.is_tunnel:
                 operation = call.dialect.recognise(call.method, call.path)
                 if operation is not None:
                     self._hold(operation)
