@@ -259,7 +259,8 @@ class Wait:
     def __init__(self, coroutine: Coroutine[Any, Any, Any], *, is_hold: bool = False) -> None:
         self.coroutine = coroutine
         self.is_hold = is_hold
-        """A person or a supervisor is waited for, for so long that the caller must be shown signs of life."""
+        """A person or a supervisor is waited for, for so long that the caller must be shown signs of life. The
+        coroutine is cancelled where the caller hangs up or the sidecar drains: until its end it may have taken nothing."""
 
 
 class NeedBody:

@@ -27,8 +27,8 @@ SETS = (
     "idempotency",
 )  # fmt: skip
 UNENFORCED: tuple[tuple[str, ...], ...] = ()
-"""Keys of a rule that the schema has and this build does nothing for, each as the path to it (`Unenforced` in the model). There
-are none: whoever adds a key before its filter names it here, so that no rule is silently without effect."""
+"""Keys of a rule that the schema has and this build does nothing for, each as the path to it; `Unenforced` in the model.
+There are none: whoever adds a key before its filter names it here, so that no rule is silently without effect."""
 OPERATIONS = frozenset(
     {
         "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",

@@ -16,12 +16,14 @@ from meshd.refusal import Refused
 from meshd.wire.fields import forwardable_trailers
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from meshd.call import Direction, Headers
     from meshd.filters.contract import Ticket
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.caller import Caller, Stream
+    from meshd.proxy.holding import HeldCaller
     from meshd.proxy.proxy import Proxy
     from meshd.wire.message import Request, WireError
 
@@ -37,9 +39,9 @@ class Incoming:
     """What comes of one call, until its chain has judged it and while its body streams."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_held", "_is_half_closed", "_is_waiting",
-        "_operation", "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_done",
-        "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_held", "_hold_task", "_is_half_closed",
+        "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "held_caller", "is_answered",
+        "is_caller_gone", "is_done", "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
@@ -72,6 +74,12 @@ class Incoming:
         self.is_tunnel_open = False
         self._is_half_closed = False
         self._is_waiting = False
+        self._hold_task: asyncio.Task[None] | None = None
+        """The wait for a person or a supervisor, while there is one."""
+        self._signs_s = 0.0
+        """Monotonic seconds from which on a caller that is held is shown signs of life; 0 for never."""
+        self.held_caller: HeldCaller | None = None
+        """What stands in `caller` once it was given the head of a stream, before there is an answer."""
         self._trailers: Headers = []
         self._held: list[bytes] | None = None
         """Pieces of a body that a dialect must read whole."""
