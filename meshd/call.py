@@ -181,8 +181,8 @@ class Rpc:
     """What a JSON-RPC call (MCP, A2A) asks for, as its dialect read it and never changes it."""
 
     __slots__ = (
-        "arguments", "id", "is_json_taken", "is_read_only", "is_reply", "is_stream", "key", "method", "progress_token",
-        "protocol", "tool",
+        "arguments", "forwarded", "id", "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key",
+        "leg", "method", "progress_token", "protocol", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -225,6 +225,12 @@ class Rpc:
         """Raw JSON: by it the caller wants to be told how far the call is; empty where it asked for nothing."""
         self.is_reply = False
         """It answers what the server has asked of its client."""
+        self.is_resumable = False
+        """Its client makes the call again by itself when it is told that it must wait (MCP from 2026-07-28)."""
+        self.leg = 0
+        """How often it has done so."""
+        self.forwarded: bytes | None = None
+        """The body to forward in place of the one that came: without what was told to the client and nobody else."""
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -260,7 +266,8 @@ class Wait:
         self.coroutine = coroutine
         self.is_hold = is_hold
         """A person or a supervisor is waited for, for so long that the caller must be shown signs of life. The
-        coroutine is cancelled where the caller hangs up or the sidecar drains: until its end it may have taken nothing."""
+        coroutine is cancelled where the caller hangs up or the sidecar drains: before its end it must not have taken
+        anything."""
 
 
 class NeedBody:

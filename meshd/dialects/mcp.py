@@ -17,7 +17,7 @@ import msgspec
 
 from meshd.call import Reply
 from meshd.dialects.canonical import canonical
-from meshd.dialects.json_pairs import member, read_object
+from meshd.dialects.json_pairs import member, read_object, text, write
 from meshd.dialects.jsonrpc import (
     INVALID_PARAMS,
     MESSAGE,
@@ -65,7 +65,11 @@ _FOR_THE_MODEL: Final = frozenset(
 _BASE64: Final = re.compile(rb"=\?base64\?(.*)\?=\Z", re.IGNORECASE)
 _TOKEN_BYTES_MAX: Final = 256
 _STATELESS_SINCE: Final = b"2026"
-"""Revisions from then on ask for `resultType` in every result."""
+"""Revisions from then on ask for `resultType` in every result, and have clients make a call again that must wait."""
+LEGS_MAX: Final = 8
+"""Official clients give up after 10, with an exception: before that, the model is told."""
+_STATE: Final = "meshd."
+_LEGS: Final = frozenset(str(leg) for leg in range(1, LEGS_MAX + 1))
 
 
 class Mcp(Plain):
@@ -86,6 +90,8 @@ class Mcp(Plain):
             rpc.arguments = rest_of(pairs, ("id", "jsonrpc"), "the reply")
             return
         params = read_params(pairs)
+        if "requestState" in params:
+            _resume(rpc, pairs, params)
         _check_fields(rpc.method, params, headers)
         rpc.is_read_only = rpc.method in READ_ONLY or rpc.method.startswith("notifications/")
         _read_meta(rpc, params)
@@ -95,6 +101,8 @@ class Mcp(Plain):
         rpc.tool = name_in(params, "name", "params")
         if not rpc.tool:
             raise invalid("A tools/call names its tool in params.name", INVALID_PARAMS)
+        is_stateless = _first(headers, VERSION_FIELD) >= _STATELESS_SINCE
+        rpc.is_resumable = is_stateless and "requestState" not in params and "inputResponses" not in params
         if len(params) > 3 or not params.keys() <= {"name", "arguments", "_meta"}:
             # A later leg of the same call brings what the server has asked for: it is another call.
             rpc.arguments = rest_of(params, ("name", "_meta"), "params")
@@ -119,14 +127,30 @@ class Mcp(Plain):
         if rpc is None or rpc.method != TOOLS_CALL or refused.reason not in _FOR_THE_MODEL or refused.is_told:
             return error_answer(b"" if rpc is None else rpc.id, refused, found)
         found["jsonrpc"] = refused.jsonrpc
-        result: dict[str, Any] = {
-            "content": [{"type": "text", "text": refused.message}],
-            "isError": True,
-            "_meta": {"meshd/refusal": found},
-        }
-        if _first(call.headers, VERSION_FIELD) >= _STATELESS_SINCE:
-            result["resultType"] = "complete"
+        result: dict[str, Any] = {"_meta": {"meshd/refusal": found}}
+        if refused.reason is Reason.APPROVAL_PENDING and rpc.is_resumable and rpc.leg < LEGS_MAX:
+            result |= {"resultType": "input_required", "requestState": f"{_STATE}{rpc.leg + 1}"}
+        else:
+            result |= {"content": [{"type": "text", "text": refused.message}], "isError": True}
+            if _first(call.headers, VERSION_FIELD) >= _STATELESS_SINCE:
+                result["resultType"] = "complete"
         return b'{"jsonrpc":"2.0","id":' + (rpc.id or b"null") + b',"result":' + msgspec.json.encode(result) + b"}"
+
+
+def _resume(rpc: Rpc, pairs: Pairs, params: Pairs) -> None:
+    """Take our own state out of a call that its client makes again, as it was told to: the server knows nothing of it.
+
+    The state grants nothing, so it is not sealed: an approval is found by what the call is.
+    """
+    state = text(params, "requestState", "params") or ""
+    if not state.startswith(_STATE):
+        return
+    leg = state.removeprefix(_STATE)
+    if leg not in _LEGS:
+        raise invalid("params.requestState is none that meshd has given out", INVALID_PARAMS)
+    rpc.leg = int(leg)
+    del params["requestState"]
+    rpc.forwarded = write(pairs, {"params": write(params, {})})
 
 
 def _read_meta(rpc: Rpc, params: Pairs) -> None:

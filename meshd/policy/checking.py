@@ -27,7 +27,7 @@ SETS = (
     "idempotency",
 )  # fmt: skip
 UNENFORCED: tuple[tuple[str, ...], ...] = ()
-"""Keys of a rule that the schema has and this build does nothing for, each as the path to it; `Unenforced` in the model.
+"""Keys of a rule that the schema has and this build does nothing for, each as a path; `Unenforced` in the model.
 There are none: whoever adds a key before its filter names it here, so that no rule is silently without effect."""
 OPERATIONS = frozenset(
     {

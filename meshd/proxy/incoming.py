@@ -228,7 +228,7 @@ class Incoming:
         if not call.upstream.is_dialect_told:
             # The caller alone says that this is JSON-RPC: an upstream that reads it otherwise may do anything.
             rpc.is_read_only = False
-        call.body = body
+        call.body = body if rpc.forwarded is None else rpc.forwarded
         self._admit()
         if call.heard_by is not None:
             call.heard_by.hear(body)
