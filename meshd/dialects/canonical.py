@@ -1,13 +1,15 @@
 """One spelling for equal JSON (RFC 8785), so that a person's consent and a repeated call are known by their bytes.
 
 Members are sorted by the UTF-16 units of their names, nothing stands between tokens, strings have the least escapes
-and fractions are written as ECMAScript writes them. In one thing this departs from the RFC: a whole number keeps all
-of its digits, where the RFC rounds it to a double. A transfer of 9007199254740993 is not one of 9007199254740992.
+and fractions are written as ECMAScript writes them. In one thing this departs from the RFC, which rounds every number
+to a double: a whole number keeps all of its digits, and a double beyond 2**53 its exponent, so that the two never meet.
+A transfer of 9007199254740993 is not one of 9007199254740992.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from json.encoder import encode_basestring
 from typing import Any, Final, NoReturn
 
@@ -21,7 +23,7 @@ DIGITS_MAX: Final = 309
 """Of a whole number: more, and it is beyond what a double can hold."""
 
 _FIXED_FROM: Final = 1e-6
-_FIXED_BELOW: Final = 1e21
+_FIXED_BELOW: Final = 2.0**53
 """Doubles from the one to below the other are written without an exponent."""
 
 
@@ -32,6 +34,8 @@ class _Fraction(Exception):
 def _fraction(text: str) -> NoReturn:
     raise _Fraction
 
+
+_LONG: Final = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
 
 _quick = msgspec.json.Decoder(float_hook=_fraction)
 
@@ -47,7 +51,8 @@ def canonical(raw: bytes, where: str) -> bytes:
         # order of its members is left to be settled: ten times as fast for arguments of 2 kB.
         try:
             value = _quick.decode(raw)
-            if msgspec.json.encode(value) == raw and _depth_of(raw) <= DEPTH_MAX:
+            is_plain = msgspec.json.encode(value) == raw and _LONG.search(raw) is None
+            if is_plain and _depth_of(raw) <= DEPTH_MAX:
                 return msgspec.json.encode(value, order="sorted")
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, _Fraction, ValueError):
             pass

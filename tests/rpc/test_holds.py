@@ -78,7 +78,7 @@ OPENAI_PLAIN = json.dumps(
     }
 ).encode()  # fmt: skip
 MESSAGE = {"id": "m", "type": "message", "role": "assistant", "model": "c", "stop_reason": None, "stop_sequence": None}
-ANTHROPIC_EVENTS = [
+ANTHROPIC_EVENTS: list[dict[str, Any]] = [
     {"type": "message_start", "message": {**MESSAGE, "content": [], "usage": {"input_tokens": 1, "output_tokens": 1}}},
     {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
     {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "hello"}},
@@ -254,7 +254,7 @@ async def test_mcp(mesh: Any, serve: Any, mode: str, is_json: bool, is_progress_
     async def progressed(progress: float, total: float | None, message: str | None) -> None:
         told.append(message)
 
-    asked = {"progress_callback": progressed} if is_progress_asked else {}
+    asked: dict[str, Any] = {"progress_callback": progressed} if is_progress_asked else {}
     async with mcp_client(made, mode) as one:
         await one.list_tools()
         held = await Held(made, one.call_tool("add", {"a": 1, "b": 2}, **asked), fits=is_tool).wait()
