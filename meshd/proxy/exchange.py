@@ -15,9 +15,10 @@ from meshd.call import Reply
 from meshd.chain import Pending, settle
 from meshd.filters.holding import is_kept_alive
 from meshd.outcome import Fault, Outcome, Verdict
+from meshd.proxy.arrival import PLAIN
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.holding import FIRST_S, HeldCaller
-from meshd.proxy.incoming import PLAIN, Incoming
+from meshd.proxy.incoming import Incoming
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.refusing import is_told, refusal_reply
 from meshd.refusal import Reason, Refused

@@ -5,13 +5,12 @@ A body is held whole where a dialect must read it, collected where a filter wait
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from meshd.call import Call, Rpc, Target
+from meshd.call import Call, Target
 from meshd.dialects.jsonrpc import MESSAGE
-from meshd.dialects.table import DIALECTS
 from meshd.outcome import Fault
-from meshd.proxy.arrival import arrive, is_no_rpc, too_large
+from meshd.proxy.arrival import arrive, read_message, too_large
 from meshd.refusal import Refused
 from meshd.wire.fields import forwardable_trailers
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _CALLER_GONE: Final = Fault.CALLER_GONE
 
-PLAIN: Final = DIALECTS["plain"]
 BACKLOG_BYTES_MAX: Final = 65_536
 """Body bytes that wait for a connection before the caller is paused."""
 
@@ -201,7 +199,7 @@ class Incoming:
         call = self.call
         self._held = None
         if self._operation == MESSAGE:
-            self._read_rpc(body)
+            self._read_message(body)
             return
         try:
             ask = call.dialect.read(self._operation, body, call.path, call.headers)
@@ -213,29 +211,13 @@ class Incoming:
         call.target = Target(call.target.kind, call.target.name, ask.model)
         self._admit()
 
-    def _read_rpc(self, body: bytes) -> None:
+    def _read_message(self, body: bytes) -> None:
         call = self.call
-        dialect: Any = call.dialect
-        rpc = call.rpc = Rpc(dialect.name)
         try:
-            dialect.fill(rpc, body, call.headers)
+            read_message(call, body, self.request.fields)
         except Refused as refused:
-            if is_no_rpc(call, rpc, self.request.fields):
-                self._pass_unread(body)
-            else:
-                self.refuse(refused)
+            self.refuse(refused)
             return
-        if not call.upstream.is_dialect_told:
-            # The caller alone says that this is JSON-RPC: an upstream that reads it otherwise may do anything.
-            rpc.is_read_only = False
-        call.body = body if rpc.forwarded is None else rpc.forwarded
-        self._admit()
-        if call.heard_by is not None:
-            call.heard_by.hear(body)
-
-    def _pass_unread(self, body: bytes) -> None:
-        call = self.call
-        call.rpc, call.dialect, call.body = None, PLAIN, body
         self._admit()
         if call.heard_by is not None:
             call.heard_by.hear(body)
