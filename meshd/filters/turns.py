@@ -253,7 +253,7 @@ class Turns:
         limits = self._limits_of(settings, call.policy)
         if is_many and body.count(b'"assistant"') + body.count(b'"model"') + body.count(b"_call") < limits.periods:
             return None
-        asking = asking_of(call.dialect.name, ask, body, limits.periods, settings.sample)
+        asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
         if asking is None or (is_many and not asking.rounds):
             return None
         turn = Turn(
@@ -267,15 +267,14 @@ class Turns:
             False,
             asking.rounds,
             is_many,
+            asking.period,
         )
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         return self._judge(call, workflow, turn, limits, settings, b"")
 
     # ------------------------------------------------------------------ events
 
-    def publish(
-        self, context: Context, topic: str, data: bytes, policy: Any, *, now_s: float, wall_s: float
-    ) -> None:
+    def publish(self, context: Context, topic: str, data: bytes, policy: Any, *, now_s: float, wall_s: float) -> None:
         """Judge an event before it is published. Raises Refused(LOOP) or Refused(MAX_TURNS).
 
         An event is a turn without an answer. One that follows from nothing belongs to no workflow, and is not counted:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from meshd.turns.said import DECORATED, DIFFERENT
-from meshd.turns.turn import AGENT, EVENT, TOOL
+from meshd.turns.turn import AGENT, TOOL
 
 if TYPE_CHECKING:
     from meshd.turns.said import Said
@@ -16,7 +16,7 @@ class Question:
     """A question on an edge, as it was asked last."""
 
     __slots__ = (
-        "answer", "asked", "changes", "failures", "gap_s", "is_decorated", "last_s", "mark", "news_at", "next_s",
+        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "last_s", "mark", "news_at", "next_s",
         "number", "open", "rounds",
     )  # fmt: skip
 
@@ -40,6 +40,8 @@ class Question:
         self.last_s = 0.0
         self.gap_s = 0.0
         """Between the last two times."""
+        self.growth = 0
+        """How often in a row that gap has grown, as it does for one who backs off."""
         self.next_s = 0.0
         """When it may be asked again, where it is polling."""
 
@@ -48,7 +50,7 @@ class Question:
         before = self.answer
         if before is None:
             return True
-        near = answer.nearness(before, seen, kind if kind in (AGENT, EVENT) else TOOL)
+        near = answer.nearness(before, seen, TOOL if kind == TOOL else AGENT)
         if self.is_decorated or near == DECORATED:
             found = answer.features()
             return near != DIFFERENT and (before.says_no or (found is not None and found.says_no))
