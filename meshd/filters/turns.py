@@ -8,6 +8,7 @@ often already that the next call decides is the body waited for. What a loop is,
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import NEED_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
@@ -38,6 +39,8 @@ _AGENT: Final = Kind.AGENT
 _LLM: Final = Kind.LLM
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LIMITS_MAX: Final = 256
+_VERSION: Final = re.compile(r"\bv\d+\w*\b")
+_NUMBER: Final = re.compile(r"\d")
 PLACES_MAX: Final = 1024
 _CALL: Final = "tools/call"
 
@@ -215,8 +218,8 @@ class Turns:
 
     def _place(self, path: str) -> tuple[str, bytes]:
         """Say what of a path names an operation, and what belongs to the question: where there are numbers in it."""
-        bare, _, query = path.partition("?")
-        if query or any(part.isdigit() or (len(part) > 8 and any(map(str.isdigit, part))) for part in bare.split("/")):
+        bare = path.partition("?")[0]
+        if len(bare) < len(path) or _NUMBER.search(_VERSION.sub("", bare)) is not None:
             place = ("", path.encode("utf-8", "replace") + b"\n")
         else:
             place = (path, b"")

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
+from meshd.turns.protobuf import texts_of
+
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
 WORDS_MAX: Final = 255
@@ -48,7 +50,7 @@ _COUNTERS: Final = _words(
 )
 _COURTESY: Final = _words(
     "thank thanks welcome glad happy pleasure sorry lot much appreciate appreciated grateful hello hi regards cheers "
-    "apologise apologize apologies apologising apologizing confusion excuse pardon"
+    "apologise apologize apologies apologising apologizing confusion excuse pardon help helping helped"
 )
 _WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
 _STOP: Final = _words(
@@ -57,21 +59,20 @@ _STOP: Final = _words(
     "then into onto over under about again please kindly just also too very now well yes let get got need want like "
     "one two once still really maybe perhaps first before after being been does did doing done each such only own "
     "same both few other nor off down up tell told know sure able exactly "
-    "precisely mean means meant say says said give given provide start begin you're here's it's i'm i'll we'll you'll don't can't"
+    "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
+    "i'll we'll you'll don't can't"
 )
 _UNDERWAY: Final = re.compile(
     r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending|running|queued|processing|in[_ -]?progress|working|submitted'
     r'|starting|started|building|scheduled|accepted|waiting|deploying|provisioning|creating|updating|not_?ready)\\?"'
 )
-_UNDERWAY_WORDS: Final = _words(
-    "pending running queued processing progress working building scheduled accepted deploying provisioning busy ready "
-    "yet submitted starting"
-)
+_UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
 COURTESY: Final = crc32(b"thank")
 UNDERWAY_WORDS_MAX: Final = 4
 
 _NO: Final = re.compile(
-    r"(?i:\b(?:do not|don't|does not|doesn't|did not|cannot|can't|could not|unable|not found|no results|nothing found|"
+    r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
+    r"not found|no results|nothing found|"
     r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
     r"information))\b)"
 )
@@ -134,6 +135,13 @@ def digest(text: str) -> int:
 
 def features_of(raw: bytes) -> Features:
     """Read a payload, or a sample of one. Never raises."""
+    if raw[:1] == b"/":
+        # A path stands before the body.
+        path, _, body = raw.partition(b"\n")
+        if (texts := texts_of(body)) is not None:
+            raw = path + b"\n" + texts
+    elif raw[:1] < b" " and (texts := texts_of(raw)) is not None:
+        raw = texts
     text = raw.decode("utf-8", "replace")
     if "\\" in text:
         text = text.replace('\\"', '"').replace("\\n", "\n")
@@ -217,7 +225,7 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
     follows = text[end] if end < len(text) else ""
     if last == "#" or (last in "([" and follows in ")]"):
         return True
-    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"'))
+    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
     if last == " " and begin > 1:
         if text[begin - 2] in ".!?,;:)–—-":
             return is_end
@@ -228,6 +236,8 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
 
 def _is_name(text: str, begin: int, word: str) -> bool:
     """Say whether a word with a capital is a name: it is where no sentence begins with it."""
+    if word[0] == "I" and (len(word) == 1 or word[1] in "'’"):
+        return False
     if word[1:] != word[1:].lower() and (len(word) <= CAPITALS_MAX or word.upper() != word):
         return True
     at = begin - 1

@@ -164,7 +164,7 @@ class Said:
         ):
             return ALIKE
         common = total - fresh
-        if kind in (AGENT, EVENT) and common >= CORE_MIN and common * CORE_SHARE >= total:
+        if kind in (AGENT, EVENT) and common + len(found.names) >= CORE_MIN and common * CORE_SHARE >= total:
             return DECORATED
         return DIFFERENT
 

@@ -14,7 +14,7 @@ from meshd.turns.connected import circle_of
 from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, LENGTHS_APART, LOOSE, Said
 from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
@@ -31,9 +31,8 @@ RETRIES: Final = 3
 """A call that failed may be made so many times as often as one that was answered, before it is a loop."""
 PATIENCE: Final = 3
 """Times as many rounds as within a workflow."""
-GROWTH: Final = 1.3
 BACKS_OFF: Final = 2
-"""Gaps that grow by so much each time, so often in a row, are a back-off."""
+"""Gaps that have grown so often in a row are a back-off."""
 UNHURRIED_S: Final = 5.0
 """Who waits so long before it tries again does not hammer."""
 APART_S: Final = 0.5
@@ -52,8 +51,8 @@ class Workflow:
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_last", "_numbers", "asked_models", "edges", "grace", "is_changed", "is_read", "is_stopped", "last_s",
-        "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+        "_kept_bytes", "_last", "_numbers", "asked_models", "edges", "grace", "is_changed", "is_read", "is_stopped",
+        "last_s", "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -225,6 +224,9 @@ class Workflow:
     def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
         asked = Said(payload)
         self._numbers += 1
+        if edge.questions and asked.size > edge.questions[-1].asked.size + LENGTHS_APART and edge.kind in COUNTED:
+            # It may quote what was said so far: only what nobody has said is new in it.
+            self._learn_all()
         question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
         turn.question = question
         turn.nearness = nearness
@@ -239,29 +241,29 @@ class Workflow:
         else:
             question.news_at = self._news_of(edge)
             self._keep(asked)
-        question.open += 1
+        question.came(turn.at_s)
         return question, nearness
 
     def _keep(self, said: Said) -> None:
         """Count bytes that are kept; beyond the limit only their features are."""
         self._kept_bytes += said.kept_bytes
         if self._kept_bytes > KEPT_BYTES_MAX:
-            self._kept_bytes = 0
-            for edge in self.edges.values():
-                for question in edge.questions:
-                    question.asked.learn(self.seen)
-                    if question.answer is not None:
-                        question.answer.learn(self.seen)
+            self._learn_all()
+
+    def _learn_all(self) -> None:
+        self._kept_bytes = 0
+        for edge in self.edges.values():
+            for question in edge.questions:
+                question.asked.learn(self.seen)
+                if question.answer is not None:
+                    question.answer.learn(self.seen)
 
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
         now_s = turn.at_s
         if nearness == DIFFERENT:
-            question.last_s = now_s
             return PASSED
-        gap_s, question.last_s = now_s - question.last_s, now_s
-        question.growth = question.growth + 1 if 0 < question.gap_s * GROWTH < gap_s else 0
-        question.gap_s = gap_s
+        gap_s = question.gap_s
         if turn.is_read_only:
             return self._polled(question, limits, now_s)
         periods = limits.periods
