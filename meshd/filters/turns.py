@@ -15,18 +15,18 @@ from meshd.call import NEED_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
+from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
 from meshd.turns.asking import asking_of
 from meshd.turns.book import Book, key_of
 from meshd.turns.sample import sampled
-from meshd.turns.turn import AGENT, EVENT, LLM, PASS, TOOL, WAIT, Limits, Turn
+from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from meshd.call import Call
     from meshd.filters.contract import Ticket
-    from meshd.filters.turns_settings import TurnsSettings
     from meshd.turns.sharing import Sharing
     from meshd.turns.supervision import Supervisor
     from meshd.turns.turn import Judgement
@@ -122,11 +122,23 @@ class Turns:
         verdict = judgement.verdict
         if verdict != PASS and verdict != WAIT:
             return self._stop(call, workflow, turn, judgement, settings, prefix)
+        if call.plan.trials and self._shadowed is not None:
+            self._try(call, workflow, turn)
         ticket = self._ticket(call, workflow, turn, settings, prefix)
         if verdict == WAIT:
             self.ladder.tally.waited += 1
             return Wait(self._slowed(judgement.wait_s, ticket))
         return ticket
+
+    def _try(self, call: Call, workflow: Workflow, turn: Turn) -> None:
+        """Say what rules on trial would have refused."""
+        for trial in call.plan.trials:
+            if isinstance(trial, TurnsSettings) and self._shadowed is not None:
+                judgement = workflow.trial(turn, self._limits_of(trial, call.policy))
+                if judgement.verdict in STOPS:
+                    refused = refusal(call, turn, judgement, trial)
+                    refused.is_shadow = True
+                    self._shadowed(call, refused)
 
     def _stop(
         self,

@@ -95,6 +95,25 @@ class Workflow:
             return PASSED
         return judgement
 
+    def trial(self, turn: Turn, limits: Limits) -> Judgement:
+        """Say what other limits would have made of a turn that was judged; nothing is counted for it."""
+        edge, question = turn.edge, turn.question
+        again = turn.path.count(turn.target) + (1 if turn.source == turn.target else 0)
+        if turn.kind in COUNTED and again > limits.reentry:
+            return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, turn.path)
+        if edge is not None and turn.is_counted:
+            own = edge.own
+            edge.own -= TENTHS if turn.is_known else 1
+            over = self._counted(edge, limits)
+            edge.own = own
+            if over is not None:
+                return over
+        if turn.kind == LLM and limits.stale_tokens and self.stale_tokens >= limits.stale_tokens and turn.is_known:
+            return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
+        if question is not None and question.rounds >= limits.periods and not turn.is_read_only and turn.nearness:
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, limits.periods)
+        return PASSED
+
     def begun(self, turn: Turn) -> None:
         """A turn whose answer nobody will see asks something new: that is news enough."""
         question = turn.question
