@@ -1,0 +1,255 @@
+"""A payload as what it says: ids, times and spelling left out, and counters told from content.
+
+Two payloads are the same where they differ in ids and times alone (`exact`), the same but for a counter (`loose`), or
+alike (`likeness` near one another, and hardly a word new). A number is a counter where it stands in brackets, behind
+a `#`, behind a sentence or behind a word such as `attempt`; elsewhere it is content: `page 7` is another question than
+`page 6`. So are names: a word with a capital within a sentence, or with a digit.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import Final
+from zlib import crc32
+
+from meshd.turns.protobuf import texts_of
+
+CAPITALS_MAX: Final = 5
+"""A longer word of capitals alone is no abbreviation, but said aloud."""
+WORDS_MAX: Final = 255
+"""Of one payload that are looked at."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_VOLATILE: Final = re.compile(
+    r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+    r"|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+    r"|\b\d\d:\d\d:\d\d(?:[.,]\d+)?\b"
+    r"|\b1[4-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b"
+    r"|\b\d+(?:\.\d+)?\s?(?:ms|msecs?|milliseconds|us|µs)\b"
+    r"|\b(?:took|elapsed)\s+\d+(?:\.\d+)?\s?(?:s|secs?|seconds)\b"
+    r"|\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b"
+    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=\w*\d)\w{6,}"
+    r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
+    r'|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
+)
+_RPC_ID: Final = re.compile(r'"id"\s*:\s*(?:\d+|"[^"]*")')
+_BLANKS: Final = re.compile(r"\s+")
+_TOKEN: Final = re.compile(
+    r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)|([<>=+/%&|^]+)'
+)
+_SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
+_COUNTERS: Final = _words(
+    "attempt attempts try tries retry retries round rounds turn turns iteration iterations iter seq sequence counter n "
+    "nonce message msg time times nr number no version v rev ref step revision call request ping cycle loop reminder "
+    "again followup draft"
+)
+_COURTESY: Final = _words(
+    "thank thanks welcome glad happy pleasure sorry lot much appreciate appreciated grateful hello hi regards cheers "
+    "apologise apologize apologies apologising apologizing confusion excuse pardon help helping helped"
+)
+_WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
+_STOP: Final = _words(
+    "the and for that this with you your are was were will would could should can may might shall have has had not but "
+    "from they them their there here what when where which who whom how why its our out any all some more most than "
+    "then into onto over under about again please kindly just also too very now well yes let get got need want like "
+    "one two once still really maybe perhaps first before after being been does did doing done each such only own "
+    "same both few other nor off down up tell told know sure able exactly "
+    "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
+    "i'll we'll you'll don't can't"
+)
+_UNDERWAY: Final = re.compile(
+    r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending|running|queued|processing|in[_ -]?progress|working|submitted'
+    r'|starting|started|building|scheduled|accepted|waiting|deploying|provisioning|creating|updating|not_?ready)\\?"'
+)
+_UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
+COURTESY: Final = crc32(b"thank")
+UNDERWAY_WORDS_MAX: Final = 4
+
+_NO: Final = re.compile(
+    r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
+    r"not found|no results|nothing found|"
+    r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
+    r"information))\b)"
+)
+
+_MIX: Final = 0x9E3779B97F4A7C15
+_MASK64: Final = (1 << 64) - 1
+_SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for bit in range(8)) for byte in range(256))
+"""Each byte with its bits 16 apart, so that eight sums are one addition."""
+
+
+class Features:
+    """What one payload says."""
+
+    __slots__ = ("_likeness", "exact", "is_underway", "loose", "names", "says_no", "words")
+
+    def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
+        self.exact = exact
+        """64 bits: equal for payloads that differ in ids, times and blanks alone."""
+        self.loose = loose
+        """The same, and counters are left out."""
+        self.words = words
+        """32-bit hashes of its words, without those that every text has."""
+        self.names = names
+        """Of its names and numbers."""
+        self.is_underway = False
+        """It says that what was asked for is still being done."""
+        self.says_no = False
+        """It says that what was asked for cannot be done, or is not there."""
+        self._likeness = -1
+
+    @property
+    def likeness(self) -> int:
+        """64-bit simhash of its words and names: alike payloads differ in few bits."""
+        if self._likeness < 0:
+            self._likeness = _simhash(self.words, self.names)
+        return self._likeness
+
+
+def _simhash(words: list[int], names: list[int]) -> int:
+    sums = [0] * 8
+    every = words + names
+    for word in every:
+        mixed = word * _MIX & _MASK64
+        for at in range(8):
+            sums[at] += _SPREAD[mixed >> (8 * at) & 0xFF]
+    half = len(every) // 2
+    found = 0
+    for at in range(8):
+        total = sums[at]
+        for bit in range(8):
+            if total >> (16 * bit) & 0xFFFF > half:
+                found |= 1 << (8 * at + bit)
+    return found
+
+
+def digest(text: str) -> int:
+    """Return 64 bits that are the same in every process, and that nobody can aim at."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def features_of(raw: bytes) -> Features:
+    """Read a payload, or a sample of one. Never raises."""
+    if raw[:1] == b"/":
+        # A path stands before the body.
+        path, _, body = raw.partition(b"\n")
+        if (texts := texts_of(body)) is not None:
+            raw = path + b"\n" + texts
+    elif raw[:1] < b" " and (texts := texts_of(raw)) is not None:
+        raw = texts
+    text = raw.decode("utf-8", "replace")
+    if "\\" in text:
+        text = text.replace('\\"', '"').replace("\\n", "\n")
+    text = _VOLATILE.sub("\x00", text)
+    if '"jsonrpc"' in text:
+        text = _RPC_ID.sub("", text)
+    text = _BLANKS.sub(" ", text).strip()
+    words: list[int] = []
+    names: list[int] = []
+    tokens: list[str] = []
+    is_underway = _read(text, words, names, tokens)
+    exact_digest = digest(text)
+    # Without what is spelled in many ways: case, blanks and most marks.
+    loose_digest = digest(" ".join(tokens))
+    found = Features(exact_digest, loose_digest, words, names)
+    found.is_underway = is_underway or _UNDERWAY.search(text) is not None
+    found.says_no = _NO.search(text) is not None
+    return found
+
+
+def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> bool:
+    """Sort the tokens of a text; return whether all that it says is that something is under way."""
+    key = ""
+    key_end = -1
+    before = ""
+    count = 0
+    is_underway = is_courteous = False
+    for match in _TOKEN.finditer(text):
+        begin, end = match.span()
+        group = match.lastindex
+        if group == 1:
+            key, key_end = match[1], end
+            before = ""
+            tokens.append(key)
+            continue
+        if group == 4:
+            tokens.append(match[4])
+            continue
+        if group == 2:
+            if _is_counter(text, begin, end, before, key if key_end == begin else ""):
+                tokens.append("#")
+                continue
+            tokens.append(match[2])
+            if len(names) < WORDS_MAX:
+                names.append(crc32(f"{before}{match[2]}".encode()))
+            before = ""
+            continue
+        word = match[3]
+        lower = word.lower()
+        tokens.append(lower)
+        if key_end >= 0 and begin - key_end <= 1 and key in _WRAPPERS:
+            continue
+        before = lower
+        count += 1
+        if lower in _UNDERWAY_WORDS:
+            is_underway = True
+        if len(words) + len(names) >= WORDS_MAX:
+            continue
+        if word != lower and begin > 0 and _is_name(text, begin, word):
+            names.append(crc32(lower.encode()))
+        elif lower in _COURTESY:
+            is_courteous = True
+        elif len(lower) > 2 and lower not in _STOP:
+            words.append(crc32(_stem(lower).encode()))
+        elif not lower.isascii():
+            words.append(crc32(lower.encode()))
+    if is_courteous and not words and not names:
+        # All that is said is thanks, or that somebody is sorry.
+        words.append(COURTESY)
+    return is_underway and count <= UNDERWAY_WORDS_MAX
+
+
+def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
+    if key:
+        return key.lower() in _COUNTERS
+    if before in _COUNTERS:
+        return True
+    if begin == 0:
+        return end == len(text)
+    last = text[begin - 1]
+    follows = text[end] if end < len(text) else ""
+    if last == "#" or (last in "([" and follows in ")]"):
+        return True
+    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
+    if last == " " and begin > 1:
+        if text[begin - 2] in ".!?,;:)–—-":
+            return is_end
+        # `..., event 17`: a noun behind a comma, and nothing behind the number.
+        return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "
+    return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower()
+
+
+def _is_name(text: str, begin: int, word: str) -> bool:
+    """Say whether a word with a capital is a name: it is where no sentence begins with it."""
+    if word[0] == "I" and (len(word) == 1 or word[1] in "'’"):
+        return False
+    if word[1:] != word[1:].lower() and (len(word) <= CAPITALS_MAX or word.upper() != word):
+        return True
+    at = begin - 1
+    while at >= 0 and text[at] == " ":
+        at -= 1
+    return at >= 0 and text[at] not in _SENTENCE_ENDS
+
+
+def _stem(word: str) -> str:
+    """Return what words of one family have in common: rough, and the same for all of them."""
+    if word[-2:] in ("'s", "’s"):
+        word = word[:-2]
+    if len(word) > 6:
+        return word[:6]
+    return word[:-1] if word[-1] == "s" and len(word) > 3 else word.rstrip("e")

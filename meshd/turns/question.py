@@ -1,0 +1,69 @@
+"""What was asked on an edge, and what came back: how often the same was asked, and whether the answers went on."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meshd.turns.said import DECORATED, DIFFERENT
+from meshd.turns.turn import AGENT, TOOL
+
+if TYPE_CHECKING:
+    from meshd.turns.said import Said
+    from meshd.turns.seen import Seen
+
+GROWTH: Final = 1.3
+"""A gap has grown that is so many times as long as the one before."""
+
+
+class Question:
+    """A question on an edge, as it was asked last."""
+
+    __slots__ = (
+        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "last_s", "mark", "news_at",
+        "next_s", "number", "open", "rounds",
+    )  # fmt: skip
+
+    def __init__(self, asked: Said, mark: int, number: int) -> None:
+        self.asked = asked
+        self.mark = mark
+        """Of the operation: the same text to another one is another question."""
+        self.number = number
+        self.answer: Said | None = None
+        self.rounds = 0
+        """How often it was asked and got the same answer, without anything new in between."""
+        self.open = 0
+        """How often it was asked and is not answered yet."""
+        self.failures = 0
+        """How often in a row it failed in a way that another attempt may mend."""
+        self.changes = 0
+        """How often its answer was another one than before."""
+        self.is_decorated = False
+        """It came last among words that were never heard: it is the same only where the answer says no to it again."""
+        self.news_at = 0
+        self.last_s = 0.0
+        self.gap_s = 0.0
+        """Between the last two times."""
+        self.growth = 0
+        """How often in a row that gap has grown, as it does for one who backs off."""
+        self.next_s = 0.0
+        """When it may be asked again, where it is polling."""
+
+    def came(self, now_s: float) -> None:
+        """It is asked now."""
+        self.open += 1
+        if self.last_s:
+            gap_s = now_s - self.last_s
+            self.growth = self.growth + 1 if 0 < self.gap_s * GROWTH < gap_s else 0
+            self.gap_s = gap_s
+        self.last_s = now_s
+
+    def is_same(self, answer: Said, seen: Seen, kind: str) -> bool:
+        """Say whether an answer brings nothing that the one before did not."""
+        before = self.answer
+        if before is None:
+            return True
+        near = answer.nearness(before, seen, TOOL if kind == TOOL else AGENT)
+        if self.is_decorated or near == DECORATED:
+            found = answer.features()
+            return near != DIFFERENT and (before.says_no or (found is not None and found.says_no))
+        return near != DIFFERENT

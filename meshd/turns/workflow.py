@@ -1,0 +1,432 @@
+"""One workflow: judge a turn before it goes out, and learn what was asked and answered.
+
+A turn brings something new where its question was not asked before, or its answer is another one than before. One that
+does counts a tenth of a turn. Whatever is new for an agent takes one round back from the questions that it asks again:
+to be told `approved` between two steps of honest work is no loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from meshd.turns.connected import circle_of
+from meshd.turns.edge import COUNT_MASK, Edge
+from meshd.turns.features import features_of
+from meshd.turns.periods import period_of
+from meshd.turns.said import DECORATED, DIFFERENT, LENGTHS_APART, LOOSE, Said
+from meshd.turns.seen import Seen
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
+
+if TYPE_CHECKING:
+    from meshd.turns.question import Question
+
+EDGES_MAX: Final = 32
+"""Beyond them, edges of agents are counted together."""
+STEPS_MAX: Final = 48
+ASKED_MAX: Final = 32
+KEPT_BYTES_MAX: Final = 32_768
+"""Of payloads whose features nobody needed yet."""
+RETRIES: Final = 3
+"""A call that failed may be made so many times as often as one that was answered, before it is a loop."""
+PATIENCE: Final = 3
+"""Times as many rounds as within a workflow."""
+BACKS_OFF: Final = 2
+"""Gaps that have grown so often in a row are a back-off."""
+UNHURRIED_S: Final = 5.0
+"""Who waits so long before it tries again does not hammer."""
+APART_S: Final = 0.5
+"""Calls that begin within so many seconds may be a fan-out."""
+HEARTBEAT_S: Final = 20.0
+"""A tool that is called the same no more often than this is watched, or told that somebody is alive."""
+MODEL_SLOW_S: Final = 300.0
+"""The same of a model, whose every call costs."""
+WAIT_S_MAX: Final = 1.0
+OTHERS: Final = "*"
+TENTHS: Final = 10
+_NONE: Final[dict[int, int]] = {}
+
+
+class Workflow:
+    """What one sidecar knows of the turns of one workflow."""
+
+    __slots__ = (
+        "_kept_bytes", "_last", "_numbers", "asked_models", "edges", "grace", "is_changed", "is_read", "is_stopped",
+        "last_s", "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.edges: dict[tuple[str, str], Edge] = {}
+        self.steps: deque[int] = deque(maxlen=STEPS_MAX)
+        """What was asked and answered, oldest first: equal numbers for the same question with the same answer."""
+        self.seen = Seen()
+        self.news: dict[str, int] = {}
+        """How often something new came, by agent."""
+        self.news_elsewhere: dict[str, dict[int, int]] = {}
+        """The same by other sidecars, as `Edge.elsewhere` has counts."""
+        self.asked_models: deque[int] = deque(maxlen=ASKED_MAX)
+        """How much was new for the caller at each of its last calls of a model."""
+        self.stale_tokens = 0
+        """Spent since anything new was said."""
+        self.grace = 0
+        """Turns that a supervisor gave beyond every limit."""
+        self.is_stopped = False
+        """A supervisor has stopped it."""
+        self.last_s = 0.0
+        self.is_changed = False
+        """There is something that the store does not know yet."""
+        self.is_read = False
+        """What the store knows of it was asked for."""
+        self.version = 0
+        """Of the record in the store; 0 for none."""
+        self._numbers = 0
+        self._kept_bytes = 0
+        self._last: Edge | None = None
+
+    # ------------------------------------------------------------------ before a turn
+
+    def judge(self, turn: Turn, limits: Limits) -> Judgement:
+        """Say what is to be done with a turn, and count it. Where that is not PASS or WAIT, call `withdraw`."""
+        if self.is_stopped:
+            return Judgement(LOOP, "stopped")
+        judgement = self._judge(turn, limits)
+        if self.grace and judgement.verdict in STOPS:
+            self.grace -= 1
+            return PASSED
+        return judgement
+
+    def trial(self, turn: Turn, limits: Limits) -> Judgement:
+        """Say what other limits would have made of a turn that was judged; nothing is counted for it."""
+        edge, question = turn.edge, turn.question
+        again = turn.path.count(turn.target) + (1 if turn.source == turn.target else 0)
+        if turn.kind in COUNTED and again > limits.reentry:
+            return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, turn.path)
+        if edge is not None and turn.is_counted:
+            own = edge.own
+            edge.own -= TENTHS if turn.is_known else 1
+            over = self._counted(edge, limits)
+            edge.own = own
+            if over is not None:
+                return over
+        if turn.kind == LLM and limits.stale_tokens and self.stale_tokens >= limits.stale_tokens and turn.is_known:
+            return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
+        if question is not None and question.rounds >= limits.periods and not turn.is_read_only and turn.nearness:
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, limits.periods)
+        return PASSED
+
+    def begun(self, turn: Turn) -> None:
+        """A turn whose answer nobody will see asks something new: that is news enough."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
+            question.rounds = 1
+        self.stale_tokens = 0
+
+    def _judge(self, turn: Turn, limits: Limits) -> Judgement:
+        source, target, kind = turn.source, turn.target, turn.kind
+        is_turn = kind in COUNTED
+        if is_turn and (turn.path or source == target):
+            again = turn.path.count(target) + (1 if source == target else 0)
+            if again > limits.reentry:
+                at = turn.path.index(target) if target in turn.path else len(turn.path)
+                return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
+        edge = self._edge(source, target, kind)
+        if kind == LLM and self._has_gone_round(turn, limits.periods):
+            return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
+        turn.edge = edge
+        self.last_s = turn.at_s
+        if is_turn and not turn.is_read_only:
+            over = self._counted(edge, limits)
+            if over is not None:
+                return over
+            edge.own += 1
+            turn.is_counted = self.is_changed = True
+        if turn.payload is None:
+            return PASSED
+        return self._asks(turn, edge, turn.payload, limits)
+
+    def _has_gone_round(self, turn: Turn, periods: int) -> bool:
+        """Say whether a request's history goes round, and nothing new came meanwhile of which it does not tell."""
+        if turn.is_many:
+            return turn.rounds >= periods
+        news = self.news.get(turn.source, 0)
+        asked = self.asked_models
+        asked.append(news)
+        if turn.rounds < periods:
+            return False
+        calls = (periods - 1) * (turn.period // 2)
+        return len(asked) <= calls or asked[-1 - calls] == news
+
+    def needs_payload(self, turn: Turn, limits: Limits) -> bool:
+        """Say whether a turn whose payload streams can only be judged with it: something was asked too often there."""
+        if turn.is_read_only:
+            return False
+        edge = self.edges.get((turn.source, turn.target))
+        if edge is None:
+            return False
+        if edge.unasked:
+            unasked, edge.unasked = edge.unasked, []
+            for hearing in unasked:
+                hearing.tell()
+        for question in edge.questions:
+            if question.mark == turn.mark and (
+                question.rounds + question.open >= limits.periods or question.failures >= limits.periods
+            ):
+                return True
+        return False
+
+    def withdraw(self, turn: Turn) -> None:
+        """The turn does not take place: it is counted no longer."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
+        if turn.is_counted and turn.edge is not None:
+            turn.is_counted = False
+            turn.edge.own -= TENTHS if turn.is_known else 1
+
+    def _edge(self, source: str, target: str, kind: str) -> Edge:
+        last = self._last
+        if last is not None and last.source == source and last.target == target:
+            return last
+        edge = self.edges.get((source, target))
+        if edge is None:
+            if len(self.edges) >= EDGES_MAX:
+                self._forget()
+            if len(self.edges) >= EDGES_MAX and kind in COUNTED:
+                source = target = OTHERS
+                edge = self.edges.get((OTHERS, OTHERS))
+            if edge is None:
+                edge = self.edges[source, target] = Edge(source, target, kind)
+        self._last = edge
+        return edge
+
+    def _forget(self) -> None:
+        """Make room: what is no edge between agents counts nothing."""
+        for key, edge in self.edges.items():
+            if edge.kind not in COUNTED:
+                del self.edges[key]
+                return
+
+    def _counted(self, edge: Edge, limits: Limits) -> Judgement | None:
+        tenths = edge.tenths
+        least = limits.edge if limits.edge < limits.connected else limits.connected
+        if tenths >= limits.edge * TENTHS:
+            return Judgement(MAX_TURNS, "edge", 0.0, tenths // TENTHS, limits.edge, (edge.source, edge.target))
+        if least > limits.workflow:
+            least = limits.workflow
+        if len(self.edges) == 1 and tenths < least * TENTHS:
+            return None
+        total = 0
+        for one in self.edges.values():
+            if one.own or one.elsewhere:
+                total += one.tenths
+        if total >= limits.workflow * TENTHS:
+            return Judgement(MAX_TURNS, "workflow", 0.0, total // TENTHS, limits.workflow)
+        if total >= limits.connected * TENTHS:
+            circle = circle_of(edge.source, [(one.source, one.target) for one in self.edges.values() if one.tenths])
+            if edge.target in circle:
+                within = sum(one.tenths for one in self.edges.values() if one.source in circle and one.target in circle)
+                if within >= limits.connected * TENTHS:
+                    agents = tuple(sorted(circle))
+                    return Judgement(MAX_TURNS, "connected", 0.0, within // TENTHS, limits.connected, agents)
+        return None
+
+    # ------------------------------------------------------------------ what is asked
+
+    def asked(self, turn: Turn, payload: bytes) -> None:
+        """Learn what a turn asks that was judged without."""
+        if turn.question is None and turn.edge is not None:
+            self._ask(turn, turn.edge, payload)
+
+    def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
+        asked = Said(payload)
+        self._numbers += 1
+        if edge.questions and asked.size > edge.questions[-1].asked.size + LENGTHS_APART and edge.kind in COUNTED:
+            # It may quote what was said so far: only what nobody has said is new in it.
+            self._learn_all()
+        question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
+        turn.question = question
+        turn.nearness = nearness
+        turn.is_known = nearness > DECORATED
+        if nearness > DIFFERENT:
+            if turn.is_counted and turn.is_known:
+                edge.own += TENTHS - 1
+            news = self._news_of(edge)
+            if news > question.news_at and question.rounds > 1:
+                question.rounds = max(1, question.rounds - (news - question.news_at))
+            question.news_at = news
+        else:
+            question.news_at = self._news_of(edge)
+            self._keep(asked)
+        question.came(turn.at_s)
+        return question, nearness
+
+    def _keep(self, said: Said) -> None:
+        """Count bytes that are kept; beyond the limit only their features are."""
+        self._kept_bytes += said.kept_bytes
+        if self._kept_bytes > KEPT_BYTES_MAX:
+            self._learn_all()
+
+    def _learn_all(self) -> None:
+        self._kept_bytes = 0
+        for edge in self.edges.values():
+            for question in edge.questions:
+                question.asked.learn(self.seen)
+                if question.answer is not None:
+                    question.answer.learn(self.seen)
+
+    def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
+        question, nearness = self._ask(turn, edge, payload)
+        now_s = turn.at_s
+        if nearness == DIFFERENT:
+            return PASSED
+        gap_s = question.gap_s
+        if turn.is_read_only:
+            return self._polled(question, limits, now_s)
+        periods = limits.periods
+        if turn.is_many and turn.kind != AGENT:
+            # The turns of many tasks stand together: that some of them ask the same is no loop yet.
+            periods *= PATIENCE
+        if turn.kind == LLM:
+            if turn.is_many:
+                return PASSED
+            if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
+                return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
+        if question.rounds >= periods and not self._is_waiting(turn, question, gap_s):
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, self._round(edge))
+        is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
+        if question.failures >= (periods * RETRIES if is_backing_off else periods):
+            return Judgement(LOOP, "repetition", 0.0, question.failures, periods, self._round(edge))
+        if (
+            turn.kind == AGENT
+            and question.open > periods
+            and question.rounds == 0
+            and (nearness >= LOOSE or gap_s >= APART_S)
+        ):
+            return Judgement(LOOP, "open", 0.0, question.open - 1, periods, (edge.source, edge.target))
+        if question.changes >= periods:
+            period = period_of(self.steps, periods)
+            if period > 1 and self.steps[-period] >> 32 == question.number:
+                return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
+            return self._polled(question, limits, now_s)
+        return PASSED
+
+    @staticmethod
+    def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:
+        """Say whether the same is asked because time must pass."""
+        if turn.kind == TOOL:
+            return gap_s >= HEARTBEAT_S
+        if turn.kind == LLM:
+            if gap_s >= MODEL_SLOW_S:
+                return True
+            # What it is asked about is still being done: it polls by a tool.
+            payload = turn.payload
+            return payload is not None and features_of(payload).is_underway
+        return False
+
+    @staticmethod
+    def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
+        """Let the same question be asked so many times a second, and no faster."""
+        at_s = question.next_s if question.next_s > now_s else now_s
+        question.next_s = at_s + 1.0 / limits.polls
+        wait_s = at_s - now_s
+        if wait_s <= 0.0:
+            return PASSED
+        return Judgement(WAIT, "", wait_s if wait_s < WAIT_S_MAX else WAIT_S_MAX)
+
+    def _round(self, edge: Edge) -> tuple[str, ...]:
+        return (edge.source, edge.target)
+
+    # ------------------------------------------------------------------ what is answered
+
+    def answered(
+        self, turn: Turn, answer: bytes | None, tokens: int = 0, *, is_failed: bool = False, status: int = 200
+    ) -> bool:
+        """Learn how a turn ended: with this answer (None: nobody saw it), for so many tokens.
+
+        `is_failed`: in a way that another attempt may mend. Returns whether it brought something new.
+        """
+        question, edge = turn.question, turn.edge
+        is_news = question is None
+        if question is not None and edge is not None:
+            turn.question = None
+            question.open -= 1
+            if is_failed:
+                question.failures += 1
+                is_news = not turn.is_known
+            else:
+                question.failures = 0
+                is_news = self._learn(turn, question, edge, answer)
+        if is_news:
+            self.stale_tokens = 0
+            if edge is not None and edge.kind != LLM:
+                self._bring(edge)
+        else:
+            self.stale_tokens += tokens
+        return is_news
+
+    def _learn(self, turn: Turn, question: Question, edge: Edge, answer: bytes | None) -> bool:
+        """Take an answer; return whether there is something new in it, or in the question."""
+        if answer is None:
+            if not turn.is_known:
+                question.rounds = 1
+            return not turn.is_known
+        said = Said(answer)
+        if turn.nearness == DIFFERENT:
+            question.answer, question.rounds = said, 1
+            self._keep(said)
+            self._step(question, said)
+            return True
+        is_same = question.is_same(said, self.seen, edge.kind)
+        found = said.features() if not is_same or question.rounds < 2 else None
+        if is_same:
+            if question.answer is None:
+                question.answer = said
+            if found is not None and found.is_underway:
+                question.changes += 1
+                self._take_back(turn, edge)
+                return False
+            if not turn.is_read_only:
+                question.rounds += 1
+                if turn.is_counted and not turn.is_known:
+                    edge.own += TENTHS - 1
+                    turn.is_known = True
+                self.is_changed = True
+                self._step(question, question.answer)
+            return False
+        said.learn(self.seen)
+        question.answer = said
+        question.rounds = 1
+        if not turn.is_known:
+            return True
+        question.changes += 1
+        self._take_back(turn, edge)
+        if not turn.is_read_only and not (found is not None and found.is_underway):
+            self._step(question, said)
+        return True
+
+    @staticmethod
+    def _take_back(turn: Turn, edge: Edge) -> None:
+        """What was counted as a whole turn brought something new: it counts a tenth."""
+        if turn.is_counted:
+            edge.own -= TENTHS - 1
+
+    def _step(self, question: Question, said: Said) -> None:
+        mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
+        self.steps.append(question.number << 32 | mark)
+
+    def _news_of(self, edge: Edge) -> int:
+        news = self.news
+        found = news.get(edge.source, 0) + news.get(edge.target, 0)
+        if self.news_elsewhere:
+            for agent in (edge.source, edge.target):
+                found += sum([count & COUNT_MASK for count in self.news_elsewhere.get(agent, _NONE).values()])
+        return found
+
+    def _bring(self, edge: Edge) -> None:
+        news = self.news
+        for agent in (edge.source, edge.target):
+            if agent in news or len(news) < EDGES_MAX:
+                news[agent] = news.get(agent, 0) + 1
