@@ -34,6 +34,10 @@ class Direction(str, Enum):
     INBOUND = "inbound"
 
 
+OURS: Final = "meshd:"
+"""Begins the name of who makes a call of meshd's own; no agent has such a one, since a colon stands in no name."""
+
+
 class Target(NamedTuple):
     """What a call is for: an upstream by its name in the policy, and the model where there is one."""
 

@@ -32,6 +32,7 @@ from meshd.policy.reload import Reloader, Watch
 from meshd.policy.upstreams import agent_upstream
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
+from meshd.supervisor.ways import supervisor_of
 from meshd.telemetry.telemetry import Telemetry
 from meshd.tokens.counter import Counter
 from meshd.turns.sharing import Sharing
@@ -193,6 +194,7 @@ class Daemon:
         number = int.from_bytes(os.urandom(4), "big") | 1
         self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
         self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
+        self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry)
         view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -349,6 +351,8 @@ class Daemon:
             await self.door.close()
         if self.servers is not None:
             await self.servers.close()
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()
         await self.bus.close()
         if hasattr(self, "sharing"):
             await self.sharing.close()

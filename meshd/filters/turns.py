@@ -11,7 +11,7 @@ import asyncio
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import NEED_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
+from meshd.call import NEED_BODY, OURS, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
@@ -84,7 +84,7 @@ class Turns:
         """Raise Refused(LOOP), Refused(MAX_TURNS) or Refused(STORE_UNAVAILABLE)."""
         settings: TurnsSettings | None = call.plan.turns
         context = call.context
-        if settings is None or context is None:
+        if settings is None or context is None or call.agent.startswith(OURS):
             return None
         if call.direction is _INBOUND:
             self._judge_path(call, context, settings)
@@ -165,7 +165,7 @@ class Turns:
                 ladder.tell(call, judgement)
             return self._ticket(call, workflow, turn, settings, prefix)
         workflow.withdraw(turn)
-        if ladder.supervisor is not None and judgement.detector != "stopped":
+        if ladder.supervisor is not None and call.policy.supervisor is not None and judgement.detector != "stopped":
             ladder.tally.held += 1
             return Wait(ladder.ask(call, workflow, turn, judgement, settings), is_hold=True)
         ladder.tally.refused += 1

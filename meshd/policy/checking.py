@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from meshd.call import Kind
 from meshd.dialects.table import RPC
 from meshd.policy.checking_budgets import BudgetChecker
+from meshd.policy.checking_supervisor import check_supervisor
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -89,6 +90,7 @@ class Checker:
             seen.setdefault(name, index)
             self.rule(here, rule)
         self.unreachable()
+        check_supervisor(self.document, self.upstreams, self.report)
 
     def rule(self, here: Location, rule: RuleSection) -> None:
         """Check one rule by itself."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Direction
+from meshd.call import OURS, Direction
 from meshd.proxy.crash import ending
 from meshd.proxy.exchange import Exchange
 from meshd.refusal import Reason, Refused
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from meshd.call import Headers
     from meshd.proxy.proxy import Proxy
 
-OURS: Final = "meshd:"
-"""Begins the name of who calls; no agent has such a one, since a colon stands in no name."""
 REPLY_BYTES_MAX: Final = 1 << 20
 
 

@@ -210,6 +210,7 @@ class Exposition(Collector):
         yield _gauge(metrics.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
         yield _counter(metrics.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
         yield _counter(metrics.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
+        yield _counter(metrics.SUPERVISOR_ASKED, list(tally.supervisor_asked.items()))
         yield _gauge(metrics.STORE_UP, [] if up is None else [((), float(up))])
         yield _counter(metrics.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(

@@ -33,6 +33,7 @@ ENTRY: Final = "entry"
 DECISION: Final = "decision"
 DETECTOR: Final = "detector"
 VERSION: Final = "version"
+WAY: Final = "way"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
 LABEL_PROVIDER: Final = "gen_ai_provider_name"
@@ -240,6 +241,12 @@ LOOPS: Final = Metric(
 )
 TRACE_ENTRIES: Final = Metric(
     "meshd_trace_entries_total", "counter", "What agents recorded of themselves, by what it is.", (ENTRY,)
+)
+SUPERVISOR_ASKED: Final = Metric(
+    "meshd_supervisor_asked_total",
+    "counter",
+    "Questions to whom `on_exceeded` names, by how it is reached and what became of it.",
+    (WAY, RESULT),
 )
 STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
 SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")
