@@ -16,6 +16,7 @@ from meshd.dialects.translation_answers import (
 )
 from meshd.dialects.translation_contract import lost
 from meshd.dialects.translation_ids import Ids
+from meshd.dialects.translation_reading import compact
 from meshd.dialects.translation_shapes import Message, MessageBlock, MessageDelta, MessageEvent
 from meshd.wire.sse import data_of
 
@@ -73,9 +74,8 @@ def _name(block: MessageBlock) -> str:
 
 
 def _input(block: MessageBlock) -> str:
-    """Return the input of a call as the text that it was written in."""
-    raw = bytes(block.input).decode()
-    return raw if raw not in ("", "null") else "{}"
+    """Return the input of a call as text; an empty object where there is none."""
+    return "{}" if bytes(block.input) in (b"", b"null") else compact(block.input)
 
 
 def _call(block: MessageBlock, ids: Ids, answer: str) -> dict[str, Any]:

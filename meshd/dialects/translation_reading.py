@@ -95,3 +95,11 @@ def messages_of(pairs: Pairs, read: list[Pairs] | None = None) -> list[Pairs]:
     if raw is None:
         lost("the request has no messages")
     return pairs_of.read_objects(raw, "'messages'")
+
+
+def compact(raw: msgspec.Raw) -> str:
+    """Return an object as text without blanks, each number and string as it was written."""
+    try:
+        return msgspec.json.format(bytes(raw), indent=-1).decode()
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        lost("the input of a tool call is no JSON object")

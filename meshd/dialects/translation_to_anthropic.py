@@ -52,7 +52,7 @@ _EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
 _EFFORTS: Final = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
 }  # fmt: skip
-"""To the efforts that every model knows that knows any."""
+"""To the efforts that every model knows that knows any. Another word leaves it to the model, as no word does."""
 _TEMPERATURE_MAX: Final = 1.0
 
 
@@ -308,8 +308,8 @@ def _add_sampling(body: dict[str, Any], pairs: Pairs, model: str) -> None:
 def _output_config(pairs: Pairs, model: str) -> dict[str, Any]:
     config: dict[str, Any] = {}
     effort = pairs_of.text(pairs, "reasoning_effort")
-    if effort is not None and models.takes_effort(model):
-        config["effort"] = _EFFORTS.get(effort) or lost(f"the effort {effort[:32]!r} has no equal")
+    if effort in _EFFORTS and models.takes_effort(model):
+        config["effort"] = _EFFORTS[effort]
     answer = reading.members(pairs, "response_format", "'response_format'")
     if answer is None:
         return config

@@ -148,7 +148,7 @@ def _call(block: Pairs) -> dict[str, Any]:
     raw = pairs_of.member(block, "input")
     if raw is not None:
         pairs_of.read_object(raw, "the input of a tool call")
-    arguments = bytes(raw).decode() if raw is not None else "{}"
+    arguments = reading.compact(raw) if raw is not None else "{}"
     name = reading.needed(block, "name", "a tool call")
     given = fitted(reading.needed(block, "id", "a tool call"), "call_")
     return {"id": given, "type": "function", "function": {"name": name, "arguments": arguments}}
@@ -269,8 +269,8 @@ def _add_output(body: dict[str, Any], pairs: Pairs, model: str) -> None:
     config = reading.members(pairs, "output_config", "'output_config'") or {}
     reading.check(config, _OUTPUT, _NONE, "'output_config'")
     effort = pairs_of.text(config, "effort", "'output_config'")
-    if effort is not None and models.is_reasoning(model):
-        body["reasoning_effort"] = _EFFORTS.get(effort) or lost(f"the effort {effort[:32]!r} has no equal")
+    if effort in _EFFORTS and models.is_reasoning(model):
+        body["reasoning_effort"] = _EFFORTS[effort]
     answer = reading.members(config, "format", "'output_config'")
     if answer is None:
         answer = reading.members(pairs, "output_format", "'output_format'")
