@@ -64,7 +64,8 @@ def text_of(value: Any) -> str:
     if type(value) is str:
         return value
     if type(value) is list:
-        return "".join([text_of(part.get("text")) for part in value if type(part) is dict])
+        texts = [part.get("text") for part in value if type(part) is dict]
+        return "".join([text for text in texts if type(text) is str])
     return ""
 
 
@@ -133,7 +134,7 @@ def merged_usage(known: dict[str, Any], said: Any) -> dict[str, Any]:
     return known | {name: value for name, value in said.items() if value is not None}
 
 
-def _said(body: bytes) -> tuple[str, str, str]:
+def _read(body: bytes) -> tuple[str, str, str]:
     """Return message, type and code of an error's body, empty where it says none."""
     try:
         said: Any = msgspec.json.decode(body)
@@ -142,11 +143,17 @@ def _said(body: bytes) -> tuple[str, str, str]:
     if type(said) is list and said:
         # Google's server that speaks OpenAI's language says errors so.
         said = said[0]
-    error = said.get("error") if type(said) is dict else None
+    if type(said) is not dict:
+        return "", "", ""
+    return _said(said.get("error", said))
+
+
+def _said(error: Any) -> tuple[str, str, str]:
+    """Return message, type and code of an error, empty where it says none."""
     if type(error) is str:
         return error[:_MESSAGE_CHARACTERS_MAX], "", ""
     if type(error) is not dict:
-        error = said if type(said) is dict else {}
+        return "", "", ""
     found = [error.get(name) for name in ("message", "type", "code")]
     message, kind, code = [one[:_MESSAGE_CHARACTERS_MAX] if type(one) is str else "" for one in found]
     return message, kind, code
@@ -154,7 +161,7 @@ def _said(body: bytes) -> tuple[str, str, str]:
 
 def anthropic_error(status: int, body: bytes) -> tuple[int, bytes]:
     """Return an error of OpenAI's as Anthropic's."""
-    message, kind, code = _said(body)
+    message, kind, code = _read(body)
     if "insufficient_quota" in (kind, code):
         return 402, _anthropic_body("billing_error", message)
     known = _ANTHROPIC_TYPES.get(status)
@@ -169,7 +176,7 @@ def _anthropic_body(kind: str, message: str) -> bytes:
 
 def anthropic_error_event(error: Any) -> bytes:
     """Return an error within a stream of OpenAI's as Anthropic's event."""
-    message, kind, code = _said(msgspec.json.encode({"error": error}))
+    message, kind, code = _said(error)
     known = "api_error"
     if "rate_limit" in code or "rate_limit" in kind:
         known = "rate_limit_error"
@@ -180,7 +187,7 @@ def anthropic_error_event(error: Any) -> bytes:
 
 def openai_error(status: int, body: bytes) -> tuple[int, bytes]:
     """Return an error of Anthropic's as OpenAI's."""
-    message, kind, _ = _said(body)
+    message, kind, _ = _read(body)
     error = _openai_object(kind, message or f"the provider answered with status {status}")
     if status == 429 and error["code"] is None:
         error["code"] = "rate_limit_exceeded"
@@ -194,6 +201,6 @@ def _openai_object(kind: str, message: str) -> dict[str, str | None]:
 
 def openai_error_event(error: Any) -> bytes:
     """Return an error within a stream of Anthropic's as OpenAI's event."""
-    message, kind, _ = _said(msgspec.json.encode({"error": error}))
+    message, kind, _ = _said(error)
     said = _openai_object(kind, message or "the provider's stream failed")
     return b"data: " + msgspec.json.encode({"error": said}) + b"\n\n"

@@ -64,9 +64,12 @@ def _name(call: ChatCall) -> str:
 def _arguments(call: ChatCall) -> str:
     """Return the arguments of a call as text; some servers give them as an object."""
     given = call.function.arguments if call.function is not None else None
-    if type(given) is str:
-        return given
-    return msgspec.json.encode(given).decode() if type(given) is dict else ""
+    if type(given) is not dict:
+        return _text(given)
+    try:
+        return msgspec.json.encode(given).decode()
+    except RecursionError:
+        lost("the arguments of a tool call are nested too deeply")
 
 
 def _input(call: ChatCall, finish: Any) -> msgspec.Raw:

@@ -17,6 +17,7 @@ from meshd.dialects import translation_models as models
 from meshd.dialects import translation_reading as reading
 from meshd.dialects.translation_contract import lost
 from meshd.dialects.translation_ids import fitted
+from meshd.dialects.translation_schemas import holds_at_anthropic
 
 if TYPE_CHECKING:
     from meshd.call import Ask
@@ -48,7 +49,7 @@ _NONE: Final[frozenset[str]] = frozenset()
 _TOOL_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DATA_URL: Final = re.compile(r"data:([a-z/+.-]{1,64});base64,")
 _OPEN_SCHEMA: Final = {"type": "object"}
-_EMPTY_SCHEMA: Final = {"type": "object", "properties": {}}
+_EMPTY_SCHEMA: Final = {"type": "object", "properties": {}, "additionalProperties": False}
 _EFFORTS: Final = {
     "none": "low", "minimal": "low", "low": "low", "medium": "medium", "high": "high", "xhigh": "high", "max": "high",
 }  # fmt: skip
@@ -251,17 +252,20 @@ def _tool(tool: Pairs, model: str) -> dict[str, Any]:
     if description:
         made["description"] = description
     parameters = pairs_of.member(function, "parameters")
-    is_empty = parameters is None or not pairs_of.read_object(parameters, "the parameters of a tool")
-    made["input_schema"] = _EMPTY_SCHEMA if is_empty else parameters
+    if parameters is not None and not pairs_of.read_object(parameters, "the parameters of a tool"):
+        parameters = None
+    made["input_schema"] = _EMPTY_SCHEMA if parameters is None else parameters
     if reading.is_true(function, "strict"):
-        _hold_to_schema(model, f"the tool {made['name']!r} is strict")
+        _hold_to_schema(model, parameters, f"a call of {made['name']!r}")
         made["strict"] = True
     return made
 
 
-def _hold_to_schema(model: str, what: str) -> None:
+def _hold_to_schema(model: str, schema: msgspec.Raw | None, what: str) -> None:
     if not models.takes_schemas(model):
-        lost(f"{what}, and {model[:64]!r} cannot be held to a schema")
+        lost(f"{what} is to follow a schema, and {model[:64]!r} cannot be held to one")
+    if schema is not None and not holds_at_anthropic(schema):
+        lost(f"the schema that {what} is to follow is none that Anthropic can hold a model to")
 
 
 def _tool_choice(pairs: Pairs) -> dict[str, Any]:
@@ -319,7 +323,7 @@ def _output_config(pairs: Pairs, model: str) -> dict[str, Any]:
         schema = pairs_of.member(named, "schema") if named is not None else None
         if schema is None:
             lost("'response_format' has no schema")
-        _hold_to_schema(model, "the answer is to follow a schema")
+        _hold_to_schema(model, schema, "the answer")
         config["format"] = {"type": "json_schema", "schema": schema}
     elif kind != "text":
         lost(f"a 'response_format' of type {str(kind)[:32]!r} has no equal")

@@ -9,7 +9,7 @@ from meshd.dialects import translation_models as models
 from meshd.dialects import translation_reading as reading
 from meshd.dialects.translation_contract import lost
 from meshd.dialects.translation_ids import fitted
-from meshd.dialects.translation_schemas import is_strict
+from meshd.dialects.translation_schemas import holds_at_openai
 from meshd.dialects.windows import is_openai
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ def _tool(tool: Pairs) -> dict[str, Any]:
         pairs_of.read_object(schema, "the schema of a tool")
         function["parameters"] = schema
     if reading.is_true(tool, "strict"):
-        if schema is not None and not is_strict(schema):
+        if schema is None or not holds_at_openai(schema):
             lost(f"the schema of the strict tool {name!r} is none that OpenAI's strict mode takes")
         function["strict"] = True
     return {"type": "function", "function": function}
@@ -279,7 +279,7 @@ def _add_output(body: dict[str, Any], pairs: Pairs, model: str) -> None:
     schema = pairs_of.member(answer, "schema")
     if pairs_of.text(answer, "type", "the output's format") != "json_schema" or schema is None:
         lost("the output's format has no equal")
-    if not is_strict(schema):
+    if not holds_at_openai(schema):
         lost("the schema of the answer is none that OpenAI's strict mode takes")
     named = {"name": "answer", "strict": True, "schema": schema}
     body["response_format"] = {"type": "json_schema", "json_schema": named}

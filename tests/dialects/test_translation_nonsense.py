@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any
 
@@ -63,6 +64,31 @@ def test_nonsense_in_a_stream(caller: str, body: bytes) -> None:
 def test_streams_that_are_no_sense(caller: str, events: list[Any]) -> None:
     with pytest.raises(TranslationError, match=r"stream|answer"):
         stream_of(caller, events)
+
+
+@pytest.mark.parametrize("depth", [100, 450, 490, 900, 5_000])
+def test_what_is_nested_deeply_is_read_or_a_typed_error(depth: int) -> None:
+    """As deep as a parser goes, and deeper than what is made of it may go."""
+    objects, lists = b'{"a":' * depth + b"1" + b"}" * depth, b"[" * depth + b"]" * depth
+    parts = b'[{"text":' * depth + b'"x"' + b"}]" * depth
+    call = b'{"id":"a","function":{"name":"f","arguments":%b}}'
+    for value in (objects, lists, parts):
+        for body in (
+            b'{"choices":[{"message":{"content":%b}}]}' % value,
+            b'{"choices":[{"message":{"tool_calls":[' + call % value + b"]}}]}",
+            b'{"error":%b}' % value,
+            b'{"choices":[{"delta":{"tool_calls":[' + call % value + b"]}}]}",
+            b'{"content":[{"type":"tool_use","name":"f","input":%b}]}' % value,
+            b'{"type":"error","error":%b}' % value,
+            b'{"content":[{"type":"text","text":%b}],"usage":%b}' % (value, value),
+        ):
+            for caller in ("openai", "anthropic"):
+                made = asking(caller)
+                with contextlib.suppress(TranslationError):
+                    made.reply(body)
+                with contextlib.suppress(TranslationError):
+                    made.stream().feed(b"data: " + body + b"\n\n")
+                made.error(500, body)
 
 
 def test_json_that_only_a_tolerant_parser_reads_is_read() -> None:

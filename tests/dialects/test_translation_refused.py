@@ -30,6 +30,14 @@ def calling_with(arguments: str) -> dict[str, Any]:
     return calling(CALL | {"function": {"name": "f", "arguments": arguments}})
 
 
+def strict(schema: Any) -> dict[str, Any]:
+    return {"tools": [{"type": "function", "function": {"name": "tides", "parameters": schema, "strict": True}}]}
+
+
+def answering(schema: Any) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}}
+
+
 def showing(image: Any) -> dict[str, Any]:
     return {"messages": [user([{"type": "image_url", "image_url": image}])]}
 
@@ -65,6 +73,12 @@ NOT_TO_ANTHROPIC: list[tuple[dict[str, Any], str]] = [
     ({"tools": [{"type": "function", "function": {"name": "a", "cost": 5}}]}, "'cost'"),
     ({"tools": [CHAT_TOOL], "tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
     ({"tools": [CHAT_TOOL], "tool_choice": "perhaps"}, "tool_choice"),
+    (strict(CLOSED | {"additionalProperties": True}), "schema"),
+    (strict(CLOSED | {"properties": {"harbour": {"type": "string", "maxLength": 9}}}), "schema"),
+    (answering(OBJECT), "schema"),
+    (answering(CLOSED | {"$defs": {"a": {"type": "array", "items": {"type": "integer", "minimum": 1}}}}), "schema"),
+    (answering({"anyOf": [CLOSED, {"type": "array", "minItems": 2}]}), "schema"),
+    (answering(CLOSED | {"properties": {"harbour": {"$ref": "#"}}}), "schema"),
     ({"messages": ...}, "no messages"),
     ({"messages": []}, "nobody"),
     ({"messages": [user("")]}, "nobody"),
@@ -113,6 +127,9 @@ NOT_TO_OPENAI: list[tuple[dict[str, Any], str]] = [
     ({"tools": [MESSAGE_TOOL | {"input_examples": [{"harbour": "Brest"}]}]}, "'input_examples'"),
     ({"tools": [MESSAGE_TOOL | {"allowed_callers": ["code_execution_20250825"]}]}, "code"),
     ({"tools": [MESSAGE_TOOL | {"strict": True}]}, "strict"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": {"anyOf": [CLOSED]}}}}, "schema"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": CLOSED | {"required": []}}}}, "schema"),
+    ({"output_config": {"format": {"type": "json_schema", "schema": CLOSED | {"allOf": [CLOSED]}}}}, "schema"),
     ({"tools": [MESSAGE_TOOL | {"name": "a" * 65}]}, "longer"),
     ({"tools": [MESSAGE_TOOL], "tool_choice": {"type": "perhaps"}}, "perhaps"),
     ({"tools": [MESSAGE_TOOL], "thinking": {"type": "enabled", "budget_tokens": 1024}}, "thinking"),
