@@ -169,6 +169,7 @@ def test_text_and_calls_follow_each_other() -> None:
         # No index; the same index for each; id and name in each piece; no ids at all.
         [piece(None, "{}", id="a", name="f"), piece(None, "{}", id="b", name="g")],
         [piece(0, "{}", id="a", name="f"), piece(0, "{}", id="b", name="g")],
+        [piece(0, "{", id="a", name="f"), piece(0, "}"), piece(0, "{", id="b", name="g"), piece(0, "}")],
         [piece(0, "{", id="a", name="f"), piece(0, "}", id="a", name="f"), piece(1, "{}", id="b", name="g")],
         [piece(None, "{", name="f"), piece(None, "}"), piece(None, "{}", name="g")],
         [piece(0, "{", name="f"), piece(0, "}"), piece(1, "{}", name="g")],
