@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from meshd.dialects.translation import TranslationError
-from tests.dialects.translating import asking
+from tests.dialects.translating import USER, asking, body_of, sent
 
 USAGE = {"input_tokens": 5, "output_tokens": 3}
 
@@ -155,3 +155,23 @@ def test_arguments() -> None:
 def test_content_of_parts_is_text() -> None:
     assert said(completion({"content": [TEXT, {"type": "text", "text": "!"}]}))["content"][0]["text"] == "Fog.!"
     assert said(completion({"content": ""}))["content"] == []
+
+
+@pytest.mark.parametrize("given", ["functions.tides:0", "call_1", "", "c" * 64])
+@pytest.mark.parametrize("caller", ["openai", "anthropic"])
+def test_the_next_request_refers_to_the_calls_of_a_reply(caller: str, given: str) -> None:
+    """The caller sends back what it was given, to either provider: the id fits both as it stands."""
+    if caller == "openai":
+        answer = chat(message([USE | {"id": given}], "tool_use"))["choices"][0]["message"]
+        (call,) = answer["tool_calls"]
+        history = [USER, answer, {"role": "tool", "tool_call_id": call["id"], "content": "5"}]
+        turns = sent(caller, body_of(caller, messages=history))["messages"]
+        found = turns[1]["content"][0]["id"], turns[2]["content"][0]["tool_use_id"]
+    else:
+        answer = said(completion({"tool_calls": [CALL | {"id": given}]}, "tool_calls"))
+        (call,) = answer["content"]
+        result = {"type": "tool_result", "tool_use_id": call["id"], "content": "5"}
+        history = [USER, {"role": "assistant", "content": answer["content"]}, {"role": "user", "content": [result]}]
+        turns = sent(caller, body_of(caller, messages=history))["messages"]
+        found = turns[1]["tool_calls"][0]["id"], turns[2]["tool_call_id"]
+    assert found == (call["id"], call["id"])
