@@ -227,8 +227,8 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "lasting", "method", "now_s", "path",
+        "peer", "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -287,6 +287,8 @@ class Call:
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
         self.inject: Headers = []  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
+        self.holding: Any = None
+        """What holds the call while people decide, and what came of it: `leave()` says that its caller has gone."""
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None

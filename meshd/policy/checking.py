@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
+from meshd.policy.checking_approvals import ApprovalChecker
 from meshd.policy.checking_budgets import BudgetChecker
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
@@ -67,6 +68,7 @@ class Checker:
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
         self.budgets = BudgetChecker(document, upstreams, report)
+        self.approvals = ApprovalChecker(document, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -84,6 +86,7 @@ class Checker:
                 )
             seen.setdefault(name, index)
             self.rule(here, rule)
+        self.approvals.check()
         self.unreachable()
 
     def rule(self, here: Location, rule: RuleSection) -> None:
@@ -109,6 +112,7 @@ class Checker:
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
+        self.approvals.rule(here, rule, kinds)
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
 

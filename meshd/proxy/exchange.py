@@ -170,6 +170,8 @@ class Exchange(Incoming):
         self.is_caller_gone = True
         attempt = self.attempt
         if self._is_waiting:
+            if self.call.holding is not None:
+                self.call.holding.leave()
             return  # What the filter takes must be settled: `waited` ends the call.
         if attempt is None:
             self.finish(None, _CALLER_GONE)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meshd.telemetry.budgets import ScopeSums
+    from meshd.telemetry.series import Histogram
 
 T = TypeVar("T")
 _log = logging.getLogger("meshd.telemetry")
@@ -46,6 +47,22 @@ class BudgetReading(NamedTuple):
     unpriced: tuple[tuple[str, int], ...] = ()
 
 
+class ApprovalReading(NamedTuple):
+    """What waits for people now, and counts since the start of the process."""
+
+    pending: int
+    held: int
+    """Calls."""
+    results: tuple[tuple[str, int], ...]
+    """What became of approvals here."""
+    held_seconds: Histogram
+    keys_refused: int
+    told: int
+    """Notices that were taken."""
+    untold: int
+    """Tries that failed."""
+
+
 @dataclass(slots=True)
 class Sources:
     """Where the scrape finds what the hot path does not count. A source that is None has no metrics."""
@@ -55,6 +72,7 @@ class Sources:
     budget: Callable[[], BudgetReading] | None = None
     store: Callable[[], bool] | None = None
     """True while the store answers."""
+    approvals: Callable[[], ApprovalReading] | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +83,7 @@ class Reading:
     breakers: list[BreakerReading] = field(default_factory=list)
     budget: BudgetReading | None = None
     is_store_up: bool | None = None
+    approvals: ApprovalReading | None = None
 
 
 def read(sources: Sources) -> Reading:
@@ -74,6 +93,7 @@ def read(sources: Sources) -> Reading:
         rule_hits=dict(_ask(sources.rule_hits) or {}),
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
         budget=_ask(sources.budget),
+        approvals=_ask(sources.approvals),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
     )
