@@ -227,8 +227,9 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "lasting", "method", "now_s", "path",
-        "peer", "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "lasting",
+        "method", "now_s", "path", "peer", "plan", "policy", "reply_headers", "run_token", "span", "target",
+        "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -289,6 +290,7 @@ class Call:
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None
         """What holds the call while people decide, and what came of it: `leave()` says that its caller has gone."""
+        self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None

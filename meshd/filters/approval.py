@@ -155,7 +155,7 @@ class Used:
 
     def settle(self, outcome: Outcome) -> None:
         """Note how the call ended; where nothing of it can have reached the upstream, give the approval back."""
-        is_unsent = not outcome.is_forwarded and self._call.attempt <= 1
+        is_unsent = not (outcome.is_forwarded or self._call.is_forwarded)
         how = f"{outcome.status}" if outcome.status else outcome.fault.value
         self._desk.settled(self._approval.id, self._call.id, is_unsent=is_unsent, outcome=how)
 
