@@ -288,8 +288,7 @@ class Call:
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
         self.inject: Headers = []  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
-        self.holding: Any = None
-        """What holds the call while people decide, and what came of it: `leave()` says that its caller has gone."""
+        self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""

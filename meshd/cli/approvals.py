@@ -161,9 +161,8 @@ def _key(key_file: Path | None) -> str:
         try:
             found = key_file.read_text("utf-8").strip()
         except (OSError, ValueError) as error:
-            raise click.ClickException(
-                f"{key_file} cannot be read: {getattr(error, 'strerror', None) or error}"
-            ) from None
+            why = getattr(error, "strerror", None) or error
+            raise click.ClickException(f"{key_file} cannot be read: {why}") from None
     else:
         found = os.environ.get(KEY_ENV, "").strip()
     if not found and key_file is None and sys.stdin.isatty():

@@ -112,7 +112,7 @@ def _moment(unix_s: float) -> str:
 def _span(seconds: float) -> str:
     """Return a length of time in its largest two units."""
     rest = max(0, round(seconds))
-    parts = []
+    parts: list[str] = []
     for size, unit in _SECONDS:
         count, rest = divmod(rest, size)
         if count or (unit == "s" and not parts):

@@ -76,8 +76,8 @@ def text(value: str) -> str:
 
 
 _NAMES_OF_SECRETS = re.compile(
-    r"(?i:(?:.*[-_. ])?(?:pass(?:word|wd|phrase|code)?|secret|api[-_]?key|access[-_]?key|private[-_]?key|token|"
-    r"credential|authorization|bearer|cookie)s?)\Z|.*(?:Password|Secret|ApiKey|Token)\Z"
+    r"(?i:(?:.*[-_. ])?(?:pass(?:word|wd|phrase|code)?|secret|api[-_]?key|access[-_]?key|private[-_]?key|"
+    r"credential|authorization|bearer|cookie)s?|(?:.*[-_. ])?token)\Z|.*(?:Password|Secret|ApiKey|Token)\Z"
 )
 """Of arguments whose values are shown to nobody."""
 

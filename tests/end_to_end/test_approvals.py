@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import os
@@ -15,6 +16,7 @@ import pytest
 
 from meshd.approvals.keys import hash_of, new_key
 from tests.end_to_end.sidecar import ROOT, Sidecar, environ, fetch, until
+from tests.engines.places import place_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +32,8 @@ class Tool:
         self.asked: list[tuple[str, str, bytes]] = []
         self.notices: list[tuple[dict[str, str], bytes]] = []
         self.notice_status = 204
+        self.gate = threading.Event()
+        self.gate.set()
         tool = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -43,6 +47,7 @@ class Tool:
                     status, answer = tool.notice_status, b""
                 else:
                     tool.asked.append((self.command, self.path, body))
+                    tool.gate.wait(60)
                 self.send_response(status)
                 self.send_header("content-length", str(len(answer)))
                 self.end_headers()
@@ -229,7 +234,12 @@ def test_a_caller_that_hangs_up_leaves_its_approval(sidecar: Sidecar, tool: Tool
     sidecar.start(document(tool))
     host, _, port = sidecar.url.removeprefix("http://").partition(":")
     caller = http.client.HTTPConnection(host, int(port))
-    caller.request("POST", "/billing/invoices?key=abc", b'{"amount": 5}', {"x-meshd-workflow": "w1", "content-type": "application/json"})
+    caller.request(
+        "POST",
+        "/billing/invoices?key=abc",
+        b'{"amount": 5}',
+        {"x-meshd-workflow": "w1", "content-type": "application/json"},
+    )
     (asked,) = pending(sidecar)
     caller.close()
     until(lambda: sidecar.metric("meshd_approval_calls_held") == 0)
@@ -251,22 +261,55 @@ def test_an_approval_is_given_back_where_the_call_never_went_out(sidecar: Sideca
     assert port
 
 
-def test_a_daemon_that_is_killed_loses_nothing(sidecar: Sidecar, tool: Tool) -> None:
-    sidecar.start(document(tool, "hold: 0s"))
+@pytest.mark.parametrize("engine", ["sqlite", "redis", "nats"])
+async def test_a_daemon_that_is_killed_loses_nothing(sidecar: Sidecar, tool: Tool, engine: str, tmp_path: Path) -> None:
+    async with place_of(engine, tmp_path) as place:
+        await asyncio.to_thread(
+            _killed_at_each_step, sidecar, tool, () if engine == "sqlite" else ("--store", place.url)
+        )
+
+
+def _killed_at_each_step(sidecar: Sidecar, tool: Tool, store: tuple[str, ...]) -> None:
+    def again(rule: str = "hold: 0s") -> None:
+        sidecar.kill()
+        sidecar.start(document(tool, rule), *store)
+
+    again()
     assert Held(sidecar).end()[0] == 428
     (asked,) = pending(sidecar)
-    sidecar.kill()
-    sidecar.start(document(tool, "hold: 0s"))
+    again()
     assert [one["id"] for one in pending(sidecar)] == [asked["id"]]
     assert decide(sidecar, asked["id"], "approve", ANA)[0] == 200
-    sidecar.kill()
-    sidecar.start(document(tool, "hold: 0s"))
+    again()
     assert Held(sidecar).end() == (200, "done")
-    sidecar.kill()
-    sidecar.start(document(tool, "hold: 0s"))
+    again()
     assert [one["id"] for one in listed(sidecar, "used")] == [asked["id"]]
     assert Held(sidecar).end()[0] == 428
     assert len(tool.asked) == 1
+    # Killed while it is used and the answer is still to come: nobody knows how it ended, and it is not done again.
+    (second,) = pending(sidecar)
+    assert decide(sidecar, second["id"], "approve", BEN)[0] == 200
+    tool.gate.clear()
+    call = Held(sidecar)
+    until(lambda: len(tool.asked) == 2)
+    sidecar.kill()
+    tool.gate.set()
+    assert call.end()[0] == 0
+    again()
+    (lost,) = [one for one in listed(sidecar, "used") if one["id"] == second["id"]]
+    assert lost["outcome"] == ""
+    assert Held(sidecar).end()[0] == 428
+    assert len(tool.asked) == 2
+    # Killed while the call is held: the approval stays, and the same call made again goes out.
+    (third,) = pending(sidecar)
+    again("hold: 20s")
+    call = Held(sidecar)
+    until(lambda: sidecar.metric("meshd_approval_calls_held") == 1)
+    again()
+    assert call.end()[0] == 0
+    assert decide(sidecar, third["id"], "approve", ANA)[0] == 200
+    assert Held(sidecar).end() == (200, "done")
+    assert len(tool.asked) == 3
 
 
 def test_people_are_told_by_webhook_and_a_dead_one_holds_nobody_up(sidecar: Sidecar, tool: Tool) -> None:
@@ -304,11 +347,9 @@ def test_with_nobody_to_ask_the_call_is_refused_at_once(sidecar: Sidecar, tool: 
     assert os.listdir(sidecar.home)
 
 
-def test_a_key_is_made_and_shown_once(sidecar: Sidecar) -> None:
-    made = meshd(sidecar, "key", "ana", "--json") if False else subprocess.run(
-        [sys.executable, "-m", "meshd.cli", "approvals", "key", "ana"],
-        capture_output=True, text=True, env=environ(), cwd=ROOT, check=True,
-    )
+def test_a_key_is_made_and_shown_once() -> None:
+    command = [sys.executable, "-m", "meshd.cli", "approvals", "key", "ana"]
+    made = subprocess.run(command, capture_output=True, text=True, env=environ(), cwd=ROOT, check=True)
     key = next(line.strip() for line in made.stderr.splitlines() if line.strip().startswith("mak_"))
     assert key not in made.stdout
     assert hash_of(key) in made.stdout
