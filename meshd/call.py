@@ -290,8 +290,7 @@ class Call:
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
-        self.attempt = 0
-        """Number of the current attempt, from 1; 0 before the first."""
+        self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
 
     def header(self, name: bytes) -> bytes | None:

@@ -39,7 +39,7 @@ class ApprovalChecker:
                 known = sorted(self.document.approvers)
                 hint = nearest(name, known) or f"; there are: {', '.join(known) or 'none'}"
                 self.report.error((*here, "approvers", index), f"there is no approver {shown(name)}{hint}")
-        if not approval.required:
+        if not approval.required or not set(approval.approvers) <= set(self.document.approvers):
             return
         self._people(here, approval)
         has_threshold = approval.above_tokens is not None or approval.above_dollars is not None

@@ -121,8 +121,12 @@ def test_a_record_comes_back_as_it_went() -> None:
     assert decode(encode(one), one.id) == one
 
 
+def _id_of(number: int) -> str:
+    return new_id(lambda size: number.to_bytes(size, "big"))
+
+
 def test_ids_are_read_as_they_are_typed() -> None:
-    made = {new_id(lambda size, number=number: number.to_bytes(size, "big")) for number in range(1000)}
+    made = set(map(_id_of, range(1000)))
     assert len(made) == 1000
     for one in made:
         assert read_id(one) == read_id(one.upper()) == read_id(one.replace("-", "")) == read_id(f" {one} ") == one

@@ -70,8 +70,10 @@ def test_without_approvers_it_loads_and_warns(text: str) -> None:
         ("governance: {human_in_the_loop_required: true}", None, None),
         ("governance: {human_in_the_loop_required: true}\nrules: [{match: {kind: llm}, budget: {tokens: 8}}]", 4, None),
         (
-            "governance: {max_tokens_per_workflow: 50k, human_in_the_loop_required: true}\n"
-            "approvals: {above_tokens: 7, above_dollars: 2}",
+            (
+                "governance: {max_tokens_per_workflow: 50k, human_in_the_loop_required: true}\n"
+                "approvals: {above_tokens: 7, above_dollars: 2}"
+            ),
             7,
             2_000_000,
         ),
