@@ -91,7 +91,7 @@ def _above(call: Call, settings: ApprovalSettings) -> str:
         return "nobody can say what it may cost"
     if kind is not _LLM and kind is not _AGENT:
         return ""
-    cost = cost_of(call)
+    cost = cost_of(call, has_money=settings.above_dollars is not None)
     if settings.above_tokens is not None:
         if cost.tokens is None:
             return "" if kind is _AGENT else "nobody can say what it may cost"
@@ -107,14 +107,17 @@ def _above(call: Call, settings: ApprovalSettings) -> str:
     return ""
 
 
-def cost_of(call: Call) -> Cost:
-    """Return the most that a call may cost: of an LLM's its bound, of an agent's what is delegated to it."""
+def cost_of(call: Call, *, has_money: bool = True) -> Cost:
+    """Return the most that a call may cost: of an LLM's its bound, of an agent's what is delegated to it. Without
+    `has_money` no price is looked up."""
     ask = call.ask
     if ask is None or ask.unbounded:
         delegate = call.plan.delegate
         return Cost(delegate.tokens if delegate is not None and call.target.kind is _AGENT else None, None)
     terms = terms_for(call)
     cap, tokens = bound_of(ask, terms.output_default)
+    if not has_money:
+        return Cost(tokens, None)
     if terms.has_money:
         price = price_for(call, ask, terms)
     else:
