@@ -22,6 +22,7 @@ from meshd.filters.turns import Turns
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshd.approvals.desk import Desk
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger
     from meshd.mesh_key import MeshKeys
@@ -35,8 +36,10 @@ def build_chain(
     shadowed: Callable[..., None],
     breaker_changed: Callable[..., None] | None = None,
     bounds: Bounds | None = None,
+    desk: Desk | None = None,
+    held: Callable[[float], None] | None = None,
 ) -> Chain:
-    """Make the filters and put them in their order."""
+    """Make the filters and put them in their order. `desk` is where people are asked, `held` hears for how long."""
     filters: dict[type, Any] = {
         Context: Context(keys, os.urandom, agent),
         HopLimit: HopLimit(),
@@ -44,7 +47,7 @@ def build_chain(
         AllowList: AllowList(shadowed),
         Idempotency: Idempotency(),
         Turns: Turns(shadowed, judge),
-        Approval: Approval(shadowed),
+        Approval: Approval(shadowed, desk, ledger, observe=held),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
         Budget: Budget(ledger, shadowed, bounds, judge),

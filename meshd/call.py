@@ -289,9 +289,9 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "reply_heard_by", "rpc", "run_token", "span", "target", "timeout_s",
-        "upstream", "wall_s",
+        "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "lasting",
+        "method", "now_s", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by", "rpc", "run_token",
+        "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -353,8 +353,9 @@ class Call:
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
         self.inject: Headers = []  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
-        self.attempt = 0
-        """Number of the current attempt, from 1; 0 before the first."""
+        self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
+        self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
+        self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
 
     def header(self, name: bytes) -> bytes | None:

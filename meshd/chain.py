@@ -91,7 +91,7 @@ class Chain:
     def keep_books(self, ledger: Ledger) -> None:
         """Let the filters that spend go on with another ledger."""
         for one in (*self.per_call, *self.per_attempt):
-            if isinstance(one, Budget | Delegation):
+            if isinstance(one, Budget | Delegation | Approval):
                 one.ledger = ledger
 
     def admit(

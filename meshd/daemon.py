@@ -14,6 +14,7 @@ from meshd import register
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
 from meshd.api.mesh import Mesh
+from meshd.approving import Approving
 from meshd.assembly import build_chain
 from meshd.books import keep_trying, open_books
 from meshd.call import Direction
@@ -114,6 +115,7 @@ class Daemon:
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
         self.bounds = Bounds(self.counter)
+        self.approving = Approving(lambda: self.ledger, lambda: self.reloader.policy, self.bus, sidecar=policy.agent)
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
@@ -121,8 +123,12 @@ class Daemon:
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
             bounds=self.bounds,
+            desk=self.approving.desk,
+            held=self.approving.held.observe,
         )
         await self._listen(policy)
+        self.approving.mesh = self.mesh
+        self.approving.start()
         for warning in policy.warnings:
             log.warning("%s", warning)
         loop = asyncio.get_running_loop()
@@ -205,7 +211,9 @@ class Daemon:
             started_s=self._started_s,
             reload=self.reload,
             stop=self.stop,
+            desk=self.approving.desk,
         )
+        self.telemetry.sources.approvals = self.approving.read
         try:
             self.servers = await admin.start(
                 view,
@@ -353,6 +361,8 @@ class Daemon:
             await self.servers.close()
         if hasattr(self, "supervisor"):
             self.supervisor.close()
+        if hasattr(self, "approving"):
+            await self.approving.close()
         await self.bus.close()
         if hasattr(self, "sharing"):
             await self.sharing.close()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from meshd.admin.view import CallDump, CallsPage
+    from meshd.approvals.desk import Desk
     from meshd.call import Call
     from meshd.filters.bounds import Bounds
     from meshd.filters.breaker import Breaker
@@ -103,6 +104,7 @@ class View:
         started_s: float,
         reload: Callable[[], Awaitable[ReloadResult]],
         stop: Callable[[], None],
+        desk: Desk | None = None,
     ) -> None:
         """`agent` is the name from the command line, empty for the policy's; `started_s` unix seconds."""
         self._agent = agent
@@ -116,6 +118,7 @@ class View:
         self._started_s = started_s
         self._reload = reload
         self._stop = stop
+        self.desk = desk
 
     def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
         """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""

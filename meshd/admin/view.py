@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meshd.approvals.desk import Desk
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -302,6 +304,11 @@ class AdminView(Protocol):
 
     @property
     def books(self) -> Books: ...
+
+    @property
+    def desk(self) -> Desk | None:
+        """Where people are asked; None where nobody is."""
+        ...
 
     def call(self, id: str) -> CallDump | None:
         """Return what was decided of a call; None where it is not known, or not any more."""

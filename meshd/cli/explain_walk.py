@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meshd.approvals.desk import Desk
 from meshd.assembly import build_chain
 from meshd.call import Call, Direction, NeedBody, Reply, Target, Wait
 from meshd.chain import FILTERS, settle
@@ -39,7 +40,7 @@ class Step(NamedTuple):
 
     name: str
     verdict: str
-    """pass, refuse, shadow (would refuse, and lets it pass), answer, or skip (not reached)."""
+    """pass, refuse, shadow (would refuse, and lets it pass), hold (asks a person), answer, or skip (not reached)."""
     text: str
 
 
@@ -74,6 +75,7 @@ async def explain(
             agent=agent or asked.agent,
             shadowed=lambda _call, refused: told.append(refused),
             bounds=Bounds(counter := Counter()),
+            desk=Desk(ledger.store, lambda: policy),
         )
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
@@ -187,6 +189,11 @@ async def _admit(one: Any, call: Call, body: bytes, steps: list[Step], tickets: 
             if isinstance(decision, NeedBody):
                 call.body = body
                 decision = one.admit(call)
+            if isinstance(decision, Wait) and decision.is_hold:
+                # Nobody is asked, and what would follow a yes is worth knowing.
+                decision.coroutine.close()
+                steps.append(Step(one.name, "hold", one.explain(call)))
+                return None
             if isinstance(decision, Wait):
                 decision = await decision.coroutine
         except Refused as refused:

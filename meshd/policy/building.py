@@ -195,7 +195,7 @@ def policy(
 ) -> Policy:
     """Make the policy of a document that has no problems."""
     rules = [_rule(rule, index) for index, rule in enumerate(document.rules)]
-    governance = _governance(document)
+    governance = _governance(document, rules)
     if governance is not None:
         rules.append(governance)
     _warn(document, upstreams, report)
@@ -242,7 +242,7 @@ def _rule(section: RuleSection, index: int) -> Rule:
     )
 
 
-def _governance(document: Document) -> Rule | None:
+def _governance(document: Document, rules: list[Rule]) -> Rule | None:
     """Make the short form's rule: it is the last, and fits everything."""
     short = document.governance
     budget = allow = approval = None
@@ -255,10 +255,30 @@ def _governance(document: Document) -> Rule | None:
     if short.allowed_tools is not None:
         allow = named(AllowSettings.model_validate({"tools": short.allowed_tools}), GOVERNANCE)
     if short.human_in_the_loop_required:
-        approval = named(ApprovalSettings.model_validate({}), GOVERNANCE)
+        approval = _short_approval(document, rules)
     if budget is None and allow is None and approval is None:
         return None
     return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
+
+
+def _short_approval(document: Document, rules: list[Rule]) -> ApprovalSettings:
+    """Make what `human_in_the_loop_required` means: calls to tools that are not read-only ask, and calls to LLMs that
+    may cost more than half of the smallest budget of a workflow, unless the document says more than what."""
+    short, said = document.governance, document.approvals
+    budgets = [rule.budget for rule in rules if rule.budget is not None and not rule.is_shadow]
+    plain = [one for one in budgets if one.per == "workflow"]
+    above: dict[str, int | None] = {"above_tokens": said.above_tokens, "above_dollars": said.above_dollars}
+    for key, limit, limits in (
+        ("above_tokens", short.max_tokens_per_workflow, [one.tokens for one in plain]),
+        ("above_dollars", short.max_dollars_per_workflow, [one.dollars for one in plain]),
+    ):
+        least = min((one for one in (limit, *limits) if one is not None), default=None)
+        if above[key] is None and least is not None:
+            above[key] = max(1, least // 2)
+    # Read already: an int of micro-dollars must not be read as dollars again.
+    settings = named(ApprovalSettings.model_construct(None, **above), GOVERNANCE)
+    settings.__dict__["is_short"] = True
+    return settings
 
 
 def _workflow_tokens(rules: list[Rule]) -> int | None:
@@ -316,19 +336,11 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     is_short_set = short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None
     if not is_short_set and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
         report.warn((), "no budget is set: nothing limits what a workflow may spend")
-    if short.human_in_the_loop_required:
-        report.warn(
-            ("governance", "human_in_the_loop_required"),
-            "this build can ask nobody: every call to a tool that can change something (not GET, HEAD or OPTIONS) "
-            "is refused",
-            is_key=True,
-        )
     if short.allowed_tools is not None:
         report.warn(
             ("governance", "allowed_tools"),
-            "covers the tools that are offered to a model, called in its answers, called at upstreams with dialect: mcp, "
-            "and other upstreams of kind tool by their names; "
-            "not what an agent runs within itself",
+            "covers the tools that are offered to a model, called in its answers, called at upstreams with "
+            "dialect: mcp, and other upstreams of kind tool by their names; not what an agent runs within itself",
             is_key=True,
         )
     for index, rule in enumerate(document.rules):

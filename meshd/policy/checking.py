@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from meshd.call import Kind
 from meshd.dialects.table import RPC
+from meshd.policy.checking_approvals import ApprovalChecker
 from meshd.policy.checking_budgets import BudgetChecker
 from meshd.policy.checking_supervisor import check_supervisor
 from meshd.policy.matching import GlobSet, Match, is_literal
@@ -72,6 +73,7 @@ class Checker:
         self.possible = [_Possible(upstream.name, upstream.kind, upstream.dialect) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
         self.budgets = BudgetChecker(document, upstreams, report)
+        self.approvals = ApprovalChecker(document, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -89,6 +91,7 @@ class Checker:
                 )
             seen.setdefault(name, index)
             self.rule(here, rule)
+        self.approvals.check()
         self.unreachable()
         check_supervisor(self.document, self.upstreams, self.report)
 
@@ -116,6 +119,7 @@ class Checker:
             )
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds, is_mcp=any(target.dialect == "mcp" for target in fitting))
+        self.approvals.rule(here, rule, kinds)
         self.route(here, rule, fitting)
 
     def match(self, here: Location, match: MatchSection) -> list[_Possible] | None:

@@ -75,7 +75,8 @@ class Governance(Section):
     max_dollars_per_workflow: Annotated[Money, Field(ge=1)] | None = None
     """US dollars that one workflow may spend on LLMs, by the prices of the models. Beside the tokens, or alone."""
     human_in_the_loop_required: bool = False
-    """A person must allow every tool call that can change something. This build can ask nobody, so it refuses them."""
+    """A person must allow every tool call that can change something, and every call to an LLM that may cost more than
+    `approvals.above_tokens` or `above_dollars`."""
     allowed_tools: tuple[str, ...] | None = None
     """Tools that may be offered to a model or called; an empty list allows none."""
 
@@ -314,11 +315,22 @@ class ApproverSection(Section):
     """What meshd knows of that person's key: `meshd approvals key NAME` makes one, and prints this."""
 
 
+class WebhookKeySection(Section):
+    """A secret that whoever listens shares with meshd. Exactly one of the two is set."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")] | None = None
+    """Environment variable of meshd that holds it."""
+    file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """File that holds it."""
+
+
 class ApprovalsSection(Section):
     """How people learn that they are asked."""
 
     webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     """An address that gets each approval as a POST when it is asked for, and when it is decided."""
+    webhook_key: WebhookKeySection | None = None
+    """Signs each of these, as Standard Webhooks has it. Unset: they are not signed."""
     topic: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """A topic of the bus, which gets the same as events."""
     above_tokens: Annotated[Count, Field(ge=1)] | None = None

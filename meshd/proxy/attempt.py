@@ -310,6 +310,8 @@ class Attempt(Sending):
     def settle(self, outcome: Outcome) -> None:
         """Settle the attempt's tickets and count it. Nothing that comes later concerns it."""
         self.is_over = True
+        if outcome.is_forwarded:
+            self.call.is_forwarded = True
         settle(self.tickets, outcome)
         if outcome.verdict is _SUCCESS:
             self.exchange.proxy.chain.fallback.succeeded(self.call, outcome.now_s)

@@ -206,7 +206,10 @@ class Exchange(Incoming):
         attempt = self.attempt
         if self._is_waiting:
             # What the filter takes must be settled: `waited` ends the call. Who waits for people has taken nothing.
-            self.let_go()
+            if self.call.holding is not None:
+                self.call.holding.leave()
+            else:
+                self.let_go()
             return
         if attempt is None:
             self.finish(None, _CALLER_GONE)

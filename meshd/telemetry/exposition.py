@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from meshd.telemetry.metrics import Metric
     from meshd.telemetry.series import Histogram, Series, TargetSeries
-    from meshd.telemetry.sources import BudgetReading
+    from meshd.telemetry.sources import ApprovalReading, BudgetReading
     from meshd.telemetry.tally import Tally
 
 
@@ -211,6 +211,7 @@ class Exposition(Collector):
         yield _counter(metrics.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
         yield _counter(metrics.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
         yield _counter(metrics.SUPERVISOR_ASKED, list(tally.supervisor_asked.items()))
+        yield from _approvals(self.reading.approvals)
         yield _gauge(metrics.STORE_UP, [] if up is None else [((), float(up))])
         yield _counter(metrics.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(
@@ -220,6 +221,16 @@ class Exposition(Collector):
         yield _counter(metrics.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(metrics.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(metrics.STARTED_AT, [((), self._started_s)])
+
+
+def _approvals(reading: ApprovalReading | None) -> Iterator[Family]:
+    yield _gauge(metrics.APPROVALS_PENDING, [((), reading.pending)] if reading else [])
+    yield _gauge(metrics.CALLS_HELD, [((), reading.held)] if reading else [])
+    yield _counter(metrics.APPROVALS, [((result,), count) for result, count in reading.results] if reading else [])
+    yield _histogram(metrics.APPROVAL_HELD, [((), reading.held_seconds)] if reading else [])
+    yield _counter(metrics.APPROVAL_KEYS_REFUSED, [((), reading.keys_refused)] if reading else [])
+    notices = [(("ok",), reading.told), (("failed",), reading.untold)] if reading else []
+    yield _counter(metrics.APPROVAL_NOTICES, notices)
 
 
 def _scopes(budget: BudgetReading | None) -> Iterator[Family]:

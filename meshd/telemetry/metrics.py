@@ -248,6 +248,25 @@ SUPERVISOR_ASKED: Final = Metric(
     "Questions to whom `on_exceeded` names, by how it is reached and what became of it.",
     (WAY, RESULT),
 )
+APPROVALS_PENDING: Final = Metric(
+    "meshd_approvals_pending", "gauge", "Approvals that wait for people, as far as this sidecar knows."
+)
+CALLS_HELD: Final = Metric("meshd_approval_calls_held", "gauge", "Calls that are held until people decide.")
+APPROVALS: Final = Metric(
+    "meshd_approvals_total", "counter", "Approvals that were decided, used, cancelled or have expired here.", (RESULT,)
+)
+APPROVAL_HELD: Final = Metric(
+    "meshd_approval_held_seconds", "histogram", "For how long a call was held for people, whatever came of it."
+)
+APPROVAL_KEYS_REFUSED: Final = Metric(
+    "meshd_approval_keys_refused_total", "counter", "Decisions that came with a wrong key, or after too many of these."
+)
+APPROVAL_NOTICES: Final = Metric(
+    "meshd_approval_notices_total",
+    "counter",
+    "Tries to tell people of approvals, by how they ended.",
+    (RESULT,),
+)
 STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
 SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")
 SPANS_DROPPED: Final = Metric("meshd_spans_dropped_total", "counter", "Spans that were lost, by where.", (REASON,))

@@ -67,6 +67,10 @@ MESHD_CAP_GRANTED: Final = "meshd.output_cap_granted"
 MESHD_MODEL_ASKED: Final = "meshd.model_asked"
 MESHD_DEGRADED_BY: Final = "meshd.model_degraded_by"
 MESHD_COST: Final = "meshd.cost_microdollars"
+MESHD_APPROVAL: Final = "meshd.approval.id"
+MESHD_APPROVAL_STATE: Final = "meshd.approval.state"
+MESHD_APPROVAL_BY: Final = "meshd.approval.decided_by"
+MESHD_APPROVAL_HELD: Final = "meshd.approval.held_seconds"
 TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
 MESHD_ENTRY: Final = "meshd.entry.id"
 MESHD_ERROR: Final = "meshd.entry.error"
@@ -92,6 +96,7 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         MESHD_EVIDENCE, MESHD_INFERRED, MESHD_ATTEMPTS, MESHD_REASON, MESHD_RULE, MESHD_SHADOW, MESHD_VERDICT,
         MESHD_LOOP,
         MESHD_USAGE_ESTIMATED, MESHD_CAP_GRANTED, MESHD_MODEL_ASKED, MESHD_DEGRADED_BY, MESHD_COST, TOOL_CALL_ID,
+        MESHD_APPROVAL, MESHD_APPROVAL_STATE, MESHD_APPROVAL_BY, MESHD_APPROVAL_HELD,
         MESHD_ENTRY, MESHD_ERROR, MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS, MESHD_TOOL_RESULT,
         MESHD_DECISION_QUESTION, MESHD_DECISION_CHOICE, MESHD_DECISION_OPTIONS, MESHD_DECISION_RATIONALE, MESHD_NOTE,
     }

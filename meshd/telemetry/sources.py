@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meshd.telemetry.budgets import ScopeSums
+    from meshd.telemetry.series import Histogram
 
 T = TypeVar("T")
 _log = logging.getLogger("meshd.telemetry")
@@ -53,6 +54,22 @@ class TurnsReading(NamedTuple):
     detectors: tuple[tuple[str, int], ...] = ()
 
 
+class ApprovalReading(NamedTuple):
+    """What waits for people now, and counts since the start of the process."""
+
+    pending: int
+    held: int
+    """Calls."""
+    results: tuple[tuple[str, int], ...]
+    """What became of approvals here."""
+    held_seconds: Histogram
+    keys_refused: int
+    told: int
+    """Notices that were taken."""
+    untold: int
+    """Tries that failed."""
+
+
 @dataclass(slots=True)
 class Sources:
     """Where the scrape finds what the hot path does not count. A source that is None has no metrics."""
@@ -63,6 +80,7 @@ class Sources:
     store: Callable[[], bool] | None = None
     """True while the store answers."""
     turns: Callable[[], TurnsReading] | None = None
+    approvals: Callable[[], ApprovalReading] | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +92,7 @@ class Reading:
     budget: BudgetReading | None = None
     is_store_up: bool | None = None
     turns: TurnsReading | None = None
+    approvals: ApprovalReading | None = None
 
 
 def read(sources: Sources) -> Reading:
@@ -83,6 +102,7 @@ def read(sources: Sources) -> Reading:
         rule_hits=dict(_ask(sources.rule_hits) or {}),
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
         budget=_ask(sources.budget),
+        approvals=_ask(sources.approvals),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
         turns=_ask(sources.turns),

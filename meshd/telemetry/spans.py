@@ -16,6 +16,7 @@ from meshd.call import Direction, Kind
 from meshd.dialects.grpc import name_of, split_path
 from meshd.outcome import Fault
 from meshd.telemetry import names, redact
+from meshd.telemetry.holding import of_holding
 from meshd_sdk.context import parent_bytes
 
 if TYPE_CHECKING:
@@ -310,6 +311,8 @@ def attributes(
         _of_ask(call, outcome, found)
     if meter is not None:
         _of_meter(meter, found)
+    if call.holding is not None:
+        found |= of_holding(call.holding)
     if outcome is not None:
         found[names.MESHD_VERDICT] = outcome.verdict.value
     if refused is not None:

@@ -65,7 +65,7 @@ def test_the_short_form_loads_as_it_stands() -> None:
     assert plan.approval is not None
     assert plan.approval.required
     assert plan.rules == ("governance",)
-    assert any("ask nobody" in warning for warning in policy.warnings)
+    assert any("no approvers" in warning for warning in policy.warnings)
 
 
 def test_the_long_form() -> None:

@@ -21,7 +21,7 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -109,6 +109,9 @@ def busy() -> Telemetry:
     )  # fmt: skip
     telemetry.tally.supervisor_asked["agent", "stop"] = 1
     telemetry.sources.store = lambda: True
+    held = Histogram(metrics.SECONDS_BUCKETS)
+    held.observe(3.0)
+    telemetry.sources.approvals = lambda: ApprovalReading(2, 1, (("approved", 3),), held, 1, 4, 1)
     return telemetry
 
 
