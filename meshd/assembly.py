@@ -46,7 +46,7 @@ def build_chain(
         Turns: Turns(),
         Approval: Approval(shadowed),
         Delegation: Delegation(ledger, os.urandom),
-        Fallback: Fallback(random.random),
+        Fallback: Fallback(random.random, judge),
         Budget: Budget(ledger, shadowed, bounds, judge),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }

@@ -228,7 +228,8 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
         "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "plan", "policy", "reply_headers", "run_token", "span", "substitution", "target", "timeout_s", "upstream",
+        "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -290,6 +291,7 @@ class Call:
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None
+        self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

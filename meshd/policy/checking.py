@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from meshd.call import Kind
 from meshd.policy.checking_budgets import BudgetChecker
+from meshd.policy.checking_fallback import ChainChecker
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -67,6 +68,7 @@ class Checker:
         self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
         self.budgets = BudgetChecker(document, upstreams, report)
+        self.chains = ChainChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -85,6 +87,7 @@ class Checker:
             seen.setdefault(name, index)
             self.rule(here, rule)
         self.unreachable()
+        self.chains.cycles()
 
     def rule(self, here: Location, rule: RuleSection) -> None:
         """Check one rule by itself."""
@@ -109,6 +112,7 @@ class Checker:
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
+        self.chains.rule(here, rule, [(target.name, target.kind) for target in fitting])
         self.allow(here, rule, kinds)
         self.route(here, rule, fitting)
 

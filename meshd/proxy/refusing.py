@@ -48,7 +48,9 @@ def refusal_reply(refused: Refused, call: Call) -> Reply:
     """Return the reply that this call's client understands as what it is."""
     workflow = call.context.workflow if call.context is not None else ""
     headers = refusal_headers(refused, call_id=call.id, workflow=workflow)
-    content_type, body = call.dialect.refusal_body(refused, call_id=call.id)
+    # The caller's own dialect, whatever the one that stands in for its target speaks.
+    dialect = call.dialect if call.substitution is None else call.substitution.origin.dialect
+    content_type, body = dialect.refusal_body(refused, call_id=call.id)
     headers.insert(0, (b"content-type", content_type))
     headers += call.reply_headers
     return Reply(refused.status, headers, body)
