@@ -107,11 +107,11 @@ class Substituting:
             if chain is None or cause not in chain.on:
                 return None
             substitution = Substitution(call)
-            substitution.add(chain)
+            substitution.add(chain, call.target)
         else:
             substitution.tried.append(f"{substitution.served_by} ({_words(cause, outcome)})")
             if chain is not None and cause in chain.on:
-                substitution.add(chain)
+                substitution.add(chain, call.target)
         if _is_free_only(call, cause, outcome):
             substitution.is_free_only = True
         return self._further(call, substitution, outcome.now_s)
@@ -125,13 +125,13 @@ class Substituting:
     def _further(self, call: Call, substitution: Substitution, now_s: float) -> Next | None:
         origin, tried = substitution.origin, substitution.tried
         while substitution.links:
-            link = substitution.links.pop(0)
+            link, of = substitution.links.pop(0)
             kind, name = kind_of(link), name_of(link)
             if kind in _ELSEWHERE:
                 if substitution.is_free_only:
                     tried.append(f"{name} (not sent to)")
                     continue
-                made = stand_in(call, origin, link, self._judge)
+                made = stand_in(call, origin, link, of, self._judge)
                 if isinstance(made, str):
                     tried.append(f"{name} ({made.rstrip('.')})")
                     continue
@@ -194,7 +194,7 @@ class Substituting:
         for link in chain.to:
             kind, name = kind_of(link), name_of(link)
             if kind in _ELSEWHERE:
-                made = stand_in(call, origin, link, self._judge)
+                made = stand_in(call, origin, link, call.target, self._judge)
                 if isinstance(made, str):
                     name += f" (passed over: {made.rstrip('.')})"
                 elif made.target == call.target:

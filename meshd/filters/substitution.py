@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.call import Kind, Target
 from meshd.dialects.gemini import without_key
 from meshd.dialects.rebounding import bound_anew
-from meshd.dialects.table import GRPC, dialect_at
+from meshd.dialects.table import DIALECTS, GRPC, dialect_at
+from meshd.dialects.translation import translation
 from meshd.dialects.windows import window
 from meshd.refusal import Refused
 from meshd.tokens.encodings import BYTES, COUNT
@@ -76,7 +77,7 @@ class Standing:
         self.plan: Any = call.plan
         self.credentials: Headers = call.credentials
         self.translation: Any = None
-        """`meshd.dialects.translation.Translation`, where the substitute speaks another dialect than the caller."""
+        """`Translation`, where the substitute speaks another dialect than the caller."""
         self.is_foreign = False
         """The caller's key, cookies and fields for its own provider are not for this one."""
 
@@ -105,8 +106,9 @@ class Substitution:
         """The call as it was before anything took its target's place."""
         self.standing: Standing | None = None
         """Of the substitute upstream whose attempts are under way; None for what meshd answers itself."""
-        self.links: list[Substitute] = []
-        """What is still to be tried."""
+        self.links: list[tuple[Substitute, Target]] = []
+        """What is still to be tried, and whose chain it is of: a link that names no upstream or no model means that
+        one's."""
         self.seen: list[ChainSettings] = []
         self.taken: set[Target] = {call.target}
         """Targets that have been tried: none is tried twice."""
@@ -127,11 +129,11 @@ class Substitution:
         self.request: Any = None
         """`Request` for the attempts under way, where the caller's own fields may not all go there."""
 
-    def add(self, chain: ChainSettings) -> None:
-        """Put the links of a chain before those that are left, once."""
+    def add(self, chain: ChainSettings, target: Target) -> None:
+        """Put the links of the chain of a target before those that are left, once."""
         if not any(one is chain for one in self.seen):
             self.seen.append(chain)
-            self.links[:0] = chain.to
+            self.links[:0] = [(link, target) for link in chain.to]
 
 
 def is_too_long(ask: Ask | None, model: str) -> bool:
@@ -144,16 +146,21 @@ def is_too_long(ask: Ask | None, model: str) -> bool:
 
 
 def stand_in(
-    call: Call, origin: Standing, link: Substitute, judge: Callable[[Call, AllowSettings], None] | None
+    call: Call,
+    origin: Standing,
+    link: Substitute,
+    of: Target,
+    judge: Callable[[Call, AllowSettings], None] | None,
 ) -> Standing | str:
     """Return the standing of `call` with a substitute upstream or model in its target's place, or why it cannot be.
 
-    `call` is as before when this returns; its standing is changed for as long as it is judged.
+    `of` is the target whose chain has the link. `call` is as before when this returns; its standing is changed for as
+    long as it is judged.
     """
     now = Standing(call)
     try:
         origin.put(call)
-        return _placed(call, origin, link, judge)
+        return _placed(call, origin, link, of, judge)
     except Refused as refused:
         return refused.message
     finally:
@@ -161,9 +168,14 @@ def stand_in(
 
 
 def _placed(
-    call: Call, origin: Standing, link: Substitute, judge: Callable[[Call, AllowSettings], None] | None
+    call: Call,
+    origin: Standing,
+    link: Substitute,
+    of: Target,
+    judge: Callable[[Call, AllowSettings], None] | None,
 ) -> Standing | str:
-    upstream = call.policy.upstreams.get(link.upstream) if link.upstream is not None else origin.upstream
+    name = link.upstream or of.name
+    upstream = origin.upstream if name == origin.upstream.name else call.policy.upstreams.get(name)
     if upstream is None:
         return "there is no such upstream"
     old, ask = origin.upstream, origin.ask
@@ -177,7 +189,7 @@ def _placed(
     made.is_foreign = is_elsewhere
     if is_elsewhere and upstream.key_header is None:
         made.credentials = []
-    model = link.model or origin.target.model
+    model = link.model or of.model
     made.target = Target(upstream.kind, upstream.name, model)
     why = _speak(call, origin, made, model)
     if why:
@@ -195,22 +207,41 @@ def _speak(call: Call, origin: Standing, made: Standing, model: str) -> str:
     if origin.dialect is GRPC:
         made.path = new.base_path + below
         return "it has no HTTP/2" if new.protocol == "http/1.1" else ""
-    ask, body = origin.ask, origin.body
+    ask = origin.ask
     made.path = new.base_path + below
-    dialect = dialect_at(new.dialect, made.path)
-    if dialect is not origin.dialect:
-        return f"nothing translates {origin.dialect.name} for {new.name}, which speaks {dialect.name}"
+    if dialect_at(new.dialect, made.path) is not origin.dialect:
+        return _translate(origin, made, model)
     if made.is_foreign and "?" in made.path and new.dialect == "gemini":
         made.path = without_key(made.path)
     if ask is None:
         return "" if not model or model == origin.target.model else "meshd cannot read which model it asks for"
     # Read anew: what a budget granted the attempt before was for another model, and out of another account.
-    again: Ask = dialect.read(ask.operation, body or b"", made.path, call.headers)
+    again: Ask = origin.dialect.read(ask.operation, origin.body or b"", made.path, call.headers)
     made.ask = again
     if model != again.model:
         again.model_granted = model
         made.put(call)
         bound_anew(call, again)
+    return ""
+
+
+def _translate(origin: Standing, made: Standing, model: str) -> str:
+    """Put the request into another dialect; return why that cannot be, empty where it can."""
+    ask, new = origin.ask, made.upstream
+    dialect = DIALECTS[new.dialect]
+    translated = None if ask is None else translation(origin.dialect.name, dialect.name, ask.operation)
+    if ask is None or translated is None:
+        return f"nothing translates this from {origin.dialect.name} into {dialect.name}"
+    why = translated.why_not(ask, model)
+    if why:
+        return f"it cannot be said in {dialect.name}: {why}"
+    path, made.body = translated.request(ask, origin.body or b"", model=model, output_cap=None)
+    # Where the policy's URL has the version already, agents leave it out of theirs.
+    made.path = new.base_path + (path.removeprefix("/v1") if new.base_path.endswith("/v1") else path)
+    made.translation = translated
+    made.dialect = dialect
+    made.credentials = []
+    made.ask = dialect.read(ask.operation, made.body, made.path)
     return ""
 
 

@@ -5,8 +5,9 @@ Meters, budgets and watchers have read it by then, in the upstream's own words.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+from meshd.dialects.translation_contract import TranslationError
 from meshd.filters.answers import ANSWER_BYTES_MAX, key_of
 from meshd.filters.substitution import Standing
 from meshd.proxy.answer import AnswerError
@@ -14,6 +15,7 @@ from meshd.wire.sse import EventTooLarge, Splitter
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
+    from meshd.dialects.translation_contract import Translation
     from meshd.filters.answers import Answers
     from meshd.filters.chain_settings import ChainSettings
     from meshd.filters.substitution import Substitution
@@ -74,13 +76,15 @@ class Recording(Onward):
 class TranslatedWhole(Onward):
     """Puts a plain answer into the caller's dialect."""
 
-    __slots__ = ("_pieces", "_translation")
+    __slots__ = ("_created", "_pieces", "_translation")
 
     is_held = True
     is_rewritten = True
 
-    def __init__(self, translation: Any) -> None:
+    def __init__(self, translation: Translation, created: int) -> None:
+        """`created` is the time of the answer, in Unix seconds."""
         self._translation = translation
+        self._created = created
         self._pieces: list[bytes] = []
 
     def data(self, data: bytes) -> bytes:
@@ -89,10 +93,9 @@ class TranslatedWhole(Onward):
 
     def end(self) -> bytes:
         try:
-            body: bytes = self._translation.reply(b"".join(self._pieces))
-        except (ValueError, KeyError, TypeError) as error:
+            return self._translation.reply(b"".join(self._pieces), created=self._created)
+        except TranslationError as error:
             raise AnswerError(f"it cannot be translated: {error}") from None
-        return body
 
 
 class TranslatedStream(Onward):
@@ -102,23 +105,22 @@ class TranslatedStream(Onward):
 
     is_rewritten = True
 
-    def __init__(self, translation: Any, event_bytes_max: int) -> None:
-        self._stream: Any = translation.stream()
+    def __init__(self, translation: Translation, created: int, event_bytes_max: int) -> None:
+        self._stream = translation.stream(created=created)
         self._splitter = Splitter(event_bytes_max)
 
     def data(self, data: bytes) -> bytes:
         try:
             return b"".join([self._stream.feed(event) for event in self._splitter.feed(data)])
-        except (EventTooLarge, ValueError, KeyError, TypeError) as error:
+        except (EventTooLarge, TranslationError) as error:
             raise AnswerError(f"it cannot be translated: {error}") from None
 
     def end(self) -> bytes:
         rest = self._splitter.rest()
         try:
-            out: bytes = (self._stream.feed(rest) if rest else b"") + self._stream.end()
-        except (ValueError, KeyError, TypeError) as error:
+            return (self._stream.feed(rest) if rest else b"") + self._stream.end()
+        except TranslationError as error:
             raise AnswerError(f"it cannot be translated: {error}") from None
-        return out
 
 
 def onward_for(call: Call, answer: Answer | None, headers: Headers, *, is_stream: bool) -> Onward | None:
@@ -131,8 +133,8 @@ def onward_for(call: Call, answer: Answer | None, headers: Headers, *, is_stream
         if answer is None:
             raise AnswerError("it cannot be read, so it cannot be translated")
         if is_stream:
-            return TranslatedStream(standing.translation, call.policy.limits.reply_body_bytes_max)
-        return TranslatedWhole(standing.translation)
+            return TranslatedStream(standing.translation, int(call.wall_s), call.policy.limits.reply_body_bytes_max)
+        return TranslatedWhole(standing.translation, int(call.wall_s))
     chain: ChainSettings | None = call.plan.chain
     if chain is None or not any(link.cached is not None for link in chain.to):
         return None

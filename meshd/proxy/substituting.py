@@ -25,20 +25,26 @@ _PRIVATE: Final = (
     b"authorization",
 )
 """How fields begin that say something to one provider, or to one site, and are no other's business."""
+_SPOKEN: Final = (b"anthropic-version", b"anthropic-beta", b"openai-beta")
+"""Of these, what a request needs wherever it is sent in the same dialect."""
 _OUR_OWN: Final = frozenset({Reason.DEADLINE, Reason.DRAINING, Reason.INTERNAL, Reason.MALFORMED, Reason.TOO_LARGE})
 """Refusals that end a call whoever serves it."""
 
 
 def request_for(request: Request, standing: Standing) -> Request | None:
     """Return the request without what must not go to a substitute; None where it may go as it is."""
-    if not standing.is_foreign:
+    translation = standing.translation
+    if not standing.is_foreign and translation is None:
         return None
-    is_known = standing.upstream.key_header is not None
-    headers = [
-        field
-        for field in request.fields.headers
-        if not field[0].startswith(_PRIVATE) or (is_known and field[0] == standing.upstream.key_header)
-    ]
+    headers = request.fields.headers
+    if standing.is_foreign:
+        # A key of the upstream's own is written in the place of the caller's; of another's none may be left.
+        headers = [field for field in headers if not field[0].startswith(_PRIVATE)]
+        if translation is None:
+            headers += [field for field in request.fields.headers if field[0].startswith(_SPOKEN)]
+    if translation is not None:
+        headers = [field for field in headers if field[0] not in translation.headers_dropped]
+        headers += translation.headers_added
     made = Request(request.method, request.target, Fields(headers))
     made.content_length = request.content_length
     made.has_body = request.has_body
