@@ -118,7 +118,7 @@ class ChainChecker:
         for name in sources:
             source = self.upstreams[name]
             is_elsewhere = (to.scheme, to.host, to.port) != (source.scheme, source.host, source.port)
-            if is_elsewhere and to.key_header is None:
+            if is_elsewhere and to.key_header is None and to.kind is Kind.LLM:
                 self.report.warn(
                     at,
                     f"{shown(to.name)} has no `key`, and the caller's for {shown(name)} is never sent to another "
