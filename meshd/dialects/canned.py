@@ -1,8 +1,8 @@
 """A text as a well-formed answer: what a client gets where no model was asked.
 
 The answer costs nothing and says so, ends as a finished one, and its model's name says what it is. As the official
-SDKs read them: OpenAI chat and completions, OpenAI responses, and Anthropic messages, plain and streamed; for all that
-is no LLM the text is the body itself.
+SDKs read them: OpenAI chat and completions, OpenAI responses, and Anthropic messages, plain and streamed. MCP gets a
+tool's result, A2A a message; for all else that is no LLM the text is the body itself.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ _ABLE: Final = frozenset(
 )
 
 
+_RPC_ABLE: Final = frozenset({("mcp", "tools/call"), ("a2a", "message/send"), ("a2a", "SendMessage")})
+
+
 class Canned:
     """What a canned answer says of itself."""
 
     __slots__ = ("created", "id", "model", "text")
 
     def __init__(self, text: str, model: str, id: str, created: int) -> None:
-        self.text = text
+        # A stranger's code may return what is no text at all.
+        self.text = text.encode("utf-8", "replace").decode()
         self.model = model
         """Not that of any provider: what made the text."""
         self.id = id
@@ -38,15 +42,19 @@ class Canned:
         """Unix seconds."""
 
 
-def can_answer(dialect: Dialect, ask: Ask | None) -> bool:
-    """Say whether a text can be made an answer to a request."""
+def can_answer(dialect: Dialect, ask: Ask | None, rpc: Any) -> bool:
+    """Say whether a text can be made an answer to a request. `rpc` is what a JSON-RPC call asks for, else None."""
+    if rpc is not None:
+        return bool(rpc.id) and (rpc.protocol, rpc.method) in _RPC_ABLE
     if ask is not None:
         return (dialect.name, ask.operation) in _ABLE
     return dialect.name == "plain"
 
 
-def answer(dialect: Dialect, ask: Ask | None, canned: Canned) -> tuple[bytes, bytes]:
+def answer(dialect: Dialect, ask: Ask | None, rpc: Any, canned: Canned) -> tuple[bytes, bytes]:
     """Return (content type, body). `can_answer` must have said that there is one."""
+    if rpc is not None:
+        return _rpc(rpc, canned)
     if ask is None:
         return _plain(canned.text)
     if dialect.name == "anthropic":
@@ -66,6 +74,21 @@ def _plain(text: str) -> tuple[bytes, bytes]:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         is_json = False
     return (JSON if is_json else _TEXT), body
+
+
+def _rpc(rpc: Any, canned: Canned) -> tuple[bytes, bytes]:
+    """As MCP has a tool's result, and A2A 0.3 and 1.0 a message for an answer."""
+    if rpc.protocol == "mcp":
+        content = [{"type": "text", "text": canned.text}]
+        result: dict[str, Any] = {"content": content, "isError": False, "resultType": "complete"}
+    elif rpc.method == "SendMessage":
+        said = {"messageId": canned.id, "role": "ROLE_AGENT", "parts": [{"text": canned.text}]}
+        result = {"message": said}
+    else:
+        parts = [{"kind": "text", "text": canned.text}]
+        result = {"kind": "message", "messageId": canned.id, "role": "agent", "parts": parts}
+    body = b'{"jsonrpc":"2.0","id":' + rpc.id + b',"result":' + _encode(result) + b"}"
+    return (JSON, body) if rpc.is_json_taken else (STREAM, b"event: message\ndata: " + body + b"\n\n")
 
 
 def _encode(value: Any) -> bytes:

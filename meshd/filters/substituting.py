@@ -146,7 +146,7 @@ class Substituting:
                     continue
                 call.substitution = substitution
                 return Next(origin.target, 0.0, link, None, kept)
-            if not can_answer(origin.dialect, origin.ask):
+            if not can_answer(origin.dialect, origin.ask, getattr(call, "rpc", None)):
                 tried.append(f"{name} (cannot answer this)")
                 continue
             call.substitution = substitution
@@ -203,7 +203,7 @@ class Substituting:
                     name += f" (translated into {made.dialect.name})"
             elif kind == CACHED:
                 name += f" (an answer of at most {link.cached:g} s)"
-            elif not can_answer(origin.dialect, origin.ask):
+            elif not can_answer(origin.dialect, origin.ask, getattr(call, "rpc", None)):
                 name += " (passed over: cannot answer this)"
             links.append(name)
         return f"then, after {', '.join(chain.on)} (rule {chain.rule}): {', '.join(links)}"

@@ -209,7 +209,8 @@ def _speak(call: Call, origin: Standing, made: Standing, model: str) -> str:
         return "it has no HTTP/2" if new.protocol == "http/1.1" else ""
     ask = origin.ask
     made.path = new.base_path + below
-    if dialect_at(new.dialect, made.path) is not origin.dialect:
+    # What a tool or an agent speaks is not its upstream's to say: MCP and A2A are known by the call itself.
+    if new.kind is _LLM and dialect_at(new.dialect, made.path) is not origin.dialect:
         return _translate(origin, made, model)
     if made.is_foreign and "?" in made.path and new.dialect == "gemini":
         made.path = without_key(made.path)

@@ -80,6 +80,8 @@ class Heuristics:
             substitution.why = f"took more than {link.timeout:g} s"
         except HeuristicError as error:
             substitution.why = str(error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next link must have its turn
+            substitution.why = f"failed: {type(error).__name__}: {error}"
         self._tell(call, substitution)
         return None
 
@@ -164,7 +166,8 @@ def kept_reply(call: Call, kept: Kept, now_s: float) -> Reply:
 
 
 def _reply(call: Call, text: str, model: str) -> Reply:
-    content_type, body = answer(call.dialect, call.ask, Canned(text, model, call.id, int(call.wall_s)))
+    canned = Canned(text, model, call.id, int(call.wall_s))
+    content_type, body = answer(call.dialect, call.ask, getattr(call, "rpc", None), canned)
     headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), (CALL_ID, call.id.encode())]
     return Reply(200, headers + call.reply_headers, body)
 
