@@ -13,7 +13,7 @@ import pytest
 
 from meshd.call import Wait
 from meshd.refusal import Reason, Refused
-from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, free_port, post, turns, until
+from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -204,3 +204,17 @@ async def test_a_body_is_kept_for_whoever_comes_next_but_not_beyond_the_limit(me
     )
     assert (await one.fetch(post("/gone/x", bytes(2000)))).body == b"2000"
     assert (await one.fetch(post("/gone/x", bytes(3000)))).status == 413
+
+
+async def test_what_an_attempt_took_before_it_was_refused_is_paid_back(mesh: Any) -> None:
+    one: Mesh = await mesh(document(free_port(), free_port(), "{reply: here}"))
+    taker = Recorder(one.attempts)
+    chain = one.proxy.chain
+    chain.per_attempt = (taker, *chain.per_attempt)
+
+    def refuse(_: Call) -> Any:
+        raise Refused(Reason.OVERLOADED, "no")
+
+    one.per_attempt.on_admit = refuse
+    assert (await one.fetch(post(PATH, CHAT))).get(SERVED) == b"reply"
+    assert one.attempts[0].outcome.reason is Reason.OVERLOADED
