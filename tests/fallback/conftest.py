@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import uuid
 from typing import TYPE_CHECKING, Any
 
 import anthropic
@@ -28,11 +29,13 @@ CODE = {
     "environment": "import os; print(','.join(sorted(os.environ)))",
 }
 """Programs, by what becomes of them."""
+MARK = f"of-{uuid.uuid4().hex}"
+"""An argument of every program of this run, by which what is left of them is known."""
 
 
 def command(name: str) -> list[str]:
     """Return the program of CODE by that name, as a policy names it."""
-    return [sys.executable, "-c", CODE[name]]
+    return [sys.executable, "-c", CODE[name], MARK]
 
 
 def chained(target: str, model: str, *links: dict[str, Any], on: tuple[str, ...] = ()) -> dict[str, Any]:
