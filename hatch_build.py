@@ -67,6 +67,7 @@ LEFT = (
     "ledger/upkeep.py",
     "ledger/witness.py",
     "prices/table.py",
+    "proxy/heuristics.py",
     "proxy/listener.py",
     "*/__init__.py",
 )

@@ -49,7 +49,7 @@ def build_chain(
         Turns: Turns(shadowed, judge),
         Approval: Approval(shadowed, desk, ledger, observe=held),
         Delegation: Delegation(ledger, os.urandom),
-        Fallback: Fallback(random.random),
+        Fallback: Fallback(random.random, judge),
         Budget: Budget(ledger, shadowed, bounds, judge),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
     }

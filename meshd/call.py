@@ -291,7 +291,7 @@ class Call:
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
         "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "lasting",
         "method", "now_s", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by", "rpc", "run_token",
-        "span", "target", "timeout_s", "upstream", "wall_s",
+        "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -357,6 +357,7 @@ class Call:
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
+        self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

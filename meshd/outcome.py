@@ -74,7 +74,7 @@ class Outcome:
 
     __slots__ = (
         "duration_s", "fault", "first_byte_s", "grpc_status", "held", "is_answered", "is_forwarded", "is_terminal",
-        "microdollars", "now_s", "reason", "retry_after_s", "status", "usage", "verdict",
+        "is_too_long", "microdollars", "now_s", "reason", "retry_after_s", "status", "usage", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -114,6 +114,8 @@ class Outcome:
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
         self.grpc_status = -1
         """With what a gRPC reply ended, by google.rpc.Code; -1 where there was no such reply, or no end of it."""
+        self.is_too_long = False
+        """The request is longer than its model can read: so the upstream says, or its counted tokens."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None

@@ -9,6 +9,7 @@ from meshd.call import Kind
 from meshd.dialects.table import RPC
 from meshd.policy.checking_approvals import ApprovalChecker
 from meshd.policy.checking_budgets import BudgetChecker
+from meshd.policy.checking_fallback import ChainChecker
 from meshd.policy.checking_supervisor import check_supervisor
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
@@ -74,6 +75,7 @@ class Checker:
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
         self.budgets = BudgetChecker(document, upstreams, report)
         self.approvals = ApprovalChecker(document, report)
+        self.chains = ChainChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -94,6 +96,7 @@ class Checker:
         self.approvals.check()
         self.unreachable()
         check_supervisor(self.document, self.upstreams, self.report)
+        self.chains.cycles()
 
     def rule(self, here: Location, rule: RuleSection) -> None:
         """Check one rule by itself."""
@@ -120,6 +123,7 @@ class Checker:
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds, is_mcp=any(target.dialect == "mcp" for target in fitting))
         self.approvals.rule(here, rule, kinds)
+        self.chains.rule(here, rule, [(target.name, target.kind) for target in fitting])
         self.route(here, rule, fitting)
 
     def match(self, here: Location, match: MatchSection) -> list[_Possible] | None:

@@ -12,12 +12,13 @@ from meshd.call import ReplyHead
 from meshd.chain import settle
 from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
+from meshd.proxy.degrading import Degrading
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
-from meshd.proxy.sending import Sending
+from meshd.proxy.substituting import answered
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
+from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -36,7 +37,7 @@ _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
 
-class Attempt(Sending):
+class Attempt(Degrading):
     """What the upstream's connection talks to while it serves a call."""
 
     __slots__ = ()
@@ -69,7 +70,7 @@ class Attempt(Sending):
         self._heard_s = now_s = self.exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self.status = status
-        if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
+        if status >= 400 and self._is_passed_over(status, headers, content_length):
             return
         watching = watchers_in(self.exchange.tickets, self.tickets)
         if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
@@ -78,6 +79,8 @@ class Attempt(Sending):
             except AnswerError as error:
                 self._broken(str(error))
                 return
+        if (self.call.plan.chain is not None or self.call.substitution is not None) and not self._go_onward(headers):
+            return
         for ticket in watching:
             on_head = getattr(ticket, "on_head", None)
             if on_head is not None:
@@ -88,6 +91,13 @@ class Attempt(Sending):
                 self._head = (status, headers, content_length)
                 return
             if answer.is_rewritten:
+                content_length = None
+        onward = self._onward
+        if onward is not None:
+            if onward.is_held:
+                self._head = (status, headers, content_length)
+                return
+            if onward.is_rewritten:
                 content_length = None
         self._send_head(status, headers, content_length)
 
@@ -115,6 +125,9 @@ class Attempt(Sending):
         exchange = self.exchange
         self._heard_s = exchange.proxy.now_s
         answer = self._answer
+        if self._error is not None:
+            self._hold_error(self._error, data)
+            return
         if self.call.reply_heard_by is not None:
             self.call.reply_heard_by.hear(data)
         if answer is not None:
@@ -131,6 +144,14 @@ class Attempt(Sending):
             if self._detached_bytes > DETACHED_BYTES_MAX:
                 self.give_up()
         elif data:
+            if self._onward is not None:
+                try:
+                    data = self._onward.data(data)
+                except AnswerError as error:
+                    self._broken(str(error))
+                    return
+                if not data:
+                    return
             exchange.caller.send_data(data)
 
     def half_closed(self) -> None:
@@ -141,15 +162,22 @@ class Attempt(Sending):
         """The reply's last byte."""
         exchange = self.exchange
         self.stream = None
+        if self._error is not None and self._error_ended():
+            return
         if self._answer is not None and not self._end_answer(self._answer):
             return
         if not exchange.is_caller_gone:
             exchange.caller.send_end(forwardable_trailers(trailers) if trailers else trailers)
+            if self._onward is not None and (self._answer is None or self._answer.meter.is_terminal):
+                self._onward.keep(exchange.proxy.chain.fallback.chain.answers, self.status, exchange.proxy.now_s)
         exchange.finish(self, _FAULT_NONE)
 
     def _end_answer(self, answer: Answer) -> bool:
+        onward = self._onward
         try:
             data = answer.end()
+            if onward is not None and answer.cut is None:
+                data = (onward.data(data) if data else b"") + onward.end()
         except AnswerError as error:
             self._broken(str(error))
             return False
@@ -158,7 +186,8 @@ class Attempt(Sending):
                 self.exchange.refuse(forbidden_reply(answer.cut), _CUT)
                 return False
             status, headers, length = self._head
-            self._send_head(status, headers, len(data) if answer.is_inflated else length)
+            is_other = answer.is_inflated or (onward is not None and onward.is_rewritten)
+            self._send_head(status, headers, len(data) if is_other else length)
         elif answer.cut is not None:
             self._end_cut(data, answer.cut)
             return False
@@ -170,10 +199,15 @@ class Attempt(Sending):
         """A ticket ended the answer: close what has begun well-formed, refuse what has not, leave the upstream."""
         exchange, answer = self.exchange, self._answer
         assert answer is not None
-        if answer.is_held:
+        if answer.is_held or not exchange.is_answered:
             exchange.refuse(forbidden_reply(cut), _CUT)
             return
         data += answer.meter.error_event(forbidden_reply(cut)) if cut.is_error else answer.meter.cut()
+        if self._onward is not None:
+            try:
+                data = self._onward.data(data) + self._onward.end()
+            except AnswerError:
+                data = b""  # No well-formed end is known of what could not be translated.
         self.leave()
         if not exchange.is_caller_gone:
             exchange.caller.send_data(data)
@@ -259,26 +293,36 @@ class Attempt(Sending):
             return
         exchange = self.exchange
         self.stream = None
-        if self._try_again(fault, None):
+        if self._try_again(fault, None, message):
             return
         if exchange.is_answered and not exchange.is_caller_gone:
             exchange.finish(self, fault)
             exchange.caller.abort()
         else:
-            exchange.refuse(failure_of(fault, self.call, message), fault)
+            exchange.refuse(exchange.meant(failure_of(fault, self.call, message)), fault)
 
-    def _try_again(self, fault: Fault, retry_after_s: float | None) -> bool:
+    def _try_again(
+        self, fault: Fault, retry_after_s: float | None, message: str = "", *, is_too_long: bool = False
+    ) -> bool:
         exchange = self.exchange
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
         outcome = self.outcome(fault)
         outcome.retry_after_s = retry_after_s
+        outcome.is_too_long = is_too_long
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False
+        failure: Refused | None = None
+        if following.link is not None:
+            failed = fault is not _FAULT_NONE
+            failure = failure_of(fault, self.call, message) if failed else answered(self.call, self.status)
         self.leave()
         self.settle(outcome)
-        exchange.again(following.delay_s)
+        if failure is not None:
+            exchange.substitute(following, failure)
+        else:
+            exchange.again(following.delay_s)
         return True
 
     def outcome(self, fault: Fault, refused: Refused | None = None) -> Outcome:

@@ -123,7 +123,7 @@ class GrpcAttempt(Attempt):
             return
         exchange = self._rpc
         self.stream = None
-        if self._try_again(fault, None):
+        if self._try_again(fault, None, message):
             return
         refused = failure_of(fault, self.call, message)
         if fault is _RESET and self._reset_code >= 0:
@@ -132,7 +132,7 @@ class GrpcAttempt(Attempt):
             # Nothing of it was processed (RFC 9113, section 8.7): whoever still has the messages may send them again.
             refused.is_retryable = True
         if not exchange.is_answered or exchange.is_caller_gone:
-            exchange.refuse(refused, fault)
+            exchange.refuse(exchange.meant(refused), fault)
         elif self._is_framed:
             exchange.break_off(self, refused, fault)
         else:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Direction, Headers
     from meshd.filters.contract import Ticket
+    from meshd.filters.substituting import Next
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.caller import Caller, Stream
     from meshd.proxy.holding import HeldCaller
@@ -37,8 +38,9 @@ class Incoming:
     """What comes of one call, until its chain has judged it and while its body streams."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_held", "_hold_task", "_is_half_closed",
-        "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "held_caller", "is_answered",
+        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_following", "_held", "_hold_task",
+        "_is_half_closed", "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "failure",
+        "held_caller", "is_answered",
         "is_caller_gone", "is_done", "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
@@ -84,6 +86,10 @@ class Incoming:
         self._collected: tuple[Callable[[int], None], int] | None = None
         """What goes on when the body is whole, and from which filter on; None where none waits for it."""
         self._operation = ""
+        self.failure: Refused | None = None
+        """Why the target did not serve the call, once something else is tried in its place."""
+        self._following: Next | None = None
+        """What is to answer without an upstream."""
         self._backlog: list[bytes] = []
         """Pieces of a body that streams, while there is no connection to stream it to."""
         self._backlog_bytes = 0

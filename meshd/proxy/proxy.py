@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.agents import Agents
 from meshd.proxy.crash import crash, ending
+from meshd.proxy.heuristics import Heuristics
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
@@ -78,6 +79,7 @@ class Proxy:
         self.telemetry = telemetry
         self.pools = Pools(self)
         self.agents = Agents()
+        self.heuristics = Heuristics()
         self.live: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.is_draining = False

@@ -47,12 +47,14 @@ def is_told(exchange: Exchange, refused: Refused) -> bool:
 def refusal_reply(refused: Refused, call: Call) -> Reply:
     """Return the reply that this call's client understands as what it is."""
     workflow = call.context.workflow if call.context is not None else ""
-    if call.dialect.name in RPC:
-        told: Reply | None = call.dialect.refuse(refused, call, workflow)
+    # The caller's own dialect, whatever the one that stands in for its target speaks.
+    dialect = call.dialect if call.substitution is None else call.substitution.origin.dialect
+    if dialect.name in RPC:
+        told: Reply | None = dialect.refuse(refused, call, workflow)
         if told is not None:
             return told
     headers = refusal_headers(refused, call_id=call.id, workflow=workflow)
-    content_type, body = call.dialect.refusal_body(refused, call_id=call.id)
+    content_type, body = dialect.refusal_body(refused, call_id=call.id)
     headers.insert(0, (b"content-type", content_type))
     headers += call.reply_headers
     return Reply(refused.status, headers, body)

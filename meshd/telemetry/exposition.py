@@ -134,6 +134,7 @@ class Exposition(Collector):
         yield _counter(metrics.ATTEMPTS, attempts.items())
         yield _counter(metrics.ATTEMPT_FAULTS, faults.items())
         yield _counter(metrics.RETRIES, retries.items())
+        yield _counter(metrics.FALLBACKS, list(self._series.fallbacks.items()))
         yield _counter(metrics.TOKENS_ESTIMATED, estimated.items())
         yield _counter(metrics.BOUND_TOKENS, bound.items())
         yield _counter(metrics.CHARGED_TOKENS, charged.items())

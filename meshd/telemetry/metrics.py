@@ -26,6 +26,7 @@ FAULT: Final = "fault"
 EVIDENCE: Final = "evidence"
 GRPC_STATUS: Final = "grpc_status"
 STATE: Final = "state"
+SUBSTITUTE: Final = "substitute"
 SCOPE: Final = "scope"
 FAMILY: Final = "family"
 BOUND: Final = "bound"
@@ -87,6 +88,12 @@ ATTEMPT_FAULTS: Final = Metric(
     "meshd_attempt_faults_total", "counter", "Attempts that ended without a whole reply.", (TARGET, FAULT)
 )
 RETRIES: Final = Metric("meshd_retries_total", "counter", "Attempts beyond the first of a call.", (TARGET,))
+FALLBACKS: Final = Metric(
+    "meshd_fallbacks_total",
+    "counter",
+    "Calls that their first target did not serve, by that target and by what did.",
+    (TARGET, SUBSTITUTE),
+)
 TOKENS_ESTIMATED: Final = Metric(
     "meshd_tokens_estimated_total",
     "counter",

@@ -309,6 +309,8 @@ def attributes(
         found[names.MESHD_HOPS] = context.hops
     if call.ask is not None:
         _of_ask(call, outcome, found)
+    if call.substitution is not None and refused is None:
+        found[names.MESHD_SERVED_BY] = _short(call.substitution.served_by)
     if meter is not None:
         _of_meter(meter, found)
     if call.holding is not None:

@@ -111,7 +111,7 @@ class Telemetry:
             series.bound += held.bound
             series.charged += held.charged
         verdict, first_byte_s = outcome.verdict, outcome.first_byte_s
-        if call.attempt > 1:
+        if call.attempt > 1 and (call.substitution is None or call.attempt - call.substitution.attempts_before > 1):
             series.retries += 1
         if outcome.fault is not _FAULT_NONE:
             series.faults[outcome.fault] = series.faults.get(outcome.fault, 0) + 1
@@ -175,7 +175,8 @@ class Telemetry:
         else:
             self.tally.calls_outbound -= 1
         series = self.series.of_call(call)
-        if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and call.attempt:
+        attempts = call.attempt if call.substitution is None else self.series.fell_back(call, refused is None)
+        if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and attempts:
             verdict = outcome.verdict
             if verdict is _SUCCESS:
                 result = _OK
@@ -184,7 +185,7 @@ class Telemetry:
             else:
                 result = names.BACKPRESSURE if verdict is _BACKPRESSURE else names.REJECTED
         else:
-            result = _result(call, outcome, refused)
+            result = _result(attempts, outcome, refused)
         series.results[result] += 1
         if call.context is not None:
             self.series.tie(call)
@@ -347,13 +348,13 @@ def _used(series: TargetSeries, model: ModelSeries, usage: Usage) -> None:
         series.estimated_output += made
 
 
-def _result(call: Call, outcome: Outcome | None, refused: Refused | None) -> int:
-    """Say how a call ended that did not simply come back from its upstream."""
+def _result(attempts: int, outcome: Outcome | None, refused: Refused | None) -> int:
+    """Say how a call ended that did not simply come back from its upstream. `attempts` is 0 where none served it."""
     if outcome is not None and outcome.fault is _CALLER_GONE:
         return names.CANCELLED
     if refused is not None:
         return names.FAILED if refused.reason in _THEIR_REASONS else names.REFUSED
-    if outcome is None or (outcome.fault is _FAULT_NONE and not call.attempt):
+    if outcome is None or (outcome.fault is _FAULT_NONE and not attempts):
         return names.ANSWERED
     return names.CUT if outcome.fault in _CUT_FAULTS else names.FAILED
 

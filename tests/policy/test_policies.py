@@ -128,6 +128,17 @@ def test_local_models() -> None:
     assert retry.attempts == 0
 
 
+def test_fallback() -> None:
+    document = policy("fallback")
+    chain = document.plan(llm("openai"), "agent", "chat").chain
+    assert chain is not None
+    assert [link.upstream for link in chain.to] == ["anthropic", "anthropic", None, None]
+    assert document.plan(llm("openai"), "agent", "embeddings").chain is None
+    long = document.plan(llm("anthropic", "claude-haiku-5"), "agent", "chat").chain
+    assert long is not None
+    assert long.on == ("context",)
+
+
 def test_agents_mesh() -> None:
     mesh = policy("agents-mesh")
     assert mesh.upstreams["writer"].is_peer

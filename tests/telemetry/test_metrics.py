@@ -91,6 +91,7 @@ def busy() -> Telemetry:
     again.attempt = 2
     telemetry.attempted(again, outcome(Verdict.FAILURE, status=502))
     telemetry.ended(again, 502, outcome(Verdict.FAILURE, status=502), None)
+    telemetry.series.fallbacks["openai", "reply"] = 1
     telemetry.shadowed(again, Refused(Reason.NOT_ALLOWED, "no", rule="no-deletes", is_shadow=True))
     telemetry.connection_opened(Direction.OUTBOUND)
     telemetry.connection_opened(Direction.INBOUND)
