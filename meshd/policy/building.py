@@ -326,9 +326,8 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     if short.allowed_tools is not None:
         report.warn(
             ("governance", "allowed_tools"),
-            "covers the tools that are offered to a model, called in its answers, called at upstreams with dialect: mcp, "
-            "and other upstreams of kind tool by their names; "
-            "not what an agent runs within itself",
+            "covers the tools that are offered to a model, called in its answers, called at upstreams with "
+            "dialect: mcp, and other upstreams of kind tool by their names; not what an agent runs within itself",
             is_key=True,
         )
     for index, rule in enumerate(document.rules):

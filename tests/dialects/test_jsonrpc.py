@@ -149,6 +149,8 @@ BAD: list[tuple[Any, int, str, bytes]] = [
     ({"jsonrpc": "2.0", "id": 1, "result": {}, "error": {}}, -32600, "neither a method", b"1"),
     (message(""), -32600, "method", b"1"),
     (message("m" * 5000), -32600, "method", b"1"),
+    (message("PUT /mcp"), -32600, "without blanks", b"1"),
+    (message("tools/call\n"), -32600, "without blanks", b"1"),
     (message("tools/call", [1, 2]), -32602, "params", b"1"),
     (message("tools/call", "x"), -32602, "params", b"1"),
     (message("tools/call", {}), -32602, "names its tool", b"1"),

@@ -307,12 +307,13 @@ async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -
         (b"502 Bad Gateway", b"text/html", b"<html>"),
         (b"200 OK", JSON, b'{\r\n "jsonrpc": "2.0",\n "id": 7,\n "result": {"content": []}\n}'),
     ]
-    made = await mesh(mcp_document((await upstream(Llm(*bodies))).port))
+    server = Llm(*bodies)
+    made = await mesh(mcp_document((await upstream(server)).port))
     body = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"add"}}'
     said = []
     for _ in bodies:
         client = await made.connect()
-        fields = b"Host: 127.0.0.1\r\nAccept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        fields = b"Host: 127.0.0.1\r\nAccept-Encoding: gzip\r\nAccept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
         doing = asyncio.ensure_future(client.ask(b"POST /tools/mcp HTTP/1.1\r\n" + fields % len(body) + body))
         reply = await (await Held(made, doing).wait(seconds=(4,))).decide(None)
         assert (reply.status, reply.get(b"content-type")) == (200, SSE)
@@ -320,6 +321,8 @@ async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -
         assert comment.startswith(b":")
         data = b"\n".join(line[6:] for line in rest.split(b"\n") if line.startswith(b"data: "))
         said.append(json.loads(data))
+    # Its head says nothing of an encoding, so there must be none.
+    assert [request.get(b"accept-encoding") for request in server.requests] == [b"identity"] * 3
     assert said[0] == {"jsonrpc": "2.0", "id": 7, "error": {"code": -32001, "message": "no session"}}
     assert (said[1]["id"], said[1]["error"]["code"]) == (7, -32603)
     assert "tools answered 502" in said[1]["error"]["message"]
