@@ -44,8 +44,8 @@ class AllowList:
         self._shadowed = shadowed
         self._allow: AllowSettings | None = None
         self._target: Target | None = None
-        """What was allowed last, of calls whose target is all that is judged, and by which settings. Routing has a target
-        for each tool that is called, and each method of a message."""
+        """What was allowed last, of calls whose target is all that is judged, and by which settings. Routing has one
+        target for each tool that is called, and for each method of a message."""
 
     def admit(self, call: Call) -> ToolWatch | None:
         """Raise Refused(NOT_ALLOWED), or return a ticket where the answer's tool calls must be judged."""

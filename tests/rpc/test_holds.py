@@ -313,7 +313,10 @@ async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -
     said = []
     for _ in bodies:
         client = await made.connect()
-        fields = b"Host: 127.0.0.1\r\nAccept-Encoding: gzip\r\nAccept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        fields = (
+            b"Host: 127.0.0.1\r\nAccept-Encoding: gzip\r\n"
+            b"Accept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        )
         doing = asyncio.ensure_future(client.ask(b"POST /tools/mcp HTTP/1.1\r\n" + fields % len(body) + body))
         reply = await (await Held(made, doing).wait(seconds=(4,))).decide(None)
         assert (reply.status, reply.get(b"content-type")) == (200, SSE)
