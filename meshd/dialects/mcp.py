@@ -177,7 +177,7 @@ def _check_fields(method: str, params: Pairs, headers: Headers) -> None:
         if name == METHOD_FIELD:
             said, what = method, "method"
         elif name == NAME_FIELD and method in _NAMED:
-            said, what = name_in(params, _NAMED[method], "params"), _NAMED[method]
+            said, what = text(params, _NAMED[method], "params") or "", _NAMED[method]
         else:
             continue
         if _decoded(value) != said:

@@ -218,6 +218,21 @@ def test_header_fields_that_agree(fields: list[tuple[bytes, bytes]]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("params", "fields"),
+    [
+        (
+            {"uri": "file:///" + "x" * 2000},
+            [(b"mcp-method", b"resources/read"), (b"mcp-name", b"file:///" + b"x" * 2000)],
+        ),
+        ({"uri": "ü"}, [(b"mcp-name", encoded("ü"))]),
+        ({}, []),
+    ],
+)
+def test_header_fields_that_agree_of_a_resource(params: Any, fields: list[tuple[bytes, bytes]]) -> None:
+    assert read(message("resources/read", params), BOTH, *fields).method == "resources/read"
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         [(b"mcp-method", b"tools/list")],

@@ -87,6 +87,14 @@ async def test_what_has_no_dialect_in_the_policy(mesh: Any, upstream: Any) -> No
     assert not seen
 
 
+async def test_no_tunnel_leads_past_what_is_read(mesh: Any, upstream: Any) -> None:
+    up = await upstream(echo)
+    one = await mesh(policy(up.port))
+    reply = await one.fetch(get("/up/mcp", "Connection: upgrade", "Upgrade: websocket"))
+    assert (reply.status, reply.get(b"x-meshd-reason")) == (403, b"not_allowed")
+    assert not up.received
+
+
 async def test_plain_is_plain(mesh: Any, upstream: Any) -> None:
     one = await mesh(policy((await upstream(echo)).port, ", dialect: plain"))
     seen: list[Any] = []
