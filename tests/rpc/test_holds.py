@@ -54,6 +54,14 @@ class Held:
         assert not self._doing.done(), self._doing
         return self
 
+    async def end(self) -> Any:
+        return await self._doing
+
+    @property
+    def is_let_go(self) -> bool:
+        """Nobody waits for the decision any more."""
+        return self._gate.cancelled()
+
     async def decide(self, decision: Any) -> Any:
         if isinstance(decision, Refused):
             self._gate.set_exception(decision)
@@ -367,8 +375,8 @@ async def test_grpc_unary(mesh: Any) -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
             call = channel.unary_unary("/r.R/Find")
 
-            async def ask() -> Any:
-                return await call(b"it", metadata=(("x-meshd-target", "up"),))
+            async def ask(timeout: float | None = None) -> Any:
+                return await call(b"it", metadata=(("x-meshd-target", "up"),), timeout=timeout)
 
             held = await Held(made, ask()).wait()
             assert await held.decide(None) == b"found it"
@@ -377,5 +385,11 @@ async def test_grpc_unary(mesh: Any) -> None:
                 await held.decide(DENIED)
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
             assert "Ada said no" in str(caught.value.details())
+            held = await Held(made, ask(60.0)).wait(seconds=(1,))
+            made.expire(60)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await held.end()
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await until(lambda: held.is_let_go)
     finally:
         await server.stop(0)
