@@ -15,7 +15,7 @@ BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
-COMPILED_TESTS := $(addprefix tests/,api dialects end_to_end filters grpc ledger policy prices proxy telemetry tokens wire)
+COMPILED_TESTS := $(addprefix tests/,api dialects end_to_end filters grpc ledger policy prices proxy rpc telemetry tokens wire)
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml

@@ -338,8 +338,7 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
-        self.rpc: Rpc | None = None
-        """What a JSON-RPC body asks for (MCP, A2A); None for every other call."""
+        self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None

@@ -117,7 +117,7 @@ class Refused(Exception):
         """The gRPC status; a more exact one may be set: an upstream's reset has its own, and so has a session's end."""
         self.jsonrpc = row.jsonrpc
         """The code of a JSON-RPC error; a more exact one may be set, for a message that is JSON and no request."""
-        self.is_told = False
+        self.is_repeated = False
         """The model was told before: a tool call is now refused with an error, and no longer with a result that says
         so."""
         self.short: Any = None

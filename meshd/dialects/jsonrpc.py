@@ -81,8 +81,11 @@ def read_message(rpc: Rpc, body: bytes) -> Pairs:
         rpc.id = b""
         rpc.is_reply = True
         return pairs
-    if not method or len(method) > NAME_CHARACTERS_MAX:
-        raise invalid(f"The method of a JSON-RPC message is a name of at most {NAME_CHARACTERS_MAX} characters")
+    # Rules tell it from an HTTP call's operation by the blank in that.
+    if not method or len(method) > NAME_CHARACTERS_MAX or not method.isprintable() or " " in method:
+        raise invalid(
+            f"The method of a JSON-RPC message is a name without blanks, of at most {NAME_CHARACTERS_MAX} characters"
+        )
     rpc.method = method
     return pairs
 

@@ -124,7 +124,7 @@ class Mcp(Plain):
         """See `RpcDialect.error_message`: of a tool call, a result for the model where it is the model's to know."""
         rpc = call.rpc
         found = details(refused, call, workflow)
-        if rpc is None or rpc.method != TOOLS_CALL or refused.reason not in _FOR_THE_MODEL or refused.is_told:
+        if rpc is None or rpc.method != TOOLS_CALL or refused.reason not in _FOR_THE_MODEL or refused.is_repeated:
             return error_answer(b"" if rpc is None else rpc.id, refused, found)
         found["jsonrpc"] = refused.jsonrpc
         result: dict[str, Any] = {"_meta": {"meshd/refusal": found}}
@@ -177,7 +177,7 @@ def _check_fields(method: str, params: Pairs, headers: Headers) -> None:
         if name == METHOD_FIELD:
             said, what = method, "method"
         elif name == NAME_FIELD and method in _NAMED:
-            said, what = name_in(params, _NAMED[method], "params"), _NAMED[method]
+            said, what = text(params, _NAMED[method], "params") or "", _NAMED[method]
         else:
             continue
         if _decoded(value) != said:

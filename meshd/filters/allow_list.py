@@ -44,7 +44,8 @@ class AllowList:
         self._shadowed = shadowed
         self._allow: AllowSettings | None = None
         self._target: Target | None = None
-        """What was allowed last, of calls whose target is all that is judged, and by which settings."""
+        """What was allowed last, of calls whose target is all that is judged, and by which settings. Routing has one
+        target for each tool that is called, and for each method of a message."""
 
     def admit(self, call: Call) -> ToolWatch | None:
         """Raise Refused(NOT_ALLOWED), or return a ticket where the answer's tool calls must be judged."""
@@ -58,7 +59,7 @@ class AllowList:
             target = call.target
             if allow is not self._allow or target is not self._target:
                 judge(call, allow)
-                if (target.kind is _AGENT or target.kind is _TOOL) and call.upstream.dialect != "mcp":
+                if target.kind is _AGENT or target.kind is _TOOL:
                     self._allow, self._target = allow, target
             return None
         judge(call, allow)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshd.call import Kind, Rpc
 from meshd.dialects.gemini import key_in
-from meshd.dialects.table import DIALECTS, GRPC, RPC_FIELDS, dialect_at, spoken_in
+from meshd.dialects.table import DIALECTS, GRPC, RPC, RPC_FIELDS, dialect_at, spoken_in
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -62,6 +62,12 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
             Reason.NOT_ALLOWED,
             f"A tunnel to {upstream.name} cannot be metered. Point the SDK's base URL at "
             f"http://<sidecar>/{upstream.name}, or set `unmetered: true` on that upstream in the policy.",
+        )
+    if is_tunnel and upstream is not None and upstream.dialect in RPC:
+        raise Refused(
+            Reason.NOT_ALLOWED,
+            f"A tunnel to {upstream.name} cannot be read, and the policy says that it speaks {upstream.dialect}: send "
+            "each message by a POST.",
         )
     return is_tunnel
 

@@ -126,8 +126,10 @@ class Exchange(Incoming):
 
     def _show_life(self, now_s: float) -> None:
         held = self.held_caller
+        if self.is_caller_gone or not self._signs_s:
+            return
         if held is None:
-            if not self._signs_s or now_s < self._signs_s or self.is_caller_gone:
+            if now_s < self._signs_s:
                 return
             held = self.held_caller = HeldCaller(self.call, self.caller, now_s)
             self.caller = held

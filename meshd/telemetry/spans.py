@@ -22,7 +22,7 @@ from meshd_sdk.context import parent_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call, Rpc
+    from meshd.call import Ask, Call
     from meshd.dialects.contract import Meter
     from meshd.outcome import Outcome
     from meshd.refusal import Refused
@@ -301,7 +301,8 @@ def attributes(
     if call.dialect is not None and call.dialect.name == "grpc":
         _of_grpc(call, outcome, refused, found)
     elif call.rpc is not None:
-        _of_message(call.rpc, found)
+        said = {names.RPC_SYSTEM: "jsonrpc", names.RPC_METHOD: call.rpc.method, names.TOOL_NAME: call.rpc.tool}
+        found |= {name: _short(text) for name, text in said.items() if text}
     context = call.context
     if context is not None:
         if context.workflow:
@@ -351,14 +352,6 @@ def _of_target(call: Call, found: dict[str, Any]) -> None:
         found[names.SERVER_PORT] = upstream.port
     # The query is left out whole: it is where keys and questions are.
     found[names.URL_PATH] = _short(call.path.partition("?")[0])
-
-
-def _of_message(rpc: Rpc, found: dict[str, Any]) -> None:
-    found[names.RPC_SYSTEM] = "jsonrpc"
-    if rpc.method:
-        found[names.RPC_METHOD] = _short(rpc.method)
-    if rpc.tool:
-        found[names.TOOL_NAME] = _short(rpc.tool)
 
 
 def _of_grpc(call: Call, outcome: Outcome | None, refused: Refused | None, found: dict[str, Any]) -> None:

@@ -149,6 +149,8 @@ BAD: list[tuple[Any, int, str, bytes]] = [
     ({"jsonrpc": "2.0", "id": 1, "result": {}, "error": {}}, -32600, "neither a method", b"1"),
     (message(""), -32600, "method", b"1"),
     (message("m" * 5000), -32600, "method", b"1"),
+    (message("PUT /mcp"), -32600, "without blanks", b"1"),
+    (message("tools/call\n"), -32600, "without blanks", b"1"),
     (message("tools/call", [1, 2]), -32602, "params", b"1"),
     (message("tools/call", "x"), -32602, "params", b"1"),
     (message("tools/call", {}), -32602, "names its tool", b"1"),
@@ -213,6 +215,21 @@ def encoded(text: str) -> bytes:
 )
 def test_header_fields_that_agree(fields: list[tuple[bytes, bytes]]) -> None:
     assert read(tool_call(), BOTH, *fields).tool == "add"
+
+
+@pytest.mark.parametrize(
+    ("params", "fields"),
+    [
+        (
+            {"uri": "file:///" + "x" * 2000},
+            [(b"mcp-method", b"resources/read"), (b"mcp-name", b"file:///" + b"x" * 2000)],
+        ),
+        ({"uri": "ü"}, [(b"mcp-name", encoded("ü"))]),
+        ({}, []),
+    ],
+)
+def test_header_fields_that_agree_of_a_resource(params: Any, fields: list[tuple[bytes, bytes]]) -> None:
+    assert read(message("resources/read", params), BOTH, *fields).method == "resources/read"
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,14 @@ class Held:
         assert not self._doing.done(), self._doing
         return self
 
+    async def end(self) -> Any:
+        return await self._doing
+
+    @property
+    def is_let_go(self) -> bool:
+        """Nobody waits for the decision any more."""
+        return self._gate.cancelled()
+
     async def decide(self, decision: Any) -> Any:
         if isinstance(decision, Refused):
             self._gate.set_exception(decision)
@@ -307,12 +315,16 @@ async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -
         (b"502 Bad Gateway", b"text/html", b"<html>"),
         (b"200 OK", JSON, b'{\r\n "jsonrpc": "2.0",\n "id": 7,\n "result": {"content": []}\n}'),
     ]
-    made = await mesh(mcp_document((await upstream(Llm(*bodies))).port))
+    server = Llm(*bodies)
+    made = await mesh(mcp_document((await upstream(server)).port))
     body = b'{"jsonrpc":"2.0","id":7,"method":"tools/call","params":{"name":"add"}}'
     said = []
     for _ in bodies:
         client = await made.connect()
-        fields = b"Host: 127.0.0.1\r\nAccept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        fields = (
+            b"Host: 127.0.0.1\r\nAccept-Encoding: gzip\r\n"
+            b"Accept: application/json, text/event-stream\r\nContent-Length: %d\r\n\r\n"
+        )
         doing = asyncio.ensure_future(client.ask(b"POST /tools/mcp HTTP/1.1\r\n" + fields % len(body) + body))
         reply = await (await Held(made, doing).wait(seconds=(4,))).decide(None)
         assert (reply.status, reply.get(b"content-type")) == (200, SSE)
@@ -320,6 +332,8 @@ async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -
         assert comment.startswith(b":")
         data = b"\n".join(line[6:] for line in rest.split(b"\n") if line.startswith(b"data: "))
         said.append(json.loads(data))
+    # Its head says nothing of an encoding, so there must be none.
+    assert [request.get(b"accept-encoding") for request in server.requests] == [b"identity"] * 3
     assert said[0] == {"jsonrpc": "2.0", "id": 7, "error": {"code": -32001, "message": "no session"}}
     assert (said[1]["id"], said[1]["error"]["code"]) == (7, -32603)
     assert "tools answered 502" in said[1]["error"]["message"]
@@ -361,8 +375,8 @@ async def test_grpc_unary(mesh: Any) -> None:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{made.port}") as channel:
             call = channel.unary_unary("/r.R/Find")
 
-            async def ask() -> Any:
-                return await call(b"it", metadata=(("x-meshd-target", "up"),))
+            async def ask(timeout: float | None = None) -> Any:
+                return await call(b"it", metadata=(("x-meshd-target", "up"),), timeout=timeout)
 
             held = await Held(made, ask()).wait()
             assert await held.decide(None) == b"found it"
@@ -371,5 +385,11 @@ async def test_grpc_unary(mesh: Any) -> None:
                 await held.decide(DENIED)
             assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
             assert "Ada said no" in str(caught.value.details())
+            held = await Held(made, ask(60.0)).wait(seconds=(1,))
+            made.expire(60)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await held.end()
+            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            await until(lambda: held.is_let_go)
     finally:
         await server.stop(0)

@@ -106,7 +106,7 @@ async def test_a_model_that_was_told_gets_an_error(mesh: Any, serve: Any, tools:
     def refuse(call: Call) -> None:
         if call.rpc is not None and call.rpc.tool:
             refused = Refused(Reason.LOOP, "again")
-            refused.is_told = True
+            refused.is_repeated = True
             raise refused
 
     made.per_call.on_admit = refuse
