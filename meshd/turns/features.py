@@ -15,6 +15,8 @@ from zlib import crc32
 
 from meshd.turns.protobuf import texts_of
 
+_CONTENT_MARKS: Final = frozenset("<>+|^")
+"""Two texts that differ in one of these say two things."""
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
 WORDS_MAX: Final = 255
@@ -179,6 +181,8 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
             continue
         if group == 4:
             tokens.append(match[4])
+            if not _CONTENT_MARKS.isdisjoint(match[4]) and len(names) < WORDS_MAX:
+                names.append(crc32(match[4].encode()))
             continue
         if group == 2:
             if _is_counter(text, begin, end, before, key if key_end == begin else ""):

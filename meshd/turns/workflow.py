@@ -260,12 +260,12 @@ class Workflow:
         if nearness > DIFFERENT:
             if turn.is_counted and turn.is_known:
                 edge.own += TENTHS - 1
-            news = self._news_of(edge)
+            news = self.news_of(edge)
             if news > question.news_at and question.rounds > 1:
                 question.rounds = max(1, question.rounds - (news - question.news_at))
             question.news_at = news
         else:
-            question.news_at = self._news_of(edge)
+            question.news_at = self.news_of(edge)
             self._keep(asked)
         question.came(turn.at_s)
         return question, nearness
@@ -427,7 +427,8 @@ class Workflow:
         mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
         self.steps.append(question.number << 32 | mark)
 
-    def _news_of(self, edge: Edge) -> int:
+    def news_of(self, edge: Edge) -> int:
+        """Return how often something new came for the two of an edge, over all sidecars."""
         news = self.news
         found = news.get(edge.source, 0) + news.get(edge.target, 0)
         if self.news_elsewhere:
