@@ -231,7 +231,7 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
         return True
     is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
     if last == " " and begin > 1:
-        if text[begin - 2] in ".!?,;:)–—-":
+        if text[begin - 2] in ".!?,;)–—-":
             return is_end
         # `..., event 17`: a noun behind a comma, and nothing behind the number.
         return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "

@@ -317,7 +317,8 @@ class Workflow:
             period = period_of(self.steps, periods)
             if period > 1 and self.steps[-period] >> 32 == question.number:
                 return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
-            return self._polled(question, limits, now_s)
+            # A model that is asked the same for other answers is sampled, and at once where it can be.
+            return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
     @staticmethod
