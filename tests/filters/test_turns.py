@@ -23,7 +23,9 @@ BODY = b'{"task": "Review the draft of the report"}'
 ANSWER = b'{"result": "It needs another pass"}'
 
 
-def ready(target: str = "writer", *, workflow: str = "wf-1", path: tuple[str, ...] = (), of: Any = None, **fields: Any):
+def ready(
+    target: str = "writer", *, workflow: str = "wf-1", path: tuple[str, ...] = (), of: Any = None, **fields: Any
+) -> Any:
     """Return a call as Turns gets it: with its context, and planned."""
     of = of or policy()
     made = call(target, of=of, path=fields.pop("url", "/run"), **fields)
@@ -37,7 +39,7 @@ def ready(target: str = "writer", *, workflow: str = "wf-1", path: tuple[str, ..
 
 def go(turns: Turns, made: Any, body: bytes | None = BODY, answer: bytes = ANSWER, end: Outcome = SUCCESS) -> Any:
     """Take a call through the filter as the proxy does; return what it decided."""
-    decision = turns.admit(made)
+    decision: Any = turns.admit(made)
     if isinstance(decision, NeedBody):
         made.body = body
         decision = turns.admit(made)

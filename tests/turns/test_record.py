@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import msgspec
 import pytest
@@ -67,7 +68,7 @@ def test_the_worst_that_can_be_said_fits() -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(CALLS, CALLS, CALLS)
-def test_merging_commutes_and_is_idempotent(one: list, two: list, three: list) -> None:
+def test_merging_commutes_and_is_idempotent(one: Any, two: Any, three: Any) -> None:
     records = [encoded(played(calls), number, number, 1.0) for number, calls in enumerate((one, two, three), 1)]
 
     def merged(order: list[int]) -> dict[tuple[str, str], int]:
