@@ -17,7 +17,7 @@ from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
 from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
-from meshd.turns.asking import asking_of
+from meshd.turns.asking import Asking, asking_of
 from meshd.turns.book import Book, key_of
 from meshd.turns.sample import sampled
 from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
@@ -48,7 +48,19 @@ _CALL: Final = "tools/call"
 class Turns:
     """Judges the turns of workflows, and keeps what they have said."""
 
-    __slots__ = ("_judge_target", "_limits", "_places", "_shadowed", "_sleep", "book", "ladder", "sharing")
+    __slots__ = (
+        "_asking",
+        "_body",
+        "_dialect",
+        "_limits",
+        "_places",
+        "_settings",
+        "_shadowed",
+        "_sleep",
+        "book",
+        "ladder",
+        "sharing",
+    )
 
     name = "turns"
 
@@ -64,6 +76,10 @@ class Turns:
         self._sleep = sleep
         self._limits: dict[tuple[int, int], tuple[TurnsSettings, Limits]] = {}
         self._places: dict[str, tuple[str, bytes]] = {}
+        self._body = b""
+        self._dialect: Any = None
+        self._settings: TurnsSettings | None = None
+        self._asking: Asking | None = None
         self.book = Book()
         self.ladder = Ladder(judge)
         self.sharing: Sharing | None = None
@@ -279,7 +295,12 @@ class Turns:
         limits = self._limits_of(settings, call.policy)
         if is_many and body.count(b'"assistant"') + body.count(b'"model"') + body.count(b"_call") < limits.periods:
             return None
-        asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+        # The very bytes again are what a retry sends, and a sampler.
+        if body == self._body and call.dialect is self._dialect and self._settings is settings:
+            asking = self._asking
+        else:
+            asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+            self._body, self._dialect, self._settings, self._asking = body, call.dialect, settings, asking
         if asking is None or (is_many and not asking.rounds):
             return None
         turn = Turn(

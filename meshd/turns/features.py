@@ -53,8 +53,8 @@ _COUNTERS: Final = _words(
     "again followup draft"
 )
 _STOP_ELSEWHERE: Final = _words(
-    "bitte sie was mit der die das dem den des ist sind und oder ich wir ihr nicht ein eine einen welche welchen welcher "
-    "könnten können soll sollen sagen genau für von zum zur auf "
+    "bitte sie was mit der die das dem den des ist sind und oder ich wir ihr nicht ein eine einen welche welchen "
+    "welcher könnten können soll sollen sagen genau für von zum zur auf "
     "les des une est sont pas vous nous dans pour que qui quelle quel quelles merci plaît dois faut pourriez "
     "los las una por favor que con para del como cual cuál puede podría son"
 )
