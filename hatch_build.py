@@ -36,6 +36,7 @@ COMPILED = (
     "ledger/*.py",
     "prices/*.py",
     "tokens/encodings.py",
+    "turns/*.py",
     "wire/*.py",
     "dialects/*.py",
     "proxy/*.py",
@@ -68,6 +69,9 @@ LEFT = (
     "ledger/witness.py",
     "prices/table.py",
     "proxy/heuristics.py",
+    "turns/record.py",
+    "turns/sharing.py",
+    "turns/supervision.py",
     "proxy/listener.py",
     "*/__init__.py",
 )

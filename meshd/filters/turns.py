@@ -17,7 +17,7 @@ from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
 from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
-from meshd.turns.asking import asking_of
+from meshd.turns.asking import Asking, asking_of
 from meshd.turns.book import Book, key_of
 from meshd.turns.sample import sampled
 from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
@@ -48,7 +48,19 @@ _CALL: Final = "tools/call"
 class Turns:
     """Judges the turns of workflows, and keeps what they have said."""
 
-    __slots__ = ("_judge_target", "_limits", "_places", "_shadowed", "_sleep", "book", "ladder", "sharing")
+    __slots__ = (
+        "_asking",
+        "_body",
+        "_dialect",
+        "_limits",
+        "_places",
+        "_settings",
+        "_shadowed",
+        "_sleep",
+        "book",
+        "ladder",
+        "sharing",
+    )
 
     name = "turns"
 
@@ -64,6 +76,10 @@ class Turns:
         self._sleep = sleep
         self._limits: dict[tuple[int, int], tuple[TurnsSettings, Limits]] = {}
         self._places: dict[str, tuple[str, bytes]] = {}
+        self._body = b""
+        self._dialect: Any = None
+        self._settings: TurnsSettings | None = None
+        self._asking: Asking | None = None
         self.book = Book()
         self.ladder = Ladder(judge)
         self.sharing: Sharing | None = None
@@ -98,7 +114,7 @@ class Turns:
         turn, prefix = self._turn_of(call, context, rpc)
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         limits = self._limits_of(settings, call.policy)
-        if turn.payload is None and workflow.needs_payload(turn, limits) and _can_be_held(call):
+        if turn.payload is None and self._needs_payload(call, workflow, turn, limits) and _can_be_held(call):
             return NEED_BODY
         return self._judge(call, workflow, turn, limits, settings, prefix)
 
@@ -129,6 +145,15 @@ class Turns:
             self.ladder.tally.waited += 1
             return Wait(self._slowed(judgement.wait_s, ticket))
         return ticket
+
+    def _needs_payload(self, call: Call, workflow: Workflow, turn: Turn, limits: Limits) -> bool:
+        if workflow.needs_payload(turn, limits):
+            return True
+        return bool(call.plan.trials) and any(
+            workflow.needs_payload(turn, self._limits_of(trial, call.policy))
+            for trial in call.plan.trials
+            if isinstance(trial, TurnsSettings)
+        )
 
     def _try(self, call: Call, workflow: Workflow, turn: Turn) -> None:
         """Say what rules on trial would have refused."""
@@ -163,7 +188,9 @@ class Turns:
             ladder.tally.noted += 1
             if rung == "tell" and not settings.is_shadow:
                 ladder.tell(call, judgement)
-            return self._ticket(call, workflow, turn, settings, prefix)
+            # It is known already what is asked and answered here: nobody need listen any more.
+            workflow.passed_over(turn)
+            return None
         workflow.withdraw(turn)
         if ladder.supervisor is not None and call.policy.supervisor is not None and judgement.detector != "stopped":
             ladder.tally.held += 1
@@ -268,7 +295,12 @@ class Turns:
         limits = self._limits_of(settings, call.policy)
         if is_many and body.count(b'"assistant"') + body.count(b'"model"') + body.count(b"_call") < limits.periods:
             return None
-        asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+        # The very bytes again are what a retry sends, and a sampler.
+        if body == self._body and call.dialect is self._dialect and self._settings is settings:
+            asking = self._asking
+        else:
+            asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+            self._body, self._dialect, self._settings, self._asking = body, call.dialect, settings, asking
         if asking is None or (is_many and not asking.rounds):
             return None
         turn = Turn(

@@ -14,7 +14,7 @@ from meshd.turns.connected import circle_of
 from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, LENGTHS_APART, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
 from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
@@ -39,6 +39,8 @@ APART_S: Final = 0.5
 """Calls that begin within so many seconds may be a fan-out."""
 HEARTBEAT_S: Final = 20.0
 """A tool that is called the same no more often than this is watched, or told that somebody is alive."""
+AGENT_SLOW_S: Final = 60.0
+"""The same of an agent: what holds for it then are the counts."""
 MODEL_SLOW_S: Final = 300.0
 """The same of a model, whose every call costs."""
 WAIT_S_MAX: Final = 1.0
@@ -122,6 +124,13 @@ class Workflow:
             question.open -= 1
             question.rounds = 1
         self.stale_tokens = 0
+
+    def passed_over(self, turn: Turn) -> None:
+        """A turn takes place that was found to be a loop: its end changes nothing."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
 
     def _judge(self, turn: Turn, limits: Limits) -> Judgement:
         source, target, kind = turn.source, turn.target, turn.kind
@@ -243,7 +252,7 @@ class Workflow:
     def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
         asked = Said(payload)
         self._numbers += 1
-        if edge.questions and asked.size > edge.questions[-1].asked.size + LENGTHS_APART and edge.kind in COUNTED:
+        if edge.questions and edge.kind in COUNTED and asked.grows_from(edge.questions[-1].asked):
             # It may quote what was said so far: only what nobody has said is new in it.
             self._learn_all()
         question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
@@ -253,12 +262,12 @@ class Workflow:
         if nearness > DIFFERENT:
             if turn.is_counted and turn.is_known:
                 edge.own += TENTHS - 1
-            news = self._news_of(edge)
+            news = self.news_of(edge)
             if news > question.news_at and question.rounds > 1:
                 question.rounds = max(1, question.rounds - (news - question.news_at))
             question.news_at = news
         else:
-            question.news_at = self._news_of(edge)
+            question.news_at = self.news_of(edge)
             self._keep(asked)
         question.came(turn.at_s)
         return question, nearness
@@ -267,7 +276,16 @@ class Workflow:
         """Count bytes that are kept; beyond the limit only their features are."""
         self._kept_bytes += said.kept_bytes
         if self._kept_bytes > KEPT_BYTES_MAX:
-            self._learn_all()
+            # Much of it is gone already, with the questions that were forgotten.
+            kept = 0
+            for edge in self.edges.values():
+                for question in edge.questions:
+                    kept += question.asked.kept_bytes
+                    if question.answer is not None:
+                        kept += question.answer.kept_bytes
+            self._kept_bytes = kept
+            if kept > KEPT_BYTES_MAX // 2:
+                self._learn_all()
 
     def _learn_all(self) -> None:
         self._kept_bytes = 0
@@ -310,7 +328,8 @@ class Workflow:
             period = period_of(self.steps, periods)
             if period > 1 and self.steps[-period] >> 32 == question.number:
                 return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
-            return self._polled(question, limits, now_s)
+            # A model that is asked the same for other answers is sampled, and at once where it can be.
+            return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
     @staticmethod
@@ -318,6 +337,8 @@ class Workflow:
         """Say whether the same is asked because time must pass."""
         if turn.kind == TOOL:
             return gap_s >= HEARTBEAT_S
+        if turn.kind == AGENT:
+            return gap_s >= AGENT_SLOW_S
         if turn.kind == LLM:
             if gap_s >= MODEL_SLOW_S:
                 return True
@@ -329,12 +350,15 @@ class Workflow:
     @staticmethod
     def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
         """Let the same question be asked so many times a second, and no faster."""
-        at_s = question.next_s if question.next_s > now_s else now_s
-        question.next_s = at_s + 1.0 / limits.polls
-        wait_s = at_s - now_s
+        wait_s = question.next_s - now_s
+        if wait_s > WAIT_S_MAX:
+            # Those who poll side by side wait no longer for one another.
+            wait_s = WAIT_S_MAX
         if wait_s <= 0.0:
+            question.next_s = now_s + 1.0 / limits.polls
             return PASSED
-        return Judgement(WAIT, "", wait_s if wait_s < WAIT_S_MAX else WAIT_S_MAX)
+        question.next_s = now_s + wait_s + 1.0 / limits.polls
+        return Judgement(WAIT, "", wait_s)
 
     def _round(self, edge: Edge) -> tuple[str, ...]:
         return (edge.source, edge.target)
@@ -417,7 +441,8 @@ class Workflow:
         mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
         self.steps.append(question.number << 32 | mark)
 
-    def _news_of(self, edge: Edge) -> int:
+    def news_of(self, edge: Edge) -> int:
+        """Return how often something new came for the two of an edge, over all sidecars."""
         news = self.news
         found = news.get(edge.source, 0) + news.get(edge.target, 0)
         if self.news_elsewhere:

@@ -21,7 +21,7 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading
+from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading, TurnsReading
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -113,6 +113,7 @@ def busy() -> Telemetry:
     held = Histogram(metrics.SECONDS_BUCKETS)
     held.observe(3.0)
     telemetry.sources.approvals = lambda: ApprovalReading(2, 1, (("approved", 3),), held, 1, 4, 1)
+    telemetry.sources.turns = lambda: TurnsReading((("refused", 2),), (("repetition", 2),))
     return telemetry
 
 
