@@ -226,9 +226,10 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
+        "earlier", "evidence", "governed", "headers", "heard_by", "id", "inject", "keyed", "lasting", "method", "now_s",
+        "on_gone", "path", "peer", "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s",
+        "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -244,6 +245,7 @@ class Call:
         peer: str = "",
         governed: Headers | None = None,
         credentials: Headers | None = None,
+        keyed: Headers | None = None,
     ) -> None:
         self.id = id
         self.direction = direction
@@ -257,6 +259,8 @@ class Call:
         """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
         self.credentials: Headers = headers if credentials is None else credentials
         """Of these, the fields that carry the caller's key."""
+        self.keyed: Headers = headers if keyed is None else keyed
+        """Of these, the fields by which a call is known that is made again."""
         self.now_s = now_s
         """Monotonic seconds at which the call began."""
         self.wall_s = wall_s
@@ -290,6 +294,10 @@ class Call:
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None
+        self.claim: Any = None
+        """`meshd.claims.claim.Claim`, where the call has one; None for most."""
+        self.on_gone: Any = None
+        """Told, without arguments, when the caller hangs up while the call waits for another; None for most."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

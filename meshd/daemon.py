@@ -118,6 +118,7 @@ class Daemon:
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
             bounds=self.bounds,
+            home=config.home,
         )
         await self._listen(policy)
         for warning in policy.warnings:
@@ -343,6 +344,8 @@ class Daemon:
         if self.servers is not None:
             await self.servers.close()
         await self.bus.close()
+        if hasattr(self, "chain"):
+            await self.chain.close_books()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

@@ -36,8 +36,8 @@ class Incoming:
 
     __slots__ = (
         "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_held", "_is_half_closed", "_is_waiting",
-        "_operation", "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_done",
-        "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+        "_operation", "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_detached",
+        "is_done", "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
@@ -57,6 +57,7 @@ class Incoming:
             caller.peer,
             fields.governed,
             fields.credentials,
+            fields.keyed,
         )
         self.attempt: Attempt | None = None
         self.tickets: list[Ticket] = []
@@ -64,6 +65,8 @@ class Incoming:
         self.is_answered = False
         """At least one byte of a reply has left for the caller."""
         self.is_caller_gone = False
+        self.is_detached = False
+        """The caller has hung up, and the call goes on for whoever makes it again: see `recording`."""
         self.is_done = False
         self.is_tunnel = False
         """The caller asks for bytes to be passed on as they are, both ways."""
