@@ -150,6 +150,10 @@ class Incoming:
         if self.is_request_whole or self.is_tunnel:
             self._collect_end(go_on, resume_at)
             return
+        length, bytes_max = self.request.content_length, self.call.policy.limits.request_body_bytes_max
+        if length is not None and length > bytes_max:
+            self.refuse(too_large(bytes_max))
+            return
         self._collected = (go_on, resume_at)
         if self._backlog_bytes > BACKLOG_BYTES_MAX:
             self.caller.resume_request()
