@@ -223,6 +223,9 @@ class Book:
                 return claim.attempted()
             # Another sidecar was first.
             decision = await self._look(claim, call)
+            if decision is None:
+                # Nobody waits for it any more. To say nothing here would be to let it go out.
+                raise words.in_flight(settings.rule)
             if decision is not claim:
                 return decision
 
@@ -239,36 +242,38 @@ class Book:
         self._run(self._write(claim, event))
 
     async def _write(self, claim: Claim, event: Event) -> None:
-        """Write the fate of a claim down, however long the store is away: until then this process tells of it."""
-        shelf = self._shelf
-        delay_s = AGAIN_S
-        while shelf is not None:
-            try:
-                if event is Event.ANSWERED and claim.answer is not None:
-                    await shelf.keep(claim.identity, claim.nonce, claim.answer, claim.tape)
-                else:
-                    why = _UNSETTLED if event is Event.LOST else ""
-                    await shelf.tell(claim.identity, event, nonce=claim.nonce, why=why)
-                break
-            except StoreClosed:
-                break
-            except StoreError as error:
-                if self._is_closed:
-                    break
-                _log.warning("what became of a claim is not written down yet: %s", error)
-                await asyncio.sleep(delay_s)
-                delay_s = min(2 * delay_s, AGAIN_S_MAX)
-        if claim.is_uncertain and not claim.is_logged and shelf is not None and not self._is_closed:
+        """Write the fate of a claim down; until that is done this process tells of it."""
+        shelf, answer = self._shelf, claim.answer
+        if shelf is not None and event is Event.ANSWERED and answer is not None:
+            await self._insist(lambda: shelf.keep(claim.identity, claim.nonce, answer, claim.tape))
+        elif shelf is not None:
+            await self._tell(shelf, claim.identity, claim.nonce, event)
+        if claim.is_uncertain and shelf is not None and not self._is_closed:
+            # What failed may land yet: it is looked for once more.
             loop = asyncio.get_running_loop()
-            loop.call_later(LATE_S, lambda: self._run(self._look_again(shelf, claim.identity, claim.nonce, event)))
+            told = Event.LOST if event is Event.ANSWERED else event
+            loop.call_later(LATE_S, lambda: self._run(self._tell(shelf, claim.identity, claim.nonce, told)))
         self._forget(claim)
 
-    @staticmethod
-    async def _look_again(shelf: Shelf, identity: str, nonce: str, event: Event) -> None:
-        try:
-            await shelf.tell(identity, event, nonce=nonce, why=_UNSETTLED)
-        except StoreError as error:
-            _log.warning("a claim that may stand in the store could not be looked at again: %s", error)
+    async def _tell(self, shelf: Shelf, identity: str, nonce: str, event: Event) -> None:
+        why = _UNSETTLED if event is Event.LOST else ""
+        await self._insist(lambda: shelf.tell(identity, event, nonce=nonce, why=why))
+
+    async def _insist(self, work: Callable[[], Coroutine[Any, Any, Any]]) -> None:
+        """Try for as long as the store is away and this sidecar runs."""
+        delay_s = AGAIN_S
+        while True:
+            try:
+                await work()
+                return
+            except StoreClosed:
+                return
+            except StoreError as error:
+                if self._is_closed:
+                    return
+                _log.warning("what became of a claim is not written down yet: %s", error)
+            await asyncio.sleep(delay_s)
+            delay_s = min(2 * delay_s, AGAIN_S_MAX)
 
     def _forget(self, claim: Claim) -> None:
         if self.under_way.get(claim.identity) is claim:

@@ -138,9 +138,9 @@ def identity_of(call: Call, sort: str, key: str) -> str:
 def derived_key(call: Call, tool_call: str) -> str:
     """Return the key of a call that names the model's tool call which it carries out: workflow, edge, id, arguments."""
     rpc: Any = getattr(call, "rpc", None)
-    arguments = rpc.arguments if rpc is not None else canonical(call)
-    parts = (workflow_of(call).encode(), call.path.encode("utf-8", "surrogatepass"), tool_call.encode(), arguments)
-    return digest(parts).hex()
+    arguments = (b"", rpc.arguments) if rpc is not None else canonical(call)
+    path = call.path.encode("utf-8", "surrogatepass")
+    return digest((workflow_of(call).encode(), path, tool_call.encode(), *arguments)).hex()
 
 
 # ---------------------------------------------------------------------- what it says
@@ -152,7 +152,7 @@ def fingerprint_of(call: Call) -> bytes:
     if rpc is not None:
         # The id of JSON-RPC and `_meta` are new with every attempt.
         return digest((rpc.method.encode(), rpc.tool.encode(), rpc.arguments))
-    return digest((call.method.encode(), call.path.encode("utf-8", "surrogatepass"), canonical(call)))
+    return digest((call.method.encode(), call.path.encode("utf-8", "surrogatepass"), *canonical(call)))
 
 
 def digest(parts: Iterable[bytes]) -> bytes:
@@ -164,22 +164,22 @@ def digest(parts: Iterable[bytes]) -> bytes:
     return hashed.digest()
 
 
-def canonical(call: Call) -> bytes:
-    """Return the body so that bodies which say the same are the same."""
+def canonical(call: Call) -> tuple[bytes, bytes]:
+    """Return how the body was read and what it then is, so that bodies which say the same are the same."""
     body = call.body or b""
     content_type = value_of(call.headers, b"content-type") or b""
     if content_type[:10] == b"multipart/":
         boundary = _BOUNDARY.search(content_type)
         # Clients choose a new one for each attempt.
-        return body if boundary is None else body.replace(boundary[1], b"")
+        return (b"", body) if boundary is None else (b"form", body.replace(boundary[1], b""))
     if len(body) > CANONICAL_BYTES_MAX or body.lstrip()[:1] not in (b"{", b"["):
-        return body
+        return b"", body
     try:
         # Numbers stay as they are written: two amounts that a float cannot tell apart are two amounts.
         read = json.loads(body, parse_float=_number, parse_int=_number, object_pairs_hook=_members)
-        return json.dumps(read, sort_keys=True, separators=(",", ":")).encode()
+        return b"json", json.dumps(read, sort_keys=True, separators=(",", ":")).encode()
     except (ValueError, RecursionError):
-        return body
+        return b"", body
 
 
 def _number(text: str) -> dict[str, str]:
