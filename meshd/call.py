@@ -250,8 +250,7 @@ class Call:
         self.id = id
         self.direction = direction
         self.method = method
-        self.path = path
-        """Path and query below the upstream's prefix, as it will be forwarded."""
+        self.path = path  # and query, below the upstream's prefix, as it will be forwarded
         self.authority = authority
         self.headers = headers
         """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
@@ -259,12 +258,9 @@ class Call:
         """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
         self.credentials: Headers = headers if credentials is None else credentials
         """Of these, the fields that carry the caller's key."""
-        self.keyed: Headers = headers if keyed is None else keyed
-        """Of these, the fields by which a call is known that is made again."""
-        self.now_s = now_s
-        """Monotonic seconds at which the call began."""
-        self.wall_s = wall_s
-        """Unix seconds at which the call began."""
+        self.keyed: Headers = headers if keyed is None else keyed  # of these, those by which a call is known again
+        self.now_s = now_s  # monotonic seconds at which the call began
+        self.wall_s = wall_s  # the same in Unix seconds
         self.peer = peer
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
@@ -294,10 +290,8 @@ class Call:
         self.attempt = 0
         """Number of the current attempt, from 1; 0 before the first."""
         self.span: Any = None
-        self.claim: Any = None
-        """`meshd.claims.claim.Claim`, where the call has one; None for most."""
-        self.on_gone: Any = None
-        """Told, without arguments, when the caller hangs up while the call waits for another; None for most."""
+        self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most
+        self.on_gone: Any = None  # called when the caller hangs up while the call waits for another; None for most
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

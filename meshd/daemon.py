@@ -23,6 +23,7 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
+from meshd.filters.idempotency import Idempotency
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
 from meshd.policy.addressing import APP
@@ -187,6 +188,8 @@ class Daemon:
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
         budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
         attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds)
+        idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
+        self.telemetry.sources.claims = lambda: idempotency.book.results
         view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,

@@ -15,6 +15,7 @@ import msgspec
 from meshd.claims.record import DELETED, ClaimRecord, decode, encode, step
 from meshd.claims.states import Event, State
 from meshd.engines.port import Ability, Change, StoreCorrupt
+from meshd.ledger.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,7 +80,7 @@ class Shelf:
             return []
         self._beaten_s = now_s
         self._beat += 1
-        return [Change(HOLDERS, self.holder, b"%d:%d" % (self.epoch, self._beat))]
+        return [Change(HOLDERS, self.holder, b"%d" % self._beat)]
 
     async def beat(self) -> None:
         """Say that this holder is alive."""
@@ -149,12 +150,11 @@ class Shelf:
             return record.epoch != self.epoch or not is_known(record.nonce)
         if not self.is_shared:
             return True  # Only this process may have the store.
+        _, known = await Desk(self.store).holder(record.holder)
+        if known is not None and known.epoch > record.epoch:
+            return True  # It has been started again, and the ledger knows that.
         sign = (await self.store.read(HOLDERS, (record.holder,))).get(record.holder)
         version = 0 if sign is None else sign.version
-        if sign is not None:
-            epoch = sign.value.partition(b":")[0]
-            if epoch.isdigit() and int(epoch) > record.epoch:
-                return True
         now_s = self._clock()
         seen = self._seen.get(record.holder)
         if seen is None or seen[0] != version:

@@ -184,6 +184,7 @@ class Exposition(Collector):
             for rule, count in counts:
                 _add(rows, (label(rule),), count)
             yield _counter(metric, rows.items())
+        yield _counter(metrics.CLAIMS, [((result,), count) for result, count in sorted(reading.claims.items())])
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:

@@ -53,6 +53,7 @@ class Sources:
     rule_hits: Callable[[], Mapping[str, int]] | None = None
     breakers: Callable[[], Iterable[BreakerReading]] | None = None
     budget: Callable[[], BudgetReading] | None = None
+    claims: Callable[[], Mapping[str, int]] | None = None
     store: Callable[[], bool] | None = None
     """True while the store answers."""
 
@@ -64,6 +65,7 @@ class Reading:
     rule_hits: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerReading] = field(default_factory=list)
     budget: BudgetReading | None = None
+    claims: dict[str, int] = field(default_factory=dict)
     is_store_up: bool | None = None
 
 
@@ -74,6 +76,7 @@ def read(sources: Sources) -> Reading:
         rule_hits=dict(_ask(sources.rule_hits) or {}),
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
         budget=_ask(sources.budget),
+        claims=dict(_ask(sources.claims) or {}),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
     )

@@ -143,6 +143,7 @@ class Sidecar:
     def start(self) -> None:
         world = self.world
         self.epoch += 1
+        world.store._write(Change("holder", self.name, b'{"epoch":%d}' % self.epoch))  # as the ledger's start does
         self.wire = Wire(world.store, world.chance, world.faults, is_shared=world.is_shared)
         ledger = Ledger(Desk(self.wire), self.epoch, holder=self.name)
         self.filter = Idempotency(ledger, wall_clock=world.wall_s, nonce=world.nonce, spill=spill_in(None))

@@ -107,6 +107,7 @@ def busy() -> Telemetry:
         spent_microdollars=9, stranded=7, scopes=tuple(sums_of(accounts())),
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
+    telemetry.sources.claims = lambda: {"first": 2, "replayed": 1}
     telemetry.sources.store = lambda: True
     return telemetry
 
