@@ -89,6 +89,7 @@ class Tape:
         try:
             self._file.seek(at)
             found: bytes = self._file.read(size)
+            self._file.seek(self.size)
         except OSError:
             return b""
         return found

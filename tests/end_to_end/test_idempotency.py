@@ -1,4 +1,4 @@
-"""Calls that are made again through a real sidecar: by the official clients, over restarts, kills and other sidecars."""
+"""Calls that are made again through real sidecars: by the official clients, over restarts, kills and other sidecars."""
 
 from __future__ import annotations
 
