@@ -123,6 +123,11 @@ class Refused(Exception):
         """The HTTP status; the wire may name a more exact one (431, 408, 417, 501) for the same reason."""
         self.grpc = row.grpc
         """The gRPC status; a more exact one may be set: an upstream's reset has its own, and so has a session's end."""
+        self.jsonrpc = row.jsonrpc
+        """The code of a JSON-RPC error; a more exact one may be set, for a message that is JSON and no request."""
+        self.is_told = False
+        """The model was told before: a tool call is now refused with an error, and no longer with a result that says
+        so."""
         self.short: Any = None
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 

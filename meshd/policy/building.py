@@ -19,6 +19,7 @@ from meshd.policy.planning import named, planner
 from meshd.policy.pricing import price_book
 from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
+    KINDS_OF_RPC,
     RESERVED_NAMES,
     WELL_KNOWN,
     compile_session,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 GOVERNANCE = "governance"
 _DIALECTS: tuple[str, ...] = get_args(DialectName)
-_LLM_DIALECTS = " or ".join(", ".join(name for name in _DIALECTS if name != "plain").rsplit(", ", 1))
+_LLM_DIALECTS = " or ".join(
+    ", ".join(name for name in _DIALECTS if name != "plain" and name not in KINDS_OF_RPC).rsplit(", ", 1)
+)
 _NAME = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _KEY_HEADERS_REFUSED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect", "keep-alive"}
@@ -127,11 +130,13 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
     kind, dialect = kind_of(name, section), dialect_of(name, section)
     if kind is None:
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
+    elif dialect in KINDS_OF_RPC and kind not in (Kind.TOOL, Kind.AGENT):
+        found.append((("dialect",), f"only a tool or an agent speaks {dialect}; this is of kind {kind.value}"))
     elif kind is Kind.LLM and dialect == "plain" and not section.unmetered:
         found.append(
             ((), f"an LLM needs dialect: {_LLM_DIALECTS}, or unmetered: true if nobody is to count its tokens")
         )
-    elif kind is not Kind.LLM and dialect != "plain":
+    elif kind is not Kind.LLM and dialect != "plain" and dialect not in KINDS_OF_RPC:
         found.append((("dialect",), f"only an LLM speaks {dialect}; this is of kind {kind.value}"))
     elif kind is not Kind.LLM and section.unmetered:
         found.append((("unmetered",), f"only an LLM is metered; this is of kind {kind.value}"))
@@ -321,7 +326,8 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     if short.allowed_tools is not None:
         report.warn(
             ("governance", "allowed_tools"),
-            "covers the tools that are offered to a model, called in its answers, and the upstreams of kind tool; "
+            "covers the tools that are offered to a model, called in its answers, called at upstreams with dialect: mcp, "
+            "and other upstreams of kind tool by their names; "
             "not what an agent runs within itself",
             is_key=True,
         )

@@ -212,8 +212,9 @@ class UpstreamSection(Section):
     with `session: true` there is none."""
     kind: KindName | None = None
     """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
-    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"] | None = None
-    """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
+    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"] | None = None
+    """What its bodies mean: one of an LLM's; `mcp` or `a2a` of a tool or an agent, by which rules see the tool that is
+    called. Unset: a well-known LLM's own, else `plain`."""
     protocol: Literal["auto", "http/1.1", "h2"] = "auto"
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
     session: bool = False
@@ -245,13 +246,14 @@ class MatchSection(Section):
     """`llm`, `tool`, `agent` or `host`."""
     agent: Globs | None = None
     """Name of the agent that calls."""
-    tool: Annotated[Globs | None, Field(json_schema_extra={"x-meshd-unenforced": True})] = None
-    """Name of the tool that is called."""
+    tool: Globs | None = None
+    """Name of the tool that a call to an upstream of `dialect: mcp` names, or of any other upstream of kind tool."""
     model: Globs | None = None
     """Model that an LLM call asks for."""
     operation: Globs | None = None
-    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`; a
-    gRPC call's service and method too, as in `research.v1.Research/*`."""
+    """`chat`, `responses` and others that dialects of LLMs read; of `dialect: mcp` and `a2a` a message's method, as in
+    `tools/call`; else method and path, as in `DELETE /invoices/*`; a gRPC call's service and method too, as in
+    `research.v1.Research/*`."""
 
 
 class RuleSection(Section):

@@ -50,7 +50,8 @@ class Attempt(Sending):
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
         self._path = path_to_send(call, pool.key)
-        self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context)
+        is_held = exchange.held_caller is not None
+        self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context, is_read=is_held)
         connection = pool.acquire(self)
         if connection is not None:
             self.connected(connection)

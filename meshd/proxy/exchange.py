@@ -11,10 +11,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Kind, Reply
+from meshd.call import Reply
 from meshd.chain import Pending, settle
+from meshd.filters.holding import is_kept_alive
 from meshd.outcome import Fault, Outcome, Verdict
+from meshd.proxy.arrival import PLAIN
 from meshd.proxy.attempt import Attempt
+from meshd.proxy.holding import FIRST_S, HeldCaller
 from meshd.proxy.incoming import Incoming
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.recording import Recording, unrecorded
@@ -29,7 +32,6 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 _DEADLINE: Final = Fault.DEADLINE
 _FAULT_NONE: Final = Fault.NONE
 _SHUTDOWN: Final = Fault.SHUTDOWN
-_LLM: Final = Kind.LLM
 _NEUTRAL: Final = Verdict.NEUTRAL
 
 
@@ -48,7 +50,7 @@ class Exchange(Incoming):
         proxy.telemetry.started(call)
         try:
             self._arrive()
-            if call.target.kind is _LLM and not self.is_tunnel:
+            if call.dialect is not PLAIN and not self.is_tunnel:
                 operation = call.dialect.recognise(call.method, call.path)
                 if operation is not None:
                     self._hold(operation)
@@ -100,13 +102,46 @@ class Exchange(Incoming):
             self._answer_here(decision)
         elif decision.wait is None:
             self.collect(go_on, decision.resume_at)
+        elif decision.wait.is_hold:
+            self._wait_for_people(decision, tickets, go_on)
         else:
             self._is_waiting = True
             self.proxy.wait(self, decision, tickets, go_on)
 
+    def _wait_for_people(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        proxy, wait = self.proxy, pending.wait
+        assert wait is not None
+        if proxy.is_draining:
+            wait.coroutine.close()
+            self.refuse(Refused(Reason.DRAINING, "This sidecar is shutting down"), _SHUTDOWN)
+            return
+        self._is_waiting = True
+        self._hold_task = proxy.wait(self, pending, tickets, go_on)
+        # A caller that no wire lies before is told nothing: see `is_told`.
+        if is_kept_alive(self.call) and not hasattr(self.caller, "refuse"):
+            self._signs_s = proxy.now_s + FIRST_S
+
+    def _show_life(self, now_s: float) -> None:
+        held = self.held_caller
+        if held is None:
+            if not self._signs_s or now_s < self._signs_s or self.is_caller_gone:
+                return
+            held = self.held_caller = HeldCaller(self.call, self.caller, now_s)
+            self.caller = held
+        held.tick(now_s)
+
+    def let_go(self) -> None:
+        """The drain has begun: nobody waits for people any more, and the same call made elsewhere finds their answer.
+
+        Ends in `waited`, with the refusal.
+        """
+        if self._hold_task is not None:
+            self._hold_task.cancel()
+
     def waited(self, tickets: list[Ticket], result: Any, go_on: Any, resume_at: int) -> None:
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
+        self._hold_task = None
         if self.is_done:
             # The call ended meanwhile; what the filter took all the same is paid back.
             self._settle_late(result)
@@ -178,7 +213,9 @@ class Exchange(Incoming):
             return
         self.is_caller_gone = True
         if self._is_waiting:
-            return  # What the filter takes must be settled: `waited` ends the call.
+            # What the filter takes must be settled: `waited` ends the call. Who waits for people has taken nothing.
+            self.let_go()
+            return
         if attempt is None:
             self.finish(None, _CALLER_GONE)
         elif attempt.stream is not None and call.ask is not None:
@@ -195,7 +232,10 @@ class Exchange(Incoming):
 
     def expire(self, now_s: float, wall_s: float) -> None:
         """Called about twice a second: end what has taken too long."""
-        if self.is_done or self._is_waiting:
+        if self.is_done:
+            return
+        if self._is_waiting:
+            self._show_life(now_s)
             return
         call, context, attempt = self.call, self.call.context, self.attempt
         if context is not None and context.deadline_s is not None and wall_s > context.deadline_s:
@@ -249,6 +289,7 @@ class Exchange(Incoming):
         if self.is_done:
             return
         self.is_done = True
+        self.let_go()
         proxy, call = self.proxy, self.call
         if attempt is not None:
             outcome = attempt.outcome(fault, refused)

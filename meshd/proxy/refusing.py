@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.call import Reply
-from meshd.dialects.table import DIALECTS
+from meshd.dialects.table import DIALECTS, RPC
 from meshd.outcome import Fault
 from meshd.proxy.grpc_refusing import grpc_reply
 from meshd.refusal import Reason, Refused, refusal_headers
@@ -47,6 +47,10 @@ def is_told(exchange: Exchange, refused: Refused) -> bool:
 def refusal_reply(refused: Refused, call: Call) -> Reply:
     """Return the reply that this call's client understands as what it is."""
     workflow = call.context.workflow if call.context is not None else ""
+    if call.dialect.name in RPC:
+        told: Reply | None = call.dialect.refuse(refused, call, workflow)
+        if told is not None:
+            return told
     headers = refusal_headers(refused, call_id=call.id, workflow=workflow)
     content_type, body = call.dialect.refusal_body(refused, call_id=call.id)
     headers.insert(0, (b"content-type", content_type))

@@ -21,7 +21,7 @@ from meshd_sdk.context import parent_bytes
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Ask, Call
+    from meshd.call import Ask, Call, Rpc
     from meshd.dialects.contract import Meter
     from meshd.outcome import Outcome
     from meshd.refusal import Refused
@@ -297,7 +297,9 @@ def attributes(
         found[names.MESHD_AGENT] = _short(call.agent)
     _of_target(call, found)
     if call.dialect is not None and call.dialect.name == "grpc":
-        _of_rpc(call, outcome, refused, found)
+        _of_grpc(call, outcome, refused, found)
+    elif call.rpc is not None:
+        _of_message(call.rpc, found)
     context = call.context
     if context is not None:
         if context.workflow:
@@ -343,7 +345,15 @@ def _of_target(call: Call, found: dict[str, Any]) -> None:
     found[names.URL_PATH] = _short(call.path.partition("?")[0])
 
 
-def _of_rpc(call: Call, outcome: Outcome | None, refused: Refused | None, found: dict[str, Any]) -> None:
+def _of_message(rpc: Rpc, found: dict[str, Any]) -> None:
+    found[names.RPC_SYSTEM] = "jsonrpc"
+    if rpc.method:
+        found[names.RPC_METHOD] = _short(rpc.method)
+    if rpc.tool:
+        found[names.TOOL_NAME] = _short(rpc.tool)
+
+
+def _of_grpc(call: Call, outcome: Outcome | None, refused: Refused | None, found: dict[str, Any]) -> None:
     service, method_called = split_path(call.path)
     found[names.RPC_SYSTEM] = "grpc"
     found[names.RPC_SERVICE] = _short(service)

@@ -43,6 +43,7 @@ class Fields:
         "is_grpc",
         "keyed",
         "origin",
+        "spoken",
         "unread",
     )
 
@@ -71,6 +72,8 @@ class Fields:
         """The page that a browser says the request came from; empty for everything that is no browser."""
         self.unread: list[tuple[Place, bytes]] = []
         """Those that the wire itself must read: what frames, upgrades or addresses the message."""
+        self.spoken = ""
+        """The dialect that they say the body is written in, once somebody has looked for it."""
         self._encoded = b""
         self._encoded_bare = b""
         self._sort()
