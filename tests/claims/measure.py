@@ -28,7 +28,7 @@ def first_byte_ms(client: socket.socket, key: str, size: int, *, path: str = "/p
     """Send one order; return how long its first byte took, and whether it was a replay."""
     act = json.dumps({"events": "x", "times": size})
     named = f"idempotency-key: {key}\r\n" if key else ""
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\n{named}x-act: {act}\r\ncontent-length: {len(BODY)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nhost: 127.0.0.1\r\n{named}x-act: {act}\r\ncontent-length: {len(BODY)}\r\n\r\n"
     began_s = time.perf_counter()
     client.sendall(head.encode() + BODY)
     data = client.recv(65536)

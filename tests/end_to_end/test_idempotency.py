@@ -134,7 +134,8 @@ def test_a_client_that_names_a_key(sidecar: Sidecar, provider: Provider, id: str
     # The other dialect's path is another operation's: the key is nothing to it.
     other.messages.create(**ASK, max_tokens=3, extra_headers=headers)
     assert len(provider.of(id)) == 2
-    assert sidecar.metric("meshd_claims_total", result="replayed") == 2
+    # Given again from the store, or, where that was quicker, before it stood there.
+    assert sum(sidecar.metric("meshd_claims_total", result=result) for result in ("replayed", "joined")) == 2
 
 
 def test_what_a_client_is_told_of_an_unknown_end_is_told_once(sidecar: Sidecar, provider: Provider, id: str) -> None:
@@ -172,7 +173,7 @@ def order(sidecar: Sidecar, headers: dict[str, str]) -> tuple[int, str]:
 
 def begin(sidecar: Sidecar, headers: dict[str, str], upto: int | None = None) -> socket.socket:
     """Send an order, or its first `upto` bytes, and wait for nothing."""
-    lines = {"host": "x", "content-type": "application/json", "content-length": str(len(BODY)), **headers}
+    lines = {"host": "127.0.0.1", "content-type": "application/json", "content-length": str(len(BODY)), **headers}
     head = f"POST {PATH} HTTP/1.1\r\n" + "".join(f"{name}: {value}\r\n" for name, value in lines.items()) + "\r\n"
     one = socket.create_connection(("127.0.0.1", sidecar.port), 10)
     one.sendall((head.encode() + BODY)[:upto])
