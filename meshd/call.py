@@ -323,10 +323,8 @@ class Call:
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
         """The whole body where the dialect or a filter had to read it; None where it streams."""
-        self.agent = ""
-        """Who calls (outbound) or is called (inbound): set by Context."""
-        self.run_token = ""
-        """The opaque part of a per-run address; empty where the call came without one."""
+        self.agent = ""  # who calls (outbound) or is called (inbound): set by Context
+        self.run_token = ""  # the opaque part of a per-run address; empty where the call came without one
         self.target: Target = _NOWHERE
         self.upstream: Any = None
         """The policy's `Upstream` of `target`; None until Routing has found it."""
