@@ -44,7 +44,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled attribution simulate replay fleet compile lint bench proto format lock clean venv
+.PHONY: help demo test test-compiled attribution simulate claims replay fleet compile lint bench proto format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,10 @@ test: $(STAMP) ## every test (ARGS=... goes to pytest)
 
 simulate: $(STAMP) ## a million random schedules of the ledger, beside check-then-charge (ARGS="HOW_MANY SEED")
 	@$(BIN)/python -m tests.ledger.simulate $(ARGS)
+
+claims: $(STAMP) ## 100,000 schedules of calls that are made again, and how fast a replay begins (ARGS="HOW_MANY SEED")
+	@$(BIN)/python -m tests.claims.simulate $(ARGS)
+	@$(BIN)/python -m tests.claims.measure
 
 replay: $(STAMP) ## LLM requests on one budget: false refusals, and how loose the bounds are (ARGS="--trace FILE")
 	@$(BIN)/python -m bench.replay $(ARGS)

@@ -32,6 +32,7 @@ COMPILED = (
     "outcome.py",
     "refusal.py",
     "chain.py",
+    "claims/*.py",
     "filters/*.py",
     "ledger/*.py",
     "prices/*.py",
@@ -58,6 +59,7 @@ LEFT = (
     "dialects/*_shapes.py",
     "dialects/contract.py",
     "ledger/account.py",
+    "claims/record.py",
     # Nothing here is on the way of a call.
     "ledger/charging.py",
     "ledger/desk.py",

@@ -288,10 +288,10 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "lasting",
-        "method", "now_s", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by", "rpc", "run_token",
-        "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
+        "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
+        "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "keyed",
+        "lasting", "method", "now_s", "on_gone", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by",
+        "rpc", "run_token", "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -307,12 +307,12 @@ class Call:
         peer: str = "",
         governed: Headers | None = None,
         credentials: Headers | None = None,
+        keyed: Headers | None = None,
     ) -> None:
         self.id = id
         self.direction = direction
         self.method = method
-        self.path = path
-        """Path and query below the upstream's prefix, as it will be forwarded."""
+        self.path = path  # and query, below the upstream's prefix, as it will be forwarded
         self.authority = authority
         self.headers = headers
         """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
@@ -320,18 +320,15 @@ class Call:
         """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
         self.credentials: Headers = headers if credentials is None else credentials
         """Of these, the fields that carry the caller's key."""
-        self.now_s = now_s
-        """Monotonic seconds at which the call began."""
-        self.wall_s = wall_s
-        """Unix seconds at which the call began."""
+        self.keyed: Headers = headers if keyed is None else keyed  # of these, those by which a call is known again
+        self.now_s = now_s  # monotonic seconds at which the call began
+        self.wall_s = wall_s  # the same in Unix seconds
         self.peer = peer
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
         """The whole body where the dialect or a filter had to read it; None where it streams."""
-        self.agent = ""
-        """Who calls (outbound) or is called (inbound): set by Context."""
-        self.run_token = ""
-        """The opaque part of a per-run address; empty where the call came without one."""
+        self.agent = ""  # who calls (outbound) or is called (inbound): set by Context
+        self.run_token = ""  # the opaque part of a per-run address; empty where the call came without one
         self.target: Target = _NOWHERE
         self.upstream: Any = None
         """The policy's `Upstream` of `target`; None until Routing has found it."""
@@ -357,6 +354,8 @@ class Call:
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
+        self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most
+        self.on_gone: Any = None  # called when the caller hangs up while the call waits for another; None for most
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

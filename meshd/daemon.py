@@ -24,6 +24,7 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
+from meshd.filters.idempotency import Idempotency
 from meshd.filters.turns import Turns
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
@@ -125,6 +126,7 @@ class Daemon:
             bounds=self.bounds,
             desk=self.approving.desk,
             held=self.approving.held.observe,
+            home=config.home,
         )
         await self._listen(policy)
         self.approving.mesh = self.mesh
@@ -201,6 +203,8 @@ class Daemon:
         self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
         self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
         self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry)
+        idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
+        self.telemetry.sources.claims = lambda: idempotency.book.results
         view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -366,6 +370,8 @@ class Daemon:
         await self.bus.close()
         if hasattr(self, "sharing"):
             await self.sharing.close()
+        if hasattr(self, "chain"):
+            await self.chain.close_books()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

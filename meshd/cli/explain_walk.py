@@ -100,6 +100,7 @@ def _call(policy: Policy, request: Request, direction: Direction) -> Call:
         now_s=time.monotonic(),
         wall_s=time.time(),
         governed=request.fields.governed,
+        keyed=request.fields.keyed,
     )
     call.policy = policy
     return call

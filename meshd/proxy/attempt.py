@@ -308,6 +308,9 @@ class Attempt(Degrading):
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
         outcome = self.outcome(fault)
+        claim = self.call.claim
+        if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
+            return False
         outcome.retry_after_s = retry_after_s
         outcome.is_too_long = is_too_long
         following = exchange.proxy.chain.fallback.next(self.call, outcome)

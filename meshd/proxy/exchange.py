@@ -22,6 +22,7 @@ from meshd.proxy.heuristics import kept_reply
 from meshd.proxy.holding import FIRST_S, HeldCaller
 from meshd.proxy.incoming import Incoming
 from meshd.proxy.patience import is_body_too_slow
+from meshd.proxy.recording import Recording, unrecorded
 from meshd.proxy.refusing import is_told, refusal_reply
 from meshd.proxy.substituting import meant, request_for
 from meshd.refusal import Reason, Refused
@@ -87,6 +88,8 @@ class Exchange(Incoming):
                 return
             self.call.attempt += 1
             attempt = self.attempt = self._new_attempt()
+            if self.call.claim is not None and self.call.attempt == 1:
+                self.caller = Recording(self, self.caller, self.call.claim.tape)
         try:
             decision = chain.admit(chain.per_attempt, self.call, attempt.tickets, start)
             if decision is None:
@@ -297,8 +300,13 @@ class Exchange(Incoming):
         """The caller hung up. What it asked for may still be billed, so a metered reply is read to its usage."""
         if self.is_done or self.is_caller_gone:
             return
+        call, attempt = self.call, self.attempt
+        if call.on_gone is not None:
+            call.on_gone()
+        if call.claim is not None and attempt is not None and attempt.stream is not None and self._detach():
+            attempt.resume_reply()
+            return
         self.is_caller_gone = True
-        attempt = self.attempt
         if self._is_waiting:
             # What the filter takes must be settled: `waited` ends the call. Who waits for people has taken nothing.
             if self.call.holding is not None:
@@ -308,10 +316,17 @@ class Exchange(Incoming):
             return
         if attempt is None:
             self.finish(None, _CALLER_GONE)
-        elif attempt.stream is not None and self.call.ask is not None:
+        elif attempt.stream is not None and call.ask is not None:
             attempt.resume_reply()
         else:
             attempt.give_up()
+
+    def _detach(self) -> bool:
+        """Go on without the caller, for one who makes the same call again."""
+        if not self.is_detached and self.is_request_whole and isinstance(self.caller, Recording):
+            self.caller.leave()
+            self.is_detached = self.call.claim.is_orphaned = True
+        return self.is_detached
 
     def expire(self, now_s: float, wall_s: float) -> None:
         """Called about twice a second: end what has taken too long."""
@@ -347,6 +362,7 @@ class Exchange(Incoming):
         attempt = self.attempt
         if attempt is not None:
             attempt.leave()
+        self.caller = unrecorded(self.caller)
         if not self.is_caller_gone and not is_told(self, refused):
             self._write(refusal_reply(refused, self.call))
         self.finish(attempt, fault, refused)
@@ -359,7 +375,9 @@ class Exchange(Incoming):
     def _write(self, reply: Reply) -> None:
         self.is_answered = True
         has_body = self.call.method != "HEAD" and bool(reply.body)
-        self.caller.send_head(reply.status, reply.headers, len(reply.body), has_body=has_body)
+        # Trailers need a body whose end they follow.
+        length = None if reply.trailers else len(reply.body)
+        self.caller.send_head(reply.status, reply.headers, length, has_body=has_body)
         if has_body:
             self.caller.send_data(reply.body)
         self.caller.send_end(reply.trailers)

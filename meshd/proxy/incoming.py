@@ -40,8 +40,8 @@ class Incoming:
     __slots__ = (
         "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_following", "_held", "_hold_task",
         "_is_half_closed", "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "failure",
-        "held_caller", "is_answered",
-        "is_caller_gone", "is_done", "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+        "held_caller", "is_answered", "is_caller_gone", "is_detached", "is_done", "is_request_whole", "is_tunnel",
+        "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
@@ -61,6 +61,7 @@ class Incoming:
             caller.peer,
             fields.governed,
             fields.credentials,
+            fields.keyed,
         )
         self.attempt: Attempt | None = None
         self.tickets: list[Ticket] = []
@@ -68,6 +69,8 @@ class Incoming:
         self.is_answered = False
         """At least one byte of a reply has left for the caller."""
         self.is_caller_gone = False
+        self.is_detached = False
+        """The caller has hung up, and the call goes on for whoever makes it again: see `recording`."""
         self.is_done = False
         self.is_tunnel = False
         """The caller asks for bytes to be passed on as they are, both ways."""
@@ -160,6 +163,10 @@ class Incoming:
         """A filter must have the body: go on at that filter when it is whole. What came is kept, up to the limit."""
         if self.is_request_whole or self.is_tunnel:
             self._collect_end(go_on, resume_at)
+            return
+        length, bytes_max = self.request.content_length, self.call.policy.limits.request_body_bytes_max
+        if length is not None and length > bytes_max:
+            self.refuse(too_large(bytes_max))
             return
         self._collected = (go_on, resume_at)
         if self._backlog_bytes > BACKLOG_BYTES_MAX:

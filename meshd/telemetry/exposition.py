@@ -188,6 +188,7 @@ class Exposition(Collector):
         turns = reading.turns
         yield _counter(metrics.TURNS, [((one,), count) for one, count in turns.decisions] if turns else [])
         yield _counter(metrics.LOOPS, [((one,), count) for one, count in turns.detectors] if turns else [])
+        yield _counter(metrics.CLAIMS, [((result,), count) for result, count in sorted(reading.claims.items())])
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:

@@ -199,6 +199,9 @@ COST: Final = Metric(
 MODEL_COST: Final = Metric(
     "meshd_model_cost_microdollars_total", "counter", "The same by model, as it was sent.", _MODEL_LABELS
 )
+CLAIMS: Final = Metric(
+    "meshd_claims_total", "counter", "Calls that can be known again, by what came of that.", (RESULT,)
+)
 BOUND_VIOLATIONS: Final = Metric(
     "meshd_budget_bound_violations_total",
     "counter",

@@ -77,6 +77,7 @@ class Sources:
     rule_hits: Callable[[], Mapping[str, int]] | None = None
     breakers: Callable[[], Iterable[BreakerReading]] | None = None
     budget: Callable[[], BudgetReading] | None = None
+    claims: Callable[[], Mapping[str, int]] | None = None
     store: Callable[[], bool] | None = None
     """True while the store answers."""
     turns: Callable[[], TurnsReading] | None = None
@@ -90,6 +91,7 @@ class Reading:
     rule_hits: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerReading] = field(default_factory=list)
     budget: BudgetReading | None = None
+    claims: dict[str, int] = field(default_factory=dict)
     is_store_up: bool | None = None
     turns: TurnsReading | None = None
     approvals: ApprovalReading | None = None
@@ -103,6 +105,7 @@ def read(sources: Sources) -> Reading:
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
         budget=_ask(sources.budget),
         approvals=_ask(sources.approvals),
+        claims=dict(_ask(sources.claims) or {}),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
         turns=_ask(sources.turns),

@@ -88,6 +88,8 @@ class Place(IntEnum):
     ORIGIN = 12
     GRPC_TIMEOUT = 13
     """Forwarded with what is left of it, where the call is gRPC."""
+    KEY = 14
+    """Forwarded; by it a call is known that is made again."""
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -108,6 +110,7 @@ _PLACES: Final[dict[bytes, Place]] = {
     b"content-type": Place.CONTENT_TYPE,
     b"origin": Place.ORIGIN,
     b"grpc-timeout": Place.GRPC_TIMEOUT,
+    **dict.fromkeys((b"idempotency-key", b"x-stainless-retry-count", b"x-tool-call-id"), Place.KEY),
 }
 _PLACES_MAX: Final = 2048
 

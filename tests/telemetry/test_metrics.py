@@ -109,6 +109,7 @@ def busy() -> Telemetry:
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
     telemetry.tally.supervisor_asked["agent", "stop"] = 1
+    telemetry.sources.claims = lambda: {"first": 2, "replayed": 1}
     telemetry.sources.store = lambda: True
     held = Histogram(metrics.SECONDS_BUCKETS)
     held.observe(3.0)
