@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 from meshd.chain import FILTERS, Chain
@@ -48,7 +49,7 @@ def build_chain(
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),
         Budget: Budget(ledger, shadowed, bounds, judge),
-        Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
+        Breaker: Breaker(random.random, os.urandom(32), breaker_changed, time.monotonic),
     }
     assert set(filters) == {place.filter for place in FILTERS}
     return Chain(filters, shadowed)

@@ -30,8 +30,13 @@ _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
 _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
+FAILED: Final = ("failed",)
+"""Why a response of OpenAI's ended that its provider could not bring to an end."""
+BEFORE_BYTES_MAX: Final = 65_536
+"""Most that is held of a stream before its first token."""
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
+_FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
@@ -65,12 +70,15 @@ class Attempt(Sending):
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The upstream's status and fields."""
-        self._heard_s = now_s = self.exchange.proxy.now_s
+        exchange = self.exchange
+        self._heard_s = now_s = exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self.status = status
-        if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
-            return
-        watching = watchers_in(self.exchange.tickets, self.tickets)
+        if status >= 500 or status == 429:
+            self._retry_after_s = retry_after_s(headers, exchange.proxy.wall_clock())
+            if self._try_again(_FAULT_NONE):
+                return
+        watching = watchers_in(exchange.tickets, self.tickets)
         if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
@@ -83,7 +91,8 @@ class Attempt(Sending):
                 on_head(ReplyHead(status, headers))
         answer = self._answer
         if answer is not None:
-            if answer.is_held:
+            if answer.is_held or (answer.is_stream and self.call.upstream.first_token_timeout_s is not None):
+                # Until then another attempt can take its place.
                 self._head = (status, headers, content_length)
                 return
             if answer.is_rewritten:
@@ -123,12 +132,33 @@ class Attempt(Sending):
             if answer.cut is not None:
                 self._end_cut(data, answer.cut)
                 return
+            if self._first_token_s is None and answer.is_stream:
+                data = self._until_token(answer, data)
         if exchange.is_caller_gone:
             self._detached_bytes += len(data)
             if self._detached_bytes > DETACHED_BYTES_MAX:
                 self.give_up()
         elif data:
             exchange.caller.send_data(data)
+
+    def _until_token(self, answer: Answer, data: bytes) -> bytes:
+        """Look for the first token of a stream; return what is to be forwarded now."""
+        if answer.has_content:
+            self._first_token_s = self._heard_s - self._sent_s
+        if self._head is None:
+            return data
+        self._before += data
+        if not answer.has_content and len(self._before) <= BEFORE_BYTES_MAX:
+            return b""
+        return self._begin_stream()
+
+    def _begin_stream(self) -> bytes:
+        """Send the head of a stream that was held until its first token; return what has come of it since."""
+        assert self._head is not None
+        (status, headers, _), self._head = self._head, None
+        before, self._before = self._before, b""
+        self._send_head(status, headers, None)
+        return before
 
     def half_closed(self) -> None:
         """The upstream of a tunnel will send no more; the other half may go on."""
@@ -150,6 +180,8 @@ class Attempt(Sending):
         except AnswerError as error:
             self._broken(str(error))
             return False
+        if self._head is not None and answer.is_stream:
+            data = self._begin_stream() + data
         if self._head is not None:
             if answer.cut is not None:
                 self.exchange.refuse(forbidden_reply(answer.cut), _CUT)
@@ -170,6 +202,8 @@ class Attempt(Sending):
         if answer.is_held:
             exchange.refuse(forbidden_reply(cut), _CUT)
             return
+        if self._head is not None:
+            data = self._begin_stream() + data
         data += answer.meter.error_event(forbidden_reply(cut)) if cut.is_error else answer.meter.cut()
         self.leave()
         if not exchange.is_caller_gone:
@@ -211,6 +245,8 @@ class Attempt(Sending):
             is_callers_turn=self._is_paused
             or not (self.is_request_whole or self._is_request_paused or self._first_byte_s),
             has_head=self._first_byte_s is not None,
+            # Of what is metered a token is waited for, whatever comes before it.
+            tokenless_s=now_s - self._sent_s if self._is_token_due else 0.0,
         )
         if late is None:
             return
@@ -221,6 +257,14 @@ class Attempt(Sending):
             exchange.caller.abort()
         else:
             exchange.refuse(Refused(Reason.MALFORMED, late.message, status=408), _CALLER_GONE)
+
+    @property
+    def _is_token_due(self) -> bool:
+        """A stream was asked for, and no token of it has come."""
+        ask = self.call.ask
+        if ask is None or not ask.is_stream or not ask.has_output or self._first_token_s is not None:
+            return False
+        return self._first_byte_s is None or (self._answer is not None and self._answer.is_stream)
 
     # ------------------------------------------------------------------ the end
 
@@ -256,7 +300,7 @@ class Attempt(Sending):
             return
         exchange = self.exchange
         self.stream = None
-        if self._try_again(fault, None):
+        if self._try_again(fault):
             return
         if exchange.is_answered and not exchange.is_caller_gone:
             exchange.finish(self, fault)
@@ -264,12 +308,11 @@ class Attempt(Sending):
         else:
             exchange.refuse(failure_of(fault, self.call, message), fault)
 
-    def _try_again(self, fault: Fault, retry_after_s: float | None) -> bool:
+    def _try_again(self, fault: Fault) -> bool:
         exchange = self.exchange
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
         outcome = self.outcome(fault)
-        outcome.retry_after_s = retry_after_s
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False
@@ -288,8 +331,11 @@ class Attempt(Sending):
             verdict = _NEUTRAL
         else:
             verdict = classify(self.status, fault, is_terminal)
+            if verdict is _SUCCESS and meter is not None and meter.finish_reasons == FAILED:
+                # OpenAI's responses come to an end that says so, and counts what was used.
+                verdict = _FAILURE
         # By position, in the order of the class: keywords cost half as much again, and every call pays.
-        return Outcome(
+        outcome = Outcome(
             verdict,
             now_s,
             self.status,
@@ -298,11 +344,14 @@ class Attempt(Sending):
             exchange.is_answered,
             is_terminal,
             meter.usage if meter is not None else None,
-            None,
+            self._retry_after_s,
             self._first_byte_s,
             now_s - self.call.now_s,
             refused.reason if refused is not None and not sent_s else None,
+            now_s - sent_s if sent_s else 0.0,
         )
+        outcome.first_token_s = self._first_token_s
+        return outcome
 
     def settle(self, outcome: Outcome) -> None:
         """Settle the attempt's tickets and count it. Nothing that comes later concerns it."""

@@ -200,6 +200,7 @@ class Exposition(Collector):
             ),
         )
         yield _gauge(metrics.BREAKERS_NOT_CLOSED, not_closed.items())
+        yield from _overload(reading)
 
     def _process(self) -> Iterator[Family]:
         tally, up = self._tally, self.reading.is_store_up
@@ -216,6 +217,30 @@ class Exposition(Collector):
         yield _counter(metrics.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(metrics.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(metrics.STARTED_AT, [((), self._started_s)])
+
+
+def _overload(reading: Reading) -> Iterator[Family]:
+    """Yield how many attempts may be under way, are, wait, and were turned away."""
+    limits: dict[tuple[str, ...], float] = {}
+    in_flight: dict[tuple[str, ...], float] = {}
+    queued: dict[tuple[str, ...], float] = {}
+    for one in reading.breakers:
+        key = (label(one.upstream),)
+        if one.limit is not None:
+            limits[key] = min(limits.get(key, one.limit), one.limit)
+        _add(in_flight, key, one.in_flight, keep_zero=True)
+        _add(queued, key, one.queued, keep_zero=True)
+    yield _gauge(metrics.CONCURRENCY_LIMIT, limits.items())
+    yield _gauge(metrics.ATTEMPTS_IN_FLIGHT, in_flight.items())
+    yield _gauge(metrics.ATTEMPTS_QUEUED, queued.items())
+    for metric, counts in (
+        (metrics.ATTEMPTS_SHED, reading.overload.shed),
+        (metrics.BREAKER_TURNS, reading.overload.turned),
+    ):
+        rows: dict[tuple[str, ...], float] = {}
+        for (target, what), count in counts:
+            _add(rows, (label(target) if target else metrics.OTHER, what), count)
+        yield _counter(metric, rows.items())
 
 
 def _scopes(budget: BudgetReading | None) -> Iterator[Family]:
