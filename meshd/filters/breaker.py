@@ -177,6 +177,7 @@ class Breaker:
             self.queue.pump(throttle, now_s)
         has_room = throttle.wakes(now_s) and not throttle.waiting
         if not has_room and (circuit.state is _CLOSED or throttle.held_until_s) and circuit.state is not _OPEN:
+            throttle.press()
             self.queue.check(call, _whose(circuit.key), throttle, now_s)
             return Wait(self._wait(call, circuit, settings))
         # Probes are few enough by themselves.

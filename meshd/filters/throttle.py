@@ -2,9 +2,9 @@
 
 The limit begins at its most, so that whoever is never told to slow down never is slowed down. It falls by a tenth where
 the upstream says 429 or 529, once for each round trip: what was sent before it fell says nothing new, but where a round
-trip is refused for the most part it falls to half. It grows by one for each round trip in which it was in use, slowly
-where it is near to what was too much the last time, and doubles once nothing was refused for a while: a provider's
-quota is counted by the minute, and what held then need not hold now.
+trip is refused for the most part it falls to half. It grows by one for each round trip in which somebody found no
+room, slowly where it is near to what was too much the last time, and doubles once nothing was refused for a while: a
+provider's quota is counted by the minute, and what held then need not hold now.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Throttle:
     """The attempts under way for one upstream, model and credential, and those that wait for their turn."""
 
     __slots__ = (
-        "_calm_from_s", "_ceiling", "_deviation_s", "_floor", "_mean_s", "epoch", "held_status", "held_until_s",
-        "in_flight", "is_strained", "limit", "room", "settings", "timer", "waiting",
+        "_calm_from_s", "_ceiling", "_deviation_s", "_floor", "_mean_s", "_pressed", "epoch", "held_status",
+        "held_until_s", "in_flight", "is_strained", "limit", "room", "settings", "timer", "waiting",
     )  # fmt: skip
 
     def __init__(self, settings: ConcurrencySettings | None) -> None:
@@ -72,6 +72,8 @@ class Throttle:
         self._floor = 0.0
         self._calm_from_s = 0.0
         self._mean_s = self._deviation_s = 0.0
+        self._pressed = 0
+        """Successes that may still raise the limit, since somebody has found no room."""
 
     def adopt(self, settings: ConcurrencySettings | None) -> None:
         """Go by the settings of another policy, keeping what was learnt where they allow it."""
@@ -102,7 +104,10 @@ class Throttle:
             return
         if outcome.verdict is _SUCCESS:
             self._time(outcome.taken_s)
-            if self.limit < settings.max and self.in_flight + 1 >= int(self.limit):
+            if self.waiting:
+                self.press()
+            if self._pressed > 0 and self.limit < settings.max:
+                self._pressed -= 1
                 self._grow(settings, now_s)
         elif settings.adaptive and (outcome.verdict is _BACKPRESSURE or outcome.status == OVERLOADED_STATUS):
             self._shrink(settings, epoch, now_s)
@@ -111,6 +116,10 @@ class Throttle:
         if asked_s is not None and asked_s > 0.0:
             self.hold(now_s + min(asked_s, HELD_S_MAX) * (1.0 + _JITTER * chance), outcome.status)
         self.look()
+
+    def press(self) -> None:
+        """Somebody has found no room: for a round trip the limit is in use. Where nobody does, none need grow."""
+        self._pressed = int(self.limit)
 
     def hold(self, until_s: float, status: int) -> None:
         """Leave the upstream alone until then."""
