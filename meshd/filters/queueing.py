@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
+from meshd.filters.throttle import TOO_MANY_REQUESTS
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ READ_TIMEOUT: Final = b"x-stainless-read-timeout"
 """In which the official SDKs say how long they wait."""
 
 _FOREVER: Final = float("inf")
-_TOO_MANY_REQUESTS: Final = 429
 _RESOURCE_EXHAUSTED: Final = 8
 
 
@@ -184,9 +184,9 @@ class Queue:
             rule=settings.rule if settings is not None else "",
             retry_after_s=max(1, round(min(wait_s, RETRY_S_MAX))) if is_retryable else None,
             is_retryable=is_retryable,
-            status=_TOO_MANY_REQUESTS if why == RETRY_AFTER and throttle.held_status == _TOO_MANY_REQUESTS else None,
+            status=TOO_MANY_REQUESTS if why == RETRY_AFTER and throttle.held_status == TOO_MANY_REQUESTS else None,
         )
-        if refused.status == _TOO_MANY_REQUESTS:
+        if refused.status == TOO_MANY_REQUESTS:
             refused.grpc = _RESOURCE_EXHAUSTED
         return refused
 

@@ -27,6 +27,9 @@ CALM_S: Final = 30.0
 """After this without a refusal what was too much is forgotten."""
 NEAR_TRIPS: Final = 16.0
 """Round trips in which the limit grows by one where the next one was too much the last time."""
+TOO_MANY_REQUESTS: Final = 429
+UNAVAILABLE: Final = 503
+"""What gRPC's statuses of the same meaning are taken for."""
 OVERLOADED_STATUS: Final = 529
 
 _UNLIMITED: Final = 1 << 60
@@ -65,7 +68,7 @@ class Throttle:
         self.held_until_s = 0.0
         """Until when the upstream has asked to be left alone; 0 where it has not."""
         self.held_status = 0
-        """The status with which it has asked."""
+        """The HTTP status with which it has asked."""
         self.timer: Any = None
         """Of whoever keeps this, while those who wait are to be looked at again."""
         self._ceiling = 0.0
@@ -114,7 +117,8 @@ class Throttle:
         asked_s = outcome.retry_after_s
         # Not a number is not greater than zero either.
         if asked_s is not None and asked_s > 0.0:
-            self.hold(now_s + min(asked_s, HELD_S_MAX) * (1.0 + _JITTER * chance), outcome.status)
+            status = TOO_MANY_REQUESTS if outcome.verdict is _BACKPRESSURE else max(outcome.status, UNAVAILABLE)
+            self.hold(now_s + min(asked_s, HELD_S_MAX) * (1.0 + _JITTER * chance), status)
         self.look()
 
     def press(self) -> None:
