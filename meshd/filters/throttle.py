@@ -1,10 +1,10 @@
 """How many attempts may be under way for one key of a provider. Pure: time and chance are handed in.
 
-The limit begins at its most, so that whoever is never told to slow down never is slowed down. It falls by a tenth where
-the upstream says 429 or 529, once for each round trip: what was sent before it fell says nothing new, but where a round
-trip is refused for the most part it falls to half. It grows by one for each round trip in which somebody found no
-room, slowly where it is near to what was too much the last time, and doubles once nothing was refused for a while: a
-provider's quota is counted by the minute, and what held then need not hold now.
+The limit begins at its most, so that whoever is never told to slow down never is slowed down. It falls by a twentieth
+where the upstream says 429 or 529, once for each round trip: what was sent before it fell says nothing new, but where a
+round trip is refused for the most part it falls to half. It grows by one for each round trip in which somebody found no
+room, slowly where it is near to what was too much the last time, faster beyond that, and doubles once nothing was
+refused for a while: a provider's quota is counted by the minute, and what held then need not hold now.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 HELD_S_MAX: Final = 60.0
 """Longest that a Retry-After is taken at its word: then it is tried again, in case that it was nonsense."""
-CUT: Final = 0.9
+CUT: Final = 0.95
 """What is left of the limit after a refusal, and the least after a round trip of nothing but refusals."""
 CUT_MOST: Final = 0.5
 CALM_S: Final = 30.0
 """After this without a refusal what was too much is forgotten."""
-NEAR_TRIPS: Final = 16.0
+NEAR_TRIPS: Final = 8.0
 """Round trips in which the limit grows by one where the next one was too much the last time."""
 TOO_MANY_REQUESTS: Final = 429
 UNAVAILABLE: Final = 503
 """What gRPC's statuses of the same meaning are taken for."""
+PAST_SHARE: Final = 0.5
+"""Of how far the limit is past what was too much the last time, added to each round trip's growth."""
 OVERLOADED_STATUS: Final = 529
 
 _UNLIMITED: Final = 1 << 60
@@ -169,10 +171,11 @@ class Throttle:
         limit = self.limit
         if now_s >= self._calm_from_s:
             step = 1.0
-        elif self._ceiling - 1.0 <= limit < self._ceiling:
+        elif self._ceiling - 1.0 <= limit < self._ceiling + 0.5:
             step = 1.0 / (limit * NEAR_TRIPS)
         else:
-            step = 1.0 / limit
+            # Past it there is room, nobody knows how much: the further, the faster.
+            step = (1.0 + max(limit - self._ceiling, 0.0) * PAST_SHARE) / limit
         self.limit = min(limit + step, float(settings.max))
 
     def look(self) -> None:
