@@ -29,6 +29,7 @@ GROUP = "meshd"
 
 COMPILED = (
     "call.py",
+    "outcome.py",
     "refusal.py",
     "chain.py",
     "filters/*.py",
