@@ -24,8 +24,9 @@ CUT: Final = 0.95
 """What is left of the limit after a refusal, and the least after a round trip of nothing but refusals."""
 CUT_MOST: Final = 0.5
 CALM_S: Final = 30.0
-"""After this without a refusal what was too much is forgotten."""
-NEAR_TRIPS: Final = 8.0
+CALM_TRIPS: Final = 4.0
+"""After this without a refusal, in seconds and in round trips, what was too much is forgotten."""
+NEAR_TRIPS: Final = 4.0
 """Round trips in which the limit grows by one where the next one was too much the last time."""
 TOO_MANY_REQUESTS: Final = 429
 UNAVAILABLE: Final = 503
@@ -165,7 +166,7 @@ class Throttle:
         elif epoch == self.epoch - 1:
             # Another one of the same round trip: there was one more too many.
             self.limit = min(self.limit, max(self.limit - 1.0, self._floor))
-        self._calm_from_s = now_s + CALM_S
+        self._calm_from_s = now_s + max(CALM_S, CALM_TRIPS * self._mean_s)
 
     def _grow(self, settings: ConcurrencySettings, now_s: float) -> None:
         limit = self.limit
