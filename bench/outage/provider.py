@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, Final
 
-BURST_S: Final = 0.05
+BURST_S: Final = 0.2
 """What a provider that counts by the second lets through at once, in seconds of its rate."""
 _REPLY: Final = json.dumps(
     {

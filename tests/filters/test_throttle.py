@@ -166,6 +166,19 @@ def test_what_was_too_much_is_forgotten_after_a_while() -> None:
     assert not one.is_strained
 
 
+def test_a_while_is_four_round_trips_where_those_are_long() -> None:
+    one = Throttle(settings())
+    for epoch in fill(one):
+        end(one, epoch, taken_s=60.0)
+    trip(one, 32, 0.0)
+    limit = one.limit
+    one.press()
+    end(one, fill(one, 1)[0], now_s=CALM_S + 1.0)
+    assert one.limit < limit + 1.0
+    end(one, fill(one, 1)[0], now_s=4 * 60.0 + 1.0)
+    assert one.limit >= limit + 1.0
+
+
 def test_it_neither_falls_below_its_least_nor_grows_above_its_most() -> None:
     one = Throttle(settings(min=4, max=16))
     for _ in range(20):
