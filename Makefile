@@ -44,7 +44,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled attribution simulate claims replay fleet compile lint bench proto format lock clean venv
+.PHONY: help demo test test-compiled attribution simulate claims replay fleet outage compile lint bench proto format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -72,6 +72,9 @@ attribution: $(STAMP) ## agents that pass nothing on: which workflow each call i
 
 fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
 	@$(BIN)/python -m bench.fleet $(ARGS)
+
+outage: $(STAMP) ## a provider that is out or full: traffic, breakers, the adaptive limit beside static ones (ARGS="dead --seconds 3")
+	@$(BIN)/python -m bench.outage $(ARGS)
 
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
 

@@ -61,7 +61,7 @@ def build_chain(
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random, judge),
         Budget: Budget(ledger, shadowed, bounds, judge),
-        Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
+        Breaker: Breaker(random.random, os.urandom(32), breaker_changed, time.monotonic),
         Forwarding: Forwarding(),
     }
     assert set(filters) == {place.filter for place in FILTERS}

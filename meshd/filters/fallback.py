@@ -46,6 +46,7 @@ _CAUSE: Final[dict[Fault, RetryOn]] = {
     Fault.RESET: "reset",
     Fault.TRUNCATED: "reset",
     Fault.FIRST_BYTE_TIMEOUT: "timeout",
+    Fault.FIRST_TOKEN_TIMEOUT: "timeout",
 }
 _TRANSIENT: Final = frozenset({500, 502, 503, 504, 529})
 _TRANSIENT_GATEWAY: Final = frozenset({502, 503, 504})

@@ -49,6 +49,7 @@ _CAUSE: Final[dict[Fault, str]] = {
     Fault.TRUNCATED: "reset",
     Fault.GARBAGE: "reset",
     Fault.FIRST_BYTE_TIMEOUT: "timeout",
+    Fault.FIRST_TOKEN_TIMEOUT: "timeout",
     Fault.GAP_TIMEOUT: "timeout",
     Fault.POOL_FULL: "overloaded",
 }

@@ -142,6 +142,8 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
         found.append((("unmetered",), f"only an LLM is metered; this is of kind {kind.value}"))
     elif kind is Kind.LLM and section.peer:
         found.append((("peer",), "an LLM is not another sidecar: context tokens never leave the mesh"))
+    if section.timeouts.first_token is not None and kind is not None and kind is not Kind.LLM:
+        found.append((("timeouts", "first_token"), f"only an LLM sends tokens; this is of kind {kind.value}"))
     if section.tls.ca is not None and (section.url or "").startswith("http://"):
         found.append((("tls", "ca"), "there is no TLS on an http:// URL"))
     if section.key is not None:
@@ -159,6 +161,8 @@ def _session_problems(section: UpstreamSection) -> list[tuple[tuple[str, ...], s
     found: list[tuple[tuple[str, ...], str]] = []
     if section.kind not in (None, "agent"):
         found.append((("kind",), f"only an agent has a session; this is of kind {section.kind}"))
+    if section.timeouts.first_token is not None:
+        found.append((("timeouts", "first_token"), "only an LLM sends tokens; this is an agent"))
     meaningless = section.model_fields_set - {"session", "kind", "sends_trace", "pool", "timeouts"}
     found += [
         ((key,), f"{key} says nothing of an agent that is called through its session") for key in sorted(meaningless)

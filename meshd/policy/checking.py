@@ -120,6 +120,12 @@ class Checker:
             self.report.error(
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
+        if rule.concurrency is not None and rule.concurrency.min > rule.concurrency.max:
+            key = "min" if "min" in rule.concurrency.model_fields_set else "max"
+            self.report.error(
+                (*here, "concurrency", key),
+                f"min ({rule.concurrency.min}) is more than max ({rule.concurrency.max}): no limit is both",
+            )
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
         self.allow(here, rule, kinds, is_mcp=any(target.dialect == "mcp" for target in fitting))
         self.approvals.rule(here, rule, kinds)

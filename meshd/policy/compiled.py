@@ -75,6 +75,8 @@ class Upstream:
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 60.0
     first_byte_timeout_s: float = 600.0
+    first_token_timeout_s: float | None = None
+    """Longest from sending to a model's first output in a stream; None for no such limit."""
     gap_timeout_s: float = 300.0
     """Longest silence between two pieces of a reply."""
 

@@ -161,6 +161,9 @@ class TimeoutsSection(Section):
 
     first_byte: Duration = Field(default=600.0, gt=0, le=86_400)
     """Time from the end of the request to the first byte of the reply."""
+    first_token: Annotated[Duration, Field(gt=0, le=86_400)] | None = None
+    """Time from the request to a model's first output where a stream is asked for: neither the reply's head nor a ping
+    is one. The stream is held back until then, so that another attempt can be made. Unset: no limit of its own."""
     gap: Duration = Field(default=300.0, gt=0, le=86_400)
     """Time between two pieces of a reply."""
 

@@ -260,5 +260,6 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         connect_timeout_s=section.pool.connect_timeout,
         idle_timeout_s=section.pool.idle_timeout,
         first_byte_timeout_s=section.timeouts.first_byte,
+        first_token_timeout_s=section.timeouts.first_token,
         gap_timeout_s=section.timeouts.gap,
     )

@@ -18,7 +18,7 @@ from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
 from meshd.proxy.substituting import answered
 from meshd.refusal import Reason, Refused
-from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers
+from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -31,8 +31,13 @@ _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
 _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
+FAILED: Final = ("failed",)
+"""Why a response of OpenAI's ended that its provider could not bring to an end."""
+BEFORE_BYTES_MAX: Final = 65_536
+"""Most that is held of a stream before its first token."""
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
+_FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
@@ -67,12 +72,16 @@ class Attempt(Degrading):
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The upstream's status and fields."""
-        self._heard_s = now_s = self.exchange.proxy.now_s
+        exchange = self.exchange
+        self._heard_s = now_s = exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self.status = status
-        if status >= 400 and self._is_passed_over(status, headers, content_length):
-            return
-        watching = watchers_in(self.exchange.tickets, self.tickets)
+        if status >= 400:
+            if status >= 500 or status == 429:
+                self._retry_after_s = retry_after_s(headers, exchange.proxy.wall_clock())
+            if self._is_passed_over(status, headers, content_length):
+                return
+        watching = watchers_in(exchange.tickets, self.tickets)
         if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
@@ -87,7 +96,8 @@ class Attempt(Degrading):
                 on_head(ReplyHead(status, headers))
         answer = self._answer
         if answer is not None:
-            if answer.is_held:
+            if answer.is_held or (answer.is_stream and self.call.upstream.first_token_timeout_s is not None):
+                # Until then another attempt can take its place.
                 self._head = (status, headers, content_length)
                 return
             if answer.is_rewritten:
@@ -139,6 +149,8 @@ class Attempt(Degrading):
             if answer.cut is not None:
                 self._end_cut(data, answer.cut)
                 return
+            if self._first_token_s is None and answer.is_stream:
+                data = self._until_token(answer, data)
         if exchange.is_caller_gone:
             self._detached_bytes += len(data)
             if self._detached_bytes > DETACHED_BYTES_MAX:
@@ -153,6 +165,25 @@ class Attempt(Degrading):
                 if not data:
                     return
             exchange.caller.send_data(data)
+
+    def _until_token(self, answer: Answer, data: bytes) -> bytes:
+        """Look for the first token of a stream; return what is to be forwarded now."""
+        if answer.has_content:
+            self._first_token_s = self._heard_s - self._sent_s
+        if self._head is None:
+            return data
+        self._before += data
+        if not answer.has_content and len(self._before) <= BEFORE_BYTES_MAX:
+            return b""
+        return self._begin_stream()
+
+    def _begin_stream(self) -> bytes:
+        """Send the head of a stream that was held until its first token; return what has come of it since."""
+        assert self._head is not None
+        (status, headers, _), self._head = self._head, None
+        before, self._before = self._before, b""
+        self._send_head(status, headers, None)
+        return before
 
     def half_closed(self) -> None:
         """The upstream of a tunnel will send no more; the other half may go on."""
@@ -176,6 +207,8 @@ class Attempt(Degrading):
         onward = self._onward
         try:
             data = answer.end()
+            if self._head is not None and answer.is_stream:
+                data = self._begin_stream() + data
             if onward is not None and answer.cut is None:
                 data = (onward.data(data) if data else b"") + onward.end()
         except AnswerError as error:
@@ -202,6 +235,8 @@ class Attempt(Degrading):
         if answer.is_held or not exchange.is_answered:
             exchange.refuse(forbidden_reply(cut), _CUT)
             return
+        if self._head is not None:
+            data = self._begin_stream() + data
         data += answer.meter.error_event(forbidden_reply(cut)) if cut.is_error else answer.meter.cut()
         if self._onward is not None:
             try:
@@ -248,6 +283,8 @@ class Attempt(Degrading):
             is_callers_turn=self._is_paused
             or not (self.is_request_whole or self._is_request_paused or self._first_byte_s),
             has_head=self._first_byte_s is not None,
+            # Of what is metered a token is waited for, whatever comes before it.
+            tokenless_s=now_s - self._sent_s if self._is_token_due else 0.0,
         )
         if late is None:
             return
@@ -258,6 +295,14 @@ class Attempt(Degrading):
             exchange.caller.abort()
         else:
             exchange.refuse(Refused(Reason.MALFORMED, late.message, status=408), _CALLER_GONE)
+
+    @property
+    def _is_token_due(self) -> bool:
+        """A stream was asked for, and no token of it has come."""
+        ask = self.call.ask
+        if ask is None or not ask.is_stream or not ask.has_output or self._first_token_s is not None:
+            return False
+        return self._first_byte_s is None or (self._answer is not None and self._answer.is_stream)
 
     # ------------------------------------------------------------------ the end
 
@@ -293,7 +338,7 @@ class Attempt(Degrading):
             return
         exchange = self.exchange
         self.stream = None
-        if self._try_again(fault, None, message):
+        if self._try_again(fault, message):
             return
         if exchange.is_answered and not exchange.is_caller_gone:
             exchange.finish(self, fault)
@@ -301,9 +346,7 @@ class Attempt(Degrading):
         else:
             exchange.refuse(exchange.meant(failure_of(fault, self.call, message)), fault)
 
-    def _try_again(
-        self, fault: Fault, retry_after_s: float | None, message: str = "", *, is_too_long: bool = False
-    ) -> bool:
+    def _try_again(self, fault: Fault, message: str = "", *, is_too_long: bool = False) -> bool:
         exchange = self.exchange
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
@@ -311,7 +354,6 @@ class Attempt(Degrading):
         claim = self.call.claim
         if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
             return False
-        outcome.retry_after_s = retry_after_s
         outcome.is_too_long = is_too_long
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
@@ -338,8 +380,11 @@ class Attempt(Degrading):
             verdict = _NEUTRAL
         else:
             verdict = classify(self.status, fault, is_terminal)
+            if verdict is _SUCCESS and meter is not None and meter.finish_reasons == FAILED:
+                # OpenAI's responses come to an end that says so, and counts what was used.
+                verdict = _FAILURE
         # By position, in the order of the class: keywords cost half as much again, and every call pays.
-        return Outcome(
+        outcome = Outcome(
             verdict,
             now_s,
             self.status,
@@ -348,11 +393,14 @@ class Attempt(Degrading):
             exchange.is_answered,
             is_terminal,
             meter.usage if meter is not None else None,
-            None,
+            self._retry_after_s,
             self._first_byte_s,
             now_s - self.call.now_s,
             refused.reason if refused is not None and not sent_s else None,
+            now_s - sent_s if sent_s else 0.0,
         )
+        outcome.first_token_s = self._first_token_s
+        return outcome
 
     def settle(self, outcome: Outcome) -> None:
         """Settle the attempt's tickets and count it. Nothing that comes later concerns it."""

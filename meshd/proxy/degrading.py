@@ -13,7 +13,6 @@ from meshd.proxy.answer import AnswerError, StreamAnswer, watchers_in
 from meshd.proxy.onward import onward_for
 from meshd.proxy.sending import Sending
 from meshd.proxy.substituting import answered
-from meshd.wire.fields import retry_after_s
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -31,9 +30,7 @@ class Degrading(Sending):
         """Say whether an upstream's error does not go to the caller: another attempt follows, or something else may
         serve the call, or nothing else did and the caller is told of that."""
         substitution = self.call.substitution
-        if (status >= 500 or status == 429 or substitution is not None) and self._try_again(
-            _FAULT_NONE, retry_after_s(headers)
-        ):
+        if (status >= 500 or status == 429 or substitution is not None) and self._try_again(_FAULT_NONE):
             return True
         exchange, chain = self.exchange, self.call.plan.chain
         if substitution is not None and not exchange.is_caller_gone:
@@ -55,7 +52,7 @@ class Degrading(Sending):
         """The error that was held is whole: return whether something else serves the call, else pass it on."""
         pieces, self._error = self._error, None
         body = b"".join(pieces or ())
-        if too_long.is_too_long(body) and self._try_again(_FAULT_NONE, None, is_too_long=True):
+        if too_long.is_too_long(body) and self._try_again(_FAULT_NONE, is_too_long=True):
             return True
         self._pass_error_on(body)
         return False
@@ -98,7 +95,5 @@ class Degrading(Sending):
     def _broken(self, message: str) -> None:
         raise NotImplementedError
 
-    def _try_again(
-        self, fault: Fault, retry_after_s: float | None, message: str = "", *, is_too_long: bool = False
-    ) -> bool:
+    def _try_again(self, fault: Fault, message: str = "", *, is_too_long: bool = False) -> bool:
         raise NotImplementedError

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from meshd.proxy.exchange import Exchange
     from meshd.wire.message import WireError
 
-_TIMEOUTS: Final = frozenset({Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.GAP_TIMEOUT})
+_TIMEOUTS: Final = frozenset(
+    {Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.FIRST_TOKEN_TIMEOUT, Fault.GAP_TIMEOUT}
+)
 
 
 def failure_of(fault: Fault, call: Call, message: str) -> Refused:

@@ -205,6 +205,7 @@ class Exposition(Collector):
             ),
         )
         yield _gauge(metrics.BREAKERS_NOT_CLOSED, not_closed.items())
+        yield from _overload(reading)
 
     def _process(self) -> Iterator[Family]:
         tally, up = self._tally, self.reading.is_store_up
@@ -233,6 +234,30 @@ def _approvals(reading: ApprovalReading | None) -> Iterator[Family]:
     yield _counter(metrics.APPROVAL_KEYS_REFUSED, [((), reading.keys_refused)] if reading else [])
     notices = [(("ok",), reading.told), (("failed",), reading.untold)] if reading else []
     yield _counter(metrics.APPROVAL_NOTICES, notices)
+
+
+def _overload(reading: Reading) -> Iterator[Family]:
+    """Yield how many attempts may be under way, are, wait, and were turned away."""
+    limits: dict[tuple[str, ...], float] = {}
+    in_flight: dict[tuple[str, ...], float] = {}
+    queued: dict[tuple[str, ...], float] = {}
+    for one in reading.breakers:
+        key = (label(one.upstream),)
+        if one.limit is not None:
+            limits[key] = min(limits.get(key, one.limit), one.limit)
+        _add(in_flight, key, one.in_flight, keep_zero=True)
+        _add(queued, key, one.queued, keep_zero=True)
+    yield _gauge(metrics.CONCURRENCY_LIMIT, limits.items())
+    yield _gauge(metrics.ATTEMPTS_IN_FLIGHT, in_flight.items())
+    yield _gauge(metrics.ATTEMPTS_QUEUED, queued.items())
+    for metric, counts in (
+        (metrics.ATTEMPTS_SHED, reading.overload.shed),
+        (metrics.BREAKER_TURNS, reading.overload.turned),
+    ):
+        rows: dict[tuple[str, ...], float] = {}
+        for (target, what), count in counts:
+            _add(rows, (label(target) if target else metrics.OTHER, what), count)
+        yield _counter(metric, rows.items())
 
 
 def _scopes(budget: BudgetReading | None) -> Iterator[Family]:

@@ -124,6 +124,25 @@ BREAKER_STATE: Final = Metric(
 BREAKERS_NOT_CLOSED: Final = Metric(
     "meshd_breakers_not_closed", "gauge", "Breakers of an upstream that are open or half-open.", (TARGET,)
 )
+BREAKER_TURNS: Final = Metric(
+    "meshd_breaker_transitions_total", "counter", "Breakers that came into a state.", (TARGET, STATE)
+)
+CONCURRENCY_LIMIT: Final = Metric(
+    "meshd_concurrency_limit",
+    "gauge",
+    "Attempts that may be under way at once: of an upstream's models and credentials, the one that may have fewest.",
+    (TARGET,),
+)
+ATTEMPTS_IN_FLIGHT: Final = Metric("meshd_attempts_in_flight", "gauge", "Attempts under way to an upstream.", (TARGET,))
+ATTEMPTS_QUEUED: Final = Metric(
+    "meshd_attempts_queued", "gauge", "Attempts that wait for their turn at an upstream.", (TARGET,)
+)
+ATTEMPTS_SHED: Final = Metric(
+    "meshd_attempts_shed_total",
+    "counter",
+    "Attempts that were refused because there was no room, by why.",
+    (TARGET, REASON),
+)
 CONNECTIONS: Final = Metric("meshd_connections_open", "gauge", "Open connections.", (DIRECTION,))
 CONNECTIONS_OPENED: Final = Metric(
     "meshd_connections_opened_total", "counter", "Connections that were opened.", (DIRECTION,)

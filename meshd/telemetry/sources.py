@@ -21,10 +21,23 @@ _log = logging.getLogger("meshd.telemetry")
 
 
 class BreakerReading(NamedTuple):
-    """One breaker: its upstream and its state (closed, half_open or open)."""
+    """One breaker: its upstream, its state (closed, half_open or open), and how many attempts it has let in."""
 
     upstream: str
     state: str
+    limit: int | None = None
+    """None where nothing limits them."""
+    in_flight: int = 0
+    queued: int = 0
+
+
+class OverloadReading(NamedTuple):
+    """Counts since the start of the process, by upstream and the second word of each key."""
+
+    shed: tuple[tuple[tuple[str, str], int], ...] = ()
+    """Attempts that were refused because there was no room, by why."""
+    turned: tuple[tuple[tuple[str, str], int], ...] = ()
+    """Breakers that came into a state, by that state."""
 
 
 class BudgetReading(NamedTuple):
@@ -76,6 +89,7 @@ class Sources:
 
     rule_hits: Callable[[], Mapping[str, int]] | None = None
     breakers: Callable[[], Iterable[BreakerReading]] | None = None
+    overload: Callable[[], OverloadReading] | None = None
     budget: Callable[[], BudgetReading] | None = None
     claims: Callable[[], Mapping[str, int]] | None = None
     store: Callable[[], bool] | None = None
@@ -90,6 +104,7 @@ class Reading:
 
     rule_hits: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerReading] = field(default_factory=list)
+    overload: OverloadReading = field(default_factory=OverloadReading)
     budget: BudgetReading | None = None
     claims: dict[str, int] = field(default_factory=dict)
     is_store_up: bool | None = None
@@ -103,6 +118,7 @@ def read(sources: Sources) -> Reading:
     return Reading(
         rule_hits=dict(_ask(sources.rule_hits) or {}),
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
+        overload=_ask(sources.overload) or OverloadReading(),
         budget=_ask(sources.budget),
         approvals=_ask(sources.approvals),
         claims=dict(_ask(sources.claims) or {}),

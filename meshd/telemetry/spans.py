@@ -380,7 +380,8 @@ def _of_ask(call: Call, outcome: Outcome | None, found: dict[str, Any]) -> None:
     if ask.is_stream:
         found[names.REQUEST_STREAM] = True
         if outcome is not None and outcome.first_byte_s is not None:
-            found[names.FIRST_CHUNK] = outcome.first_byte_s
+            first_token_s = outcome.first_token_s
+            found[names.FIRST_CHUNK] = outcome.first_byte_s if first_token_s is None else first_token_s
     usage = outcome.usage if outcome is not None else None
     if usage is not None:
         found[names.USAGE_INPUT_TOKENS] = usage.input_tokens

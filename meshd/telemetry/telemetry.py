@@ -137,7 +137,8 @@ class Telemetry:
         model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)
         model.duration.observe(outcome.duration_s)
         if ask.is_stream and first_byte_s is not None:
-            model.first_chunk.observe(first_byte_s)
+            first_token_s = outcome.first_token_s
+            model.first_chunk.observe(first_byte_s if first_token_s is None else first_token_s)
         usage = outcome.usage
         if usage is not None:
             _used(series, model, usage)

@@ -249,6 +249,28 @@ MISTAKES = {
     "address with a port": ("hosts_allowed: [a, 'cafe:7400']", ['1:20: "cafe:7400": a host name']),
     "sets nothing": (f"{UPSTREAMS}rules:\n  - match: {{kind: llm}}", ["5:5: this rule sets nothing"]),
     "allows nothing in particular": (f"{UPSTREAMS}rules:\n  - allow: {{}}", ["5:5: allow sets nothing"]),
+    "fewer than the fewest": (
+        f"{UPSTREAMS}rules:\n  - concurrency: {{max: 4, min: 8}}",
+        ["5:32: min (8) is more than max (4)"],
+    ),
+    "fewer than the fewest by default": (
+        f"{UPSTREAMS}rules:\n  - concurrency: {{min: 2000}}",
+        ["5:24: min (2000) is more than max (1024)"],
+    ),
+    "a concurrency of none": (f"{UPSTREAMS}rules:\n  - concurrency: {{max: 0}}", ["5:24: must be greater"]),
+    "a queue below none": (f"{UPSTREAMS}rules:\n  - concurrency: {{queue: -1}}", ["5:26: must be greater"]),
+    "no time for a token": (
+        "upstreams: {a: {url: 'http://x', kind: llm, dialect: openai, timeouts: {first_token: 0s}}}",
+        ["1:"],
+    ),
+    "a tool's first token": (
+        "upstreams: {a: {url: 'http://x', kind: tool, timeouts: {first_token: 5s}}}",
+        ["1:70: only an LLM sends tokens; this is of kind tool"],
+    ),
+    "a session's first token": (
+        "upstreams: {a: {session: true, timeouts: {first_token: 5s}}}",
+        ["1:56: only an LLM sends tokens; this is an agent"],
+    ),
     "routes nowhere": (f"{UPSTREAMS}rules:\n  - route: {{}}", ["5:5: route sets nothing"]),
     "allow and deny": (f"{UPSTREAMS}rules:\n  - allow: {{targets: writer}}\n    deny: x", ["6:5: a rule either"]),
     "deny within allow": (f"{UPSTREAMS}rules:\n  - allow: {{denied: x}}", ["5:13: write deny:"]),

@@ -21,7 +21,7 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading, TurnsReading
+from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading, OverloadReading, TurnsReading
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -98,8 +98,12 @@ def busy() -> Telemetry:
     telemetry.policy_taken()
     telemetry.policy_refused()
     telemetry.sources.rule_hits = lambda: {"cheap-models-only": 3, "never": 0}
+    telemetry.sources.overload = lambda: OverloadReading(
+        shed=((("openai", "queue_full"), 3), (("", "queue_full"), 1)), turned=((("openai", "open"), 2),)
+    )
     telemetry.sources.breakers = lambda: [
-        BreakerReading("openai", "closed"), BreakerReading("openai", "open"), BreakerReading("writer", "half_open"),
+        BreakerReading("openai", "closed", 64, 3, 2), BreakerReading("openai", "open", 8, 1),
+        BreakerReading("writer", "half_open"),
     ]  # fmt: skip
     telemetry.series.outbound["openai"].microdollars = 75
     next(iter(telemetry.series.models.values())).microdollars = 75
@@ -347,6 +351,16 @@ def test_the_worst_breaker_of_an_upstream_is_shown() -> None:
     }
     assert states == {"closed": 0, "half_open": 0, "open": 1}
     assert value(telemetry, "meshd_breakers_not_closed", target="openai") == 1
+    assert value(telemetry, "meshd_breaker_transitions_total", target="openai", state="open") == 2
+
+
+def test_an_upstreams_load_is_the_sum_of_its_keys_and_its_limit_the_lowest() -> None:
+    telemetry = busy()
+    assert value(telemetry, "meshd_concurrency_limit", target="openai") == 8
+    assert value(telemetry, "meshd_attempts_in_flight", target="openai") == 4
+    assert value(telemetry, "meshd_attempts_queued", target="openai") == 2
+    assert value(telemetry, "meshd_attempts_shed_total", target="openai", reason="queue_full") == 3
+    assert value(telemetry, "meshd_attempts_shed_total", target="other", reason="queue_full") == 1
 
 
 def test_gauges_come_back_to_zero() -> None:
