@@ -47,6 +47,7 @@ COMPILED = (
     "telemetry/budgets.py",
     "telemetry/provenance.py",
     "telemetry/series.py",
+    "telemetry/span_attributes.py",
     "telemetry/spans.py",
     "telemetry/tally.py",
     "telemetry/endpoint.py",

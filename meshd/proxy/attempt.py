@@ -33,8 +33,6 @@ _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
 FAILED: Final = ("failed",)
 """Why a response of OpenAI's ended that its provider could not bring to an end."""
-BEFORE_BYTES_MAX: Final = 65_536
-"""Most that is held of a stream before its first token."""
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
 _FAILURE: Final = Verdict.FAILURE
@@ -165,25 +163,6 @@ class Attempt(Degrading):
                 if not data:
                     return
             exchange.caller.send_data(data)
-
-    def _until_token(self, answer: Answer, data: bytes) -> bytes:
-        """Look for the first token of a stream; return what is to be forwarded now."""
-        if answer.has_content:
-            self._first_token_s = self._heard_s - self._sent_s
-        if self._head is None:
-            return data
-        self._before += data
-        if not answer.has_content and len(self._before) <= BEFORE_BYTES_MAX:
-            return b""
-        return self._begin_stream()
-
-    def _begin_stream(self) -> bytes:
-        """Send the head of a stream that was held until its first token; return what has come of it since."""
-        assert self._head is not None
-        (status, headers, _), self._head = self._head, None
-        before, self._before = self._before, b""
-        self._send_head(status, headers, None)
-        return before
 
     def half_closed(self) -> None:
         """The upstream of a tunnel will send no more; the other half may go on."""

@@ -11,25 +11,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Reply, Wait
+from meshd.call import Reply
 from meshd.chain import Pending, settle
 from meshd.filters.holding import is_kept_alive
-from meshd.filters.substituting import forget
 from meshd.outcome import Fault, Outcome, Verdict
 from meshd.proxy.arrival import PLAIN
 from meshd.proxy.attempt import Attempt
-from meshd.proxy.heuristics import kept_reply
+from meshd.proxy.diverting import Diverting
 from meshd.proxy.holding import FIRST_S, HeldCaller
-from meshd.proxy.incoming import Incoming
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.recording import Recording, unrecorded
 from meshd.proxy.refusing import is_told, refusal_reply
-from meshd.proxy.substituting import meant, request_for
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.filters.contract import Ticket
-    from meshd.filters.substituting import Next
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _CALLER_GONE: Final = Fault.CALLER_GONE
@@ -39,7 +37,7 @@ _SHUTDOWN: Final = Fault.SHUTDOWN
 _NEUTRAL: Final = Verdict.NEUTRAL
 
 
-class Exchange(Incoming):
+class Exchange(Diverting):
     """One call on its way: the caller on one side, one attempt after the other on the other."""
 
     __slots__ = ()
@@ -111,8 +109,11 @@ class Exchange(Incoming):
         elif decision.wait.is_hold:
             self._wait_for_people(decision, tickets, go_on)
         else:
-            self._is_waiting = True
-            self.proxy.wait(self, decision, tickets, go_on)
+            self._wait(decision, tickets, go_on)
+
+    def _wait(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        self._is_waiting = True
+        self.proxy.wait(self, pending, tickets, go_on)
 
     def _wait_for_people(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
         proxy, wait = self.proxy, pending.wait
@@ -184,93 +185,12 @@ class Exchange(Incoming):
         self.attempt = None
         self.proxy.later(delay_s, self._again, self)
 
+    def _later(self, callback: Callable[[], None]) -> None:
+        self.proxy.later(0.0, callback, self)
+
     def _again(self) -> None:
         if not self.is_done:
             self._attempt()
-
-    # ------------------------------------------------------------------ what takes the target's place
-
-    def _is_diverted(self) -> bool:
-        """Say whether a call with a chain does not go to its target now: its body is waited for, without which nobody
-        else could serve it, or it is too long for the target."""
-        call, request = self.call, self.request
-        if call.attempt or call.substitution is not None or self.is_tunnel:
-            return False
-        if call.ask is None:
-            if call.body is None and request.has_body and not request.fields.is_grpc:
-                self.collect(self._attempt, 0)
-                return True
-            return False
-        now_s = self.proxy.now_s
-        following = self.proxy.chain.fallback.chain.before(call, Outcome(_NEUTRAL, now_s))
-        if following is None:
-            return False
-        self.substitute(
-            following, Refused(Reason.TOO_LARGE, f"The request is too long for {call.ask.model_sent[:128]}.")
-        )
-        return True
-
-    def refuse_attempt(self, refused: Refused) -> None:
-        """A filter refuses an attempt: what may take its target's place is tried first."""
-        call, attempt = self.call, self.attempt
-        if attempt is not None and (call.plan.chain is not None or call.substitution is not None):
-            if not (self.is_caller_gone or self.is_answered or self.is_tunnel):
-                outcome = attempt.outcome(_FAULT_NONE, refused)
-                following = self.proxy.chain.fallback.next(call, outcome)
-                if following is not None:
-                    attempt.leave()
-                    attempt.settle(outcome)
-                    self.substitute(following, refused)
-                    return
-            refused = self.meant(refused)
-        self.refuse(refused)
-
-    def meant(self, refused: Refused) -> Refused:
-        """Return what the caller is told of a call that nothing serves."""
-        if self.failure is None:
-            return refused
-        forget(self.call)
-        return meant(self.call, self.failure, refused)
-
-    def substitute(self, following: Next, failure: Refused) -> None:
-        """Go on with what takes the target's place, after `failure`."""
-        call = self.call
-        self.attempt = None
-        if self.failure is None:
-            self.failure = failure
-        self.proxy.chain.fallback.chain.take(call, following)
-        if following.standing is not None:
-            call.substitution.request = request_for(self.request, following.standing)
-            self.proxy.later(0.0, self._again, self)
-        else:
-            self._following = following
-            self.proxy.later(0.0, self._answer_without, self)
-
-    def _answer_without(self) -> None:
-        """Answer without an upstream."""
-        following, call = self._following, self.call
-        self._following = None
-        if self.is_done or following is None or following.link is None:
-            return
-        if following.kept is not None:
-            self._answer_here(kept_reply(call, following.kept, self.proxy.now_s))
-            return
-        made = self.proxy.heuristics.answer(call, following.link)
-        if isinstance(made, Reply):
-            self._answer_here(made)
-        else:
-            self._is_waiting = True
-            self.proxy.wait(self, Pending(Wait(made), 0), self.tickets, self._went_without)
-
-    def _went_without(self, _: int) -> None:
-        """What was to answer gave nothing."""
-        failure = self.failure
-        assert failure is not None
-        following = self.proxy.chain.fallback.chain.further(self.call, self.proxy.now_s)
-        if following is None:
-            self.refuse(self.meant(failure))
-        else:
-            self.substitute(following, failure)
 
     # ------------------------------------------------------------------ pace
 

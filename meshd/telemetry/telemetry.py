@@ -14,7 +14,7 @@ from meshd.call import Call, Direction, Kind
 from meshd.dialects.table import GRPC
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason
-from meshd.telemetry import metrics, names, redact, sources, spans
+from meshd.telemetry import metrics, names, redact, sources, span_attributes, spans
 from meshd.telemetry.logs import FloodGate
 from meshd.telemetry.provenance import Provenance
 from meshd.telemetry.series import Series
@@ -149,7 +149,7 @@ class Telemetry:
             model.microdollars += outcome.microdollars
 
     def _attempt_failed(self, ask: Ask, series: TargetSeries, outcome: Outcome) -> None:
-        error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value
+        error = span_attributes.error_type(outcome.status, outcome, None) or outcome.verdict.value
         self.series.of_error(ask.operation, series.provider, ask.model_sent, error).observe(outcome.duration_s)
         usage, known, sent = outcome.usage, self.series.model_names, ask.model_sent
         if usage is not None and (usage.input_tokens or usage.output_tokens):
@@ -280,7 +280,7 @@ class Telemetry:
     def _say(self, call: Call, status: int, outcome: Outcome | None, refused: Refused | None, result: int) -> None:
         is_refused = result == names.REFUSED and refused is not None
         what = "refused" if is_refused else "failed"
-        why = spans.error_type(status, outcome, refused) or (outcome.verdict.value if outcome is not None else "")
+        why = span_attributes.error_type(status, outcome, refused) or (outcome.verdict.value if outcome else "")
         target = call.target.name if call.upstream is not None else metrics.UNKNOWN
         if not self._gate.is_open((what, why, target), self._clock()):
             return
@@ -369,8 +369,8 @@ def _fields(
         "direction": call.direction.value,
         "agent": call.agent,
         "target": call.target.name,
-        "method": spans.method(call),
-        "path": redact.path(call.path[: spans.TEXT_LENGTH_MAX]),
+        "method": span_attributes.method(call),
+        "path": redact.path(call.path[: span_attributes.TEXT_LENGTH_MAX]),
     }
     if call.context is not None:
         found["hops"] = call.context.hops
@@ -378,7 +378,7 @@ def _fields(
         if call.context.workflow:
             found["workflow"] = call.context.workflow
     if call.target.kind is _LLM and call.ask is not None:
-        found["model"] = call.ask.model_sent[: spans.TEXT_LENGTH_MAX]
+        found["model"] = call.ask.model_sent[: span_attributes.TEXT_LENGTH_MAX]
     if status:
         found["status"] = status
     if refused is not None:

@@ -109,3 +109,6 @@ def act(**what: Any) -> dict[str, str]:
 
 def saying(text: str = "say something short") -> list[Any]:
     return [{"role": "user", "content": text}]
+
+
+__all__ = ["mesh", "upstream"]

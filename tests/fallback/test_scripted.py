@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
 
-pytest_plugins = ("tests.proxy.conftest",)
-
 TOO_LONG = b'{"error":{"message":"too long","type":"invalid_request_error","code":"context_length_exceeded"}}'
 OTHER = b'{"error":{"message":"no such thing","type":"invalid_request_error","code":"nope"}}'
 JSON = b"content-type: application/json"

@@ -14,7 +14,6 @@ from meshd.policy.model import SupervisorSection
 from meshd.supervisor.asking import Asker, Unreachable
 from meshd.supervisor.ways import Address, Agent, Topic
 from meshd.turns.supervision import Story, Verdict
-from tests.proxy.conftest import mesh, upstream  # noqa: F401 - fixtures
 from tests.proxy.harness import free_port, plain_policy, until
 from tests.supervisor.test_answer import STORY, vars_of
 
@@ -54,7 +53,7 @@ def answers(body: bytes, status: int = 200) -> Any:
     return script
 
 
-async def test_an_agent_of_the_policy_answers(mesh: Any, upstream: Any) -> None:  # noqa: F811
+async def test_an_agent_of_the_policy_answers(mesh: Any, upstream: Any) -> None:
     up = await upstream(answers(GO_ON))
     one = await mesh(plain_policy(up.port, kind="agent"))
     told = Told()
@@ -64,7 +63,7 @@ async def test_an_agent_of_the_policy_answers(mesh: Any, upstream: Any) -> None:
     assert up.received.startswith(b"POST /supervise ")
 
 
-async def test_an_address_answers(upstream: Any) -> None:  # noqa: F811
+async def test_an_address_answers(upstream: Any) -> None:
     up = await upstream(answers(STOP))
     told = Told()
     verdict = await asker(Address(), told, url=f"http://127.0.0.1:{up.port}/ask").ask(STORY)
@@ -77,7 +76,7 @@ async def test_an_address_answers(upstream: Any) -> None:  # noqa: F811
     ("body", "status", "result"),
     [(b"hm", 200, "nonsense"), (GO_ON, 500, "unreachable"), (GO_ON, 302, "unreachable")],
 )
-async def test_an_address_that_gives_no_answer(upstream: Any, body: bytes, status: int, result: str) -> None:  # noqa: F811
+async def test_an_address_that_gives_no_answer(upstream: Any, body: bytes, status: int, result: str) -> None:
     up = await upstream(answers(body, status))
     told = Told()
     assert await asker(Address(), told, url=f"http://127.0.0.1:{up.port}/").ask(STORY) is None
@@ -90,7 +89,7 @@ async def test_nobody_is_there() -> None:
     assert told.results == [("url", "unreachable")]
 
 
-async def test_one_that_is_slow_has_not_answered(upstream: Any) -> None:  # noqa: F811
+async def test_one_that_is_slow_has_not_answered(upstream: Any) -> None:
     async def script(peer: Any) -> None:
         await peer.request()
         await peer.reader.read()

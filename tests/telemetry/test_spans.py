@@ -12,7 +12,8 @@ from meshd.call import Direction, Kind, Rpc, Usage
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.telemetry import names
-from meshd.telemetry.spans import FinishedSpan, Span, Tracer, attributes, parse_traceparent
+from meshd.telemetry.span_attributes import attributes
+from meshd.telemetry.spans import FinishedSpan, Span, Tracer, parse_traceparent
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import PARENT, call, outcome, run_through, upstream
 
