@@ -8,7 +8,6 @@ often already that the next call decides is the body waited for. What a loop is,
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import NEED_BODY, OURS, Direction, Kind, NeedBody, Reply, Target, Wait
@@ -19,6 +18,7 @@ from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
 from meshd.turns.asking import Asking, asking_of
 from meshd.turns.book import Book, key_of
+from meshd.turns.places import Places
 from meshd.turns.sample import sampled
 from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 
@@ -39,9 +39,6 @@ _AGENT: Final = Kind.AGENT
 _LLM: Final = Kind.LLM
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LIMITS_MAX: Final = 256
-_VERSION: Final = re.compile(r"\bv\d+\w*\b")
-_NUMBER: Final = re.compile(r"\d")
-PLACES_MAX: Final = 1024
 _CALL: Final = "tools/call"
 
 
@@ -75,7 +72,7 @@ class Turns:
         self._shadowed = shadowed
         self._sleep = sleep
         self._limits: dict[tuple[int, int], tuple[TurnsSettings, Limits]] = {}
-        self._places: dict[str, tuple[str, bytes]] = {}
+        self._places = Places()
         self._body = b""
         self._dialect: Any = None
         self._settings: TurnsSettings | None = None
@@ -231,10 +228,7 @@ class Turns:
             payload = bytes(rpc.arguments)
             is_read_only = rpc.is_read_only
         else:
-            place = self._places.get(path)
-            if place is None:
-                place = self._place(path)
-            operation, prefix = place
+            operation, prefix = self._places.of(path)
             is_read_only = method in _READS
             body = call.body
             if body is not None:
@@ -254,19 +248,6 @@ class Turns:
             not context.workflow,
         )
         return turn, prefix
-
-    def _place(self, path: str) -> tuple[str, bytes]:
-        """Say what of a path names an operation, and what belongs to the question: where there are numbers in it."""
-        bare = path.partition("?")[0]
-        if len(bare) < len(path) or _NUMBER.search(_VERSION.sub("", bare)) is not None:
-            place = ("", path.encode("utf-8", "replace") + b"\n")
-        else:
-            place = (path, b"")
-        if len(path) <= 256:
-            if len(self._places) >= PLACES_MAX:
-                self._places.clear()
-            self._places[path] = place
-        return place
 
     def _judge_path(self, call: Call, context: Context, settings: TurnsSettings) -> None:
         """Judge re-entry on the callee's side too: the path came signed, whatever its caller's policy says."""
