@@ -13,9 +13,12 @@ import pytest
 
 from tests.end_to_end.provider import Provider
 from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.proxy.conftest import mesh, upstream
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+__all__ = ["mesh", "upstream"]
 
 PYTHON = "tests.fallback.heuristics"
 CODE = {
@@ -109,6 +112,3 @@ def act(**what: Any) -> dict[str, str]:
 
 def saying(text: str = "say something short") -> list[Any]:
     return [{"role": "user", "content": text}]
-
-
-__all__ = ["mesh", "upstream"]
