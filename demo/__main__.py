@@ -14,8 +14,9 @@ import aiohttp
 
 from demo.checks import Checks
 from demo.processes import ProcessError
-from demo.scenes import SCENES, Story
+from demo.scenes import SCENES
 from demo.screen import Screen
+from demo.story import Story
 from demo.summary import show_next, show_summary
 from demo.world import Options, running
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 _TOKEN = re.compile(r"\w+|[^\w\s]+")
@@ -30,6 +30,8 @@ class Account:
     calls: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    paths: dict[str, int] = field(default_factory=dict)
+    """How often each path was asked for: it tells the dialects apart."""
 
 
 @dataclass

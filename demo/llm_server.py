@@ -112,6 +112,8 @@ class Provider:
             job = understand(await request.read(), self.books.account(key))
         except BadRequestError as error:
             return web.json_response(form.error(str(error), "invalid_request_error"), status=400)
+        paths = job.account.paths
+        paths[request.path] = paths.get(request.path, 0) + 1
         if not job.is_stream:
             job.bill(job.words)
             return web.json_response(form.whole(job))

@@ -42,6 +42,29 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
+    """Run `python ARGUMENTS` to its end and return what it printed. Raises RuntimeError where it fails."""
+    child = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *arguments,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=dict(environ),
+        preexec_fn=_die_with_parent,
+    )
+    try:
+        out, err = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {child.returncode}: {err.decode()[-500:]}")
+    return out.decode()
+
+
 class Process:
     """One child: its events as they come (lines of JSON on standard output), the end of its log kept for errors."""
 

@@ -13,7 +13,7 @@ from demo.processes import ROOT
 from demo.world import POLICY
 
 if TYPE_CHECKING:
-    from demo.scenes import Story
+    from demo.story import Story
 
 _PAIRS = 150
 _WARM_UP = 20
@@ -31,12 +31,14 @@ def _one_call(connection: http.client.HTTPConnection, path: str, body: bytes, he
 
 def measure(direct_port: int, mesh_port: int, workflow: str) -> tuple[float, float]:
     """Return the median seconds of a call straight to the provider and of one through meshd, taken in turn."""
-    body = json.dumps({"model": "stand-in", "messages": [{"role": "user", "content": "hi in 4 words"}]}).encode()
     headers = {"content-type": "application/json", "authorization": "Bearer sk-demo-latency"}
     direct = http.client.HTTPConnection("127.0.0.1", direct_port, timeout=10)
     through = http.client.HTTPConnection("127.0.0.1", mesh_port, timeout=10)
     times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(_PAIRS + _WARM_UP):
+    for number in range(_PAIRS + _WARM_UP):
+        # One workflow that asks the same again and again, and hears the same, would be a loop.
+        asked = {"role": "user", "content": f"note{number} in 4 words"}
+        body = json.dumps({"model": "stand-in", "messages": [asked]}).encode()
         times[0].append(_one_call(direct, "/v1/chat/completions", body, headers))
         named = {**headers, "x-meshd-workflow": workflow}
         times[1].append(_one_call(through, "/openai/v1/chat/completions", body, named))
@@ -83,7 +85,7 @@ def show_next(story: Story) -> None:
     screen.title("Still running; Ctrl-C ends it")
     rows = [("meshd, for agents", world.mesh_url), ("metrics", f"http://127.0.0.1:{ports['metrics']}/metrics")]
     rows.append(("admin", f"http://127.0.0.1:{ports['admin']}/"))
-    rows += [(f"provider's books ({name})", f"http://127.0.0.1:{port}/books") for name, port in world.control.items()]
+    rows += [(f"books of {name}", f"http://127.0.0.1:{port}/books") for name, port in world.control.items()]
     rows.append(("state", str(world.home / "state")))
     screen.table(("", "address"), rows)
     screen.step(

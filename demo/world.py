@@ -16,15 +16,29 @@ from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 
-from demo.processes import ROOT, Process, ProcessError, hold_port
+from demo.processes import ROOT, Process, ProcessError, hold_port, output_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 POLICY = ROOT / "demo" / "policy.yaml"
 OPENAI_URL = "https://api.openai.com"
-AGENTS = ("manager", "researcher", "writer", "ping", "pong", "runaway", "prober")
-_POLICY_PORTS = {"llm": 7471, "flaky": 7472} | {name: 7481 + index for index, name in enumerate(AGENTS)}
+PROVIDERS = ("llm", "flaky")
+AGENTS = (
+    "manager",
+    "researcher",
+    "writer",
+    "ping",
+    "pong",
+    "planner",
+    "analyst",
+    "desk",
+    "runaway",
+    "prober",
+    "clerk",
+)
+_POLICY_PORTS = {"llm": 7471, "flaky": 7472, "shop": 7473} | {name: 7481 + index for index, name in enumerate(AGENTS)}
+_NO_HASH = "0" * 64
 _LIVE_TIMEOUT_S = 30.0
 _POLL_S = 0.05
 _METRIC = re.compile(r"^(\w+)(?:\{(.*)\})? (\S+)", re.MULTILINE)
@@ -59,6 +73,7 @@ class World:
     processes: list[Process] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
     watchers: list[Any] = field(default_factory=list)
+    approver_hash: str = _NO_HASH
     http: aiohttp.ClientSession = field(init=False)
 
     @property
@@ -116,6 +131,16 @@ class World:
             reply.raise_for_status()
             return cast("Event", await reply.json())
 
+    @property
+    def approver_key_file(self) -> Path:
+        """Where the demo, which plays the approver, keeps that key. No agent is told of it."""
+        return self.home / "visitor.key"
+
+    async def cli(self, *arguments: str) -> str:
+        """Run `meshd ARGUMENTS` and return what it prints. Raises RuntimeError with its words where it fails."""
+        environ = _bare_environ() | {"MESHD_HOME": str(self.home / "state")}
+        return await output_of(["-m", "meshd.cli", *arguments], environ)
+
     async def ledger(self, workflow: str) -> int:
         """Return the tokens that meshd's ledger charged to a workflow."""
         found = await self.admin("/v1/accounts?limit=1000")
@@ -128,12 +153,12 @@ def billed(books: Event, *keys: str) -> int:
     return sum(account.get("input_tokens", 0) + account.get("output_tokens", 0) for account in accounts)
 
 
-def policy_text(ports: dict[str, int], options: Options) -> str:
-    """Return the policy with the ports of this run and the budget asked for in place of its own."""
+def policy_text(ports: dict[str, int], options: Options, approver_hash: str = _NO_HASH) -> str:
+    """Return the policy with the ports of this run, its approver and the budget asked for in place of its own."""
     text = POLICY.read_text()
     for name, port in _POLICY_PORTS.items():
         text = text.replace(f"127.0.0.1:{port}", f"127.0.0.1:{ports[name]}")
-    text = text.replace("tokens: 6000", f"tokens: {options.budget}")
+    text = text.replace("tokens: 6000", f"tokens: {options.budget}").replace(_NO_HASH, approver_hash)
     if options.is_real:
         text = text.replace(
             f'"http://127.0.0.1:{ports["llm"]}", kind: llm, dialect: openai',
@@ -163,11 +188,12 @@ async def _start(world: World, on_progress: Any) -> None:
     held = {name: hold_port() for name in ("listen", "inbound", "admin", "metrics")}
     world.ports |= {name: holder.getsockname()[1] for name, holder in held.items()}
     on_progress("starting the stand-in provider and the agents")
-    providers = {name: _launch(world, name, ["-m", "demo.llm_server"], _bare_environ()) for name in ("llm", "flaky")}
-    started = {name: await launch for name, launch in providers.items()}
+    started = {name: await _launch(world, name, ["-m", "demo.llm_server"], _bare_environ()) for name in PROVIDERS}
+    started["shop"] = await _launch(world, "shop", ["-m", "demo.shop"], _bare_environ())
     agents = {
         name: await _launch(world, name, ["-m", "demo.agent", name], _agent_environ(world, name)) for name in AGENTS
     }
+    await _make_approver(world)
     for name, process in started.items():
         ready = await process.wait_ready()
         world.ports[name], world.control[name] = ready["port"], ready["control_port"]
@@ -186,13 +212,22 @@ async def _launch(world: World, name: str, arguments: list[str], environ: dict[s
     return process
 
 
+async def _make_approver(world: World) -> None:
+    """Make the key of the one who may approve, as a person would: it is shown once, and the policy holds its hash."""
+    made = json.loads(await world.cli("approvals", "key", "visitor", "--json"))
+    world.approver_key_file.touch(mode=0o600)
+    world.approver_key_file.write_text(made["key"])
+    world.approver_hash = made["policy"]["visitor"]["key"].removeprefix("sha256:")
+
+
 async def _start_meshd(world: World) -> None:
     policy = world.home / "policy.yaml"
-    policy.write_text(policy_text(world.ports, world.options))
+    policy.write_text(policy_text(world.ports, world.options, world.approver_hash))
     environ = _bare_environ() | {"MESHD_HOME": str(world.home / "state"), "MESHD_DRAIN": "2"}
     for name in ("inbound", "admin", "metrics"):
         environ[f"MESHD_{name.upper()}"] = f"127.0.0.1:{world.ports[name]}"
     environ["MESHD_API"] = "127.0.0.1:0"
+    environ["DEMO_SPARE_KEY"] = world.key("spare")
     listen = f"127.0.0.1:{world.ports['listen']}"
     arguments = ["-m", "meshd.cli", "run", "--policy", str(policy), "--listen", listen]
     process = await _launch(world, "meshd", arguments, environ)

@@ -9,7 +9,9 @@ import pytest
 from demo.__main__ import parse
 from demo.checks import Checks
 from demo.screen import Screen
-from demo.world import POLICY, Options, policy_text
+from demo.world import AGENTS, POLICY, PROVIDERS, Options, policy_text
+
+NAMES = (*PROVIDERS, "shop", *AGENTS)
 
 
 class Terminal(io.StringIO):
@@ -68,9 +70,9 @@ def test_the_real_provider_needs_a_key(monkeypatch: pytest.MonkeyPatch, capsys: 
 
 
 def test_the_policy_gets_the_ports_and_the_budget_of_the_run() -> None:
-    names = ("llm", "flaky", "manager", "researcher", "writer", "ping", "pong", "runaway", "prober")
-    ports = {name: 40_000 + index for index, name in enumerate(names)}
-    text = policy_text(ports, Options(budget=7777))
+    ports = {name: 40_000 + index for index, name in enumerate(NAMES)}
+    text = policy_text(ports, Options(budget=7777), "ab" * 32)
+    assert f'visitor: {{key: "sha256:{"ab" * 32}"}}' in text
     assert "127.0.0.1:74" not in text
     assert all(f"127.0.0.1:{port}" in text for port in ports.values())
     assert "tokens: 7777" in text
@@ -78,7 +80,6 @@ def test_the_policy_gets_the_ports_and_the_budget_of_the_run() -> None:
 
 
 def test_only_the_llm_that_is_asked_for_becomes_the_real_one() -> None:
-    names = ("llm", "flaky", "manager", "researcher", "writer", "ping", "pong", "runaway", "prober")
-    text = policy_text({name: 40_000 + index for index, name in enumerate(names)}, Options(llm="openai"))
+    text = policy_text({name: 40_000 + index for index, name in enumerate(NAMES)}, Options(llm="openai"))
     assert text.count("https://api.openai.com") == 1
     assert 'openai: {url: "https://api.openai.com", kind: llm, dialect: openai}' in text
