@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     Handle = Callable[["Actor"], Awaitable[None]]
 
-ROUNDS: Final = 12
+ROUNDS: Final = 40
 """So often a runaway goes round where nothing stops it."""
 AT_ONCE: Final = 20
 """Calls of a parallel step that are under way at a time."""
@@ -269,19 +269,19 @@ class Player:
         speech = fill(self._in_turn(step, "says"), scope, wall_s)
         reply = fill(self._in_turn(step, "answers"), scope, wall_s)
         target = step.to or ""
-        id = self._filler.uuid("", 0)
+        mark = self._filler.uuid("", 0)
         if target == LLM:
             self._begin(actor, anew=step.forgets)
             actor.messages.append({"role": "user", "content": bodies.text_of(speech)})
             message = {"role": "assistant", "content": bodies.text_of(reply)}
-            said = self._to_model(actor, message, step.tokens, id)
+            said = self._to_model(actor, message, step.tokens, mark)
             actor.messages.append(message)
         else:
             via = step.via or ("grpc" if step.is_agent and self._scenario.speaks_grpc(target) else "post")
             number = len(self.record.calls) + 1
-            method, path, body = bodies.request(via, target, fill(step.path, scope, wall_s), speech, number, id)
+            method, path, body = bodies.request(via, target, fill(step.path, scope, wall_s), speech, number, mark)
             answer = bodies.answer(via, reply, number, self._filler.uuid("", 0), fails=step.fails)
-            said = Said(number, id, target, via, method, path, body, answer)
+            said = Said(number, mark, target, via, method, path, body, answer)
             said.takes_s = self._filler.dice.uniform(0.02, 0.3)
         said.status = self._in_turn(step, "status")
         said.is_counted = self._in_loop and id(step) in self._counted
