@@ -1,0 +1,213 @@
+"""A payload as what it says: ids, times and spelling left out, and counters told from content.
+
+Two payloads are the same where they differ in ids and times alone (`exact`), the same but for a counter (`loose`), or
+alike (`likeness` near one another, and hardly a word new). A number is a counter where it stands in brackets, behind
+a `#`, behind a sentence or behind a word such as `attempt`; elsewhere it is content: `page 7` is another question than
+`page 6`. So are names: a word with a capital within a sentence, or with a digit.
+"""
+
+from __future__ import annotations
+
+import re
+from hashlib import blake2b
+from typing import Final
+from zlib import crc32
+
+WORDS_MAX: Final = 255
+"""Of one payload that are looked at."""
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_VOLATILE: Final = re.compile(
+    r"[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12}"
+    r"|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
+    r"|\b\d\d:\d\d:\d\d(?:[.,]\d+)?\b"
+    r"|\b1[4-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b"
+    r"|\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b"
+    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=\w*\d)\w{6,}"
+    r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
+    r'|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
+)
+_RPC_ID: Final = re.compile(r'"id"\s*:\s*(?:\d+|"[^"]*")')
+_BLANKS: Final = re.compile(r"\s+")
+_TOKEN: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)')
+_SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
+_COUNTERS: Final = _words(
+    "attempt attempts try tries retry retries round rounds turn turns iteration iterations iter seq sequence counter n "
+    "nonce message msg time times nr number no version v rev revision call request ping cycle loop reminder again "
+    "followup draft"
+)
+_WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
+_STOP: Final = _words(
+    "the and for that this with you your are was were will would could should can may might shall have has had not but "
+    "from they them their there here what when where which who whom how why its our out any all some more most than "
+    "then into onto over under about again please kindly just also too very now well yes let get got need want like "
+    "one two once still really maybe perhaps first before after being been does did doing done each such only own "
+    "same both few other nor off down up here's it's i'm i'll we'll you'll don't can't"
+)
+_UNDERWAY: Final = re.compile(
+    r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending|running|queued|processing|in[_ -]?progress|working|submitted'
+    r'|starting|started|building|scheduled|accepted|waiting|deploying|provisioning|creating|updating|not_?ready)\\?"'
+)
+_UNDERWAY_WORDS: Final = _words(
+    "pending running queued processing progress working building scheduled accepted deploying provisioning busy ready "
+    "yet submitted starting"
+)
+UNDERWAY_WORDS_MAX: Final = 4
+
+_MIX: Final = 0x9E3779B97F4A7C15
+_MASK64: Final = (1 << 64) - 1
+_SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for bit in range(8)) for byte in range(256))
+"""Each byte with its bits 16 apart, so that eight sums are one addition."""
+
+
+class Features:
+    """What one payload says."""
+
+    __slots__ = ("_likeness", "exact", "is_underway", "loose", "names", "words")
+
+    def __init__(self, exact: int, loose: int, words: list[int], names: list[int], is_underway: bool) -> None:
+        self.exact = exact
+        """64 bits: equal for payloads that differ in ids, times and blanks alone."""
+        self.loose = loose
+        """The same, and counters are left out."""
+        self.words = words
+        """32-bit hashes of its words, without those that every text has."""
+        self.names = names
+        """Of its names and numbers."""
+        self.is_underway = is_underway
+        """It says that what was asked for is still being done."""
+        self._likeness = -1
+
+    @property
+    def likeness(self) -> int:
+        """64-bit simhash of its words and names: alike payloads differ in few bits."""
+        if self._likeness < 0:
+            self._likeness = _simhash(self.words, self.names)
+        return self._likeness
+
+
+def _simhash(words: list[int], names: list[int]) -> int:
+    sums = [0] * 8
+    every = words + names
+    for word in every:
+        mixed = word * _MIX & _MASK64
+        for at in range(8):
+            sums[at] += _SPREAD[mixed >> (8 * at) & 0xFF]
+    half = len(every) // 2
+    found = 0
+    for at in range(8):
+        total = sums[at]
+        for bit in range(8):
+            if total >> (16 * bit) & 0xFFFF > half:
+                found |= 1 << (8 * at + bit)
+    return found
+
+
+def digest(text: str) -> int:
+    """Return 64 bits that are the same in every process, and that nobody can aim at."""
+    return int.from_bytes(blake2b(text.encode("utf-8", "replace"), digest_size=8).digest(), "big")
+
+
+def features_of(raw: bytes) -> Features:
+    """Read a payload, or a sample of one. Never raises."""
+    text = raw.decode("utf-8", "replace")
+    if "\\" in text:
+        text = text.replace('\\"', '"').replace("\\n", "\n")
+    text = _VOLATILE.sub("\x00", text)
+    if '"jsonrpc"' in text:
+        text = _RPC_ID.sub("", text)
+    text = _BLANKS.sub(" ", text).strip()
+    words: list[int] = []
+    names: list[int] = []
+    cuts: list[tuple[int, int]] = []
+    plain = _read(text, words, names, cuts)
+    loose = text
+    if cuts:
+        pieces: list[str] = []
+        at = 0
+        for begin, end in cuts:
+            pieces.append(text[at:begin])
+            at = end
+        pieces.append(text[at:])
+        loose = "#".join(pieces)
+    exact_digest = digest(text)
+    loose_digest = digest(loose.casefold())
+    is_underway = plain > 0 or _UNDERWAY.search(text) is not None
+    return Features(exact_digest, loose_digest, words, names, is_underway)
+
+
+def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, int]]) -> int:
+    """Sort the tokens of a text; return 1 where all it says is that something is under way."""
+    key = ""
+    key_end = -1
+    before = ""
+    count = underway = 0
+    for match in _TOKEN.finditer(text):
+        begin, end = match.span()
+        group = match.lastindex
+        if group == 1:
+            key, key_end = match[1], end
+            before = ""
+            continue
+        if group == 2:
+            if _is_counter(text, begin, end, before, key if key_end == begin else ""):
+                cuts.append((begin, end))
+            elif len(names) < WORDS_MAX:
+                names.append(crc32(f"{before}{match[2]}".encode()))
+            before = ""
+            continue
+        word = match[3]
+        lower = word.lower()
+        if key_end >= 0 and begin - key_end <= 1 and key in _WRAPPERS:
+            continue
+        before = lower
+        count += 1
+        if lower in _UNDERWAY_WORDS:
+            underway = 1
+        if len(words) + len(names) >= WORDS_MAX:
+            continue
+        if word != lower and begin > 0 and _is_name(text, begin, word):
+            names.append(crc32(lower.encode()))
+        elif len(lower) > 2 and lower not in _STOP:
+            words.append(crc32(_stem(lower).encode()))
+        elif not lower.isascii():
+            words.append(crc32(lower.encode()))
+    return 1 if underway and count <= UNDERWAY_WORDS_MAX else 0
+
+
+def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
+    if key:
+        return key.lower() in _COUNTERS
+    if before in _COUNTERS:
+        return True
+    if begin == 0:
+        return end == len(text)
+    last = text[begin - 1]
+    follows = text[end] if end < len(text) else ""
+    if last == "#" or (last in "([" and follows in ")]"):
+        return True
+    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"'))
+    if last == " " and begin > 1:
+        return is_end and text[begin - 2] in ".!?,;:)–—-"
+    return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower()
+
+
+def _is_name(text: str, begin: int, word: str) -> bool:
+    """Say whether a word with a capital is a name: it is where no sentence begins with it."""
+    if word[1:] != word[1:].lower():
+        return True
+    at = begin - 1
+    while at >= 0 and text[at] == " ":
+        at -= 1
+    return at >= 0 and text[at] not in _SENTENCE_ENDS
+
+
+def _stem(word: str) -> str:
+    for suffix in ("ations", "ation", "ings", "ing", "ments", "ment", "edly", "ed", "ies", "es", "s", "ly"):
+        if word.endswith(suffix) and len(word) - len(suffix) >= 4:
+            return word[: -len(suffix)].rstrip("e")
+    return word.rstrip("e") if len(word) > 4 else word

@@ -1,0 +1,328 @@
+"""One workflow: judge a turn before it goes out, and learn what was asked and answered.
+
+A turn brings something new where its question was not asked before, or its answer is another one than before. One that
+does counts a tenth of a turn. Whatever is new for an agent takes one round back from the questions that it asks again:
+to be told `approved` between two steps of honest work is no loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+from meshd.turns.connected import circle_of
+from meshd.turns.edge import Edge
+from meshd.turns.periods import period_of
+from meshd.turns.question import ALIKE, DIFFERENT, Said
+from meshd.turns.seen import Seen
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, WAIT, Judgement, Limits, Turn
+
+if TYPE_CHECKING:
+    from meshd.turns.question import Question
+
+EDGES_MAX: Final = 32
+"""Beyond them, edges of agents are counted together."""
+STEPS_MAX: Final = 48
+KEPT_BYTES_MAX: Final = 32_768
+"""Of payloads whose features nobody needed yet."""
+RETRIES: Final = 3
+"""A call that failed may be made so many times as often as one that was answered, before it is a loop."""
+GROWTH: Final = 1.3
+"""Gaps that grow by so much each time are a back-off."""
+WAIT_S_MAX: Final = 1.0
+OTHERS: Final = "*"
+TENTHS: Final = 10
+
+
+class Workflow:
+    """What one sidecar knows of the turns of one workflow."""
+
+    __slots__ = (
+        "_kept_bytes", "_last", "_numbers", "edges", "extra", "is_changed", "is_stopped", "last_s", "news", "seen",
+        "stale_tokens", "steps", "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.edges: dict[tuple[str, str], Edge] = {}
+        self.steps: deque[int] = deque(maxlen=STEPS_MAX)
+        """What was asked and answered, oldest first: equal numbers for the same question with the same answer."""
+        self.seen = Seen()
+        self.news: dict[str, int] = {}
+        """How often something new came, by agent."""
+        self.stale_tokens = 0
+        """Spent since anything new was said."""
+        self.extra = 0
+        """Tenths of turns that a supervisor gave beyond every limit."""
+        self.is_stopped = False
+        """A supervisor has stopped it."""
+        self.last_s = 0.0
+        self.is_changed = False
+        """There is something that the store does not know yet."""
+        self.version = 0
+        """Of the record in the store; 0 for none."""
+        self._numbers = 0
+        self._kept_bytes = 0
+        self._last: Edge | None = None
+
+    # ------------------------------------------------------------------ before a turn
+
+    def judge(self, turn: Turn, limits: Limits) -> Judgement:
+        """Say what is to be done with a turn, and count it. Where that is not PASS or WAIT, call `withdraw`."""
+        source, target, kind = turn.source, turn.target, turn.kind
+        is_turn = kind in COUNTED
+        if is_turn and (turn.path or source == target):
+            again = turn.path.count(target) + (1 if source == target else 0)
+            if again > limits.reentry:
+                at = turn.path.index(target) if target in turn.path else len(turn.path)
+                return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
+        if kind == LLM and turn.rounds >= limits.periods:
+            return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
+        edge = self._edge(source, target, kind)
+        turn.edge = edge
+        self.last_s = turn.at_s
+        if is_turn and not turn.is_read_only:
+            over = self._counted(edge, limits)
+            if over is not None:
+                return over
+            edge.own += 1
+            turn.is_counted = self.is_changed = True
+        if turn.payload is None:
+            return PASSED
+        return self._asks(turn, edge, turn.payload, limits)
+
+    def needs_payload(self, turn: Turn, limits: Limits) -> bool:
+        """Say whether a turn whose payload streams can only be judged with it: something was asked too often there."""
+        if turn.is_read_only:
+            return False
+        edge = self.edges.get((turn.source, turn.target))
+        if edge is None:
+            return False
+        for question in edge.questions:
+            if question.operation == turn.operation and (
+                question.rounds + question.open >= limits.periods or question.failures >= limits.periods
+            ):
+                return True
+        return False
+
+    def withdraw(self, turn: Turn) -> None:
+        """The turn does not take place: it is counted no longer."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
+        if turn.is_counted and turn.edge is not None:
+            turn.is_counted = False
+            turn.edge.own -= TENTHS if turn.is_known else 1
+
+    def _edge(self, source: str, target: str, kind: str) -> Edge:
+        last = self._last
+        if last is not None and last.source == source and last.target == target:
+            return last
+        edge = self.edges.get((source, target))
+        if edge is None:
+            if len(self.edges) >= EDGES_MAX:
+                self._forget()
+            if len(self.edges) >= EDGES_MAX and kind in COUNTED:
+                source = target = OTHERS
+                edge = self.edges.get((OTHERS, OTHERS))
+            if edge is None:
+                edge = self.edges[source, target] = Edge(source, target, kind)
+        self._last = edge
+        return edge
+
+    def _forget(self) -> None:
+        """Make room: what is no edge between agents counts nothing."""
+        for key, edge in self.edges.items():
+            if edge.kind not in COUNTED:
+                del self.edges[key]
+                return
+
+    def _counted(self, edge: Edge, limits: Limits) -> Judgement | None:
+        extra = self.extra
+        tenths = edge.tenths
+        least = limits.edge if limits.edge < limits.connected else limits.connected
+        if tenths >= limits.edge * TENTHS + extra:
+            return Judgement(MAX_TURNS, "edge", 0.0, tenths // TENTHS, limits.edge, (edge.source, edge.target))
+        if least > limits.workflow:
+            least = limits.workflow
+        if len(self.edges) == 1 and tenths < least * TENTHS:
+            return None
+        total = 0
+        for one in self.edges.values():
+            if one.own or one.elsewhere:
+                total += one.tenths
+        if total >= limits.workflow * TENTHS + extra:
+            return Judgement(MAX_TURNS, "workflow", 0.0, total // TENTHS, limits.workflow)
+        if total >= limits.connected * TENTHS + extra:
+            circle = circle_of(edge.source, [(one.source, one.target) for one in self.edges.values() if one.tenths])
+            if edge.target in circle:
+                within = sum(one.tenths for one in self.edges.values() if one.source in circle and one.target in circle)
+                if within >= limits.connected * TENTHS + extra:
+                    agents = tuple(sorted(circle))
+                    return Judgement(MAX_TURNS, "connected", 0.0, within // TENTHS, limits.connected, agents)
+        return None
+
+    # ------------------------------------------------------------------ what is asked
+
+    def asked(self, turn: Turn, payload: bytes) -> None:
+        """Learn what a turn asks that was judged without."""
+        if turn.question is None and turn.edge is not None:
+            self._ask(turn, turn.edge, payload)
+
+    def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
+        asked = Said(payload)
+        self._numbers += 1
+        question, nearness = edge.ask(asked, turn.operation, self.seen, self._numbers)
+        turn.question = question
+        turn.is_known = nearness != DIFFERENT
+        if turn.is_known:
+            if turn.is_counted:
+                edge.own += TENTHS - 1
+            news = self._news_of(edge)
+            if news > question.news_at and question.rounds > 1:
+                question.rounds = max(1, question.rounds - (news - question.news_at))
+            question.news_at = news
+        else:
+            question.news_at = self._news_of(edge)
+            self._keep(asked)
+        question.open += 1
+        return question, nearness
+
+    def _keep(self, said: Said) -> None:
+        """Count bytes that are kept; beyond the limit only their features are."""
+        self._kept_bytes += said.kept_bytes
+        if self._kept_bytes > KEPT_BYTES_MAX:
+            self._kept_bytes = 0
+            for edge in self.edges.values():
+                for question in edge.questions:
+                    question.asked.learn(self.seen)
+                    if question.answer is not None:
+                        question.answer.learn(self.seen)
+
+    def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
+        question, nearness = self._ask(turn, edge, payload)
+        now_s = turn.at_s
+        if not turn.is_known:
+            question.last_s = now_s
+            return PASSED
+        gap_s, question.last_s = now_s - question.last_s, now_s
+        is_backing_off = question.gap_s > 0 and gap_s > question.gap_s * GROWTH
+        question.gap_s = gap_s
+        if turn.is_read_only:
+            return self._polled(question, limits, now_s)
+        periods = limits.periods
+        if turn.kind == LLM:
+            if turn.is_many:
+                return PASSED
+            if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
+                return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
+        if self.extra:
+            return PASSED
+        if question.rounds >= periods:
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, self._round(edge))
+        if question.failures >= periods * (RETRIES if is_backing_off else RETRIES - 1):
+            return Judgement(LOOP, "repetition", 0.0, question.failures, periods, self._round(edge))
+        if turn.kind == AGENT and question.open > periods and nearness != ALIKE and question.rounds == 0:
+            return Judgement(LOOP, "open", 0.0, question.open - 1, periods, (edge.source, edge.target))
+        if question.changes >= periods:
+            period = period_of(self.steps, periods)
+            if period > 1 and self.steps[-period] >> 32 == question.number:
+                return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
+            return self._polled(question, limits, now_s)
+        return PASSED
+
+    @staticmethod
+    def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
+        """Let the same question be asked so many times a second, and no faster."""
+        at_s = question.next_s if question.next_s > now_s else now_s
+        question.next_s = at_s + 1.0 / limits.polls
+        wait_s = at_s - now_s
+        if wait_s <= 0.0:
+            return PASSED
+        return Judgement(WAIT, "", wait_s if wait_s < WAIT_S_MAX else WAIT_S_MAX)
+
+    def _round(self, edge: Edge) -> tuple[str, ...]:
+        return (edge.source, edge.target)
+
+    # ------------------------------------------------------------------ what is answered
+
+    def answered(
+        self, turn: Turn, answer: bytes | None, tokens: int = 0, *, is_failed: bool = False, status: int = 200
+    ) -> bool:
+        """Learn how a turn ended: with this answer (None: nobody saw it), for so many tokens.
+
+        `is_failed`: in a way that another attempt may mend. Returns whether it brought something new.
+        """
+        question, edge = turn.question, turn.edge
+        is_news = question is None
+        if question is not None and edge is not None:
+            turn.question = None
+            question.open -= 1
+            if is_failed:
+                question.failures += 1
+                is_news = not turn.is_known
+            else:
+                question.failures = 0
+                is_news = self._learn(turn, question, edge, answer)
+        if is_news:
+            self.stale_tokens = 0
+            if edge is not None and edge.kind != LLM:
+                self._bring(edge)
+        else:
+            self.stale_tokens += tokens
+        return is_news
+
+    def _learn(self, turn: Turn, question: Question, edge: Edge, answer: bytes | None) -> bool:
+        """Take an answer; return whether there is something new in it, or in the question."""
+        if answer is None:
+            if not turn.is_known:
+                question.rounds = 1
+            return not turn.is_known
+        said = Said(answer)
+        if not turn.is_known:
+            question.answer, question.rounds = said, 1
+            self._keep(said)
+            self._step(question, said)
+            return True
+        is_same = question.is_same(said, self.seen, edge.kind)
+        found = said.features() if not is_same or question.rounds < 2 else None
+        if is_same:
+            if question.answer is None:
+                question.answer = said
+            if found is not None and found.is_underway:
+                question.changes += 1
+                self._take_back(turn, edge)
+                return False
+            if not turn.is_read_only:
+                question.rounds += 1
+                self.is_changed = True
+                self._step(question, question.answer)
+            return False
+        said.learn(self.seen)
+        question.answer = said
+        question.rounds = 1
+        question.changes += 1
+        self._take_back(turn, edge)
+        if not turn.is_read_only and not (found is not None and found.is_underway):
+            self._step(question, said)
+        return True
+
+    @staticmethod
+    def _take_back(turn: Turn, edge: Edge) -> None:
+        """What was counted as a whole turn brought something new: it counts a tenth."""
+        if turn.is_counted:
+            edge.own -= TENTHS - 1
+
+    def _step(self, question: Question, said: Said) -> None:
+        mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
+        self.steps.append(question.number << 32 | mark)
+
+    def _news_of(self, edge: Edge) -> int:
+        news = self.news
+        return news.get(edge.source, 0) + news.get(edge.target, 0)
+
+    def _bring(self, edge: Edge) -> None:
+        news = self.news
+        for agent in (edge.source, edge.target):
+            if agent in news or len(news) < EDGES_MAX:
+                news[agent] = news.get(agent, 0) + 1
