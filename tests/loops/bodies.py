@@ -26,7 +26,11 @@ def request(via: str, target: str, path: str, speech: Any, number: int, id: str)
         return "GET", path, None
     if via == "mcp":
         arguments = speech if isinstance(speech, dict) else {"query": speech}
-        return "POST", "/mcp", _rpc(number, "tools/call", {"name": target.removeprefix("tool."), "arguments": arguments})
+        return (
+            "POST",
+            "/mcp",
+            _rpc(number, "tools/call", {"name": target.removeprefix("tool."), "arguments": arguments}),
+        )
     if via == "a2a":
         method = "message/send" if path == "/run" else path
         params = speech if isinstance(speech, dict) else {"message": _message("user", speech, id)}

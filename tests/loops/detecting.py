@@ -15,6 +15,8 @@ from tests.loops.reading import LEAD, LLM, Scenario
 if TYPE_CHECKING:
     from tests.loops.playing import Handle, Said
 
+SAMPLE_BYTES: Final = 4096
+"""Of a payload and of an answer that are looked at, as `limits.turns.sample` has it."""
 HOPS_MAX: Final = 16
 """As the policy's default has it; the hop limit is one of the things that stop a loop."""
 _STALE_SHARE: Final = 0.25
@@ -51,7 +53,7 @@ class PureMesh:
         self._scenario = scenario
         self._workflow = Workflow()
         self._limits = Limits(stale_tokens=int(scenario.budget * _STALE_SHARE))
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[bool]] = set()
 
     async def wait(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -76,8 +78,9 @@ class PureMesh:
             return
         now_s = asyncio.get_running_loop().time()
         turn = Turn(
-            source, said.target.removeprefix("tool."), kind, f"{said.method} {said.path}", said.body or said.path.encode(),
-            path, now_s, is_read_only(said), rounds=rounds_of(said), is_many=not is_passed_on,
+            source, said.target.removeprefix("tool."), kind, f"{said.method} {said.path}",
+            sampled(said.body or said.path.encode()), path, now_s, is_read_only(said), rounds=rounds_of(said),
+            is_many=not is_passed_on,
         )  # fmt: skip
         judged = self._workflow.judge(turn, self._limits)
         if judged.verdict in (LOOP, MAX_TURNS):
@@ -96,7 +99,7 @@ class PureMesh:
             else:
                 ok = await self._quietly(handle, callee)
         status = said.status if ok else 500
-        answer = said.answer if ok else b'{"error": "a call that I made was refused"}'
+        answer = sampled(said.answer) if ok else b'{"error": "a call that I made was refused"}'
         self._workflow.answered(turn, answer, said.tokens, is_failed=status in _FAILED, status=status)
 
     @staticmethod
@@ -108,9 +111,17 @@ class PureMesh:
         return True
 
 
+def sampled(payload: bytes) -> bytes:
+    """Return the beginning and the end of a long payload."""
+    half = SAMPLE_BYTES // 2
+    return payload if len(payload) <= SAMPLE_BYTES else payload[:half] + payload[-half:]
+
+
 def is_read_only(said: Said) -> bool:
     """Say whether a call only asks how something stands."""
-    return said.method == "GET" or (said.via == "a2a" and said.path == "/" and b'"method":"tasks/get"' in (said.body or b""))
+    return said.method == "GET" or (
+        said.via == "a2a" and said.path == "/" and b'"method":"tasks/get"' in (said.body or b"")
+    )
 
 
 def rounds_of(said: Said) -> int:

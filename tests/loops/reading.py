@@ -118,7 +118,9 @@ class Scenario(BaseModel):
         if not self.is_runaway and (not self.steps or self.loop or self.before or self.stubborn):
             raise ValueError("an honest workflow has `steps`, not `loop`, `before` or `stubborn`")
         if self.shape != "flat" and any(not step.is_agent or step.times != 1 or step.each for step in self.loop):
-            raise ValueError(f"`loop`: one that is {self.shape} holds single calls of agents, each made by the one before")
+            raise ValueError(
+                f"`loop`: one that is {self.shape} holds single calls of agents, each made by the one before"
+            )
         return self
 
     @property
@@ -167,7 +169,7 @@ def leaves(steps: list[Step]) -> list[Step]:
 def parse(text: str, file: str, *, is_runaway: bool) -> list[Scenario]:
     """Read the scenarios of one file. Raises MalformedError."""
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise MalformedError(f"{file}: {error}") from error
     if not isinstance(found, list) or not found:

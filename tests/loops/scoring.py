@@ -89,13 +89,13 @@ class Total:
             worst = max(one.periods for one in self.runaways)
             share = max(one.share for one in self.runaways)
             lines.append(
-                f"Runaways: {met} of {len(self.runaways)} stopped within {PERIODS_MAX:.0f} rounds and {SHARE_MAX:.0%} of "
-                f"the budget; the worst went {worst:.1f} rounds, and spent {share:.1%}."
+                f"Runaways: {met} of {len(self.runaways)} stopped within {PERIODS_MAX:.0f} rounds and {SHARE_MAX:.0%} "
+                f"of the budget; the worst went {worst:.1f} rounds, and spent {share:.1%}."
             )
         if self.honest:
             lines.append(
-                f"Honest: {self.refused} of {self.workflows} workflows refused, {self.refused_share:.2%} (goal: at most "
-                f"{REFUSED_MAX:.0%}); of those that poll, {self.polls_refused} (goal: none)."
+                f"Honest: {self.refused} of {self.workflows} workflows refused, {self.refused_share:.2%} (goal: at "
+                f"most {REFUSED_MAX:.0%}); of those that poll, {self.polls_refused} (goal: none)."
             )
         return lines
 

@@ -10,7 +10,7 @@ import grpc.aio
 from aiohttp import web
 
 from tests.loops import bodies
-from tests.loops.playing import Actor
+from tests.loops.playing import Actor, StoppedError
 
 if TYPE_CHECKING:
     from tests.loops.playing import Handle, Said
@@ -51,7 +51,7 @@ class Stage:
         async def run(_: bytes, context: Any) -> bytes:
             return await self._rpc(name, context)
 
-        method = grpc.unary_unary_rpc_method_handler(run)
+        method: Any = grpc.unary_unary_rpc_method_handler(run)
         service, _, rpc = bodies.GRPC_METHOD.strip("/").partition("/")
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {rpc: method}),))
         port = int(server.add_insecure_port("127.0.0.1:0"))
@@ -104,13 +104,11 @@ class Stage:
         await self._finished(handle, actor)
 
     async def _finished(self, handle: Handle, actor: Actor) -> bool:
-        from tests.loops.playing import StoppedError
-
         try:
             await handle(actor)
         except StoppedError:
             return False
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, the record shows it
             self.errors.append(repr(error))
             return False
         return True

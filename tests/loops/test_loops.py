@@ -10,9 +10,9 @@ import pytest
 
 from tests.loops import measure, world
 from tests.loops.detecting import JumpingLoop, play
-from tests.loops.reading import FOLDER, MalformedError, Scenario, load, parse
+from tests.loops.reading import FOLDER, MalformedError, Scenario, Step, load, parse
 from tests.loops.scoring import Score, Total
-from tests.loops.texts import Filler
+from tests.loops.texts import MAKERS, Filler
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -162,7 +162,7 @@ def test_a_name_stands_once(tmp_path: Path) -> None:
     for kind, text in (("honest", HONEST), ("runaways", RUNAWAY.replace("round and round", "three calls"))):
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "x.yaml").write_text(text)
-    with pytest.raises(MalformedError, match="honest/x.yaml: three calls: name: also in runaways/x.yaml"):
+    with pytest.raises(MalformedError, match=r"honest/x\.yaml: three calls: name: also in runaways/x\.yaml"):
         load(tmp_path)
 
 
@@ -190,11 +190,8 @@ def test_every_placeholder_of_every_file_is_known() -> None:
 
 
 def test_the_format_is_described() -> None:
-    from tests.loops.reading import Step
-    from tests.loops.texts import _MAKERS
-
     text = (FOLDER / "README.md").read_text("utf-8")
     hidden = {"is_runaway", "file"}
     keys = {*Scenario.model_fields, *Step.model_fields} - hidden
     assert not [key for key in sorted(keys) if f"`{key}`" not in text]
-    assert not [word for word in _MAKERS if f"`{{{word}" not in text]
+    assert not [word for word in MAKERS if f"`{{{word}" not in text]

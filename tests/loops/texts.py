@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import uuid
+from datetime import UTC, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -17,7 +18,24 @@ if TYPE_CHECKING:
 
 _HOLE: Final = re.compile(r"\{([^{}]*)\}")
 _HISTORY_CHARS: Final = 6000
-_SYLLABLES: Final = "ba do ke lu mi ra so ti ven zor pla gri tho xen qua fel nor wik dra osh umb ely".split()
+_SYLLABLES: Final = (
+    "ba",
+    "do",
+    "ke",
+    "lu",
+    "mi",
+    "so",
+    "ven",
+    "zor",
+    "pla",
+    "gri",
+    "tho",
+    "xen",
+    "qua",
+    "fel",
+    "nor",
+    "wik",
+)
 
 
 @cache
@@ -62,7 +80,7 @@ class Filler:
         word, _, argument = hole.partition(" ")
         if word in ("item", "round", "cycle"):
             return str(scope.get(word, ""))
-        made = _MAKERS.get(word)
+        made = MAKERS.get(word)
         if made is None:
             raise MalformedError(f"{{{hole}}}: no such placeholder")
         return made(self, argument, wall_s)
@@ -71,9 +89,7 @@ class Filler:
         return str(uuid.UUID(int=self.dice.getrandbits(128), version=4))
 
     def time(self, _: str, wall_s: float) -> str:
-        import datetime
-
-        return datetime.datetime.fromtimestamp(wall_s, datetime.UTC).isoformat(timespec="milliseconds")
+        return datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds")
 
     def counter(self, _: str, __: float) -> str:
         self._counter += 1
@@ -119,7 +135,7 @@ def _pool(name: str) -> list[str]:
     return found
 
 
-_MAKERS: Final[dict[str, Callable[[Filler, str, float], str]]] = {
+MAKERS: Final[dict[str, Callable[[Filler, str, float], str]]] = {
     "uuid": Filler.uuid,
     "time": Filler.time,
     "counter": Filler.counter,

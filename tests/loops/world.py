@@ -98,7 +98,8 @@ class RealMesh:
         if channel is None:
             options = [("grpc.default_authority", f"{said.target}.mesh"), ("grpc.use_local_subchannel_pool", 1)]
             channel = self._channels[key] = grpc.aio.insecure_channel(f"127.0.0.1:{sidecar.port}", options=options)
-        call: Any = channel.unary_unary(said.path)(said.body, metadata=tuple(headers.items()), timeout=_ANSWER_S)
+        method: Any = channel.unary_unary(said.path)
+        call = method(said.body, metadata=tuple(headers.items()), timeout=_ANSWER_S)
         try:
             await call
         except grpc.aio.AioRpcError as error:
@@ -167,7 +168,7 @@ async def _sidecars(scenario: Scenario, stage: Stage) -> AsyncIterator[list[Side
         assert key.ring
         for at, one in enumerate(made):
             arguments = ["--mesh-key", str(folder / "shared.key")]
-            env = {"MESHD_INBOUND": f"127.0.0.1:{inbound[at]}"}
+            env: dict[str, Any] = {"MESHD_INBOUND": f"127.0.0.1:{inbound[at]}"}
             if store:
                 env["MESHD_STORE"] = store
                 beside = scenario.agents[at : at + 1]
