@@ -43,7 +43,7 @@ def build_chain(
         Routing: Routing(),
         AllowList: AllowList(shadowed),
         Idempotency: Idempotency(),
-        Turns: Turns(),
+        Turns: Turns(shadowed, judge),
         Approval: Approval(shadowed),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random),

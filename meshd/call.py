@@ -228,7 +228,7 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
         "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "plan", "policy", "reply_headers", "reply_heard_by", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -281,6 +281,7 @@ class Call:
         self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
         self.heard_by: Any = None  # what hears the body as it passes, though nobody reads it whole: `hear(data)`
+        self.reply_heard_by: Any = None  # the same of a reply that no meter reads
         self.policy: Any = None
         """The frozen document this call began with; a reload does not change it."""
         self.plan: Any = None

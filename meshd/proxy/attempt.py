@@ -114,6 +114,8 @@ class Attempt(Sending):
         exchange = self.exchange
         self._heard_s = exchange.proxy.now_s
         answer = self._answer
+        if self.call.reply_heard_by is not None:
+            self.call.reply_heard_by.hear(data)
         if answer is not None:
             try:
                 data = answer.data(data)

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
-from meshd.turns.question import ALIKE, DIFFERENT, EXACT, Question, Said
+from meshd.turns.question import Question
+from meshd.turns.said import ALIKE, DECORATED, DIFFERENT, EXACT
 
 if TYPE_CHECKING:
+    from meshd.turns.said import Said
     from meshd.turns.seen import Seen
 
-QUESTIONS_MAX: Final = 8
+COUNT_MASK: Final = (1 << 24) - 1
+QUESTIONS_MAX: Final = 6
 """Of one edge that are kept, those that were asked last."""
+
+
+class Hears(Protocol):
+    """What hears a turn's payload as it passes."""
+
+    def tell(self) -> None:
+        """Let the workflow know what has been heard so far: the next turn must be compared with it."""
+        ...
 
 
 class Edge:
     """From one agent to another, to a tool or to a model, within one workflow."""
 
-    __slots__ = ("elsewhere", "kind", "own", "questions", "source", "target")
+    __slots__ = ("elsewhere", "kind", "own", "questions", "source", "target", "unasked")
 
     def __init__(self, source: str, target: str, kind: str) -> None:
         self.source = source
@@ -25,26 +36,40 @@ class Edge:
         self.own = 0
         """Tenths of turns that this sidecar counted."""
         self.elsewhere: dict[int, int] = {}
-        """The same by the other sidecars, as they last said."""
+        """The same by other sidecars, as they last said: a stamp, and in the lowest bits the count."""
         self.questions: list[Question] = []
         """The one that was asked last at the end."""
+        self.unasked: list[Hears] = []
+        """Turns whose payload is still being heard."""
 
     @property
     def tenths(self) -> int:
         """Tenths of turns, over all sidecars."""
-        return self.own + sum(self.elsewhere.values()) if self.elsewhere else self.own
+        if not self.elsewhere:
+            return self.own
+        return self.own + sum([count & COUNT_MASK for count in self.elsewhere.values()])
 
-    def find(self, asked: Said, operation: str, seen: Seen) -> tuple[Question | None, int]:
+    def restore(self, question: Question) -> None:
+        """Take a question as another process knows it, unless it is known here."""
+        for known in self.questions:
+            asked = known.asked
+            if known.mark == question.mark and asked.is_known and asked.loose == question.asked.loose:
+                known.rounds = max(known.rounds, question.rounds)
+                return
+        if len(self.questions) < QUESTIONS_MAX:
+            self.questions.insert(0, question)
+
+    def find(self, asked: Said, mark: int, seen: Seen) -> tuple[Question | None, int]:
         """Return the question that this is again, and how near it is; None and DIFFERENT where it is a new one."""
         questions = self.questions
         best: Question | None = None
         best_nearness = DIFFERENT
         for question in reversed(questions):
             before = question.asked
-            if asked.mark == before.mark != 0 and asked.size == before.size and question.operation == operation:
+            if asked.mark == before.mark != 0 and asked.size == before.size and question.mark == mark:
                 return question, EXACT
         for question in reversed(questions):
-            if question.operation != operation:
+            if question.mark != mark:
                 continue
             nearness = asked.nearness(question.asked, seen, self.kind)
             if nearness > best_nearness:
@@ -53,19 +78,22 @@ class Edge:
                     break
         return best, best_nearness
 
-    def ask(self, asked: Said, operation: str, seen: Seen, number: int) -> tuple[Question, int]:
+    def ask(self, asked: Said, mark: int, seen: Seen, number: int) -> tuple[Question, int]:
         """Return the question that this is, an old or a new one, now the last; and how near it is to what was asked."""
-        question, nearness = self.find(asked, operation, seen)
+        question, nearness = self.find(asked, mark, seen)
         questions = self.questions
         if question is None:
-            question = Question(asked, operation, number)
+            question = Question(asked, mark, number)
             if len(questions) >= QUESTIONS_MAX:
                 self._drop()
         else:
-            if nearness == ALIKE:
+            question.is_decorated = nearness == DECORATED
+            if nearness in (ALIKE, DECORATED):
                 # Words that came with it are old from now on; the question drifts with them.
                 asked.learn(seen)
-                question.asked = asked
+                if nearness == ALIKE:
+                    asked.take_over(question.asked)
+                    question.asked = asked
             if questions[-1] is question:
                 return question, nearness
             questions.remove(question)

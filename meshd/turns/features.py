@@ -37,8 +37,8 @@ _TOKEN: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^
 _SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
 _COUNTERS: Final = _words(
     "attempt attempts try tries retry retries round rounds turn turns iteration iterations iter seq sequence counter n "
-    "nonce message msg time times nr number no version v rev revision call request ping cycle loop reminder again "
-    "followup draft"
+    "nonce message msg time times nr number no version v rev ref step revision call request ping cycle loop reminder "
+    "again followup draft"
 )
 _WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
 _STOP: Final = _words(
@@ -58,6 +58,12 @@ _UNDERWAY_WORDS: Final = _words(
 )
 UNDERWAY_WORDS_MAX: Final = 4
 
+_NO: Final = re.compile(
+    r"(?i:\b(?:do not|don't|does not|doesn't|did not|cannot|can't|could not|unable|not found|no results|nothing found|"
+    r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
+    r"information))\b)"
+)
+
 _MIX: Final = 0x9E3779B97F4A7C15
 _MASK64: Final = (1 << 64) - 1
 _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for bit in range(8)) for byte in range(256))
@@ -67,9 +73,9 @@ _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for 
 class Features:
     """What one payload says."""
 
-    __slots__ = ("_likeness", "exact", "is_underway", "loose", "names", "words")
+    __slots__ = ("_likeness", "exact", "is_underway", "loose", "names", "says_no", "words")
 
-    def __init__(self, exact: int, loose: int, words: list[int], names: list[int], is_underway: bool) -> None:
+    def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
         self.exact = exact
         """64 bits: equal for payloads that differ in ids, times and blanks alone."""
         self.loose = loose
@@ -78,8 +84,10 @@ class Features:
         """32-bit hashes of its words, without those that every text has."""
         self.names = names
         """Of its names and numbers."""
-        self.is_underway = is_underway
+        self.is_underway = False
         """It says that what was asked for is still being done."""
+        self.says_no = False
+        """It says that what was asked for cannot be done, or is not there."""
         self._likeness = -1
 
     @property
@@ -124,7 +132,7 @@ def features_of(raw: bytes) -> Features:
     words: list[int] = []
     names: list[int] = []
     cuts: list[tuple[int, int]] = []
-    plain = _read(text, words, names, cuts)
+    is_underway = _read(text, words, names, cuts)
     loose = text
     if cuts:
         pieces: list[str] = []
@@ -136,16 +144,19 @@ def features_of(raw: bytes) -> Features:
         loose = "#".join(pieces)
     exact_digest = digest(text)
     loose_digest = digest(loose.casefold())
-    is_underway = plain > 0 or _UNDERWAY.search(text) is not None
-    return Features(exact_digest, loose_digest, words, names, is_underway)
+    found = Features(exact_digest, loose_digest, words, names)
+    found.is_underway = is_underway or _UNDERWAY.search(text) is not None
+    found.says_no = _NO.search(text) is not None
+    return found
 
 
-def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, int]]) -> int:
-    """Sort the tokens of a text; return 1 where all it says is that something is under way."""
+def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, int]]) -> bool:
+    """Sort the tokens of a text; return whether all that it says is that something is under way."""
     key = ""
     key_end = -1
     before = ""
-    count = underway = 0
+    count = 0
+    is_underway = False
     for match in _TOKEN.finditer(text):
         begin, end = match.span()
         group = match.lastindex
@@ -167,7 +178,7 @@ def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, i
         before = lower
         count += 1
         if lower in _UNDERWAY_WORDS:
-            underway = 1
+            is_underway = True
         if len(words) + len(names) >= WORDS_MAX:
             continue
         if word != lower and begin > 0 and _is_name(text, begin, word):
@@ -176,7 +187,7 @@ def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, i
             words.append(crc32(_stem(lower).encode()))
         elif not lower.isascii():
             words.append(crc32(lower.encode()))
-    return 1 if underway and count <= UNDERWAY_WORDS_MAX else 0
+    return is_underway and count <= UNDERWAY_WORDS_MAX
 
 
 def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:

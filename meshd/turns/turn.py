@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
+from zlib import crc32
 
 if TYPE_CHECKING:
     from meshd.turns.edge import Edge
@@ -22,7 +23,20 @@ MAX_TURNS: Final = "max_turns"
 VERDICTS: Final = (PASS, WAIT, LOOP, MAX_TURNS)
 """Values of `Judgement.verdict`."""
 
-DETECTORS: Final = ("reentry", "edge", "connected", "workflow", "repetition", "open", "period", "history", "spending")
+STOPS: Final = (LOOP, MAX_TURNS)
+
+DETECTORS: Final = (
+    "reentry",
+    "edge",
+    "connected",
+    "workflow",
+    "repetition",
+    "open",
+    "period",
+    "history",
+    "spending",
+    "stopped",
+)
 """Values of `Judgement.detector`: what found that a workflow goes in circles."""
 
 
@@ -44,8 +58,8 @@ class Turn:
     """One call or event, as far as it matters here. Kept until it is answered."""
 
     __slots__ = (
-        "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "kind", "operation", "path", "payload",
-        "question", "rounds", "source", "target",
+        "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "kind", "mark", "nearness", "operation",
+        "path", "payload", "question", "rounds", "source", "target",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +80,8 @@ class Turn:
         self.kind = kind
         self.operation = operation
         """Method and path, a tool's name, a topic: the same question to another operation is another question."""
+        self.mark = crc32(operation.encode("utf-8", "replace"))
+        """Of the operation."""
         self.payload = payload
         """What is asked, or a sample of it; None where it streams and is not known yet."""
         self.path = path
@@ -80,6 +96,8 @@ class Turn:
         """The turns of many tasks are counted together: an equal request to a model may be another's."""
         self.edge: Edge | None = None
         self.question: Question | None = None
+        self.nearness = 0
+        """How near its question is to one before: see `meshd.turns.said`."""
         self.is_known = False
         """Its question was asked before."""
         self.is_counted = False

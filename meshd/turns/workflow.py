@@ -11,11 +11,11 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.connected import circle_of
-from meshd.turns.edge import Edge
+from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.periods import period_of
-from meshd.turns.question import ALIKE, DIFFERENT, Said
+from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, WAIT, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, WAIT, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
     from meshd.turns.question import Question
@@ -27,19 +27,22 @@ KEPT_BYTES_MAX: Final = 32_768
 """Of payloads whose features nobody needed yet."""
 RETRIES: Final = 3
 """A call that failed may be made so many times as often as one that was answered, before it is a loop."""
+PATIENCE: Final = 3
+"""Times as many rounds as within a workflow."""
 GROWTH: Final = 1.3
 """Gaps that grow by so much each time are a back-off."""
 WAIT_S_MAX: Final = 1.0
 OTHERS: Final = "*"
 TENTHS: Final = 10
+_NONE: Final[dict[int, int]] = {}
 
 
 class Workflow:
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_last", "_numbers", "edges", "extra", "is_changed", "is_stopped", "last_s", "news", "seen",
-        "stale_tokens", "steps", "version",
+        "_kept_bytes", "_last", "_numbers", "edges", "grace", "is_changed", "is_read", "is_stopped", "last_s",
+        "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,15 +52,19 @@ class Workflow:
         self.seen = Seen()
         self.news: dict[str, int] = {}
         """How often something new came, by agent."""
+        self.news_elsewhere: dict[str, dict[int, int]] = {}
+        """The same by other sidecars, as `Edge.elsewhere` has counts."""
         self.stale_tokens = 0
         """Spent since anything new was said."""
-        self.extra = 0
-        """Tenths of turns that a supervisor gave beyond every limit."""
+        self.grace = 0
+        """Turns that a supervisor gave beyond every limit."""
         self.is_stopped = False
         """A supervisor has stopped it."""
         self.last_s = 0.0
         self.is_changed = False
         """There is something that the store does not know yet."""
+        self.is_read = False
+        """What the store knows of it was asked for."""
         self.version = 0
         """Of the record in the store; 0 for none."""
         self._numbers = 0
@@ -68,6 +75,24 @@ class Workflow:
 
     def judge(self, turn: Turn, limits: Limits) -> Judgement:
         """Say what is to be done with a turn, and count it. Where that is not PASS or WAIT, call `withdraw`."""
+        if self.is_stopped:
+            return Judgement(LOOP, "stopped")
+        judgement = self._judge(turn, limits)
+        if self.grace and judgement.verdict in STOPS:
+            self.grace -= 1
+            return PASSED
+        return judgement
+
+    def begun(self, turn: Turn) -> None:
+        """A turn whose answer nobody will see asks something new: that is news enough."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
+            question.rounds = 1
+        self.stale_tokens = 0
+
+    def _judge(self, turn: Turn, limits: Limits) -> Judgement:
         source, target, kind = turn.source, turn.target, turn.kind
         is_turn = kind in COUNTED
         if is_turn and (turn.path or source == target):
@@ -97,8 +122,12 @@ class Workflow:
         edge = self.edges.get((turn.source, turn.target))
         if edge is None:
             return False
+        if edge.unasked:
+            unasked, edge.unasked = edge.unasked, []
+            for hearing in unasked:
+                hearing.tell()
         for question in edge.questions:
-            if question.operation == turn.operation and (
+            if question.mark == turn.mark and (
                 question.rounds + question.open >= limits.periods or question.failures >= limits.periods
             ):
                 return True
@@ -138,10 +167,9 @@ class Workflow:
                 return
 
     def _counted(self, edge: Edge, limits: Limits) -> Judgement | None:
-        extra = self.extra
         tenths = edge.tenths
         least = limits.edge if limits.edge < limits.connected else limits.connected
-        if tenths >= limits.edge * TENTHS + extra:
+        if tenths >= limits.edge * TENTHS:
             return Judgement(MAX_TURNS, "edge", 0.0, tenths // TENTHS, limits.edge, (edge.source, edge.target))
         if least > limits.workflow:
             least = limits.workflow
@@ -151,13 +179,13 @@ class Workflow:
         for one in self.edges.values():
             if one.own or one.elsewhere:
                 total += one.tenths
-        if total >= limits.workflow * TENTHS + extra:
+        if total >= limits.workflow * TENTHS:
             return Judgement(MAX_TURNS, "workflow", 0.0, total // TENTHS, limits.workflow)
-        if total >= limits.connected * TENTHS + extra:
+        if total >= limits.connected * TENTHS:
             circle = circle_of(edge.source, [(one.source, one.target) for one in self.edges.values() if one.tenths])
             if edge.target in circle:
                 within = sum(one.tenths for one in self.edges.values() if one.source in circle and one.target in circle)
-                if within >= limits.connected * TENTHS + extra:
+                if within >= limits.connected * TENTHS:
                     agents = tuple(sorted(circle))
                     return Judgement(MAX_TURNS, "connected", 0.0, within // TENTHS, limits.connected, agents)
         return None
@@ -172,11 +200,12 @@ class Workflow:
     def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
         asked = Said(payload)
         self._numbers += 1
-        question, nearness = edge.ask(asked, turn.operation, self.seen, self._numbers)
+        question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
         turn.question = question
-        turn.is_known = nearness != DIFFERENT
-        if turn.is_known:
-            if turn.is_counted:
+        turn.nearness = nearness
+        turn.is_known = nearness > DECORATED
+        if nearness > DIFFERENT:
+            if turn.is_counted and turn.is_known:
                 edge.own += TENTHS - 1
             news = self._news_of(edge)
             if news > question.news_at and question.rounds > 1:
@@ -202,7 +231,7 @@ class Workflow:
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
         now_s = turn.at_s
-        if not turn.is_known:
+        if nearness == DIFFERENT:
             question.last_s = now_s
             return PASSED
         gap_s, question.last_s = now_s - question.last_s, now_s
@@ -211,18 +240,19 @@ class Workflow:
         if turn.is_read_only:
             return self._polled(question, limits, now_s)
         periods = limits.periods
+        if turn.is_many and turn.kind != AGENT:
+            # The turns of many tasks stand together: that some of them ask the same is no loop yet.
+            periods *= PATIENCE
         if turn.kind == LLM:
             if turn.is_many:
                 return PASSED
             if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
-        if self.extra:
-            return PASSED
         if question.rounds >= periods:
             return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, self._round(edge))
         if question.failures >= periods * (RETRIES if is_backing_off else RETRIES - 1):
             return Judgement(LOOP, "repetition", 0.0, question.failures, periods, self._round(edge))
-        if turn.kind == AGENT and question.open > periods and nearness != ALIKE and question.rounds == 0:
+        if turn.kind == AGENT and question.open > periods and nearness >= LOOSE and question.rounds == 0:
             return Judgement(LOOP, "open", 0.0, question.open - 1, periods, (edge.source, edge.target))
         if question.changes >= periods:
             period = period_of(self.steps, periods)
@@ -279,7 +309,7 @@ class Workflow:
                 question.rounds = 1
             return not turn.is_known
         said = Said(answer)
-        if not turn.is_known:
+        if turn.nearness == DIFFERENT:
             question.answer, question.rounds = said, 1
             self._keep(said)
             self._step(question, said)
@@ -295,12 +325,17 @@ class Workflow:
                 return False
             if not turn.is_read_only:
                 question.rounds += 1
+                if turn.is_counted and not turn.is_known:
+                    edge.own += TENTHS - 1
+                    turn.is_known = True
                 self.is_changed = True
                 self._step(question, question.answer)
             return False
         said.learn(self.seen)
         question.answer = said
         question.rounds = 1
+        if not turn.is_known:
+            return True
         question.changes += 1
         self._take_back(turn, edge)
         if not turn.is_read_only and not (found is not None and found.is_underway):
@@ -319,7 +354,11 @@ class Workflow:
 
     def _news_of(self, edge: Edge) -> int:
         news = self.news
-        return news.get(edge.source, 0) + news.get(edge.target, 0)
+        found = news.get(edge.source, 0) + news.get(edge.target, 0)
+        if self.news_elsewhere:
+            for agent in (edge.source, edge.target):
+                found += sum([count & COUNT_MASK for count in self.news_elsewhere.get(agent, _NONE).values()])
+        return found
 
     def _bring(self, edge: Edge) -> None:
         news = self.news

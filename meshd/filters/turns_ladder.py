@@ -1,0 +1,178 @@
+"""What is done about a loop: note it, tell, hold the call for the supervisor, refuse it."""
+
+from __future__ import annotations
+
+import asyncio
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from meshd.call import Reply, Target
+from meshd.refusal import Reason, Refused
+from meshd.turns.supervision import EdgeTold, Story, Verdict
+from meshd.turns.turn import DETECTORS, MAX_TURNS
+from meshd.turns.words import told
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Call
+    from meshd.filters.turns_settings import TurnsSettings
+    from meshd.turns.supervision import Supervisor
+    from meshd.turns.turn import Judgement, Turn
+    from meshd.turns.workflow import Workflow
+    from meshd_sdk.context import Context
+
+HELD_S: Final = 60.0
+"""For how long a call is held at most, where nobody knows how long its caller waits."""
+NOTICE: Final = b"x-meshd-notice"
+"""On a reply, and on a request to an agent: what was found, where the policy's highest step is to tell it."""
+EDGES_TOLD_MAX: Final = 64
+
+
+class Tally:
+    """Counts for the metrics."""
+
+    __slots__ = ("by_detector", "held", "noted", "refused", "waited")
+
+    def __init__(self) -> None:
+        self.noted = 0
+        self.waited = 0
+        self.held = 0
+        self.refused = 0
+        self.by_detector: dict[str, int] = dict.fromkeys(DETECTORS, 0)
+
+    def found(self, judgement: Judgement) -> None:
+        """Count a loop by what found it."""
+        self.by_detector[judgement.detector] += 1
+
+
+class Ladder:
+    """The steps, and who is asked on the way."""
+
+    __slots__ = ("_judge", "hold_s", "supervisor", "tally")
+
+    def __init__(self, judge: Callable[[Call, Any], None] | None) -> None:
+        self._judge = judge
+        self.supervisor: Supervisor | None = None
+        self.hold_s: Callable[[Call], float] = _held_s
+        """How long a call's caller can be kept waiting, in seconds."""
+        self.tally = Tally()
+
+    def tell(self, call: Call, judgement: Judgement) -> None:
+        """Let the call pass, and say on the way what was found: models read it where their agent shows it to them."""
+        notice = f"{judgement.detector}: {judgement.amount} of {judgement.limit}".encode()
+        call.reply_headers = [*call.reply_headers, (NOTICE, notice)]
+        call.inject = [*call.inject, (NOTICE, notice)]
+
+    async def ask(
+        self, call: Call, workflow: Workflow, turn: Turn, judgement: Judgement, settings: TurnsSettings
+    ) -> Reply | None:
+        """Ask the supervisor, and do what it says. Raises Refused where it stops the workflow, or does not answer."""
+        assert self.supervisor is not None
+        verdict: Verdict | None = None
+        try:
+            async with asyncio.timeout(self.hold_s(call)):
+                verdict = await self.supervisor.ask(story_of(call, workflow, turn, judgement))
+        except TimeoutError:
+            verdict = None
+        if verdict is not None:
+            if verdict.action == "continue" and verdict.turns > 0:
+                workflow.grace += verdict.turns - 1
+                workflow.is_changed = True
+                return None
+            if verdict.action == "redirect" and self._redirect(call, verdict.target):
+                return None
+            if verdict.action == "finish":
+                return Reply(
+                    200, [(b"content-type", verdict.content_type.encode("latin-1", "replace"))], verdict.answer
+                )
+            if verdict.action == "stop":
+                workflow.is_stopped = workflow.is_changed = True
+        self.tally.refused += 1
+        raise refusal(call, turn, judgement, settings, _words(verdict))
+
+    def _redirect(self, call: Call, name: str) -> bool:
+        """Call another target in place of the one that the call names; return whether that may be."""
+        old, new = call.upstream, call.policy.upstreams.get(name)
+        if new is None or new.kind is not old.kind or new.dialect != old.dialect or new.is_peer != old.is_peer:
+            return False
+        target = Target(new.kind, name, call.target.model)
+        operation = call.ask.operation if call.ask is not None else f"{call.method} {call.path.partition('?')[0]}"
+        plan = call.policy.plan(target, call.agent, operation)
+        before = call.target, call.plan, call.upstream
+        call.target, call.plan, call.upstream = target, plan, new
+        if plan.allow is not None and self._judge is not None:
+            try:
+                self._judge(call, plan.allow)
+            except Refused as refused:
+                if not refused.is_shadow:
+                    call.target, call.plan, call.upstream = before
+                    return False
+        if call.path.startswith(old.base_path):
+            call.path = new.base_path + call.path[len(old.base_path) :]
+        return True
+
+    @staticmethod
+    def refused_event(judgement: Judgement, turn: Turn, context: Context, settings: TurnsSettings) -> Refused:
+        """Return the refusal of an event."""
+        reason = Reason.MAX_TURNS if judgement.verdict == MAX_TURNS else Reason.LOOP
+        return Refused(reason, told(judgement, turn, f"workflow {context.workflow}"), rule=settings.rule)
+
+
+def refusal(call: Call, turn: Turn, judgement: Judgement, settings: TurnsSettings, more: str = "") -> Refused:
+    """Return the refusal of a call, in words for the model."""
+    reason = Reason.MAX_TURNS if judgement.verdict == MAX_TURNS else Reason.LOOP
+    context = call.context
+    workflow = f"workflow {context.workflow}" if context is not None and context.workflow else "no workflow"
+    return Refused(reason, told(judgement, turn, workflow) + more, rule=settings.rule)
+
+
+def mark(call: Call, judgement: Judgement) -> None:
+    """Note on the call's span what was found."""
+    if call.span is not None:
+        call.span.loop = judgement.detector
+
+
+def story_of(call: Call, workflow: Workflow, turn: Turn, judgement: Judgement) -> Story:
+    """Return what a supervisor is told. No content: payloads are named by their digests."""
+    context = call.context
+    assert context is not None
+    edges = [
+        EdgeTold(
+            source=one.source,
+            target=one.target,
+            kind=one.kind,
+            turns=one.tenths / 10,
+            rounds=max([question.rounds for question in one.questions], default=0),
+        )
+        for one in list(workflow.edges.values())[:EDGES_TOLD_MAX]
+    ]
+    digests = (sha256(turn.payload).hexdigest(),) if turn.payload else ()
+    return Story(
+        workflow=context.workflow,
+        account=context.account,
+        source=turn.source,
+        target=turn.target,
+        operation=turn.operation,
+        call_id=call.id,
+        detector=judgement.detector,
+        why=told(judgement, turn, f"workflow {context.workflow}" if context.workflow else "no workflow"),
+        path=(*context.path, context.agent),
+        edges=tuple(edges),
+        tokens_stale=workflow.stale_tokens,
+        tokens_budget=call.policy.workflow_tokens or 0,
+        payloads=digests,
+    )
+
+
+def _words(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return " The supervisor was asked and did not answer in time."
+    reason = f": {verdict.reason[:300]}" if verdict.reason else "."
+    if verdict.action == "stop":
+        return f" The supervisor has stopped the task{reason}"
+    return f" What the supervisor answered could not be done{reason}"
+
+
+def _held_s(call: Call) -> float:
+    return HELD_S

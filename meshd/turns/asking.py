@@ -1,0 +1,147 @@
+"""What a request to a model asks, and how often its history goes round already.
+
+A model that is stuck shows it in the request itself: the same answer of its own and the same result of a tool, one
+round after the other at the end of the history. Nothing need be remembered for that. What is asked is what stands
+behind the model's last answer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from meshd.dialects.marks_shapes import ChatMessage, GeminiContent, InputItem
+from meshd.turns.said import DECORATED, Said
+from meshd.turns.sample import sampled
+from meshd.turns.seen import Seen
+from meshd.turns.turn import AGENT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.call import Ask
+
+_Message = tuple[bool, bytes]
+"""Whether it is the model's, and what it says."""
+
+MESSAGES_MAX: Final = 64
+"""At the end of a history that are looked at."""
+PERIOD_MAX: Final = 16
+"""Messages of one round."""
+MESSAGE_BYTES_MAX: Final = 4096
+NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
+_chat = msgspec.json.Decoder(list[ChatMessage])
+_items = msgspec.json.Decoder(list[InputItem])
+_contents = msgspec.json.Decoder(list[GeminiContent])
+
+
+class Asking:
+    """What one request asks."""
+
+    __slots__ = ("payload", "rounds")
+
+    def __init__(self, payload: bytes, rounds: int) -> None:
+        self.payload = payload
+        self.rounds = rounds
+        """How often the end of the history says the same, model and tools together; 0 where it does not."""
+
+
+def asking_of(dialect: str, ask: Ask, body: bytes, periods: int, bytes_max: int) -> Asking | None:
+    """Return what a request asks that was read by its dialect; None where nothing of it can be read."""
+    reader = _READERS.get((dialect, ask.operation))
+    pairs = getattr(ask.fields, "pairs", None)
+    if reader is None or pairs is None:
+        return None
+    key, mark, read = reader
+    raw = pairs.get(key)
+    if raw is None:
+        return None
+    if body.find(mark) < 0:
+        # Nothing of the model's is in it: it begins.
+        return Asking(sampled(bytes(raw), bytes_max), 0)
+    try:
+        messages = read(raw)
+    except NONSENSE:
+        return None
+    at = len(messages)
+    while at and not messages[at - 1][0]:
+        at -= 1
+    payload = b"\n".join([said for _, said in messages[at:]])
+    rounds = rounds_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
+    return Asking(sampled(payload, bytes_max), rounds)
+
+
+def rounds_of(messages: list[_Message], periods: int) -> int:
+    """Return `periods` where the last messages are so many rounds of the same, else 0."""
+    count = len(messages)
+    last = messages[-1]
+    if last[0]:
+        return 0
+    said: dict[int, Said] = {}
+    """What was compared with already, by its place."""
+    seen = Seen()
+    for period in range(2, min(PERIOD_MAX, (count - 1) // periods) + 1):
+        if not _is_same(messages, count - 1, period, said, seen):
+            continue
+        begins = count - period * (periods - 1)
+        if all(_is_same(messages, at, period, said, seen) for at in range(count - 2, begins - 1, -1)):
+            found = Said(last[1]).features()
+            return 0 if found is not None and found.is_underway else periods
+    return 0
+
+
+def _is_same(messages: list[_Message], at: int, period: int, said: dict[int, Said], seen: Seen) -> bool:
+    (is_model, one), (was_model, before) = messages[at], messages[at - period]
+    if is_model is not was_model:
+        return False
+    if one == before:
+        return True
+    apart = len(one) - len(before)
+    if (apart if apart > 0 else -apart) > 40 + min(len(one), len(before)):
+        return False
+    that = said.get(at - period)
+    if that is None:
+        that = said[at - period] = Said(before)
+    return Said(one).nearness(that, seen, AGENT) > DECORATED
+
+
+def _of_chat(raw: Any) -> list[_Message]:
+    return [
+        (
+            message.role == "assistant",
+            bytes(message.content)[:MESSAGE_BYTES_MAX] + bytes(message.tool_calls)[:MESSAGE_BYTES_MAX],
+        )
+        for message in _chat.decode(raw)
+    ]
+
+
+def _of_response(raw: Any) -> list[_Message]:
+    data = bytes(raw)
+    if data[:1] != b"[":
+        return [(False, data[:MESSAGE_BYTES_MAX])]
+    found: list[_Message] = []
+    for item in _items.decode(data):
+        kind = item.type if type(item.type) is str else "message"
+        if kind == "reasoning":
+            continue
+        arguments = item.arguments.encode() if type(item.arguments) is str else b""
+        said = bytes(item.content)[:MESSAGE_BYTES_MAX] + bytes(item.output)[:MESSAGE_BYTES_MAX] + arguments
+        found.append((item.role == "assistant" or kind.endswith("_call"), said))
+    return found
+
+
+def _of_gemini(raw: Any) -> list[_Message]:
+    return [(one.role == "model", bytes(one.parts)[:MESSAGE_BYTES_MAX]) for one in _contents.decode(raw)]
+
+
+_READERS: Final[dict[tuple[str, str], tuple[str, bytes, Callable[[Any], list[_Message]]]]] = {
+    ("openai", "chat"): ("messages", b'"assistant"', _of_chat),
+    ("openai", "responses"): ("input", b"_call", _of_response),
+    ("anthropic", "chat"): ("messages", b'"assistant"', _of_chat),
+    ("gemini", "chat"): ("contents", b'"model"', _of_gemini),
+    ("ollama", "chat"): ("messages", b'"assistant"', _of_chat),
+}
+"""By dialect and operation: the member that holds the history, what stands in it where the model has spoken, and how
+it is read."""
