@@ -1,4 +1,7 @@
-"""A scenario against the detector alone: no process and no socket, and a clock that jumps to what is waited for."""
+"""A scenario against the detector alone: no process and no socket, and a clock that jumps to what is waited for.
+
+The filters are the real ones, HopLimit and Turns; calls are handed to them as the proxy does.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,24 @@ import asyncio
 import selectors
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.turns.turn import AGENT, LOOP, MAX_TURNS, TOOL, WAIT, Limits, Turn
-from meshd.turns.turn import LLM as MODEL
-from meshd.turns.workflow import Workflow
-from tests.loops.playing import Actor, Player, Record, Refusal, StoppedError
-from tests.loops.reading import LEAD, LLM, Scenario
+from meshd import call as meshd_call
+from meshd.call import Call, Direction, NeedBody, Target, Wait
+from meshd.dialects.table import DIALECTS, GRPC
+from meshd.filters.hop_limit import HopLimit
+from meshd.filters.turns import Turns
+from meshd.outcome import Fault, Outcome, classify
+from meshd.policy.document import DocumentFile, parse
+from meshd.refusal import Refused
+from meshd_sdk.context import Context
+from tests.loops.playing import WALL_S, Actor, Player, Record, StoppedError
+from tests.loops.policies import document, refusal
+from tests.loops.reading import LEAD, LLM, TOOL, Scenario
 
 if TYPE_CHECKING:
     from tests.loops.playing import Handle, Said
 
-SAMPLE_BYTES: Final = 4096
-"""Of a payload and of an answer that are looked at, as `limits.turns.sample` has it."""
-HOPS_MAX: Final = 16
-"""As the policy's default has it; the hop limit is one of the things that stop a loop."""
-_STALE_SHARE: Final = 0.25
-_FAILED: Final = frozenset({429, 500, 502, 503, 504, 529})
+words: Any = meshd_call
+_NOT_DONE: Final = b'{"error": "a call that I made was refused"}'
 
 
 class _Jumping(selectors.DefaultSelector):
@@ -46,13 +52,21 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         return self._jumping.now_s
 
 
-class PureMesh:
-    """Judges calls as the filter does, and hands them straight to their target."""
+class _Span:
+    loop = ""
 
-    def __init__(self, scenario: Scenario) -> None:
-        self._scenario = scenario
-        self._workflow = Workflow()
-        self._limits = Limits(stale_tokens=int(scenario.budget * _STALE_SHARE))
+
+class PureMesh:
+    """Judges calls as the chain does, and hands them straight to their target."""
+
+    def __init__(self, scenario: Scenario, workflow: str) -> None:
+        ports = dict.fromkeys(("", *scenario.agents), 9)
+        one = scenario.model_copy(update={"sidecars": 1})
+        self._policy = parse([DocumentFile("policy.yaml", document(one, 0, ports, []).encode())])
+        self._passes_context = scenario.context == "passed"
+        self._workflow = workflow
+        self._hop_limit = HopLimit()
+        self._turns = Turns(sleep=asyncio.sleep)
         self._background: set[asyncio.Task[bool]] = set()
 
     async def wait(self, seconds: float) -> None:
@@ -68,73 +82,119 @@ class PureMesh:
 
     async def send(self, actor: Actor, said: Said, handle: Handle) -> None:
         """See `Mesh.send`."""
-        is_passed_on = self._scenario.context == "passed"
-        source = actor.agent if is_passed_on else LEAD
-        path = actor.path if is_passed_on else ()
-        is_agent = said.target != LLM and not said.target.startswith("tool.")
-        kind = AGENT if is_agent else MODEL if said.target == LLM else TOOL
-        if is_agent and len(path) >= HOPS_MAX:
-            said.refusal = Refusal("hop_limit")
+        call = self._call(actor, said)
+        try:
+            self._hop_limit.admit(call)
+            ticket = await self._admitted(call, said)
+        except Refused as refused:
+            said.refusal = refusal(refused.reason.value, refused.message)
             return
-        now_s = asyncio.get_running_loop().time()
-        turn = Turn(
-            source, said.target.removeprefix("tool."), kind, f"{said.method} {said.path}",
-            sampled(said.body or said.path.encode()), path, now_s, is_read_only(said), rounds=rounds_of(said),
-            is_many=not is_passed_on,
-        )  # fmt: skip
-        judged = self._workflow.judge(turn, self._limits)
-        if judged.verdict in (LOOP, MAX_TURNS):
-            self._workflow.withdraw(turn)
-            said.refusal = Refusal(judged.verdict, judged.detector)
-            return
-        if judged.verdict == WAIT:
-            await asyncio.sleep(judged.wait_s)
+        if call.heard_by is not None and call.body is None:
+            call.heard_by.hear(_wired(said, said.body or b""))
         said.reached = True
         await asyncio.sleep(said.takes_s)
-        ok = True
-        if is_agent:
-            callee = Actor(said.target, (*path, source))
-            if said.is_forwarded:
-                self._background.add(asyncio.get_running_loop().create_task(self._quietly(handle, callee)))
-            else:
-                ok = await self._quietly(handle, callee)
-        status = said.status if ok else 500
-        answer = sampled(said.answer) if ok else b'{"error": "a call that I made was refused"}'
-        self._workflow.answered(turn, answer, said.tokens, is_failed=status in _FAILED, status=status)
+        is_done = True
+        if call.target.kind.value == "agent":
+            is_done = await self._worked(Actor(said.target, _path(call)), said, handle)
+        if ticket is not None:
+            self._answer(call, said, ticket, is_done=is_done)
+
+    def _call(self, actor: Actor, said: Said) -> Call:
+        now_s = asyncio.get_running_loop().time()
+        fields = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(said.body or b""))]
+        upstream = self._policy.upstreams[said.target.removeprefix(TOOL)]
+        call = Call(said.id, Direction.OUTBOUND, said.method, said.path, "", fields, now_s, WALL_S + now_s)
+        call.policy, call.upstream = self._policy, upstream
+        call.span = _Span()
+        call.dialect = GRPC if said.via == "grpc" else DIALECTS[upstream.dialect]
+        call.target = Target(upstream.kind, upstream.name)
+        operation = f"{said.method} {said.path}"
+        if said.target == LLM:
+            assert said.body is not None
+            call.body = said.body
+            call.ask = call.dialect.read("chat", said.body)
+            call.target = Target(upstream.kind, upstream.name, call.ask.model)
+            operation = "chat"
+        elif said.via in ("mcp", "a2a") and said.via in DIALECTS:
+            _fill(call, said)
+        if self._passes_context:
+            call.context = Context(
+                self._workflow, actor.agent, len(actor.path), actor.path, account=f"workflow/{self._workflow}"
+            )
+        else:
+            call.context = Context("", LEAD, account=f"unattributed/{LEAD}")
+        call.agent = call.context.agent
+        call.plan = self._policy.plan(call.target, call.agent, operation)
+        return call
+
+    async def _admitted(self, call: Call, said: Said) -> Any:
+        decision: Any = self._turns.admit(call)
+        if isinstance(decision, NeedBody):
+            call.body = _wired(said, said.body or b"")
+            decision = self._turns.admit(call)
+        return await decision.coroutine if isinstance(decision, Wait) else decision
+
+    async def _worked(self, callee: Actor, said: Said, handle: Handle) -> bool:
+        """Let the callee do what it is asked; return False where that was refused."""
+        if said.is_forwarded:
+            self._background.add(asyncio.get_running_loop().create_task(_quietly(handle, callee)))
+            return True
+        return await _quietly(handle, callee)
 
     @staticmethod
-    async def _quietly(handle: Handle, callee: Actor) -> bool:
-        try:
-            await handle(callee)
-        except StoppedError:
-            return False
-        return True
+    def _answer(call: Call, said: Said, ticket: Any, *, is_done: bool) -> None:
+        status, body = (said.status, said.answer) if is_done else (500, _NOT_DONE)
+        usage = None
+        if call.ask is not None:
+            meter = call.dialect.meter(call.ask)
+            event = meter.read_message(body)
+            usage = meter.usage
+            if status == 200 and hasattr(ticket, "on_event"):
+                ticket.on_event(event)
+        heard_by = getattr(call, "reply_heard_by", None)
+        if heard_by is not None:
+            heard_by.hear(_wired(said, body))
+        now_s = asyncio.get_running_loop().time()
+        verdict = classify(status, Fault.NONE, True)
+        outcome = Outcome(
+            verdict, now_s, status=status, is_forwarded=True, is_answered=True, is_terminal=True, usage=usage
+        )
+        ticket.settle(outcome)
 
 
-def sampled(payload: bytes) -> bytes:
-    """Return the beginning and the end of a long payload."""
-    half = SAMPLE_BYTES // 2
-    return payload if len(payload) <= SAMPLE_BYTES else payload[:half] + payload[-half:]
+def _fill(call: Call, said: Said) -> None:
+    """Read JSON-RPC as the proxy does."""
+    read: Any = call
+    read.rpc = words.Rpc(read.dialect.name)
+    read.dialect.fill(read.rpc, said.body, read.headers)
+    read.body = said.body
 
 
-def is_read_only(said: Said) -> bool:
-    """Say whether a call only asks how something stands."""
-    return said.method == "GET" or (
-        said.via == "a2a" and said.path == "/" and b'"method":"tasks/get"' in (said.body or b"")
-    )
+def _wired(said: Said, body: bytes) -> bytes:
+    """Return a body as its wire carries it."""
+    return b"\0" + len(body).to_bytes(4, "big") + body if said.via == "grpc" else body
 
 
-def rounds_of(said: Said) -> int:
-    """Say how often the history of a request to the model goes round."""
-    return 0
+def _path(call: Call) -> tuple[str, ...]:
+    assert call.context is not None
+    return (*call.context.path, call.context.agent)
+
+
+async def _quietly(handle: Handle, callee: Actor) -> bool:
+    try:
+        await handle(callee)
+    except StoppedError:
+        return False
+    return True
 
 
 def play(scenario: Scenario, seed: int) -> Record:
     """Play a scenario once."""
 
     async def whole() -> Record:
-        mesh = PureMesh(scenario)
-        player = Player(scenario, seed, mesh, f"loop-{seed}")
+        workflow = f"loop-{seed}"
+        mesh = PureMesh(scenario, workflow)
+        player = Player(scenario, seed, mesh, workflow)
         await player.play()
         await mesh.settled()
         return player.record

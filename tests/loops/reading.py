@@ -143,6 +143,11 @@ class Scenario(BaseModel):
         """How many calls of the loop are one round of it."""
         return sum(step.times * len(step.each or [0]) for step in leaves(self.loop))
 
+    def spoken_by(self, target: str) -> str:
+        """Return in which JSON-RPC a target is called, `mcp` or `a2a`; empty where in none."""
+        every = _walk([*self.steps, *self.before, *self.loop])
+        return next((one.via for one in every if one.to == target and one.via in ("mcp", "a2a")), "")
+
     def speaks_grpc(self, agent: str) -> bool:
         """Say whether this agent is a gRPC server."""
         if self.wire == "mixed":

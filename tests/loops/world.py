@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -16,8 +15,9 @@ import grpc.aio
 from meshd.mesh_key import MeshKeys
 from tests.end_to_end.sidecar import Sidecar, free_port
 from tests.engines.servers import redis_server, running
-from tests.loops.playing import Player, Record, Refusal
-from tests.loops.reading import LEAD, LLM, TOOL
+from tests.loops.playing import Player, Record
+from tests.loops.policies import document, refusal
+from tests.loops.reading import LEAD, TOOL
 from tests.loops.serving import CALL, CONTEXT, PACE, Stage
 
 if TYPE_CHECKING:
@@ -88,9 +88,9 @@ class RealMesh:
         async with self._session.request(said.method, url, data=said.body, headers=headers, timeout=timeout) as reply:
             text = await reply.text()
             if reply.headers.get("x-meshd-decision") == "refuse":
-                said.refusal = _refusal(reply.headers.get("x-meshd-reason", ""), text)
+                said.refusal = refusal(reply.headers.get("x-meshd-reason", "refused"), text)
             elif not said.reached:
-                said.refusal = _refusal("", f"{reply.status} {text}")
+                said.refusal = refusal("not reached", f"{reply.status} {text}")
 
     async def _by_grpc(self, sidecar: Sidecar, said: Said, headers: dict[str, str]) -> None:
         key = sidecar.url, said.target
@@ -106,15 +106,7 @@ class RealMesh:
             trailers = dict(error.trailing_metadata() or ())
             reason = str(trailers.get("x-meshd-reason", ""))
             if trailers.get("x-meshd-decision") == "refuse" or reason or not said.reached:
-                said.refusal = _refusal(reason, error.details() or "")
-
-
-_DETECTOR: Final = re.compile(r'"detector"\s*:\s*"(\w+)"')
-
-
-def _refusal(reason: str, text: str) -> Refusal:
-    found = _DETECTOR.search(text)
-    return Refusal(reason or "not reached", found[1] if found else "", text[:500])
+                said.refusal = refusal(reason or "not reached", error.details() or "")
 
 
 async def play(scenario: Scenario, seed: int) -> tuple[Record, float]:
@@ -173,22 +165,6 @@ async def _sidecars(scenario: Scenario, stage: Stage) -> AsyncIterator[list[Side
                 env["MESHD_STORE"] = store
                 beside = scenario.agents[at : at + 1]
                 arguments += ["--app", f"http://127.0.0.1:{ports[beside[0]]}"] if beside else []
-            starts.append(asyncio.to_thread(one.start, _policy(scenario, at, ports, inbound), *arguments, **env))
+            starts.append(asyncio.to_thread(one.start, document(scenario, at, ports, inbound), *arguments, **env))
         await asyncio.gather(*starts)
         yield made
-
-
-def _policy(scenario: Scenario, at: int, ports: dict[str, int], inbound: list[int]) -> str:
-    agents = scenario.agents
-    provider = f"http://127.0.0.1:{ports['']}"
-    lines = [f"agent: {agents[at] if scenario.sidecars > 1 and at < len(agents) else LEAD}", "upstreams:"]
-    lines.append(f'  {LLM}: {{url: "{provider}", kind: llm, dialect: openai}}')
-    lines += [f'  {tool}: {{url: "{provider}", kind: tool}}' for tool in scenario.tools]
-    for number, name in enumerate(agents):
-        if scenario.sidecars == 1:
-            lines.append(f'  {name}: {{url: "http://127.0.0.1:{ports[name]}", kind: agent}}')
-        elif number != at:
-            lines.append(f'  {name}: {{url: "http://127.0.0.1:{inbound[number]}", kind: agent, peer: true}}')
-    lines.append(f"limits: {{unattributed_tokens: {scenario.budget}}}")
-    lines.append(f"rules:\n  - {{name: purse, match: {{kind: llm}}, budget: {{tokens: {scenario.budget}}}}}")
-    return "\n".join(lines) + "\n"
