@@ -228,10 +228,9 @@ class Player:
         """Ask the model first, which answers with the call that is then made."""
         self._begin(actor)
         id = self._filler.uuid("", 0)
-        if said.target.startswith(TOOL):
-            message = bodies.tool_call(said.target.removeprefix(TOOL), said.speech, id)
-        else:
-            message = {"role": "assistant", "content": bodies.text_of(said.speech)}
+        # As agent frameworks have it, another agent is a tool too.
+        tool = said.target.removeprefix(TOOL) if said.target.startswith(TOOL) else f"ask_{said.target}"
+        message = bodies.tool_call(tool, said.speech if said.body is not None else {"path": said.path}, id)
         thought = self._to_model(actor, message, step.thinks, id)
         await self._send(thought, actor, _nothing)
         actor.messages.append(message)
@@ -260,7 +259,7 @@ class Player:
         body = bodies.chat(actor.messages)
         number = len(self.record.calls)
         said = Said(number, id, LLM, "post", "POST", path, body, answer, tokens=tokens, takes_s=takes_s)
-        said.speech, said.reply = bodies.text_of(actor.messages[-1]["content"]), bodies.text_of(message["content"])
+        said.speech, said.reply = actor.messages[-1]["content"] or "", message["content"] or ""
         return said
 
     def _composed(self, step: Step, actor: Actor, scope: dict[str, Any]) -> Said:
