@@ -228,7 +228,8 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
         "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "reply_heard_by", "run_token", "span", "target", "timeout_s", "upstream", "wall_s",
+        "plan", "policy", "reply_headers", "reply_heard_by", "run_token",
+        "span", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(

@@ -23,6 +23,7 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
+from meshd.filters.turns import Turns
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
 from meshd.policy.addressing import APP
@@ -33,6 +34,7 @@ from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
 from meshd.tokens.counter import Counter
+from meshd.turns.sharing import Sharing
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
 if TYPE_CHECKING:
@@ -123,7 +125,7 @@ class Daemon:
         for warning in policy.warnings:
             log.warning("%s", warning)
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(self._poll()), loop.create_task(self._tick())]
+        self._tasks += [loop.create_task(self._poll()), loop.create_task(self._tick())]
         if self._why is not None:
             trying = keep_trying(config.home, config.store, self._why, self._use)
             self._tasks.append(loop.create_task(trying))
@@ -185,7 +187,12 @@ class Daemon:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
         budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
-        attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds)
+        turns = next(one for one in self.chain.per_call if isinstance(one, Turns))
+        attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds, turns)
+        # A number of this process alone: what it counts stands beside what others count, and outlives it.
+        number = int.from_bytes(os.urandom(4), "big") | 1
+        self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
+        self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
         view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -343,6 +350,8 @@ class Daemon:
         if self.servers is not None:
             await self.servers.close()
         await self.bus.close()
+        if hasattr(self, "sharing"):
+            await self.sharing.close()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

@@ -15,7 +15,7 @@ from meshd.admin.view import (
     StatusDump,
 )
 from meshd.telemetry.budgets import sums_of
-from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.telemetry.sources import BreakerReading, BudgetReading, TurnsReading
 from meshd.view_books import LedgerBooks
 from meshd.view_calls import call_of, calls_of
 
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from meshd.filters.breaker import Breaker
     from meshd.filters.budget import Budget
     from meshd.filters.circuit import State
+    from meshd.filters.turns import Turns
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
     from meshd.proxy.proxy import Proxy
@@ -52,6 +53,7 @@ def attach_sources(
     breaker: Breaker,
     budget: Budget,
     bounds: Bounds,
+    turns: Turns | None = None,
 ) -> None:
     """Let a scrape read what is counted elsewhere."""
 
@@ -81,6 +83,9 @@ def attach_sources(
         )
 
     sources.budget = spending
+    if turns is not None:
+        tally = turns.ladder.tally
+        sources.turns = lambda: TurnsReading(tally.decisions(), tuple(tally.by_detector.items()))
 
 
 class View:

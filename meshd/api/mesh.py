@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.call import Kind
 from meshd.filters.minting import TOKEN_LIFE_S, refused
+from meshd.filters.turns import Turns
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 
@@ -27,7 +28,8 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "traces", "wall_clock",
+        "_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "traces", "turns",
+        "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -46,6 +48,7 @@ class Mesh:
         """`agent` is the name from the command line, empty for the policy's; `wall_clock` returns unix seconds."""
         self.proxy = proxy
         self.chain = chain
+        self.turns: Turns = next(one for one in chain.per_call if isinstance(one, Turns))
         self.keys = keys
         self.ledger = ledger
         """Another one in its place once the books, which could not be opened at the start, are."""

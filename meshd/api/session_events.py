@@ -221,6 +221,10 @@ class Events:
     def _event_of(self, request: events_pb2.PublishRequest) -> Event:
         session, event = self._session, request.event
         context, token = for_publisher(session.mesh, session.name, request.token)
+        mesh = session.mesh
+        mesh.turns.publish(
+            context, event.topic, event.data, mesh.policy, now_s=mesh.proxy.now_s, wall_s=mesh.wall_clock()
+        )
         source = event.source or session.name
         if source != session.name and not source.startswith(f"{session.name}/"):
             # An event is known by (source, id): another's source would take its place.

@@ -8,24 +8,25 @@ often already that the next call decides is the body waited for. What a loop is,
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import NEED_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
+from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
 from meshd.turns.asking import asking_of
 from meshd.turns.book import Book, key_of
 from meshd.turns.sample import sampled
-from meshd.turns.turn import AGENT, EVENT, LLM, PASS, TOOL, WAIT, Limits, Turn
+from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from meshd.call import Call
     from meshd.filters.contract import Ticket
-    from meshd.filters.turns_settings import TurnsSettings
     from meshd.turns.sharing import Sharing
     from meshd.turns.supervision import Supervisor
     from meshd.turns.turn import Judgement
@@ -38,6 +39,8 @@ _AGENT: Final = Kind.AGENT
 _LLM: Final = Kind.LLM
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LIMITS_MAX: Final = 256
+_VERSION: Final = re.compile(r"\bv\d+\w*\b")
+_NUMBER: Final = re.compile(r"\d")
 PLACES_MAX: Final = 1024
 _CALL: Final = "tools/call"
 
@@ -119,11 +122,23 @@ class Turns:
         verdict = judgement.verdict
         if verdict != PASS and verdict != WAIT:
             return self._stop(call, workflow, turn, judgement, settings, prefix)
+        if call.plan.trials and self._shadowed is not None:
+            self._try(call, workflow, turn)
         ticket = self._ticket(call, workflow, turn, settings, prefix)
         if verdict == WAIT:
             self.ladder.tally.waited += 1
             return Wait(self._slowed(judgement.wait_s, ticket))
         return ticket
+
+    def _try(self, call: Call, workflow: Workflow, turn: Turn) -> None:
+        """Say what rules on trial would have refused."""
+        for trial in call.plan.trials:
+            if isinstance(trial, TurnsSettings) and self._shadowed is not None:
+                judgement = workflow.trial(turn, self._limits_of(trial, call.policy))
+                if judgement.verdict in STOPS:
+                    refused = refusal(call, turn, judgement, trial)
+                    refused.is_shadow = True
+                    self._shadowed(call, refused)
 
     def _stop(
         self,
@@ -215,8 +230,8 @@ class Turns:
 
     def _place(self, path: str) -> tuple[str, bytes]:
         """Say what of a path names an operation, and what belongs to the question: where there are numbers in it."""
-        bare, _, query = path.partition("?")
-        if query or any(part.isdigit() or (len(part) > 8 and any(map(str.isdigit, part))) for part in bare.split("/")):
+        bare = path.partition("?")[0]
+        if len(bare) < len(path) or _NUMBER.search(_VERSION.sub("", bare)) is not None:
             place = ("", path.encode("utf-8", "replace") + b"\n")
         else:
             place = (path, b"")
@@ -253,7 +268,7 @@ class Turns:
         limits = self._limits_of(settings, call.policy)
         if is_many and body.count(b'"assistant"') + body.count(b'"model"') + body.count(b"_call") < limits.periods:
             return None
-        asking = asking_of(call.dialect.name, ask, body, limits.periods, settings.sample)
+        asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
         if asking is None or (is_many and not asking.rounds):
             return None
         turn = Turn(
@@ -267,15 +282,14 @@ class Turns:
             False,
             asking.rounds,
             is_many,
+            asking.period,
         )
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         return self._judge(call, workflow, turn, limits, settings, b"")
 
     # ------------------------------------------------------------------ events
 
-    def publish(
-        self, context: Context, topic: str, data: bytes, policy: Any, *, now_s: float, wall_s: float
-    ) -> None:
+    def publish(self, context: Context, topic: str, data: bytes, policy: Any, *, now_s: float, wall_s: float) -> None:
         """Judge an event before it is published. Raises Refused(LOOP) or Refused(MAX_TURNS).
 
         An event is a turn without an answer. One that follows from nothing belongs to no workflow, and is not counted:

@@ -41,6 +41,10 @@ class Tally:
         self.refused = 0
         self.by_detector: dict[str, int] = dict.fromkeys(DETECTORS, 0)
 
+    def decisions(self) -> tuple[tuple[str, int], ...]:
+        """Return how often each was decided."""
+        return (("noted", self.noted), ("waited", self.waited), ("held", self.held), ("refused", self.refused))
+
     def found(self, judgement: Judgement) -> None:
         """Count a loop by what found it."""
         self.by_detector[judgement.detector] += 1

@@ -264,7 +264,7 @@ def _workflow_tokens(rules: list[Rule]) -> int | None:
 
 
 UNATTRIBUTED_TOKENS = 100_000
-ACTING = ("breaker", "concurrency", "delegate", "fallback", "idempotency", "retry", "route", "turns")
+ACTING = ("breaker", "concurrency", "delegate", "fallback", "idempotency", "retry", "route")
 """Keys whose settings do something to a call, which they must not do in shadow."""
 
 

@@ -184,6 +184,9 @@ class Exposition(Collector):
             for rule, count in counts:
                 _add(rows, (label(rule),), count)
             yield _counter(metric, rows.items())
+        turns = reading.turns
+        yield _counter(metrics.TURNS, [((one,), count) for one, count in turns.decisions] if turns else [])
+        yield _counter(metrics.LOOPS, [((one,), count) for one, count in turns.detectors] if turns else [])
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:

@@ -30,6 +30,8 @@ SCOPE: Final = "scope"
 FAMILY: Final = "family"
 BOUND: Final = "bound"
 ENTRY: Final = "entry"
+DECISION: Final = "decision"
+DETECTOR: Final = "detector"
 VERSION: Final = "version"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
@@ -226,6 +228,15 @@ POLICY_RELOADED_AT: Final = Metric(
 )
 POLICY_STALE: Final = Metric(
     "meshd_policy_stale", "gauge", "1 while the newest document could not be taken and an older one is in force."
+)
+TURNS: Final = Metric(
+    "meshd_turns_total",
+    "counter",
+    "Calls and events at which a workflow was found to go in circles or to poll too fast, by what was done.",
+    (DECISION,),
+)
+LOOPS: Final = Metric(
+    "meshd_loops_total", "counter", "The same without those that only waited, by what found it.", (DETECTOR,)
 )
 TRACE_ENTRIES: Final = Metric(
     "meshd_trace_entries_total", "counter", "What agents recorded of themselves, by what it is.", (ENTRY,)

@@ -46,6 +46,13 @@ class BudgetReading(NamedTuple):
     unpriced: tuple[tuple[str, int], ...] = ()
 
 
+class TurnsReading(NamedTuple):
+    """Counts since the start of the process."""
+
+    decisions: tuple[tuple[str, int], ...] = ()
+    detectors: tuple[tuple[str, int], ...] = ()
+
+
 @dataclass(slots=True)
 class Sources:
     """Where the scrape finds what the hot path does not count. A source that is None has no metrics."""
@@ -55,6 +62,7 @@ class Sources:
     budget: Callable[[], BudgetReading] | None = None
     store: Callable[[], bool] | None = None
     """True while the store answers."""
+    turns: Callable[[], TurnsReading] | None = None
 
 
 @dataclass(slots=True)
@@ -65,6 +73,7 @@ class Reading:
     breakers: list[BreakerReading] = field(default_factory=list)
     budget: BudgetReading | None = None
     is_store_up: bool | None = None
+    turns: TurnsReading | None = None
 
 
 def read(sources: Sources) -> Reading:
@@ -76,6 +85,7 @@ def read(sources: Sources) -> Reading:
         budget=_ask(sources.budget),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
+        turns=_ask(sources.turns),
     )
 
 

@@ -62,13 +62,14 @@ def parse_traceparent(value: str) -> tuple[int, int, int] | None:
 class Span:
     """The handle on `call.span`. Cheap: two words until somebody asks for its ids."""
 
-    __slots__ = ("_span_id", "_trace_id", "is_sampled", "is_shadowed", "parent", "parent_id")
+    __slots__ = ("_span_id", "_trace_id", "is_sampled", "is_shadowed", "loop", "parent", "parent_id")
 
     def __init__(
         self, is_sampled: bool, parent: str = "", trace_id: int = 0, parent_id: int = 0, span_id: int = 0
     ) -> None:
         self.is_sampled = is_sampled
         self.is_shadowed = False
+        self.loop = ""  # what found that the workflow goes in circles; empty where nothing did
         self.parent = parent
         """The valid traceparent that came with the call; empty where none did."""
         self.parent_id = parent_id
@@ -315,6 +316,8 @@ def attributes(
             found[names.MESHD_RULE] = _short(refused.rule)
     if call.span is not None and call.span.is_shadowed:
         found[names.MESHD_SHADOW] = True
+    if call.span is not None and call.span.loop:
+        found[names.MESHD_LOOP] = call.span.loop
     error = error_type(status, outcome, refused)
     if error and result != names.CANCELLED:
         found[names.ERROR_TYPE] = error

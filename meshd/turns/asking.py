@@ -40,27 +40,26 @@ _contents = msgspec.json.Decoder(list[GeminiContent])
 class Asking:
     """What one request asks."""
 
-    __slots__ = ("payload", "rounds")
+    __slots__ = ("payload", "period", "rounds")
 
-    def __init__(self, payload: bytes, rounds: int) -> None:
+    def __init__(self, payload: bytes, rounds: int, period: int) -> None:
         self.payload = payload
         self.rounds = rounds
         """How often the end of the history says the same, model and tools together; 0 where it does not."""
+        self.period = period
+        """Messages of one such round."""
 
 
-def asking_of(dialect: str, ask: Ask, body: bytes, periods: int, bytes_max: int) -> Asking | None:
+def asking_of(dialect: str, ask: Ask, periods: int, bytes_max: int) -> Asking | None:
     """Return what a request asks that was read by its dialect; None where nothing of it can be read."""
     reader = _READERS.get((dialect, ask.operation))
     pairs = getattr(ask.fields, "pairs", None)
     if reader is None or pairs is None:
         return None
-    key, mark, read = reader
+    key, read = reader
     raw = pairs.get(key)
     if raw is None:
         return None
-    if body.find(mark) < 0:
-        # Nothing of the model's is in it: it begins.
-        return Asking(sampled(bytes(raw), bytes_max), 0)
     try:
         messages = read(raw)
     except NONSENSE:
@@ -69,12 +68,12 @@ def asking_of(dialect: str, ask: Ask, body: bytes, periods: int, bytes_max: int)
     while at and not messages[at - 1][0]:
         at -= 1
     payload = b"\n".join([said for _, said in messages[at:]])
-    rounds = rounds_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
-    return Asking(sampled(payload, bytes_max), rounds)
+    period = round_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
+    return Asking(sampled(payload, bytes_max), periods if period else 0, period)
 
 
-def rounds_of(messages: list[_Message], periods: int) -> int:
-    """Return `periods` where the last messages are so many rounds of the same, else 0."""
+def round_of(messages: list[_Message], periods: int) -> int:
+    """Return how many messages one round is, where the last ones are `periods` rounds of the same; else 0."""
     count = len(messages)
     last = messages[-1]
     if last[0]:
@@ -88,7 +87,7 @@ def rounds_of(messages: list[_Message], periods: int) -> int:
         begins = count - period * (periods - 1)
         if all(_is_same(messages, at, period, said, seen) for at in range(count - 2, begins - 1, -1)):
             found = Said(last[1]).features()
-            return 0 if found is not None and found.is_underway else periods
+            return 0 if found is not None and found.is_underway else period
     return 0
 
 
@@ -136,12 +135,11 @@ def _of_gemini(raw: Any) -> list[_Message]:
     return [(one.role == "model", bytes(one.parts)[:MESSAGE_BYTES_MAX]) for one in _contents.decode(raw)]
 
 
-_READERS: Final[dict[tuple[str, str], tuple[str, bytes, Callable[[Any], list[_Message]]]]] = {
-    ("openai", "chat"): ("messages", b'"assistant"', _of_chat),
-    ("openai", "responses"): ("input", b"_call", _of_response),
-    ("anthropic", "chat"): ("messages", b'"assistant"', _of_chat),
-    ("gemini", "chat"): ("contents", b'"model"', _of_gemini),
-    ("ollama", "chat"): ("messages", b'"assistant"', _of_chat),
+_READERS: Final[dict[tuple[str, str], tuple[str, Callable[[Any], list[_Message]]]]] = {
+    ("openai", "chat"): ("messages", _of_chat),
+    ("openai", "responses"): ("input", _of_response),
+    ("anthropic", "chat"): ("messages", _of_chat),
+    ("gemini", "chat"): ("contents", _of_gemini),
+    ("ollama", "chat"): ("messages", _of_chat),
 }
-"""By dialect and operation: the member that holds the history, what stands in it where the model has spoken, and how
-it is read."""
+"""By dialect and operation: the member that holds the history, and how it is read."""

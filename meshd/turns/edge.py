@@ -72,6 +72,8 @@ class Edge:
             if question.mark != mark:
                 continue
             nearness = asked.nearness(question.asked, seen, self.kind)
+            if nearness == DECORATED and not _says_no(question, seen):
+                continue
             if nearness > best_nearness:
                 best, best_nearness = question, nearness
                 if nearness == EXACT:
@@ -108,3 +110,12 @@ class Edge:
                 del questions[at]
                 return
         del questions[0]
+
+
+def _says_no(question: Question, seen: Seen) -> bool:
+    """Say whether the last answer was that it cannot be done: then it is no other question for some words more."""
+    answer = question.answer
+    if answer is None:
+        return False
+    answer.learn(seen)
+    return answer.says_no

@@ -13,6 +13,10 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
+from meshd.turns.protobuf import texts_of
+
+CAPITALS_MAX: Final = 5
+"""A longer word of capitals alone is no abbreviation, but said aloud."""
 WORDS_MAX: Final = 255
 """Of one payload that are looked at."""
 
@@ -26,6 +30,8 @@ _VOLATILE: Final = re.compile(
     r"|\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)?"
     r"|\b\d\d:\d\d:\d\d(?:[.,]\d+)?\b"
     r"|\b1[4-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b"
+    r"|\b\d+(?:\.\d+)?\s?(?:ms|msecs?|milliseconds|us|µs)\b"
+    r"|\b(?:took|elapsed)\s+\d+(?:\.\d+)?\s?(?:s|secs?|seconds)\b"
     r"|\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b"
     r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=\w*\d)\w{6,}"
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
@@ -33,12 +39,18 @@ _VOLATILE: Final = re.compile(
 )
 _RPC_ID: Final = re.compile(r'"id"\s*:\s*(?:\d+|"[^"]*")')
 _BLANKS: Final = re.compile(r"\s+")
-_TOKEN: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)')
+_TOKEN: Final = re.compile(
+    r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)|([<>=+/%&|^]+)'
+)
 _SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
 _COUNTERS: Final = _words(
     "attempt attempts try tries retry retries round rounds turn turns iteration iterations iter seq sequence counter n "
     "nonce message msg time times nr number no version v rev ref step revision call request ping cycle loop reminder "
     "again followup draft"
+)
+_COURTESY: Final = _words(
+    "thank thanks welcome glad happy pleasure sorry lot much appreciate appreciated grateful hello hi regards cheers "
+    "apologise apologize apologies apologising apologizing confusion excuse pardon help helping helped"
 )
 _WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
 _STOP: Final = _words(
@@ -46,20 +58,21 @@ _STOP: Final = _words(
     "from they them their there here what when where which who whom how why its our out any all some more most than "
     "then into onto over under about again please kindly just also too very now well yes let get got need want like "
     "one two once still really maybe perhaps first before after being been does did doing done each such only own "
-    "same both few other nor off down up here's it's i'm i'll we'll you'll don't can't"
+    "same both few other nor off down up tell told know sure able exactly "
+    "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
+    "i'll we'll you'll don't can't"
 )
 _UNDERWAY: Final = re.compile(
     r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending|running|queued|processing|in[_ -]?progress|working|submitted'
     r'|starting|started|building|scheduled|accepted|waiting|deploying|provisioning|creating|updating|not_?ready)\\?"'
 )
-_UNDERWAY_WORDS: Final = _words(
-    "pending running queued processing progress working building scheduled accepted deploying provisioning busy ready "
-    "yet submitted starting"
-)
+_UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
+COURTESY: Final = crc32(b"thank")
 UNDERWAY_WORDS_MAX: Final = 4
 
 _NO: Final = re.compile(
-    r"(?i:\b(?:do not|don't|does not|doesn't|did not|cannot|can't|could not|unable|not found|no results|nothing found|"
+    r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
+    r"not found|no results|nothing found|"
     r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
     r"information))\b)"
 )
@@ -122,6 +135,13 @@ def digest(text: str) -> int:
 
 def features_of(raw: bytes) -> Features:
     """Read a payload, or a sample of one. Never raises."""
+    if raw[:1] == b"/":
+        # A path stands before the body.
+        path, _, body = raw.partition(b"\n")
+        if (texts := texts_of(body)) is not None:
+            raw = path + b"\n" + texts
+    elif raw[:1] < b" " and (texts := texts_of(raw)) is not None:
+        raw = texts
     text = raw.decode("utf-8", "replace")
     if "\\" in text:
         text = text.replace('\\"', '"').replace("\\n", "\n")
@@ -131,48 +151,47 @@ def features_of(raw: bytes) -> Features:
     text = _BLANKS.sub(" ", text).strip()
     words: list[int] = []
     names: list[int] = []
-    cuts: list[tuple[int, int]] = []
-    is_underway = _read(text, words, names, cuts)
-    loose = text
-    if cuts:
-        pieces: list[str] = []
-        at = 0
-        for begin, end in cuts:
-            pieces.append(text[at:begin])
-            at = end
-        pieces.append(text[at:])
-        loose = "#".join(pieces)
+    tokens: list[str] = []
+    is_underway = _read(text, words, names, tokens)
     exact_digest = digest(text)
-    loose_digest = digest(loose.casefold())
+    # Without what is spelled in many ways: case, blanks and most marks.
+    loose_digest = digest(" ".join(tokens))
     found = Features(exact_digest, loose_digest, words, names)
     found.is_underway = is_underway or _UNDERWAY.search(text) is not None
     found.says_no = _NO.search(text) is not None
     return found
 
 
-def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, int]]) -> bool:
+def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> bool:
     """Sort the tokens of a text; return whether all that it says is that something is under way."""
     key = ""
     key_end = -1
     before = ""
     count = 0
-    is_underway = False
+    is_underway = is_courteous = False
     for match in _TOKEN.finditer(text):
         begin, end = match.span()
         group = match.lastindex
         if group == 1:
             key, key_end = match[1], end
             before = ""
+            tokens.append(key)
+            continue
+        if group == 4:
+            tokens.append(match[4])
             continue
         if group == 2:
             if _is_counter(text, begin, end, before, key if key_end == begin else ""):
-                cuts.append((begin, end))
-            elif len(names) < WORDS_MAX:
+                tokens.append("#")
+                continue
+            tokens.append(match[2])
+            if len(names) < WORDS_MAX:
                 names.append(crc32(f"{before}{match[2]}".encode()))
             before = ""
             continue
         word = match[3]
         lower = word.lower()
+        tokens.append(lower)
         if key_end >= 0 and begin - key_end <= 1 and key in _WRAPPERS:
             continue
         before = lower
@@ -183,10 +202,15 @@ def _read(text: str, words: list[int], names: list[int], cuts: list[tuple[int, i
             continue
         if word != lower and begin > 0 and _is_name(text, begin, word):
             names.append(crc32(lower.encode()))
+        elif lower in _COURTESY:
+            is_courteous = True
         elif len(lower) > 2 and lower not in _STOP:
             words.append(crc32(_stem(lower).encode()))
         elif not lower.isascii():
             words.append(crc32(lower.encode()))
+    if is_courteous and not words and not names:
+        # All that is said is thanks, or that somebody is sorry.
+        words.append(COURTESY)
     return is_underway and count <= UNDERWAY_WORDS_MAX
 
 
@@ -201,15 +225,20 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
     follows = text[end] if end < len(text) else ""
     if last == "#" or (last in "([" and follows in ")]"):
         return True
-    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"'))
+    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
     if last == " " and begin > 1:
-        return is_end and text[begin - 2] in ".!?,;:)–—-"
+        if text[begin - 2] in ".!?,;:)–—-":
+            return is_end
+        # `..., event 17`: a noun behind a comma, and nothing behind the number.
+        return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "
     return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower()
 
 
 def _is_name(text: str, begin: int, word: str) -> bool:
     """Say whether a word with a capital is a name: it is where no sentence begins with it."""
-    if word[1:] != word[1:].lower():
+    if word[0] == "I" and (len(word) == 1 or word[1] in "'’"):
+        return False
+    if word[1:] != word[1:].lower() and (len(word) <= CAPITALS_MAX or word.upper() != word):
         return True
     at = begin - 1
     while at >= 0 and text[at] == " ":
@@ -218,7 +247,9 @@ def _is_name(text: str, begin: int, word: str) -> bool:
 
 
 def _stem(word: str) -> str:
-    for suffix in ("ations", "ation", "ings", "ing", "ments", "ment", "edly", "ed", "ies", "es", "s", "ly"):
-        if word.endswith(suffix) and len(word) - len(suffix) >= 4:
-            return word[: -len(suffix)].rstrip("e")
-    return word.rstrip("e") if len(word) > 4 else word
+    """Return what words of one family have in common: rough, and the same for all of them."""
+    if word[-2:] in ("'s", "’s"):
+        word = word[:-2]
+    if len(word) > 6:
+        return word[:6]
+    return word[:-1] if word[-1] == "s" and len(word) > 3 else word.rstrip("e")

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from meshd.turns.said import DECORATED, DIFFERENT
-from meshd.turns.turn import AGENT, EVENT, TOOL
+from meshd.turns.turn import AGENT, TOOL
 
 if TYPE_CHECKING:
     from meshd.turns.said import Said
     from meshd.turns.seen import Seen
+
+GROWTH: Final = 1.3
+"""A gap has grown that is so many times as long as the one before."""
 
 
 class Question:
     """A question on an edge, as it was asked last."""
 
     __slots__ = (
-        "answer", "asked", "changes", "failures", "gap_s", "is_decorated", "last_s", "mark", "news_at", "next_s",
-        "number", "open", "rounds",
+        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "last_s", "mark", "news_at",
+        "next_s", "number", "open", "rounds",
     )  # fmt: skip
 
     def __init__(self, asked: Said, mark: int, number: int) -> None:
@@ -40,15 +43,26 @@ class Question:
         self.last_s = 0.0
         self.gap_s = 0.0
         """Between the last two times."""
+        self.growth = 0
+        """How often in a row that gap has grown, as it does for one who backs off."""
         self.next_s = 0.0
         """When it may be asked again, where it is polling."""
+
+    def came(self, now_s: float) -> None:
+        """It is asked now."""
+        self.open += 1
+        if self.last_s:
+            gap_s = now_s - self.last_s
+            self.growth = self.growth + 1 if 0 < self.gap_s * GROWTH < gap_s else 0
+            self.gap_s = gap_s
+        self.last_s = now_s
 
     def is_same(self, answer: Said, seen: Seen, kind: str) -> bool:
         """Say whether an answer brings nothing that the one before did not."""
         before = self.answer
         if before is None:
             return True
-        near = answer.nearness(before, seen, kind if kind in (AGENT, EVENT) else TOOL)
+        near = answer.nearness(before, seen, TOOL if kind == TOOL else AGENT)
         if self.is_decorated or near == DECORATED:
             found = answer.features()
             return near != DIFFERENT and (before.says_no or (found is not None and found.says_no))

@@ -23,8 +23,8 @@ FAR_BITS: Final = 22
 FRESH_SHARE: Final = 3
 """A payload of which more than one word in so many is fresh says something else."""
 TOKENS_MIN: Final = 3
-"""A shorter payload is the same as another or is not: there is no likeness in two words."""
-CORE_MIN: Final = 4
+"""A shorter payload has the same words as another, or is not alike."""
+CORE_MIN: Final = 3
 CORE_SHARE: Final = 4
 """A decorated payload has so many words in common with the one before, and at least one in so many of its own."""
 LENGTHS_APART: Final = 40
@@ -32,20 +32,24 @@ LENGTHS_APART: Final = 40
 TAIL_BYTES: Final = 24
 """Payloads that end alike may be one that grows: what was said so far, and then the same again."""
 WORDS_KEPT_MAX: Final = 96
+ENDS_BYTES: Final = 256
+"""Kept of a payload's beginning and of its end, to see what was put into a template."""
+SLOT_TENTHS: Final = 6
+"""A payload that has so many tenths of another around one place where it differs is a template with something else."""
 
 
 class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_features", "_raw", "_tail", "exact", "is_known", "likeness", "loose", "mark", "names",
+        "_begin", "_end", "_features", "_raw", "exact", "is_known", "likeness", "loose", "mark", "names",
         "says_no", "size", "words",
     )  # fmt: skip
 
     def __init__(self, raw: bytes = b"") -> None:
         self._raw: bytes | None = raw
         self._features: Features | None = None
-        self._tail = b""
+        self._begin = self._end = b""
         self.size = len(raw)
         self.mark = hash(raw)
         """Equal for equal bytes, in this process; 0 where another one said it."""
@@ -88,7 +92,7 @@ class Said:
         self.likeness, self.says_no = found.likeness, found.says_no
         self.words = set(found.words[:WORDS_KEPT_MAX])
         self.names = set(found.names[:WORDS_KEPT_MAX])
-        self._tail = self._raw[-TAIL_BYTES:]
+        self._begin, self._end = self._raw[:ENDS_BYTES], self._raw[-ENDS_BYTES:]
         self.is_known = True
         self._features = self._raw = None
 
@@ -117,7 +121,11 @@ class Said:
             return DIFFERENT
         if not before.is_known:
             before.learn(seen)
-        is_growing = len(before._tail) == TAIL_BYTES and raw[-TAIL_BYTES:] == before._tail
+        is_growing = (
+            self.size > before.size + LENGTHS_APART
+            and before.size >= TAIL_BYTES
+            and raw[-TAIL_BYTES:] == before._end[-TAIL_BYTES:]
+        )
         if is_longer and not is_growing:
             return DIFFERENT
         found = self.features()
@@ -127,7 +135,7 @@ class Said:
             return EXACT
         if found.loose == before.loose:
             return LOOSE
-        if len(found.words) + len(found.names) < TOKENS_MIN:
+        if not found.words and not found.names:
             return DIFFERENT
         return self._likeness_to(before, found, seen, kind, is_growing)
 
@@ -145,12 +153,41 @@ class Said:
             if word not in words:
                 fresh += 1
         total = len(found.words)
-        if fresh * FRESH_SHARE <= total if kind != TOOL else fresh == 0:
+        if not fresh:
+            # Nothing is new in it; where it leaves nearly everything out, it is another question all the same.
+            return ALIKE if total * FRESH_SHARE >= len(words) else DIFFERENT
+        if (
+            kind in (AGENT, EVENT)
+            and total + len(found.names) >= TOKENS_MIN
+            and fresh * FRESH_SHARE <= total
+            and not self._is_filled_in(before)
+        ):
             return ALIKE
         common = total - fresh
-        if kind in (AGENT, EVENT) and common >= CORE_MIN and common * CORE_SHARE >= total:
+        if kind in (AGENT, EVENT) and common + len(found.names) >= CORE_MIN and common * CORE_SHARE >= total:
             return DECORATED
         return DIFFERENT
+
+    def _is_filled_in(self, before: Said) -> bool:
+        """Say whether this is the payload before with something else at one place."""
+        raw = self._raw
+        if raw is None:
+            return False
+        size = min(len(raw), before.size)
+        same = _common(raw, before._begin) + _common(raw[: -ENDS_BYTES - 1 : -1], before._end[::-1])
+        return same * 10 >= min(size, 2 * ENDS_BYTES) * SLOT_TENTHS
+
+
+def _common(one: bytes, other: bytes) -> int:
+    """Return how many bytes two texts begin with that are the same."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:
+        middle = (low + high + 1) >> 1
+        if one[:middle] == other[:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def is_new(found: Features, seen: Seen, kind: str) -> bool:

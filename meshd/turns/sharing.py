@@ -201,8 +201,9 @@ class Sharing:
         except StoreError as error:
             self.fault = error
 
-    def close(self) -> None:
-        """Watch no longer."""
+    async def close(self) -> None:
+        """Write what is not written yet, and watch no longer."""
+        await self.flush()
         if self._stop_watching is not None:
             self._stop_watching()
             self._stop_watching = self._watched = None

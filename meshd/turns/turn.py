@@ -59,7 +59,7 @@ class Turn:
 
     __slots__ = (
         "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "kind", "mark", "nearness", "operation",
-        "path", "payload", "question", "rounds", "source", "target",
+        "path", "payload", "period", "question", "rounds", "source", "target",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +74,7 @@ class Turn:
         is_read_only: bool = False,
         rounds: int = 0,
         is_many: bool = False,
+        period: int = 2,
     ) -> None:
         self.source = source
         self.target = target
@@ -92,6 +93,8 @@ class Turn:
         """It asks how something stands: to ask again is polling, and no loop however often the answer is the same."""
         self.rounds = rounds
         """How often a request's own history goes round already: see `meshd.turns.asking`."""
+        self.period = period
+        """Messages of one of those rounds."""
         self.is_many = is_many
         """The turns of many tasks are counted together: an equal request to a model may be another's."""
         self.edge: Edge | None = None

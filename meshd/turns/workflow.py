@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.turns.connected import circle_of
 from meshd.turns.edge import COUNT_MASK, Edge
+from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, LENGTHS_APART, LOOSE, Said
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, WAIT, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
     from meshd.turns.question import Question
@@ -23,14 +24,23 @@ if TYPE_CHECKING:
 EDGES_MAX: Final = 32
 """Beyond them, edges of agents are counted together."""
 STEPS_MAX: Final = 48
+ASKED_MAX: Final = 32
 KEPT_BYTES_MAX: Final = 32_768
 """Of payloads whose features nobody needed yet."""
 RETRIES: Final = 3
 """A call that failed may be made so many times as often as one that was answered, before it is a loop."""
 PATIENCE: Final = 3
 """Times as many rounds as within a workflow."""
-GROWTH: Final = 1.3
-"""Gaps that grow by so much each time are a back-off."""
+BACKS_OFF: Final = 2
+"""Gaps that have grown so often in a row are a back-off."""
+UNHURRIED_S: Final = 5.0
+"""Who waits so long before it tries again does not hammer."""
+APART_S: Final = 0.5
+"""Calls that begin within so many seconds may be a fan-out."""
+HEARTBEAT_S: Final = 20.0
+"""A tool that is called the same no more often than this is watched, or told that somebody is alive."""
+MODEL_SLOW_S: Final = 300.0
+"""The same of a model, whose every call costs."""
 WAIT_S_MAX: Final = 1.0
 OTHERS: Final = "*"
 TENTHS: Final = 10
@@ -41,8 +51,8 @@ class Workflow:
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_last", "_numbers", "edges", "grace", "is_changed", "is_read", "is_stopped", "last_s",
-        "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+        "_kept_bytes", "_last", "_numbers", "asked_models", "edges", "grace", "is_changed", "is_read", "is_stopped",
+        "last_s", "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -54,6 +64,8 @@ class Workflow:
         """How often something new came, by agent."""
         self.news_elsewhere: dict[str, dict[int, int]] = {}
         """The same by other sidecars, as `Edge.elsewhere` has counts."""
+        self.asked_models: deque[int] = deque(maxlen=ASKED_MAX)
+        """How much was new for the caller at each of its last calls of a model."""
         self.stale_tokens = 0
         """Spent since anything new was said."""
         self.grace = 0
@@ -83,6 +95,25 @@ class Workflow:
             return PASSED
         return judgement
 
+    def trial(self, turn: Turn, limits: Limits) -> Judgement:
+        """Say what other limits would have made of a turn that was judged; nothing is counted for it."""
+        edge, question = turn.edge, turn.question
+        again = turn.path.count(turn.target) + (1 if turn.source == turn.target else 0)
+        if turn.kind in COUNTED and again > limits.reentry:
+            return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, turn.path)
+        if edge is not None and turn.is_counted:
+            own = edge.own
+            edge.own -= TENTHS if turn.is_known else 1
+            over = self._counted(edge, limits)
+            edge.own = own
+            if over is not None:
+                return over
+        if turn.kind == LLM and limits.stale_tokens and self.stale_tokens >= limits.stale_tokens and turn.is_known:
+            return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
+        if question is not None and question.rounds >= limits.periods and not turn.is_read_only and turn.nearness:
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, limits.periods)
+        return PASSED
+
     def begun(self, turn: Turn) -> None:
         """A turn whose answer nobody will see asks something new: that is news enough."""
         question = turn.question
@@ -100,9 +131,9 @@ class Workflow:
             if again > limits.reentry:
                 at = turn.path.index(target) if target in turn.path else len(turn.path)
                 return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
-        if kind == LLM and turn.rounds >= limits.periods:
-            return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         edge = self._edge(source, target, kind)
+        if kind == LLM and self._has_gone_round(turn, limits.periods):
+            return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         turn.edge = edge
         self.last_s = turn.at_s
         if is_turn and not turn.is_read_only:
@@ -114,6 +145,18 @@ class Workflow:
         if turn.payload is None:
             return PASSED
         return self._asks(turn, edge, turn.payload, limits)
+
+    def _has_gone_round(self, turn: Turn, periods: int) -> bool:
+        """Say whether a request's history goes round, and nothing new came meanwhile of which it does not tell."""
+        if turn.is_many:
+            return turn.rounds >= periods
+        news = self.news.get(turn.source, 0)
+        asked = self.asked_models
+        asked.append(news)
+        if turn.rounds < periods:
+            return False
+        calls = (periods - 1) * (turn.period // 2)
+        return len(asked) <= calls or asked[-1 - calls] == news
 
     def needs_payload(self, turn: Turn, limits: Limits) -> bool:
         """Say whether a turn whose payload streams can only be judged with it: something was asked too often there."""
@@ -200,6 +243,9 @@ class Workflow:
     def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
         asked = Said(payload)
         self._numbers += 1
+        if edge.questions and asked.size > edge.questions[-1].asked.size + LENGTHS_APART and edge.kind in COUNTED:
+            # It may quote what was said so far: only what nobody has said is new in it.
+            self._learn_all()
         question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
         turn.question = question
         turn.nearness = nearness
@@ -214,29 +260,29 @@ class Workflow:
         else:
             question.news_at = self._news_of(edge)
             self._keep(asked)
-        question.open += 1
+        question.came(turn.at_s)
         return question, nearness
 
     def _keep(self, said: Said) -> None:
         """Count bytes that are kept; beyond the limit only their features are."""
         self._kept_bytes += said.kept_bytes
         if self._kept_bytes > KEPT_BYTES_MAX:
-            self._kept_bytes = 0
-            for edge in self.edges.values():
-                for question in edge.questions:
-                    question.asked.learn(self.seen)
-                    if question.answer is not None:
-                        question.answer.learn(self.seen)
+            self._learn_all()
+
+    def _learn_all(self) -> None:
+        self._kept_bytes = 0
+        for edge in self.edges.values():
+            for question in edge.questions:
+                question.asked.learn(self.seen)
+                if question.answer is not None:
+                    question.answer.learn(self.seen)
 
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
         now_s = turn.at_s
         if nearness == DIFFERENT:
-            question.last_s = now_s
             return PASSED
-        gap_s, question.last_s = now_s - question.last_s, now_s
-        is_backing_off = question.gap_s > 0 and gap_s > question.gap_s * GROWTH
-        question.gap_s = gap_s
+        gap_s = question.gap_s
         if turn.is_read_only:
             return self._polled(question, limits, now_s)
         periods = limits.periods
@@ -248,11 +294,17 @@ class Workflow:
                 return PASSED
             if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
-        if question.rounds >= periods:
+        if question.rounds >= periods and not self._is_waiting(turn, question, gap_s):
             return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, self._round(edge))
-        if question.failures >= periods * (RETRIES if is_backing_off else RETRIES - 1):
+        is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
+        if question.failures >= (periods * RETRIES if is_backing_off else periods):
             return Judgement(LOOP, "repetition", 0.0, question.failures, periods, self._round(edge))
-        if turn.kind == AGENT and question.open > periods and nearness >= LOOSE and question.rounds == 0:
+        if (
+            turn.kind == AGENT
+            and question.open > periods
+            and question.rounds == 0
+            and (nearness >= LOOSE or gap_s >= APART_S)
+        ):
             return Judgement(LOOP, "open", 0.0, question.open - 1, periods, (edge.source, edge.target))
         if question.changes >= periods:
             period = period_of(self.steps, periods)
@@ -260,6 +312,19 @@ class Workflow:
                 return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
             return self._polled(question, limits, now_s)
         return PASSED
+
+    @staticmethod
+    def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:
+        """Say whether the same is asked because time must pass."""
+        if turn.kind == TOOL:
+            return gap_s >= HEARTBEAT_S
+        if turn.kind == LLM:
+            if gap_s >= MODEL_SLOW_S:
+                return True
+            # What it is asked about is still being done: it polls by a tool.
+            payload = turn.payload
+            return payload is not None and features_of(payload).is_underway
+        return False
 
     @staticmethod
     def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
