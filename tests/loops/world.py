@@ -128,9 +128,15 @@ async def play(scenario: Scenario, seed: int) -> tuple[Record, float]:
             spent = await asyncio.to_thread(mesh.spent)
         finally:
             await mesh.close()
-        stage.errors += [f"{one.home.name} logged: {one.log[-1500:]}" for one in sidecars if "Traceback" in one.log]
+        stage.errors += [f"{one.home.name} logged {_traceback(one.log)}" for one in sidecars if "Traceback" in one.log]
         record.error = "; ".join(stage.errors)
         return record, (spent - mesh.spent_before) / scenario.budget
+
+
+def _traceback(log: str) -> str:
+    """Return the end of the first traceback: JSON puts it into one line."""
+    line = next(line for line in log.splitlines() if "Traceback" in line)
+    return line.replace("\\n", "\n").strip()[-300:]
 
 
 async def _settled(stage: Stage) -> None:
