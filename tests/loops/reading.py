@@ -100,6 +100,9 @@ class Scenario(BaseModel):
     real: bool = False
     """Run by the tests and by the second half of `make loops` too, with processes."""
 
+    pace: float = Field(default=0.025, gt=0, le=1)
+    """Seconds that a second of the scenario takes with processes."""
+
     steps: list[Step] = []
     polling: bool = False
 

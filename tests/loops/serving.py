@@ -18,19 +18,18 @@ if TYPE_CHECKING:
 CONTEXT = "x-meshd-context"
 CALL = "x-call"
 """Names the call, so that its target knows which of the player's it is; meshd passes it through unread."""
-PACE = 1 / 40
-"""A second of a scenario takes so much of a second here."""
 _STATUS_OF = {429: grpc.StatusCode.RESOURCE_EXHAUSTED, 503: grpc.StatusCode.UNAVAILABLE}
 
 
 class Stage:
     """Every server of one scenario. `expected` holds the calls that were made and have not arrived yet."""
 
-    def __init__(self, *, passes_context: bool) -> None:
+    def __init__(self, *, passes_context: bool, pace: float) -> None:
         self.expected: dict[str, tuple[Said, Handle]] = {}
         self.background: set[asyncio.Task[None]] = set()
         self.errors: list[str] = []
         self._passes_context = passes_context
+        self._pace = pace
         self._runners: list[web.AppRunner] = []
         self._grpc: list[grpc.aio.Server] = []
 
@@ -90,7 +89,7 @@ class Stage:
     async def _work(self, name: str, said: Said, handle: Handle, token: str) -> bool:
         """Do what the call makes the agent do; return False where that was refused."""
         said.reached = True
-        await asyncio.sleep(said.takes_s * PACE)
+        await asyncio.sleep(said.takes_s * self._pace)
         if not name:
             return True
         actor = Actor(name, token=token if self._passes_context else "")
