@@ -35,6 +35,7 @@ COMPILED = (
     "ledger/*.py",
     "prices/*.py",
     "tokens/encodings.py",
+    "turns/*.py",
     "wire/*.py",
     "dialects/*.py",
     "proxy/*.py",
@@ -66,6 +67,9 @@ LEFT = (
     "ledger/upkeep.py",
     "ledger/witness.py",
     "prices/table.py",
+    "turns/record.py",
+    "turns/sharing.py",
+    "turns/supervision.py",
     "proxy/listener.py",
     "*/__init__.py",
 )

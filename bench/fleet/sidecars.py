@@ -31,7 +31,7 @@ class Sidecar:
         document = {
             "agent": AGENT,
             "upstreams": {"llm": {"url": f"http://127.0.0.1:{provider}", "kind": "llm", "dialect": "openai"}},
-            "limits": {"connections_per_peer": 8192},
+            "limits": {"connections_per_peer": 8192, "turns": {"ladder": "note"}},
             "rules": [{"match": {"kind": "llm"}, "budget": {"tokens": budget}, "retry": {"attempts": 0}}],
         }
         for upstream in document["upstreams"].values():  # type: ignore[attr-defined]

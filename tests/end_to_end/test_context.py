@@ -34,7 +34,7 @@ def agents() -> Iterator[list[Agent]]:
 
 def document(agent: str, provider: Provider, more: str = "", limits: str = "hops: 16") -> str:
     return (
-        f"agent: {agent}\nlimits: {{{limits}}}\nupstreams:\n"
+        f"agent: {agent}\nlimits: {{{limits}, turns: {{ladder: note}}}}\nupstreams:\n"
         f'  llm: {{url: "{provider.url}", kind: llm, dialect: openai}}\n'
         f'  host: {{url: "{provider.url}", kind: host}}\n'
         f'  tool: {{url: "{provider.url}", kind: tool}}\n{more}'

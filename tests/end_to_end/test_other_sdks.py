@@ -36,7 +36,7 @@ def other() -> Iterator[OtherProvider]:
 def document(provider: str, *, tokens: int = 1_000_000, more: str = "", rules: str = "") -> str:
     return f"""\
 agent: researcher
-limits: {{unattributed_tokens: 1000000}}
+limits: {{unattributed_tokens: 1000000, turns: {{ladder: note}}}}
 upstreams:
   gemini: {{url: "{provider}", kind: llm, dialect: gemini{more}}}
   ollama: {{url: "{provider}", kind: llm, dialect: ollama}}

@@ -21,7 +21,7 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import BreakerReading, BudgetReading
+from meshd.telemetry.sources import BreakerReading, BudgetReading, TurnsReading
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -108,6 +108,7 @@ def busy() -> Telemetry:
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
     telemetry.sources.store = lambda: True
+    telemetry.sources.turns = lambda: TurnsReading((("refused", 2),), (("repetition", 2),))
     return telemetry
 
 
