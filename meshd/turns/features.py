@@ -186,7 +186,9 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
                 continue
             tokens.append(match[2])
             if len(names) < WORDS_MAX:
-                names.append(crc32(f"{before}{match[2]}".encode()))
+                # `e4` is one name, and so is the number of a key; `at 31` and `remains 31` say the same.
+                owner = key if key_end == begin else before if begin and text[begin - 1].isalnum() else ""
+                names.append(crc32(f"{owner}{match[2]}".encode()))
             before = ""
             continue
         word = match[3]
@@ -231,7 +233,14 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
             return is_end
         # `..., event 17`: a noun behind a comma, and nothing behind the number.
         return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "
-    return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower()
+    return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower() and not _is_whole(text, begin)
+
+
+def _is_whole(text: str, at: int) -> bool:
+    """Say whether the word with a number behind it is all that a value says: `"table_7"` is no count of tables."""
+    while at and (text[at - 1].isalnum() or text[at - 1] in "-_~."):
+        at -= 1
+    return at == 0 or text[at - 1] == '"'
 
 
 def _is_name(text: str, begin: int, word: str) -> bool:
