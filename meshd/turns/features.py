@@ -17,6 +17,9 @@ from meshd.turns.protobuf import texts_of
 
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
+CHARACTERS_MAX: Final = 64
+_UNSPACED: Final = "\u3040"
+"""From here on in Unicode, what is written is not parted by blanks: Japanese, Chinese, and Korean hardly."""
 WORDS_MAX: Final = 255
 """Of one payload that are looked at."""
 
@@ -62,6 +65,16 @@ _STOP: Final = _words(
     "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
     "i'll we'll you'll don't can't"
 )
+_GERMAN: Final = _words(
+    "der das und ist nicht ein eine einen einer mit bitte welche welcher welches welchen soll sollen können könnten "
+    "würden sie wir ich für"
+)
+"""With two of them in it, a text is German: there nouns have capitals, and so capitals do not mark names."""
+_GERMAN_STOP: Final = _GERMAN | _words(
+    "die den dem des auf was kann zum zur von genau sagen sagt geben gibt noch schon auch nur uns ihr ihre mein"
+)
+GERMAN_MIN: Final = 2
+_STOP_CHARACTERS: Final = frozenset("请您你我的了吗呢吧一下谢在是把和")
 _UNDERWAY: Final = re.compile(
     r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending|running|queued|processing|in[_ -]?progress|working|submitted'
     r'|starting|started|building|scheduled|accepted|waiting|deploying|provisioning|creating|updating|not_?ready)\\?"'
@@ -69,6 +82,10 @@ _UNDERWAY: Final = re.compile(
 _UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
 COURTESY: Final = crc32(b"thank")
 UNDERWAY_WORDS_MAX: Final = 4
+_NOT_YET: Final = re.compile(
+    r"(?i:\b(?:not yet|not ready|still (?:working|waiting|running|busy)|almost (?:done|ready))\b)"
+)
+NOT_YET_CHARACTERS_MAX: Final = 64
 
 _NO: Final = re.compile(
     r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
@@ -86,7 +103,7 @@ _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for 
 class Features:
     """What one payload says."""
 
-    __slots__ = ("_likeness", "exact", "is_underway", "loose", "names", "says_no", "words")
+    __slots__ = ("_likeness", "exact", "is_not_yet", "is_underway", "loose", "names", "says_no", "words")
 
     def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
         self.exact = exact
@@ -99,6 +116,8 @@ class Features:
         """Of its names and numbers."""
         self.is_underway = False
         """It says that what was asked for is still being done."""
+        self.is_not_yet = False
+        """It says that in other words, which are no sign by themselves: see `Workflow`."""
         self.says_no = False
         """It says that what was asked for cannot be done, or is not there."""
         self._likeness = -1
@@ -158,6 +177,7 @@ def features_of(raw: bytes) -> Features:
     loose_digest = digest(" ".join(tokens))
     found = Features(exact_digest, loose_digest, words, names)
     found.is_underway = is_underway or _UNDERWAY.search(text) is not None
+    found.is_not_yet = len(text) <= NOT_YET_CHARACTERS_MAX and _NOT_YET.search(text) is not None
     found.says_no = _NO.search(text) is not None
     return found
 
@@ -167,7 +187,8 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
     key = ""
     key_end = -1
     before = ""
-    count = 0
+    count = german = 0
+    capitals: list[int] = []
     is_underway = is_courteous = False
     for match in _TOKEN.finditer(text):
         begin, end = match.span()
@@ -200,16 +221,24 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
         count += 1
         if lower in _UNDERWAY_WORDS:
             is_underway = True
-        if len(words) + len(names) >= WORDS_MAX:
+        if len(words) + len(names) + len(capitals) >= WORDS_MAX:
+            continue
+        if lower in _GERMAN_STOP:
+            german += lower in _GERMAN
             continue
         if word != lower and begin > 0 and _is_name(text, begin, word):
-            names.append(crc32(lower.encode()))
+            capitals.append(crc32(lower.encode()))
         elif lower in _COURTESY:
             is_courteous = True
         elif len(lower) > 2 and lower not in _STOP:
             words.append(crc32(_stem(lower).encode()))
         elif not lower.isascii():
             words.append(crc32(lower.encode()))
+        if lower[0] >= _UNSPACED and len(lower) > 2:
+            # Written without blanks: its characters stand for words.
+            words.pop()
+            words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
+    (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
         # All that is said is thanks, or that somebody is sorry.
         words.append(COURTESY)

@@ -394,7 +394,7 @@ class Workflow:
         if is_same:
             if question.answer is None:
                 question.answer = said
-            if found is not None and found.is_underway:
+            if found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S)):
                 question.changes += 1
                 self._take_back(turn, edge)
                 return False
