@@ -98,7 +98,7 @@ class Turns:
         turn, prefix = self._turn_of(call, context, rpc)
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         limits = self._limits_of(settings, call.policy)
-        if turn.payload is None and workflow.needs_payload(turn, limits) and _can_be_held(call):
+        if turn.payload is None and self._needs_payload(call, workflow, turn, limits) and _can_be_held(call):
             return NEED_BODY
         return self._judge(call, workflow, turn, limits, settings, prefix)
 
@@ -129,6 +129,15 @@ class Turns:
             self.ladder.tally.waited += 1
             return Wait(self._slowed(judgement.wait_s, ticket))
         return ticket
+
+    def _needs_payload(self, call: Call, workflow: Workflow, turn: Turn, limits: Limits) -> bool:
+        if workflow.needs_payload(turn, limits):
+            return True
+        return bool(call.plan.trials) and any(
+            workflow.needs_payload(turn, self._limits_of(trial, call.policy))
+            for trial in call.plan.trials
+            if isinstance(trial, TurnsSettings)
+        )
 
     def _try(self, call: Call, workflow: Workflow, turn: Turn) -> None:
         """Say what rules on trial would have refused."""

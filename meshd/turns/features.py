@@ -15,6 +15,8 @@ from zlib import crc32
 
 from meshd.turns.protobuf import texts_of
 
+_CONTENT_MARKS: Final = frozenset("<>+|^")
+"""Two texts that differ in one of these say two things."""
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
 CHARACTERS_MAX: Final = 64
@@ -200,6 +202,8 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
             continue
         if group == 4:
             tokens.append(match[4])
+            if not _CONTENT_MARKS.isdisjoint(match[4]) and len(names) < WORDS_MAX:
+                names.append(crc32(match[4].encode()))
             continue
         if group == 2:
             if _is_counter(text, begin, end, before, key if key_end == begin else ""):
@@ -258,7 +262,7 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
         return True
     is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
     if last == " " and begin > 1:
-        if text[begin - 2] in ".!?,;:)–—-":
+        if text[begin - 2] in ".!?,;)–—-":
             return is_end
         # `..., event 17`: a noun behind a comma, and nothing behind the number.
         return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "

@@ -147,6 +147,13 @@ def merge(workflow: Workflow, record: bytes, sidecar: int) -> int:
             edge.restore(one)
     for agent, counts in brought:
         _raise(workflow.news_elsewhere.setdefault(agent, {}), counts, sidecar)
+    for row in rows:
+        edge = workflow.edges[row[0], row[1]]
+        news_at = workflow.news_of(edge)
+        for one in edge.questions:
+            if not one.number:
+                # What was new before it came from the store takes nothing back from it.
+                one.news_at = news_at
     return int(wall_s)
 
 

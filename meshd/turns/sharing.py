@@ -1,13 +1,14 @@
 """The turns of workflows in the store, so that they outlive a restart and span sidecars.
 
-No call waits for it. What the store knows of a workflow is read when its first turn has been judged, and what changes
-is written behind the calls, about twice a second: so much later other sidecars know it, and so much is lost where a
-process is killed.
+No call waits for it. What the store knows of a workflow is read as soon as its first turn has been judged: that one
+turn is judged without. What changes is written behind the calls, about twice a second: so much later other sidecars
+know it, and so much is lost where a process is killed.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from typing import TYPE_CHECKING, Final
 
@@ -39,7 +40,8 @@ class Sharing:
     """Keeps the book of one sidecar and the store together."""
 
     __slots__ = (
-        "_book", "_is_watched", "_sidecar", "_stamp", "_stop_watching", "_store", "_told", "_wall_clock", "_wanted",
+        "_awake", "_book", "_sidecar", "_stamp", "_stop_watching", "_store",
+        "_told", "_wall_clock", "_wanted",
         "_watched", "fault", "flushes", "span_s",
     )  # fmt: skip
 
@@ -52,6 +54,7 @@ class Sharing:
         self._sidecar = sidecar
         self._wall_clock = wall_clock
         self._stamp = 0
+        self._awake = asyncio.Event()
         self._wanted: dict[str, Workflow] = {}
         """Read next."""
         self._told: dict[str, Workflow] = {}
@@ -71,6 +74,7 @@ class Sharing:
         workflow.is_read = True
         self._wanted[key] = workflow
         self._told[key] = workflow
+        self._awake.set()
 
     def _dropped(self, key: str, workflow: Workflow) -> None:
         # What had to make room is written once more, and read anew when it is needed.
@@ -82,14 +86,23 @@ class Sharing:
     async def run(self) -> None:
         """Read and write, for ever."""
         swept_s = self._wall_clock()
+        flushed_s = swept_s
         while True:
-            await asyncio.sleep(FLUSH_S if self.fault is None else PAUSE_S)
-            await self.flush()
+            pause_s = FLUSH_S if self.fault is None else PAUSE_S
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._awake.wait()
+            self._awake.clear()
+            is_due = abs(self._wall_clock() - flushed_s) >= pause_s
+            if is_due:
+                flushed_s = self._wall_clock()
+            if is_due or self.fault is None:
+                await self.flush(writes=is_due)
             if self._wall_clock() - swept_s > SWEEP_S:
                 swept_s = self._wall_clock()
                 await self.sweep()
 
-    async def flush(self) -> None:
+    async def flush(self, *, writes: bool = True) -> None:
         """Read what is wanted and write what has changed, once."""
         store = self._store()
         if store is None:
@@ -102,7 +115,7 @@ class Sharing:
                 await self._read(store, keys)
                 for key in keys:
                     self._wanted.pop(key, None)
-            changed = [key for key, one in self._told.items() if one.is_changed]
+            changed = [key for key, one in self._told.items() if one.is_changed] if writes else []
             for at in range(0, len(changed), BATCH_MAX):
                 await self._write(store, changed[at : at + BATCH_MAX])
         except StoreError as error:

@@ -260,12 +260,12 @@ class Workflow:
         if nearness > DIFFERENT:
             if turn.is_counted and turn.is_known:
                 edge.own += TENTHS - 1
-            news = self._news_of(edge)
+            news = self.news_of(edge)
             if news > question.news_at and question.rounds > 1:
                 question.rounds = max(1, question.rounds - (news - question.news_at))
             question.news_at = news
         else:
-            question.news_at = self._news_of(edge)
+            question.news_at = self.news_of(edge)
             self._keep(asked)
         question.came(turn.at_s)
         return question, nearness
@@ -317,7 +317,8 @@ class Workflow:
             period = period_of(self.steps, periods)
             if period > 1 and self.steps[-period] >> 32 == question.number:
                 return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
-            return self._polled(question, limits, now_s)
+            # A model that is asked the same for other answers is sampled, and at once where it can be.
+            return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
     @staticmethod
@@ -427,7 +428,8 @@ class Workflow:
         mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
         self.steps.append(question.number << 32 | mark)
 
-    def _news_of(self, edge: Edge) -> int:
+    def news_of(self, edge: Edge) -> int:
+        """Return how often something new came for the two of an edge, over all sidecars."""
         news = self.news
         found = news.get(edge.source, 0) + news.get(edge.target, 0)
         if self.news_elsewhere:

@@ -26,7 +26,7 @@ RULES = f"""
   dead-claude: {{url: "http://127.0.0.1:{DEAD_PORT}", kind: llm, dialect: anthropic}}
   writer: {{url: "http://127.0.0.1:{DEAD_PORT}", kind: agent}}
   banned: {{url: "http://127.0.0.1:{DEAD_PORT}", kind: llm, dialect: openai}}
-limits: {{request_body: 32MB, hops: 3, unattributed_tokens: 1000000, turns: {{ladder: note}}}}
+limits: {{request_body: 32MB, hops: 3, unattributed_tokens: 1000000}}
 rules:
   - name: no-dear-models
     match: {{kind: llm, model: "dear-*"}}

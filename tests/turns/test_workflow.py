@@ -118,13 +118,10 @@ def test_more_edges_than_are_kept_are_counted_together() -> None:
 
 def test_same_question_and_changing_answer_is_polling_and_only_slowed() -> None:
     talk = Talk()
-    found = [
-        talk.ask({"job": 7}, {"status": "x", "percent": n}, kind=TOOL, after_s=0.01).verdict for n in range(200)
-    ]
+    found = [talk.ask({"job": 7}, {"status": "x", "percent": n}, kind=TOOL, after_s=0.01).verdict for n in range(200)]
     assert set(found) == {PASS, WAIT}
     slow = [
-        talk.ask({"job": 7}, {"status": "x", "percent": n}, kind=TOOL, after_s=0.2).verdict
-        for n in range(200, 230)
+        talk.ask({"job": 7}, {"status": "x", "percent": n}, kind=TOOL, after_s=0.2).verdict for n in range(200, 230)
     ]
     assert slow[-1] == PASS
 
