@@ -234,14 +234,13 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
             capitals.append(crc32(lower.encode()))
         elif lower in _COURTESY:
             is_courteous = True
+        elif lower[0] >= _UNSPACED and len(lower) > 2:
+            # Written without blanks: its characters stand for words.
+            words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
         elif len(lower) > 2 and lower not in _STOP:
             words.append(crc32(_stem(lower).encode()))
         elif not lower.isascii():
             words.append(crc32(lower.encode()))
-        if lower[0] >= _UNSPACED and len(lower) > 2:
-            # Written without blanks: its characters stand for words.
-            words.pop()
-            words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
     (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
         # All that is said is thanks, or that somebody is sorry.
