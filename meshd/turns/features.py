@@ -38,7 +38,7 @@ _VOLATILE: Final = re.compile(
     r"|\b\d+(?:\.\d+)?\s?(?:ms|msecs?|milliseconds|us|µs)\b"
     r"|\b(?:took|elapsed)\s+\d+(?:\.\d+)?\s?(?:s|secs?|seconds)\b"
     r"|\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b"
-    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=\w*\d)\w{6,}"
+    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=[\w-]*\d)\w[\w-]{5,}"
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
     r'|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
 )

@@ -80,5 +80,5 @@ def tool_call(tool: str, speech: Any, id: str) -> dict[str, Any]:
     """Return the model's message that calls a tool."""
     arguments = speech if isinstance(speech, dict) else {"query": speech}
     function = {"name": tool, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    calls = [{"id": f"call_{id[:12]}", "type": "function", "function": function}]
+    calls = [{"id": f"call_{id.replace('-', '')[:24]}", "type": "function", "function": function}]
     return {"role": "assistant", "content": None, "tool_calls": calls}
