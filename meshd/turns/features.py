@@ -17,11 +17,10 @@ from meshd.turns.protobuf import texts_of
 
 _CONTENT_MARKS: Final = frozenset("<>+|^")
 """Two texts that differ in one of these say two things."""
+UNSPACED_FROM: Final = 0x2E80
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
 CHARACTERS_MAX: Final = 64
-_UNSPACED: Final = "\u3040"
-"""From here on in Unicode, what is written is not parted by blanks: Japanese, Chinese, and Korean hardly."""
 WORDS_MAX: Final = 255
 """Of one payload that are looked at."""
 
@@ -42,6 +41,7 @@ _VOLATILE: Final = re.compile(
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
     r'|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
 )
+_DIGIT: Final = re.compile(r"\d")
 _RPC_ID: Final = re.compile(r'"id"\s*:\s*(?:\d+|"[^"]*")')
 _BLANKS: Final = re.compile(r"\s+")
 _TOKEN: Final = re.compile(
@@ -52,6 +52,12 @@ _COUNTERS: Final = _words(
     "attempt attempts try tries retry retries round rounds turn turns iteration iterations iter seq sequence counter n "
     "nonce message msg time times nr number no version v rev ref step revision call request ping cycle loop reminder "
     "again followup draft"
+)
+_STOP_ELSEWHERE: Final = _words(
+    "bitte sie was mit der die das dem den des ist sind und oder ich wir ihr nicht ein eine einen welche welchen "
+    "welcher könnten können soll sollen sagen genau für von zum zur auf "
+    "les des une est sont pas vous nous dans pour que qui quelle quel quelles merci plaît dois faut pourriez "
+    "los las una por favor que con para del como cual cuál puede podría son"
 )
 _COURTESY: Final = _words(
     "thank thanks welcome glad happy pleasure sorry lot much appreciate appreciated grateful hello hi regards cheers "
@@ -72,9 +78,6 @@ _GERMAN: Final = _words(
     "würden sie wir ich für"
 )
 """With two of them in it, a text is German: there nouns have capitals, and so capitals do not mark names."""
-_GERMAN_STOP: Final = _GERMAN | _words(
-    "die den dem des auf was kann zum zur von genau sagen sagt geben gibt noch schon auch nur uns ihr ihre mein"
-)
 GERMAN_MIN: Final = 2
 _STOP_CHARACTERS: Final = frozenset("请您你我的了吗呢吧一下谢在是把和")
 _UNDERWAY: Final = re.compile(
@@ -105,7 +108,7 @@ _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for 
 class Features:
     """What one payload says."""
 
-    __slots__ = ("_likeness", "exact", "is_not_yet", "is_underway", "loose", "names", "says_no", "words")
+    __slots__ = ("exact", "is_not_yet", "is_underway", "loose", "names", "text", "words")
 
     def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
         self.exact = exact
@@ -120,19 +123,26 @@ class Features:
         """It says that what was asked for is still being done."""
         self.is_not_yet = False
         """It says that in other words, which are no sign by themselves: see `Workflow`."""
-        self.says_no = False
+        self.text = ""
+
+    @property
+    def says_no(self) -> bool:
         """It says that what was asked for cannot be done, or is not there."""
-        self._likeness = -1
+        return says_no(self.text)
 
     @property
     def likeness(self) -> int:
         """64-bit simhash of its words and names: alike payloads differ in few bits."""
-        if self._likeness < 0:
-            self._likeness = _simhash(self.words, self.names)
-        return self._likeness
+        return simhash(self.words, self.names)
 
 
-def _simhash(words: list[int], names: list[int]) -> int:
+def says_no(text: str) -> bool:
+    """Say whether a text says that something cannot be done, or is not there."""
+    return _NO.search(text) is not None
+
+
+def simhash(words: list[int], names: list[int]) -> int:
+    """Return 64 bits of which alike sets of hashes have most in common."""
     sums = [0] * 8
     every = words + names
     for word in every:
@@ -166,7 +176,8 @@ def features_of(raw: bytes) -> Features:
     text = raw.decode("utf-8", "replace")
     if "\\" in text:
         text = text.replace('\\"', '"').replace("\\n", "\n")
-    text = _VOLATILE.sub("\x00", text)
+    if _DIGIT.search(text) is not None:
+        text = _VOLATILE.sub("\x00", text)
     if '"jsonrpc"' in text:
         text = _RPC_ID.sub("", text)
     text = _BLANKS.sub(" ", text).strip()
@@ -180,7 +191,7 @@ def features_of(raw: bytes) -> Features:
     found = Features(exact_digest, loose_digest, words, names)
     found.is_underway = is_underway or _UNDERWAY.search(text) is not None
     found.is_not_yet = len(text) <= NOT_YET_CHARACTERS_MAX and _NOT_YET.search(text) is not None
-    found.says_no = _NO.search(text) is not None
+    found.text = text
     return found
 
 
@@ -227,15 +238,17 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
             is_underway = True
         if len(words) + len(names) + len(capitals) >= WORDS_MAX:
             continue
-        if lower in _GERMAN_STOP:
-            german += lower in _GERMAN
+        if lower in _GERMAN:
+            german += 1
             continue
         if word != lower and begin > 0 and _is_name(text, begin, word):
             capitals.append(crc32(lower.encode()))
         elif lower in _COURTESY:
             is_courteous = True
-        elif lower[0] >= _UNSPACED and len(lower) > 2:
-            # Written without blanks: its characters stand for words.
+        elif lower in _STOP_ELSEWHERE:
+            continue
+        elif ord(lower[0]) >= UNSPACED_FROM:
+            # Scripts that put no blanks between words: their characters stand for words.
             words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
         elif len(lower) > 2 and lower not in _STOP:
             words.append(crc32(_stem(lower).encode()))
@@ -265,14 +278,10 @@ def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
             return is_end
         # `..., event 17`: a noun behind a comma, and nothing behind the number.
         return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "
-    return is_end and last in "-_~" and begin > 1 and text[begin - 2].islower() and not _is_whole(text, begin)
-
-
-def _is_whole(text: str, at: int) -> bool:
-    """Say whether the word with a number behind it is all that a value says: `"table_7"` is no count of tables."""
-    while at and (text[at - 1].isalnum() or text[at - 1] in "-_~."):
-        at -= 1
-    return at == 0 or text[at - 1] == '"'
+    if not is_end or last not in "-~" or not before or not text[begin - 2].islower():
+        return False
+    # `clarify the plan-3`, and not `web-3` alone, which is a name.
+    return text[begin - len(before) - 2 : begin - len(before) - 1] == " "
 
 
 def _is_name(text: str, begin: int, word: str) -> bool:

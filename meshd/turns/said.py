@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
-from meshd.turns.features import Features, features_of
-from meshd.turns.turn import AGENT, EVENT, TOOL
+from meshd.turns.features import Features, features_of, says_no, simhash
+from meshd.turns.turn import AGENT, EVENT, LLM, TOOL
 
 if TYPE_CHECKING:
     from meshd.turns.seen import Seen
@@ -34,6 +35,20 @@ LENGTHS_APART: Final = 40
 TAIL_BYTES: Final = 24
 """Payloads that end alike may be one that grows: what was said so far, and then the same again."""
 WORDS_KEPT_MAX: Final = 96
+SKETCH_WORDS: Final = 24
+SKETCH_WORDS_MIN: Final = 4
+SHORT_BYTES: Final = 400
+_WORDS_ALONE: Final = bytes(
+    byte | 0x20
+    if 65 <= byte <= 90
+    else 0x30
+    if 48 <= byte <= 57
+    else byte
+    if byte >= 0x80 or 97 <= byte <= 122
+    else 0x20
+    for byte in range(256)
+)
+"""Leaves nothing but words in lower case, with 0 for every digit, and blanks."""
 ENDS_BYTES: Final = 256
 """Kept of a payload's beginning and of its end, to see what was put into a template."""
 SLOT_TENTHS: Final = 6
@@ -44,8 +59,8 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_end", "_features", "_raw", "exact", "is_known", "likeness", "loose", "mark", "names",
-        "says_no", "size", "words",
+        "_begin", "_end", "_features", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known", "loose", "mark",
+        "names", "size", "words",
     )  # fmt: skip
 
     def __init__(self, raw: bytes = b"") -> None:
@@ -59,11 +74,12 @@ class Said:
         """The next five are known, and the bytes are gone."""
         self.exact = 0
         self.loose = 0
-        self.likeness = 0
+        self._likeness = -1
+        self._sketch: frozenset[int] | None = None
         self.words: set[int] | None = None
         """None where another process said it."""
         self.names: set[int] | None = None
-        self.says_no = False
+        self._text = ""
 
     @classmethod
     def restored(cls, exact: int, loose: int, likeness: int, size: int) -> Said:
@@ -72,8 +88,32 @@ class Said:
         said._raw = None
         said.mark = 0
         said.is_known = True
-        said.exact, said.loose, said.likeness, said.size = exact, loose, likeness, size
+        said.exact, said.loose, said._likeness, said.size = exact, loose, likeness, size
         return said
+
+    @property
+    def likeness(self) -> int:
+        """64-bit simhash of what it says."""
+        if self._likeness < 0 and self.words is not None and self.names is not None:
+            self._likeness = simhash(sorted(self.words), sorted(self.names))
+        return self._likeness
+
+    @property
+    def says_no(self) -> bool:
+        """It says that what was asked for cannot be done, or is not there."""
+        return says_no(self._text)
+
+    @property
+    def sketch(self) -> frozenset[int]:
+        """The least of the hashes of its words, as they stand: what unlike payloads are told apart by."""
+        sketch = self._sketch
+        if sketch is None:
+            raw = self._raw if self._raw is not None else b""
+            # What has a digit in it may be an id, and no word.
+            hashes = {crc32(word) for word in raw.translate(_WORDS_ALONE).split() if b"0" not in word}
+            least = sorted(hashes)[:SKETCH_WORDS] if len(hashes) > SKETCH_WORDS else hashes
+            sketch = self._sketch = frozenset(least)
+        return sketch
 
     def features(self) -> Features | None:
         """Return what it says, worked out once; None where only its digests are known."""
@@ -87,11 +127,13 @@ class Said:
         found = self.features()
         if found is None or self._raw is None:
             return
+        if self._sketch is None:
+            self._sketch = self.sketch
         for word in found.words:
             seen.add(word)
         for word in found.names:
             seen.add(word)
-        self.likeness, self.says_no = found.likeness, found.says_no
+        self._text = found.text
         # Each once, before any is left out: a text that quotes says few words many times.
         self.words = set(list(dict.fromkeys(found.words))[:WORDS_KEPT_MAX])
         self.names = set(list(dict.fromkeys(found.names))[:WORDS_KEPT_MAX])
@@ -122,15 +164,15 @@ class Said:
         is_longer = self.size > before.size + (before.size >> 1) + LENGTHS_APART
         if before.size > self.size + (self.size >> 1) + LENGTHS_APART:
             return DIFFERENT
-        if not before.is_known:
-            before.learn(seen)
-        is_growing = (
-            self.size > before.size + LENGTHS_APART
-            and before.size >= TAIL_BYTES
-            and raw[-TAIL_BYTES:] == before._end[-TAIL_BYTES:]
-        )
+        is_growing = self.grows_from(before)
         if is_longer and not is_growing:
             return DIFFERENT
+        is_comparable = not before.is_known or before.words is not None
+        share = 3 if kind in (LLM, TOOL) or self.size > SHORT_BYTES else 8
+        if not is_growing and is_comparable and _is_far(self.sketch, before.sketch, share):
+            return DIFFERENT
+        if not before.is_known:
+            before.learn(seen)
         found = self.features()
         if found is None:
             return DIFFERENT
@@ -141,6 +183,13 @@ class Said:
         if not found.words and not found.names:
             return DIFFERENT
         return self._likeness_to(before, found, seen, kind, is_growing, is_answer)
+
+    def grows_from(self, before: Said) -> bool:
+        """Say whether this may be what was said before, behind more of what was said since."""
+        if self.size <= before.size + LENGTHS_APART or before.size < TAIL_BYTES or self._raw is None:
+            return False
+        end = before._raw if before._raw is not None else before._end
+        return self._raw[-TAIL_BYTES:] == end[-TAIL_BYTES:]
 
     def _likeness_to(
         self, before: Said, found: Features, seen: Seen, kind: str, is_growing: bool, is_answer: bool
@@ -181,6 +230,13 @@ class Said:
         size = min(len(raw), before.size)
         same = _common(raw, before._begin) + _common(raw[: -ENDS_BYTES - 1 : -1], before._end[::-1])
         return same * 10 >= min(size, 2 * ENDS_BYTES) * SLOT_TENTHS
+
+
+def _is_far(one: frozenset[int], other: frozenset[int], share: int) -> bool:
+    """Say whether two payloads have less than one word in `share` in common, as their sketches tell."""
+    if len(one) < SKETCH_WORDS_MIN or len(other) < SKETCH_WORDS_MIN:
+        return False
+    return len(one & other) * share < min(len(one), len(other))
 
 
 def _common(one: bytes, other: bytes) -> int:

@@ -14,7 +14,7 @@ from meshd.turns.connected import circle_of
 from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, LENGTHS_APART, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
 from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
@@ -39,6 +39,8 @@ APART_S: Final = 0.5
 """Calls that begin within so many seconds may be a fan-out."""
 HEARTBEAT_S: Final = 20.0
 """A tool that is called the same no more often than this is watched, or told that somebody is alive."""
+AGENT_SLOW_S: Final = 60.0
+"""The same of an agent: what holds for it then are the counts."""
 MODEL_SLOW_S: Final = 300.0
 """The same of a model, whose every call costs."""
 WAIT_S_MAX: Final = 1.0
@@ -139,7 +141,7 @@ class Workflow:
                 at = turn.path.index(target) if target in turn.path else len(turn.path)
                 return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
         edge = self._edge(source, target, kind)
-        if kind == LLM and self._has_gone_round(turn, limits.periods):
+        if kind == LLM and self._has_gone_round(turn, limits.periods) and not self._is_unhurried(turn):
             return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         turn.edge = edge
         self.last_s = turn.at_s
@@ -250,7 +252,7 @@ class Workflow:
     def _ask(self, turn: Turn, edge: Edge, payload: bytes) -> tuple[Question, int]:
         asked = Said(payload)
         self._numbers += 1
-        if edge.questions and asked.size > edge.questions[-1].asked.size + LENGTHS_APART and edge.kind in COUNTED:
+        if edge.questions and edge.kind in COUNTED and asked.grows_from(edge.questions[-1].asked):
             # It may quote what was said so far: only what nobody has said is new in it.
             self._learn_all()
         question, nearness = edge.ask(asked, turn.mark, self.seen, self._numbers)
@@ -274,7 +276,16 @@ class Workflow:
         """Count bytes that are kept; beyond the limit only their features are."""
         self._kept_bytes += said.kept_bytes
         if self._kept_bytes > KEPT_BYTES_MAX:
-            self._learn_all()
+            # Much of it is gone already, with the questions that were forgotten.
+            kept = 0
+            for edge in self.edges.values():
+                for question in edge.questions:
+                    kept += question.asked.kept_bytes
+                    if question.answer is not None:
+                        kept += question.answer.kept_bytes
+            self._kept_bytes = kept
+            if kept > KEPT_BYTES_MAX // 2:
+                self._learn_all()
 
     def _learn_all(self) -> None:
         self._kept_bytes = 0
@@ -321,11 +332,18 @@ class Workflow:
             return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
+    def _is_unhurried(self, turn: Turn) -> bool:
+        """Say whether the model was last asked so long ago that somebody watches something by it."""
+        edge = self.edges.get((turn.source, turn.target))
+        return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
+
     @staticmethod
     def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:
         """Say whether the same is asked because time must pass."""
         if turn.kind == TOOL:
             return gap_s >= HEARTBEAT_S
+        if turn.kind == AGENT:
+            return gap_s >= AGENT_SLOW_S
         if turn.kind == LLM:
             if gap_s >= MODEL_SLOW_S:
                 return True
