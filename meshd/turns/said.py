@@ -214,7 +214,8 @@ class Said:
             kind in (AGENT, EVENT)
             and total + len(found.names) >= TOKENS_MIN
             and (fresh * FRESH_SHARE <= total or (is_answer and fresh * 10 <= total * FRESH_TENTHS))
-            and not self._is_filled_in(before)
+            # Where all of the one before is still said, words were added to it, and none put in the place of others.
+            and (words.issubset(found.words) or not self._is_filled_in(before))
         ):
             return ALIKE
         common = total - fresh
