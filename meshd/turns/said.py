@@ -25,6 +25,8 @@ FRESH_SHARE: Final = 3
 """A payload of which more than one word in so many is fresh says something else."""
 FRESH_TENTHS: Final = 4
 """The same in tenths for an answer: its question was asked before, so less is needed to say that it is the same."""
+UNHEARD_SHARE: Final = 5
+"""Where no more than one word in so many is new to the workflow, a question may have as many fresh as an answer."""
 TOKENS_MIN: Final = 3
 """A shorter payload has the same words as another, or is not alike."""
 CORE_MIN: Final = 3
@@ -213,7 +215,10 @@ class Said:
         if (
             kind in (AGENT, EVENT)
             and total + len(found.names) >= TOKENS_MIN
-            and (fresh * FRESH_SHARE <= total or (is_answer and fresh * 10 <= total * FRESH_TENTHS))
+            and (
+                fresh * FRESH_SHARE <= total
+                or (fresh * 10 <= total * FRESH_TENTHS and (is_answer or self._is_heard(found, seen)))
+            )
             # Where all of the one before is still said, words were added to it, and none put in the place of others.
             and (words.issubset(found.words) or not self._is_filled_in(before))
         ):
@@ -222,6 +227,12 @@ class Said:
         if kind in (AGENT, EVENT) and common + len(found.names) >= CORE_MIN and common * CORE_SHARE >= total:
             return DECORATED
         return DIFFERENT
+
+    @staticmethod
+    def _is_heard(found: Features, seen: Seen) -> bool:
+        """Say whether hardly a word is new to the workflow, whoever said it."""
+        unheard = sum([not seen.has(word) for word in found.words])
+        return unheard * UNHEARD_SHARE <= len(found.words)
 
     def _is_filled_in(self, before: Said) -> bool:
         """Say whether this is the payload before with something else at one place."""

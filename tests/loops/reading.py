@@ -103,6 +103,9 @@ class Scenario(BaseModel):
     pace: float = Field(default=0.025, gt=0, le=1)
     """Seconds that a second of the scenario takes with processes."""
 
+    missed: str = ""
+    """Why a goal is missed here for now: it is printed and counted as such, and fails nothing."""
+
     steps: list[Step] = []
     polling: bool = False
 

@@ -57,7 +57,9 @@ class Score:
     def row(self) -> str:
         """Return its line of the table."""
         why = ", ".join(f"{reason} {count}" for reason, count in self.why.most_common()) or "-"
-        mark = "" if self.is_met and (self.scenario.is_runaway or not self.refused) else " MISSED"
+        mark = (
+            "" if self.is_met and (self.scenario.is_runaway or not self.refused) else f" MISSED {self.scenario.missed}"
+        )
         errors = f" ERROR {self.errors[0]}" if self.errors else ""
         if self.scenario.is_runaway:
             return f"| {self.scenario.name} | {self.periods:.1f} | {self.share:.1%} | {why} |{mark}{errors}"
@@ -125,7 +127,7 @@ class Total:
 
     def misses(self) -> list[str]:
         """Return a line for each goal that is missed."""
-        found = [one.row() for one in self.scores if not one.is_met]
+        found = [one.row() for one in self.scores if not one.is_met and (one.errors or not one.scenario.missed)]
         if self.refused_share > REFUSED_MAX:
             found.append(self.sums()[-1])
             found += [one.row() for one in self.honest if one.refused]

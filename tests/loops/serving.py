@@ -36,7 +36,11 @@ class Stage:
     async def serve_http(self, name: str) -> int:
         """Serve an agent, or (with an empty name) the model and the tools. Return the port."""
         app = web.Application(client_max_size=64 << 20)
-        app.router.add_route("*", "/{tail:.*}", lambda request: self._http(name, request))
+
+        async def serve(request: web.Request) -> web.Response:
+            return await self._http(name, request)
+
+        app.router.add_route("*", "/{tail:.*}", serve)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0, backlog=512).start()
