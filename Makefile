@@ -15,7 +15,7 @@ BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
-COMPILED_TESTS := $(addprefix tests/,api dialects end_to_end filters grpc ledger policy prices proxy telemetry tokens wire)
+COMPILED_TESTS := $(addprefix tests/,api dialects end_to_end filters grpc ledger policy prices proxy rpc telemetry tokens wire)
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
@@ -44,7 +44,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled attribution loops simulate replay fleet compile lint bench proto format lock clean venv
+.PHONY: help demo test test-compiled attribution loops simulate claims replay fleet outage compile lint bench proto format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -60,6 +60,10 @@ test: $(STAMP) ## every test (ARGS=... goes to pytest)
 simulate: $(STAMP) ## a million random schedules of the ledger, beside check-then-charge (ARGS="HOW_MANY SEED")
 	@$(BIN)/python -m tests.ledger.simulate $(ARGS)
 
+claims: $(STAMP) ## 100,000 schedules of calls that are made again, and how fast a replay begins (ARGS="HOW_MANY SEED")
+	@$(BIN)/python -m tests.claims.simulate $(ARGS)
+	@$(BIN)/python -m tests.claims.measure
+
 replay: $(STAMP) ## LLM requests on one budget: false refusals, and how loose the bounds are (ARGS="--trace FILE")
 	@$(BIN)/python -m bench.replay $(ARGS)
 
@@ -71,6 +75,9 @@ loops: $(STAMP) ## runaways and honest workflows: how fast the ones are stopped,
 
 fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
 	@$(BIN)/python -m bench.fleet $(ARGS)
+
+outage: $(STAMP) ## a provider that is out or full: traffic, breakers, the adaptive limit beside static ones (ARGS="dead --seconds 3")
+	@$(BIN)/python -m bench.outage $(ARGS)
 
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
 

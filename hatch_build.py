@@ -29,8 +29,10 @@ GROUP = "meshd"
 
 COMPILED = (
     "call.py",
+    "outcome.py",
     "refusal.py",
     "chain.py",
+    "claims/*.py",
     "filters/*.py",
     "ledger/*.py",
     "prices/*.py",
@@ -45,6 +47,7 @@ COMPILED = (
     "telemetry/budgets.py",
     "telemetry/provenance.py",
     "telemetry/series.py",
+    "telemetry/span_attributes.py",
     "telemetry/spans.py",
     "telemetry/tally.py",
     "telemetry/endpoint.py",
@@ -57,6 +60,7 @@ LEFT = (
     "dialects/*_shapes.py",
     "dialects/contract.py",
     "ledger/account.py",
+    "claims/record.py",
     # Nothing here is on the way of a call.
     "ledger/charging.py",
     "ledger/desk.py",
@@ -67,6 +71,7 @@ LEFT = (
     "ledger/upkeep.py",
     "ledger/witness.py",
     "prices/table.py",
+    "proxy/heuristics.py",
     "turns/record.py",
     "turns/sharing.py",
     "turns/supervision.py",

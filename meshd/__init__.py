@@ -19,6 +19,7 @@ The words, in the order in which to read them:
     policy/     a document becomes one frozen object, or every problem     load, Policy, Plan
     tokens/     exact counts where a bound does not fit, in a thread       Counter
     ledger/     accounts, leases, reservations: nothing is overspent       Ledger, Owner, Holder
+    claims/     calls that are made again are not carried out again        Book, Claim, Retries
     engines/    state and events, each behind a port that fits on a screen Store, Bus
     telemetry/  metrics, spans, logs, provenance; all names in one table   Telemetry
     admin/      health, metrics and the admin API                          AdminView

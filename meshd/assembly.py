@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import random
+import time
 from typing import TYPE_CHECKING, Any
 
 from meshd.chain import FILTERS, Chain
+from meshd.claims.tape import spill_in
 from meshd.filters.allow_list import AllowList, judge
 from meshd.filters.approval import Approval
 from meshd.filters.breaker import Breaker
@@ -14,6 +16,7 @@ from meshd.filters.budget import Budget
 from meshd.filters.context import Context
 from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
+from meshd.filters.forwarding import Forwarding
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.idempotency import Idempotency
 from meshd.filters.routing import Routing
@@ -21,7 +24,9 @@ from meshd.filters.turns import Turns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
+    from meshd.approvals.desk import Desk
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger
     from meshd.mesh_key import MeshKeys
@@ -35,20 +40,29 @@ def build_chain(
     shadowed: Callable[..., None],
     breaker_changed: Callable[..., None] | None = None,
     bounds: Bounds | None = None,
+    desk: Desk | None = None,
+    held: Callable[[float], None] | None = None,
+    home: Path | None = None,
 ) -> Chain:
-    """Make the filters and put them in their order."""
+    """Make the filters and put them in their order.
+
+    `desk` is where people are asked, `held` hears for how long; `home` is where long answers are kept while they pass.
+    """
     filters: dict[type, Any] = {
         Context: Context(keys, os.urandom, agent),
         HopLimit: HopLimit(),
         Routing: Routing(),
         AllowList: AllowList(shadowed),
-        Idempotency: Idempotency(),
+        Idempotency: Idempotency(
+            ledger, wall_clock=time.time, nonce=lambda: os.urandom(12).hex(), spill=spill_in(home)
+        ),
         Turns: Turns(shadowed, judge),
-        Approval: Approval(shadowed),
+        Approval: Approval(shadowed, desk, ledger, observe=held),
         Delegation: Delegation(ledger, os.urandom),
-        Fallback: Fallback(random.random),
+        Fallback: Fallback(random.random, judge),
         Budget: Budget(ledger, shadowed, bounds, judge),
-        Breaker: Breaker(random.random, os.urandom(32), breaker_changed),
+        Breaker: Breaker(random.random, os.urandom(32), breaker_changed, time.monotonic),
+        Forwarding: Forwarding(),
     }
     assert set(filters) == {place.filter for place in FILTERS}
     return Chain(filters, shadowed)

@@ -34,6 +34,10 @@ class Direction(str, Enum):
     INBOUND = "inbound"
 
 
+OURS: Final = "meshd:"
+"""Begins the name of who makes a call of meshd's own; no agent has such a one, since a colon stands in no name."""
+
+
 class Target(NamedTuple):
     """What a call is for: an upstream by its name in the policy, and the model where there is one."""
 
@@ -177,6 +181,62 @@ class Ask:
         return self.model_granted if self.model_granted is not None else self.model
 
 
+class Rpc:
+    """What a JSON-RPC call (MCP, A2A) asks for, as its dialect read it and never changes it."""
+
+    __slots__ = (
+        "arguments", "forwarded", "id", "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key",
+        "leg", "method", "progress_token", "protocol", "tool",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        protocol: str,
+        method: str = "",
+        id: bytes = b"",
+        *,
+        tool: str = "",
+        arguments: bytes = b"",
+        is_read_only: bool = False,
+        key: str = "",
+        is_stream: bool = False,
+        is_json_taken: bool = True,
+        progress_token: bytes = b"",
+    ) -> None:
+        self.protocol = protocol
+        """`mcp` or `a2a`."""
+        self.method = method
+        """As the caller wrote it (`tools/call`, `SendMessage`, `message/send`); empty for the reply to a request that
+        the server made."""
+        self.id = id
+        """Raw JSON, to be echoed; empty for a notification and for a reply, which nobody answers. An MCP client makes
+        a new one for every attempt, so it does not say what is the same call."""
+        self.tool = tool
+        """Of `tools/call`."""
+        self.arguments = arguments
+        """What decides what the call does, as canonical JSON (RFC 8785): the arguments of `tools/call`, A2A's message,
+        else the parameters; without `_meta`, which clients write anew for every attempt."""
+        self.is_read_only = is_read_only
+        """It changes nothing, by what the protocol says of its method. `tools/call` may change something."""
+        self.key = key
+        """What names the call when it is made again: A2A's `messageId`, or `meshd/idempotency-key` in `_meta`; empty
+        where it has none."""
+        self.is_stream = is_stream
+        """The caller takes an event stream for an answer."""
+        self.is_json_taken = is_json_taken
+        """The caller takes a plain answer too."""
+        self.progress_token = progress_token
+        """Raw JSON: by it the caller wants to be told how far the call is; empty where it asked for nothing."""
+        self.is_reply = False
+        """It answers what the server has asked of its client."""
+        self.is_resumable = False
+        """Its client makes the call again by itself when it is told that it must wait (MCP from 2026-07-28)."""
+        self.leg = 0
+        """How often it has done so."""
+        self.forwarded: bytes | None = None
+        """The body to forward in place of the one that came: without what was told to the client and nobody else."""
+
+
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _EVIDENCE_NONE: Final = Evidence.NONE
 _NOWHERE: Final = Target(Kind.HOST, "")
@@ -209,7 +269,9 @@ class Wait:
     def __init__(self, coroutine: Coroutine[Any, Any, Any], *, is_hold: bool = False) -> None:
         self.coroutine = coroutine
         self.is_hold = is_hold
-        """A person or a supervisor is waited for, for so long that the caller must be shown signs of life."""
+        """A person or a supervisor is waited for, for so long that the caller must be shown signs of life. The
+        coroutine is cancelled where the caller hangs up or the sidecar drains: before its end it must not have taken
+        anything."""
 
 
 class NeedBody:
@@ -226,10 +288,10 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent", "ask", "attempt", "authority", "body", "context", "credentials", "dialect", "direction", "earlier",
-        "evidence", "governed", "headers", "heard_by", "id", "inject", "lasting", "method", "now_s", "path", "peer",
-        "plan", "policy", "reply_headers", "reply_heard_by", "run_token",
-        "span", "target", "timeout_s", "upstream", "wall_s",
+        "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
+        "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "keyed",
+        "lasting", "method", "now_s", "on_gone", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by",
+        "rpc", "run_token", "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -245,12 +307,12 @@ class Call:
         peer: str = "",
         governed: Headers | None = None,
         credentials: Headers | None = None,
+        keyed: Headers | None = None,
     ) -> None:
         self.id = id
         self.direction = direction
         self.method = method
-        self.path = path
-        """Path and query below the upstream's prefix, as it will be forwarded."""
+        self.path = path  # and query, below the upstream's prefix, as it will be forwarded
         self.authority = authority
         self.headers = headers
         """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
@@ -258,24 +320,22 @@ class Call:
         """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
         self.credentials: Headers = headers if credentials is None else credentials
         """Of these, the fields that carry the caller's key."""
-        self.now_s = now_s
-        """Monotonic seconds at which the call began."""
-        self.wall_s = wall_s
-        """Unix seconds at which the call began."""
+        self.keyed: Headers = headers if keyed is None else keyed  # of these, those by which a call is known again
+        self.now_s = now_s  # monotonic seconds at which the call began
+        self.wall_s = wall_s  # the same in Unix seconds
         self.peer = peer
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None
         """The whole body where the dialect or a filter had to read it; None where it streams."""
-        self.agent = ""
-        """Who calls (outbound) or is called (inbound): set by Context."""
-        self.run_token = ""
-        """The opaque part of a per-run address; empty where the call came without one."""
+        self.agent = ""  # who calls (outbound) or is called (inbound): set by Context
+        self.run_token = ""  # the opaque part of a per-run address; empty where the call came without one
         self.target: Target = _NOWHERE
         self.upstream: Any = None
         """The policy's `Upstream` of `target`; None until Routing has found it."""
         self.dialect: Any = None
         self.ask: Ask | None = None
         """What the body asks for; None where the dialect has no request to read."""
+        self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""
         self.context: Context | None = None
@@ -289,9 +349,13 @@ class Call:
         """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
         self.inject: Headers = []  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
-        self.attempt = 0
-        """Number of the current attempt, from 1; 0 before the first."""
+        self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
+        self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
+        self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
+        self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
+        self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most
+        self.on_gone: Any = None  # called when the caller hangs up while the call waits for another; None for most
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

@@ -18,6 +18,7 @@ from meshd.filters.budget import Budget
 from meshd.filters.context import Context
 from meshd.filters.delegation import Delegation
 from meshd.filters.fallback import Fallback
+from meshd.filters.forwarding import Forwarding
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.idempotency import Idempotency
 from meshd.filters.routing import Routing
@@ -62,6 +63,7 @@ FILTERS: Final[tuple[Place, ...]] = (
     Place(Fallback, Scope.PER_ATTEMPT, "sees each attempt fail and picks the next"),
     Place(Budget, Scope.PER_ATTEMPT, "each attempt may be billed, so each is reserved and settled on its own"),
     Place(Breaker, Scope.PER_ATTEMPT, "innermost: a permit is never held by a refused call"),
+    Place(Forwarding, Scope.PER_ATTEMPT, "decides nothing: what goes out now is written down first, if it is claimed"),
 )
 
 
@@ -91,8 +93,16 @@ class Chain:
     def keep_books(self, ledger: Ledger) -> None:
         """Let the filters that spend go on with another ledger."""
         for one in (*self.per_call, *self.per_attempt):
-            if isinstance(one, Budget | Delegation):
+            if isinstance(one, Budget | Delegation | Approval):
                 one.ledger = ledger
+            elif isinstance(one, Idempotency):
+                one.keep_books(ledger)
+
+    async def close_books(self) -> None:
+        """Write down what filters still know; the store closes next."""
+        for one in self.per_call:
+            if isinstance(one, Idempotency):
+                await one.book.close()
 
     def admit(
         self, filters: tuple[Filter, ...], call: Call, tickets: list[Ticket], start: int = 0

@@ -14,6 +14,7 @@ from meshd import register
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
 from meshd.api.mesh import Mesh
+from meshd.approving import Approving
 from meshd.assembly import build_chain
 from meshd.books import keep_trying, open_books
 from meshd.call import Direction
@@ -23,6 +24,7 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.bounds import Bounds
 from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
+from meshd.filters.idempotency import Idempotency
 from meshd.filters.turns import Turns
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
@@ -32,6 +34,7 @@ from meshd.policy.reload import Reloader, Watch
 from meshd.policy.upstreams import agent_upstream
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
+from meshd.supervisor.ways import supervisor_of
 from meshd.telemetry.telemetry import Telemetry
 from meshd.tokens.counter import Counter
 from meshd.turns.sharing import Sharing
@@ -113,6 +116,7 @@ class Daemon:
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
         self.bounds = Bounds(self.counter)
+        self.approving = Approving(lambda: self.ledger, lambda: self.reloader.policy, self.bus, sidecar=policy.agent)
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
@@ -120,8 +124,13 @@ class Daemon:
             shadowed=self.telemetry.shadowed,
             breaker_changed=self._breaker_changed,
             bounds=self.bounds,
+            desk=self.approving.desk,
+            held=self.approving.held.observe,
+            home=config.home,
         )
         await self._listen(policy)
+        self.approving.mesh = self.mesh
+        self.approving.start()
         for warning in policy.warnings:
             log.warning("%s", warning)
         loop = asyncio.get_running_loop()
@@ -193,6 +202,9 @@ class Daemon:
         number = int.from_bytes(os.urandom(4), "big") | 1
         self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
         self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
+        self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry)
+        idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
+        self.telemetry.sources.claims = lambda: idempotency.book.results
         view = self.view = View(
             agent=config.agent,
             reloader=self.reloader,
@@ -203,7 +215,9 @@ class Daemon:
             started_s=self._started_s,
             reload=self.reload,
             stop=self.stop,
+            desk=self.approving.desk,
         )
+        self.telemetry.sources.approvals = self.approving.read
         try:
             self.servers = await admin.start(
                 view,
@@ -349,9 +363,15 @@ class Daemon:
             await self.door.close()
         if self.servers is not None:
             await self.servers.close()
+        if hasattr(self, "supervisor"):
+            self.supervisor.close()
+        if hasattr(self, "approving"):
+            await self.approving.close()
         await self.bus.close()
         if hasattr(self, "sharing"):
             await self.sharing.close()
+        if hasattr(self, "chain"):
+            await self.chain.close_books()
         if hasattr(self, "ledger"):
             await self.ledger.close()
         self.counter.close()

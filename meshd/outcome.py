@@ -18,6 +18,7 @@ class Fault(str, Enum):
     TLS = "tls"
     CONNECT_TIMEOUT = "connect_timeout"
     FIRST_BYTE_TIMEOUT = "first_byte_timeout"
+    FIRST_TOKEN_TIMEOUT = "first_token_timeout"
     GAP_TIMEOUT = "gap_timeout"
     RESET = "reset"
     TRUNCATED = "truncated"
@@ -73,8 +74,9 @@ class Outcome:
     """How one attempt ended. Every ticket is settled with one, exactly once."""
 
     __slots__ = (
-        "duration_s", "fault", "first_byte_s", "grpc_status", "held", "is_answered", "is_forwarded", "is_terminal",
-        "microdollars", "now_s", "reason", "retry_after_s", "status", "usage", "verdict",
+        "duration_s", "fault", "first_byte_s", "first_token_s", "grpc_status", "held", "is_answered", "is_forwarded",
+        "is_terminal", "is_too_long", "microdollars", "now_s", "reason", "retry_after_s", "status", "taken_s", "usage",
+        "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -91,6 +93,7 @@ class Outcome:
         first_byte_s: float | None = None,
         duration_s: float = 0.0,
         reason: Reason | None = None,
+        taken_s: float = 0.0,
     ) -> None:
         self.verdict = verdict
         self.now_s = now_s
@@ -107,13 +110,20 @@ class Outcome:
         self.usage = usage
         """As the upstream reported it, or a local count marked estimated; None where nothing is known."""
         self.retry_after_s = retry_after_s
+        """Seconds for which the upstream asks to be left alone; None where it does not."""
         self.first_byte_s = first_byte_s
         """Seconds from sending to the first byte of the reply's body."""
         self.duration_s = duration_s
         self.reason = reason
         """Our own refusal, where a later filter refused the call (then nothing was forwarded)."""
+        self.taken_s = taken_s
+        """Seconds from sending the attempt to its end; 0 where nothing was sent."""
+        self.first_token_s: float | None = None
+        """Seconds from sending to the first output of a model in a stream; None where there was none."""
         self.grpc_status = -1
         """With what a gRPC reply ended, by google.rpc.Code; -1 where there was no such reply, or no end of it."""
+        self.is_too_long = False
+        """The request is longer than its model can read: so the upstream says, or its counted tokens."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None

@@ -31,6 +31,10 @@ class Reason(str, Enum):
     STORE_UNAVAILABLE = "store_unavailable"
     OVERLOADED = "overloaded"
     CONTEXT_INVALID = "context_invalid"
+    KEY_MISSING = "key_missing"
+    KEY_REUSED = "key_reused"
+    KEY_IN_FLIGHT = "key_in_flight"
+    KEY_UNKNOWN = "key_unknown"
     MALFORMED = "malformed"
     TOO_LARGE = "too_large"
     UPSTREAM_UNREACHABLE = "upstream_unreachable"
@@ -57,7 +61,7 @@ class Row(NamedTuple):
 
 
 # gRPC codes by number: 3 INVALID_ARGUMENT, 4 DEADLINE_EXCEEDED, 5 NOT_FOUND, 7 PERMISSION_DENIED,
-# 8 RESOURCE_EXHAUSTED, 9 FAILED_PRECONDITION, 13 INTERNAL, 14 UNAVAILABLE, 16 UNAUTHENTICATED.
+# 8 RESOURCE_EXHAUSTED, 9 FAILED_PRECONDITION, 10 ABORTED, 13 INTERNAL, 14 UNAVAILABLE, 16 UNAUTHENTICATED.
 _PERMISSION: Final = "permission_error"
 _INVALID: Final = "invalid_request_error"
 TABLE: Final[dict[Reason, Row]] = {
@@ -75,6 +79,10 @@ TABLE: Final[dict[Reason, Row]] = {
     Reason.STORE_UNAVAILABLE: Row(503, "api_error", "api_error", "meshd_unavailable", -32603, 14, True),
     Reason.OVERLOADED: Row(503, "api_error", "overloaded_error", "meshd_overloaded", -32603, 14, True),
     Reason.CONTEXT_INVALID: Row(403, _PERMISSION, _PERMISSION, "meshd_context_invalid", -32011, 16),
+    Reason.KEY_MISSING: Row(400, _INVALID, _INVALID, "meshd_key_missing", -32016, 3),
+    Reason.KEY_REUSED: Row(422, _INVALID, _INVALID, "meshd_key_reused", -32016, 9),
+    Reason.KEY_IN_FLIGHT: Row(409, "conflict_error", _INVALID, "meshd_key_in_flight", -32016, 10, True),
+    Reason.KEY_UNKNOWN: Row(409, "conflict_error", _INVALID, "meshd_key_unknown", -32016, 9),
     Reason.MALFORMED: Row(400, _INVALID, _INVALID, "meshd_malformed", -32700, 3),
     Reason.TOO_LARGE: Row(413, _INVALID, "request_too_large", "meshd_too_large", -32600, 8),
     Reason.UPSTREAM_UNREACHABLE: Row(502, "api_error", "api_error", "meshd_upstream_unreachable", -32603, 14),
@@ -115,6 +123,11 @@ class Refused(Exception):
         """The HTTP status; the wire may name a more exact one (431, 408, 417, 501) for the same reason."""
         self.grpc = row.grpc
         """The gRPC status; a more exact one may be set: an upstream's reset has its own, and so has a session's end."""
+        self.jsonrpc = row.jsonrpc
+        """The code of a JSON-RPC error; a more exact one may be set, for a message that is JSON and no request."""
+        self.is_repeated = False
+        """The model was told before: a tool call is now refused with an error, and no longer with a result that says
+        so."""
         self.short: Any = None
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 

@@ -14,8 +14,9 @@ from meshd.admin.view import (
     RuleDump,
     StatusDump,
 )
+from meshd.outcome import Fault
 from meshd.telemetry.budgets import sums_of
-from meshd.telemetry.sources import BreakerReading, BudgetReading, TurnsReading
+from meshd.telemetry.sources import BreakerReading, BudgetReading, OverloadReading, TurnsReading
 from meshd.view_books import LedgerBooks
 from meshd.view_calls import call_of, calls_of
 
@@ -23,11 +24,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from meshd.admin.view import CallDump, CallsPage
+    from meshd.approvals.desk import Desk
     from meshd.call import Call
     from meshd.filters.bounds import Bounds
-    from meshd.filters.breaker import Breaker
+    from meshd.filters.breaker import Breaker, BreakerView
     from meshd.filters.budget import Budget
-    from meshd.filters.circuit import State
+    from meshd.filters.circuit import Failure, State
     from meshd.filters.turns import Turns
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
@@ -58,11 +60,18 @@ def attach_sources(
     """Let a scrape read what is counted elsewhere."""
 
     def breakers() -> Iterator[BreakerReading]:
-        return (BreakerReading(view.upstream, _state(view.state)) for view in breaker.snapshot())
+        return (
+            BreakerReading(view.upstream, _state(view.state), view.limit, view.in_flight, view.queued)
+            for view in breaker.snapshot(time.monotonic())
+        )
 
     sources = telemetry.sources
     sources.rule_hits = lambda: reloader.policy.hits()
     sources.breakers = breakers
+    sources.overload = lambda: OverloadReading(
+        shed=tuple(breaker.shed.items()),
+        turned=tuple(((target, state.replace("-", "_")), count) for (target, state), count in breaker.turned.items()),
+    )
     sources.store = lambda: books().state == "ok"
 
     def spending() -> BudgetReading:
@@ -103,6 +112,7 @@ class View:
         started_s: float,
         reload: Callable[[], Awaitable[ReloadResult]],
         stop: Callable[[], None],
+        desk: Desk | None = None,
     ) -> None:
         """`agent` is the name from the command line, empty for the policy's; `started_s` unix seconds."""
         self._agent = agent
@@ -116,6 +126,7 @@ class View:
         self._started_s = started_s
         self._reload = reload
         self._stop = stop
+        self.desk = desk
 
     def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
         """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""
@@ -159,10 +170,9 @@ class View:
 
     def breakers(self) -> Sequence[BreakerDump]:
         """Return every breaker that is kept."""
-        return [
-            BreakerDump(view.upstream, view.model, view.credential, _state(view.state))
-            for view in self._breaker.snapshot()
-        ]
+        now_s = self._proxy.clock()
+        ago = time.time() - now_s
+        return [_breaker_dump(view, ago) for view in self._breaker.snapshot(now_s)]
 
     def status(self) -> StatusDump:
         """Return what the process is doing."""
@@ -185,6 +195,30 @@ class View:
     def drain(self) -> None:
         """Begin to drain. A second call changes nothing."""
         self._stop()
+
+
+def _breaker_dump(view: BreakerView, ago: float) -> BreakerDump:
+    """`ago` is what must be added to monotonic seconds to make unix ones of them."""
+    failure = view.failure
+    return BreakerDump(
+        view.upstream,
+        view.model,
+        view.credential,
+        _state(view.state),
+        reopens_in_s=None if view.reopens_s is None else round(view.reopens_s, 3),
+        reopens_at_s=None if view.reopens_s is None else round(time.time() + view.reopens_s, 3),
+        limit=view.limit,
+        in_flight=view.in_flight,
+        queued=view.queued,
+        held_for_s=round(view.held_s, 3),
+        error_share=round(view.error_share, 4),
+        last_failure="" if failure is None else _failure(failure),
+        last_failure_at_s=None if failure is None else round(failure.at_s + ago, 3),
+    )
+
+
+def _failure(failure: Failure) -> str:
+    return str(failure.status) if failure.fault is Fault.NONE else failure.fault.value
 
 
 def _state(state: State) -> str:

@@ -7,6 +7,7 @@
     api       /v1/...: policy, breakers, status, reload, drain; and the next two
     accounts  /v1/accounts: shown and ordered
     calls     /v1/calls: what was decided of each
+    approvals /v1/approvals: what people are asked, and what they decide
     server    starts and stops both
 
 aiohttp is imported only below this package, and not on the hot path.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from meshd.admin.accounts import Accounts
+from meshd.admin.approvals import Approvals
 from meshd.admin.calls import Calls
 from meshd.admin.doors import Problem, no_body, only_queries, reply
 
@@ -34,6 +35,7 @@ class Api:
             web.post("/v1/drain", self.drain),
             *Accounts(self._view).routes(),
             *Calls(self._view).routes(),
+            *Approvals(self._view).routes(),
         ]
 
     async def policy(self, request: web.Request) -> web.Response:

@@ -34,12 +34,21 @@ _log = logging.getLogger("meshd.admin")
 class Problem(Exception):
     """An error answer: HTTP status, a title, and what to do."""
 
-    def __init__(self, status: int, title: str, detail: str = "", headers: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        title: str,
+        detail: str = "",
+        headers: dict[str, str] | None = None,
+        *,
+        type: str = "about:blank",
+    ) -> None:
         super().__init__(title)
         self.status = status
         self.title = title
         self.detail = detail
         self.headers = headers or {}
+        self.type = type
 
 
 def reply(value: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
@@ -49,7 +58,7 @@ def reply(value: Any, status: int = 200, content_type: str = "application/json")
 
 
 def _problem(problem: Problem) -> web.Response:
-    body: dict[str, Any] = {"type": "about:blank", "status": problem.status, "title": problem.title}
+    body: dict[str, Any] = {"type": problem.type, "status": problem.status, "title": problem.title}
     if problem.detail:
         body["detail"] = problem.detail
     answer = reply(body, problem.status, "application/problem+json")

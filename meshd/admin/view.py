@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meshd.approvals.desk import Desk
+
 
 @dataclass(frozen=True, slots=True)
 class Check:
@@ -253,7 +255,7 @@ class CallsPage:
 
 @dataclass(frozen=True, slots=True)
 class BreakerDump:
-    """One breaker: which upstream, model and credential (by a hash, never itself), and its state."""
+    """One breaker: which upstream, model and credential (by a hash, never itself), its state, and who is under way."""
 
     upstream: str
     model: str
@@ -262,6 +264,22 @@ class BreakerDump:
     """closed, half_open or open."""
     reopens_in_s: float | None = None
     """Seconds until a probe is let through; None where it is not open."""
+    reopens_at_s: float | None = None
+    """The same in unix seconds."""
+    limit: int | None = None
+    """Attempts that may be under way at once; None where nothing limits them."""
+    in_flight: int = 0
+    """Attempts under way."""
+    queued: int = 0
+    """Attempts that wait for their turn."""
+    held_for_s: float = 0.0
+    """Seconds for which the upstream has asked (Retry-After) to be left alone."""
+    error_share: float = 0.0
+    """Failed share, from 0 to 1, of the attempts that ended within the breaker's window."""
+    last_failure: str = ""
+    """A status, or the fault where no whole reply came; empty where nothing has failed."""
+    last_failure_at_s: float | None = None
+    """Unix seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +320,11 @@ class AdminView(Protocol):
 
     @property
     def books(self) -> Books: ...
+
+    @property
+    def desk(self) -> Desk | None:
+        """Where people are asked; None where nobody is."""
+        ...
 
     def call(self, id: str) -> CallDump | None:
         """Return what was decided of a call; None where it is not known, or not any more."""

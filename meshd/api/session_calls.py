@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from typing import TYPE_CHECKING, Final
 
 from meshd.api import session_frames as frames
@@ -112,7 +113,7 @@ class SessionCaller:
 
     def send_head(self, status: int, headers: Headers, content_length: int | None, *, has_body: bool) -> None:
         self._http_status = status
-        self._retry_after_s = retry_after_s(headers)
+        self._retry_after_s = retry_after_s(headers, time.time())
         self._left = -1 if content_length is None else content_length
         for name, value in headers:
             if name == b"content-type":

@@ -10,6 +10,7 @@ from meshd.call import Direction
 from meshd.filters.minting import moved
 from meshd.outcome import Fault
 from meshd.proxy.crash import ending
+from meshd.proxy.recording import unrecorded
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 from meshd_sdk.v1 import session_pb2 as pb
@@ -160,7 +161,7 @@ class Delivery:
             return  # Another attempt took its place.
         if code:
             self._say(attempt, reply.status)
-            if not reply.payload and getattr(self.exchange.caller, "session", None) is not None:
+            if not reply.payload and getattr(unrecorded(self.exchange.caller), "session", None) is not None:
                 payload = b""
         if payload:
             attempt.reply_data(payload)
@@ -177,7 +178,7 @@ class Delivery:
 
     def _say(self, attempt: Attempt, status: Status) -> None:
         """Let a caller that has a session itself hear the agent in its own words. A reason is ours alone to give."""
-        caller: Any = attempt.exchange.caller
+        caller: Any = unrecorded(attempt.exchange.caller)
         if hasattr(caller, "said"):
             code = status.code if 0 < status.code <= 16 else frames.UNKNOWN
             caller.said = Status(code=code, message=status.message[:REASON_MAX], is_retryable=status.is_retryable)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, Entry] = {
     "run": Entry("meshd.cli.run", "command", "Start the sidecar; with no argument, on its packaged policy."),
     "exec": Entry("meshd.cli.exec", "command", "Run a program with all its calls in one workflow."),
     "budget": Entry("meshd.cli.budget", "command", "Show the accounts of a running daemon, top them up, close them."),
+    "approvals": Entry("meshd.cli.approvals", "command", "Show what people are asked to allow, and decide on it."),
     "check": Entry("meshd.cli.check", "command", "Name every problem of policy documents, by line and column."),
     "explain": Entry("meshd.cli.explain", "command", "Say what each filter would do with a request, and why."),
     "tokens": Entry("meshd.cli.tokens", "command", "Say how many tokens a request would reserve, and how it is known."),

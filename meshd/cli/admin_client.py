@@ -40,12 +40,12 @@ class AdminClient:
         """Return what a GET answers."""
         return self._ask(f"{path}{'?' + urlencode(query) if query else ''}", None)
 
-    def post(self, path: str, body: dict[str, object]) -> dict[str, Any]:
-        """Return what a POST of a JSON object answers."""
-        return self._ask(path, json.dumps(body).encode())
+    def post(self, path: str, body: dict[str, object], **fields: str) -> dict[str, Any]:
+        """Return what a POST of a JSON object answers. `fields` are header fields, with `_` for `-`."""
+        return self._ask(path, json.dumps(body).encode(), {key.replace("_", "-"): one for key, one in fields.items()})
 
-    def _ask(self, path: str, body: bytes | None) -> dict[str, Any]:
-        headers = {"authorization": f"Bearer {self._token()}", "content-type": "application/json"}
+    def _ask(self, path: str, body: bytes | None, fields: dict[str, str] | None = None) -> dict[str, Any]:
+        headers = {"authorization": f"Bearer {self._token()}", "content-type": "application/json", **(fields or {})}
         request = urllib.request.Request(f"{self._root}{path}", body, headers)  # noqa: S310 - the root begins http://
         try:
             with self._opener.open(request, timeout=self._timeout_s) as reply:

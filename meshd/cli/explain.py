@@ -109,6 +109,8 @@ def _verdict(explained: Explained) -> str:
     except Refused as sealed:
         return f"The call is refused: {sealed.status} {sealed.reason.value}: {sealed.message}"
     address = redact.text(f"{call.upstream.scheme}://{call.upstream.authority.decode()}{path}")
+    if any(step.verdict == "hold" for step in explained.steps):
+        return f"The call waits until a person has allowed it, and then goes to {address}."
     return f"The call goes to {address}."
 
 

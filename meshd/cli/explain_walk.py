@@ -8,16 +8,18 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from meshd.approvals.desk import Desk
 from meshd.assembly import build_chain
-from meshd.call import Call, Direction, Kind, NeedBody, Reply, Target, Wait
+from meshd.call import Call, Direction, NeedBody, Reply, Target, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream
+from meshd.dialects.jsonrpc import MESSAGE
 from meshd.filters.bounds import Bounds
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.outcome import Outcome, Verdict
 from meshd.policy.addressing import AddressBook
-from meshd.proxy.arrival import arrive, too_large
+from meshd.proxy.arrival import PLAIN, arrive, read_message, too_large
 from meshd.refusal import Refused
 from meshd.telemetry import redact
 from meshd.tokens.counter import Counter
@@ -38,7 +40,7 @@ class Step(NamedTuple):
 
     name: str
     verdict: str
-    """pass, refuse, shadow (would refuse, and lets it pass), answer, or skip (not reached)."""
+    """pass, refuse, shadow (would refuse, and lets it pass), hold (asks a person), answer, or skip (not reached)."""
     text: str
 
 
@@ -73,6 +75,7 @@ async def explain(
             agent=agent or asked.agent,
             shadowed=lambda _call, refused: told.append(refused),
             bounds=Bounds(counter := Counter()),
+            desk=Desk(ledger.store, lambda: policy),
         )
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
@@ -97,6 +100,7 @@ def _call(policy: Policy, request: Request, direction: Direction) -> Call:
         now_s=time.monotonic(),
         wall_s=time.time(),
         governed=request.fields.governed,
+        keyed=request.fields.keyed,
     )
     call.policy = policy
     return call
@@ -108,7 +112,7 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         _locate(policy, call, request, steps)
     except Refused as refused:
         return _refuse(steps, "address", refused)
-    if call.upstream is None or call.upstream.kind is not Kind.LLM:
+    if call.upstream is None or call.dialect is PLAIN:
         steps.append(Step("body", "pass", "streams by unread"))
         return None
     operation = call.dialect.recognise(call.method, call.path)
@@ -119,6 +123,10 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         bytes_max = policy.limits.request_body_bytes_max
         if len(asked.body) > bytes_max:
             raise too_large(bytes_max)
+        if operation == MESSAGE:
+            read_message(call, asked.body, request.fields)
+            steps.append(Step("body", "pass", _words_of(call)))
+            return None
         ask = call.dialect.read(operation, asked.body, call.path, call.headers)
     except Refused as refused:
         return _refuse(steps, "body", refused)
@@ -135,6 +143,18 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         )
     )
     return None
+
+
+def _words_of(call: Call) -> str:
+    rpc = call.rpc
+    if rpc is None:
+        return "no JSON-RPC message: streams by unread"
+    words = f"{rpc.protocol} {rpc.method or 'reply'}"
+    words += f", tool {rpc.tool}" if rpc.tool else ""
+    words += ", only reads" if rpc.is_read_only else ""
+    if not call.upstream.is_dialect_told:
+        words += "; by its own fields: without dialect in the policy, rules see no tool in it"
+    return words
 
 
 def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> None:
@@ -170,6 +190,11 @@ async def _admit(one: Any, call: Call, body: bytes, steps: list[Step], tickets: 
             if isinstance(decision, NeedBody):
                 call.body = body
                 decision = one.admit(call)
+            if isinstance(decision, Wait) and decision.is_hold:
+                # Nobody is asked, and what would follow a yes is worth knowing.
+                decision.coroutine.close()
+                steps.append(Step(one.name, "hold", one.explain(call)))
+                return None
             if isinstance(decision, Wait):
                 decision = await decision.coroutine
         except Refused as refused:

@@ -27,7 +27,7 @@ _BETWEEN: Final = b"[, \t\r\n"
 # Names of google.rpc.Code by number, as a refusal's row has them for gRPC.
 _STATUSES: Final = {
     3: "INVALID_ARGUMENT", 4: "DEADLINE_EXCEEDED", 5: "NOT_FOUND", 7: "PERMISSION_DENIED", 8: "RESOURCE_EXHAUSTED",
-    9: "FAILED_PRECONDITION", 13: "INTERNAL", 14: "UNAVAILABLE", 16: "UNAUTHENTICATED",
+    9: "FAILED_PRECONDITION", 10: "ABORTED", 13: "INTERNAL", 14: "UNAVAILABLE", 16: "UNAUTHENTICATED",
 }  # fmt: skip
 _TIERS: Final = {
     "standard": "standard", "flex": "flex", "priority": "priority",

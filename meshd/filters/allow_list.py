@@ -1,7 +1,7 @@
 """AllowList: which targets, models, hosts and tools a call may use.
 
-Tools are judged where meshd can see them: those that an LLM request offers, those that its answer begins to call,
-and an upstream of kind tool by its own name.
+Tools are judged where meshd can see them: those that an LLM request offers, those that its answer begins to call, those
+that are called at an upstream which speaks MCP, and any other upstream of kind tool by its own name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ _LLM: Final = Kind.LLM
 _TOOL: Final = Kind.TOOL
 _HOST: Final = Kind.HOST
 
+_UNREAD: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
+"""Methods with which MCP's clients listen and end their sessions."""
+
 
 class AllowList:
     """Refuses what the policy does not allow; watches an answer for the tools that it calls."""
@@ -41,7 +44,8 @@ class AllowList:
         self._shadowed = shadowed
         self._allow: AllowSettings | None = None
         self._target: Target | None = None
-        """What was allowed last, of calls whose target is all that is judged, and by which settings."""
+        """What was allowed last, of calls whose target is all that is judged, and by which settings. Routing has one
+        target for each tool that is called, and for each method of a message."""
 
     def admit(self, call: Call) -> ToolWatch | None:
         """Raise Refused(NOT_ALLOWED), or return a ticket where the answer's tool calls must be judged."""
@@ -95,13 +99,29 @@ def judge(call: Call, allow: AllowSettings) -> None:
     if target.kind is _LLM:
         if allow.models is not None or allow.tools is not None:
             _judge_llm(call, allow)
-    elif target.kind is _TOOL:
-        if allow.tools is not None and not names(allow.tools).admits(target.name):
-            raise _refused(allow, f"The tool {target.name[:64]} is not allowed.{_list(allow.tools)}")
-    elif target.kind is _HOST and allow.hosts is not None:
+    elif target.kind is not _HOST:
+        if allow.tools is not None:
+            _judge_tool(call, allow, allow.tools)
+    elif allow.hosts is not None:
         host = call.upstream.host if call.upstream is not None else target.name
         if not names(allow.hosts).admits(host):
             raise _refused(allow, f"The host {host[:255]} is not allowed.{_list(allow.hosts)}")
+
+
+def _judge_tool(call: Call, allow: AllowSettings, tools: tuple[str, ...]) -> None:
+    """Judge an upstream that speaks MCP by the tools that are called there, any other of kind tool by its own name."""
+    target, rpc = call.target, call.rpc
+    if call.upstream is not None and call.upstream.dialect == "mcp":
+        # What lists tools, reads a resource or keeps the session calls none. A body that is no POST's is not read.
+        if (rpc is None and call.method in _UNREAD) or (rpc is not None and not rpc.tool):
+            return
+        name = target.name if rpc is None else rpc.tool
+    elif target.kind is _TOOL:
+        name = target.name
+    else:
+        return
+    if not names(tools).admits(name):
+        raise _refused(allow, f"The tool {name[:64]} is not allowed.{_list(tools)}")
 
 
 def _judge_llm(call: Call, allow: AllowSettings) -> None:

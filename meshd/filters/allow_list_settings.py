@@ -25,7 +25,8 @@ class AllowSettings(Settings):
     models: Globs | None = None
     """Models that an LLM may be asked for."""
     tools: Globs | None = None
-    """Tools that may be offered to a model, called by its answer, or called as an upstream of kind tool."""
+    """Tools that may be offered to a model, called by its answer, called at an upstream of `dialect: mcp`, or called as
+    any other upstream of kind tool."""
     targets: Globs | None = None
     """Names of upstreams."""
     hosts: Globs | None = None

@@ -1,77 +1,160 @@
 """Approval: what a person must allow first.
 
-This build has nobody to ask, so it enforces the short form's `human_in_the_loop_required` from the safe side: a tool
-call that may change something is refused, whatever would have been decided. Reading passes.
+A call that must ask is held, with nothing reserved for it: no tokens, no breaker's permit, no connection. Its caller
+is told after a while that the approval is pending; the same call made again attaches to it. What was allowed is used,
+once, before the call goes on.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from meshd.call import Direction, Kind
+from meshd.approvals.desk import Flooded, Holding, NotAllowed
+from meshd.approvals.state import State
+from meshd.call import NEED_BODY, Wait
+from meshd.engines.port import StoreError
 from meshd.filters.approval_settings import ApprovalSettings
+from meshd.filters.asking import (
+    approvers_of,
+    asked_words,
+    covered,
+    denied_words,
+    left_of,
+    nobody_words,
+    question_of,
+    why_asked,
+)
+from meshd.filters.holding import hold_s
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call
-
-READ_ONLY: Final = frozenset({"GET", "HEAD", "OPTIONS"})
-"""Methods that change nothing (RFC 9110 section 9.2.1, without TRACE)."""
-
-# Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
-_TOOL: Final = Kind.TOOL
-_OUTBOUND: Final = Direction.OUTBOUND
+    from meshd.approvals.desk import Desk
+    from meshd.approvals.record import Approval as Record
+    from meshd.call import Call, NeedBody
+    from meshd.ledger import Ledger
+    from meshd.outcome import Outcome
 
 
 class Approval:
-    """Refuses a tool call that is not read-only; owes nothing."""
+    """Asks people, and holds the call until they have decided."""
 
-    __slots__ = ("_shadowed",)
+    __slots__ = ("_desk", "_hold_s", "_observe", "_shadowed", "ledger")
 
     name = "approval"
 
-    def __init__(self, shadowed: Callable[[Call, Refused], None] | None = None) -> None:
-        """`shadowed` is told what a rule on trial would have refused beside one that binds."""
+    def __init__(
+        self,
+        shadowed: Callable[[Call, Refused], None] | None = None,
+        desk: Desk | None = None,
+        ledger: Ledger | None = None,
+        hold_s: Callable[[Call], float] = hold_s,
+        observe: Callable[[float], None] | None = None,
+    ) -> None:
+        """`shadowed` is told what a rule on trial would have asked beside one that binds. Without a `desk` nobody can
+        be asked, and what must ask is refused. `ledger` says what is left; `hold_s` how long a caller can be held;
+        `observe` hears how many seconds each was."""
         self._shadowed = shadowed
+        self._desk = desk
+        self.ledger = ledger
+        self._hold_s = hold_s
+        self._observe = observe
 
-    def admit(self, call: Call) -> None:
-        """Raise Refused(APPROVAL_PENDING)."""
+    def admit(self, call: Call) -> Wait | NeedBody | None:
+        """Let a call pass that need not ask, or hold it. Raises Refused: approval_pending where nobody can be asked."""
         plan = call.plan
         if plan.trials and self._shadowed is not None:
             for trial in plan.trials:
-                if isinstance(trial, ApprovalSettings) and needs_approval(call, trial):
-                    refused = _refused(call, trial)
+                if isinstance(trial, ApprovalSettings) and (why := why_asked(call, trial)):
+                    refused = would_ask(call, trial, why)
                     refused.is_shadow = True
                     self._shadowed(call, refused)
         settings: ApprovalSettings | None = plan.approval
-        if settings is not None and needs_approval(call, settings):
-            raise _refused(call, settings)
+        if settings is None:
+            return None
+        why = why_asked(call, settings)
+        if not why:
+            return None
+        if settings.is_shadow:
+            raise would_ask(call, settings, why)
+        desk = self._desk
+        if desk is None or len(approvers_of(call, settings)) < settings.quorum:
+            raise Refused(Reason.APPROVAL_PENDING, nobody_words(call, settings, why), rule=settings.rule)
+        if call.body is None:
+            return NEED_BODY
+        return Wait(self._ask(desk, call, settings, why), is_hold=True)
 
     def explain(self, call: Call) -> str:
-        """Say whether a person must be asked."""
+        """Say whether a person must be asked, whom, and of what the rule asks in all."""
         settings: ApprovalSettings | None = call.plan.approval
         if settings is None or not settings.required:
             return "no rule asks for approval"
-        return (
-            f"{settings.rule or 'the policy'} asks for approval, but not of {call.method} to {call.target.kind.value}"
-        )
+        rule = settings.rule or "the policy"
+        why = why_asked(call, settings)
+        if not why:
+            return f"{rule} asks for {covered(settings)}: not for this call"
+        who = ", ".join(approvers_of(call, settings))
+        return f"{rule} asks {settings.quorum} of {who or 'nobody'} first, since {why}. It covers {covered(settings)}."
+
+    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used:
+        """Hold the call until it is allowed, and return the ticket for what it uses. Raises Refused otherwise."""
+        holding = Holding()
+        call.holding = holding
+        hold_s = self._hold_of(call, settings, desk)
+        began_s = desk.clock()
+        try:
+            question = question_of(call, settings, why, await left_of(call, self.ledger))
+            approval = await desk.obtain(question, hold_s, holding)
+        except NotAllowed as error:
+            holding.approval = error.approval
+            reason = Reason.APPROVAL_DENIED
+            if error.state is State.PENDING:
+                reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
+            else:
+                words = denied_words(error.approval, call, error.state.value)
+            raise Refused(reason, words, rule=settings.rule) from None
+        except Flooded as error:
+            words = f"Nobody can be asked now: {error}."
+            raise Refused(Reason.OVERLOADED, words, rule=settings.rule, is_retryable=False) from None
+        except StoreError as error:
+            words = f"An approval is needed and cannot be asked for or used, so the call is not sent: {error}."
+            raise Refused(Reason.STORE_UNAVAILABLE, words, rule=settings.rule) from error
+        finally:
+            holding.held_s = max(0.0, desk.clock() - began_s)
+            if self._observe is not None:
+                self._observe(holding.held_s)
+        return Used(desk, call, approval)
+
+    def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
+        """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
+        seconds = self._hold_s(call)
+        if settings.hold is not None and settings.hold < seconds:
+            seconds = settings.hold
+        context = call.context
+        if context is not None and context.deadline_s is not None:
+            seconds = min(seconds, context.deadline_s - desk.clock())
+        return max(seconds, 0.0)
 
 
-def needs_approval(call: Call, settings: ApprovalSettings) -> bool:
-    """Say whether a person must allow this call first."""
-    return (
-        settings.required and call.target.kind is _TOOL and call.direction is _OUTBOUND and call.method not in READ_ONLY
-    )
+class Used:
+    """The ticket of a call that has used an approval."""
+
+    __slots__ = ("_approval", "_call", "_desk")
+
+    def __init__(self, desk: Desk, call: Call, approval: Record) -> None:
+        self._desk = desk
+        self._call = call
+        self._approval = approval
+
+    def settle(self, outcome: Outcome) -> None:
+        """Note how the call ended; where nothing of it can have reached the upstream, give the approval back."""
+        is_unsent = not (outcome.is_forwarded or self._call.is_forwarded)
+        how = f"{outcome.status}" if outcome.status else outcome.fault.value
+        self._desk.settled(self._approval.id, self._call.id, is_unsent=is_unsent, outcome=how)
 
 
-def _refused(call: Call, settings: ApprovalSettings) -> Refused:
-    return Refused(
-        Reason.APPROVAL_PENDING,
-        f"{call.method} to the tool {call.target.name} needs a person's approval, and this build of meshd can ask "
-        "nobody, so it will not be sent. Do not try again. To allow it, take human_in_the_loop_required out of the "
-        "policy, or use a method that only reads (GET, HEAD, OPTIONS).",
-        rule=settings.rule,
-        is_shadow=settings.is_shadow,
-    )
+def would_ask(call: Call, settings: ApprovalSettings, why: str) -> Refused:
+    """Return what a rule on trial would have done."""
+    words = f"{settings.rule or 'the policy'} would ask a person first, since {why}."
+    return Refused(Reason.APPROVAL_PENDING, words, rule=settings.rule, is_shadow=settings.is_shadow)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -13,9 +13,13 @@ from meshd.filters.units import Count, Duration, Money
 class ApprovalSettings(Settings):
     """Which calls a person must allow first (guarantees, part 6).
 
-    Without `above_tokens` and `above_dollars`, every call that the rule fits and that is not read-only; with one of
-    them, calls that may cost more than that.
+    Without `above_tokens` and `above_dollars`, every call to a tool, an agent or a host that the rule fits and that is
+    not read-only; with one of them, calls that may cost more than that.
     """
+
+    # Not a field, as `rule` is none: see `meshd.filters.contract.Settings`.
+    is_short: ClassVar[bool] = False
+    """Set by the short form: calls to tools that are not read-only ask, and calls to LLMs above the thresholds."""
 
     required: bool = True
     """False lifts it where a later rule asks for it."""

@@ -1,4 +1,4 @@
-"""Breaker: stop calling an upstream that fails, and find out when it is well again.
+"""Breaker: stop calling an upstream that fails, find out when it is well again, and send it no more than it can take.
 
 Closed admits, open refuses, half-open lets probes through: one, and when that has succeeded as many more at a time as
 `probes` says; when all have succeeded it is closed. One breaker for each upstream, model and credential, since a
@@ -6,14 +6,21 @@ provider limits and loses these apart from one another. A credential is known by
 
 What a result means is not decided here but by `meshd.outcome.classify`: back-pressure (429), other 4xx, the caller's
 hanging up and our own refusals are no failures.
+
+How many attempts may be under way is kept for the same keys, so one look-up and one ticket do for both: see
+`meshd.filters.throttle` for the limit, and `meshd.filters.queueing` for those that wait. An attempt that nobody
+throttles pays two comparisons and two additions for it.
 """
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meshd.call import Wait
 from meshd.filters.circuit import Circuit, State
+from meshd.filters.queueing import Queue
+from meshd.filters.throttle import Throttle
 from meshd.outcome import Verdict
 from meshd.refusal import Reason, Refused
 
@@ -22,6 +29,8 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
     from meshd.filters.breaker_settings import BreakerSettings
+    from meshd.filters.circuit import Failure
+    from meshd.filters.concurrency_settings import ConcurrencySettings
     from meshd.outcome import Outcome
 
 BREAKERS_MAX: Final = 4096
@@ -29,10 +38,14 @@ SOON_S: Final = 2.0
 """A refusal is worth retrying where the breaker lets a probe through within this time."""
 CREDENTIAL_FIELDS: Final = frozenset({b"authorization", b"x-api-key", b"api-key", b"x-goog-api-key"})
 
+COUNTED_MAX: Final = 1024
+"""Upstreams and reasons that are counted apart."""
+
 _EVICTION_SCAN: Final = 64
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _CLOSED: Final = State.CLOSED
+_OPEN: Final = State.OPEN
 _SUCCESS: Final = Verdict.SUCCESS
 
 
@@ -55,17 +68,30 @@ class BreakerView(NamedTuple):
     """Monotonic seconds at which it came into this state."""
     credential: str = ""
     """First hex digits of the keyed hash; empty where there is none. Of no use in another process."""
+    limit: int | None = None
+    """Attempts that may be under way at once; None where no rule says so."""
+    in_flight: int = 0
+    queued: int = 0
+    held_s: float = 0.0
+    """Seconds for which the upstream has asked to be left alone."""
+    error_share: float = 0.0
+    """Of the attempts that ended within the window, from 0 to 1."""
+    failure: Failure | None = None
+    """The last one."""
+    reopens_s: float | None = None
+    """Seconds until a probe is let through; None where it is not open."""
 
 
 class Permit:
     """The ticket of an admitted attempt: hands its result to the breaker that admitted it, once."""
 
-    __slots__ = ("_breaker", "_circuit", "_round")
+    __slots__ = ("_breaker", "_circuit", "_epoch", "_round")
 
-    def __init__(self, breaker: Breaker, circuit: Circuit, round_admitted: int) -> None:
+    def __init__(self, breaker: Breaker, circuit: Circuit, round_admitted: int, epoch: int) -> None:
         self._breaker = breaker
         self._circuit = circuit
         self._round = round_admitted
+        self._epoch = epoch
 
     def settle(self, outcome: Outcome) -> None:
         """Record the result; a second call changes nothing."""
@@ -74,16 +100,18 @@ class Permit:
             return
         self._round = -1
         circuit = self._circuit
-        if circuit.state is _CLOSED and outcome.verdict is _SUCCESS:
+        throttle = circuit.throttle
+        throttle.in_flight -= 1
+        if circuit.state is _CLOSED and outcome.verdict is _SUCCESS and not throttle.is_strained:
             circuit.succeed(round_admitted, outcome.now_s)
         else:
-            self._breaker.record(circuit, round_admitted, outcome)
+            self._breaker.record(circuit, round_admitted, self._epoch, outcome)
 
 
 class Breaker:
-    """Refuses attempts on an upstream that fails; innermost of all filters."""
+    """Refuses attempts on an upstream that fails, and lets those wait that would be too many; innermost of all."""
 
-    __slots__ = ("_chance", "_changed", "_circuits", "_digests", "_hash_key")
+    __slots__ = ("_chance", "_changed", "_circuits", "_digests", "_hash_key", "clock", "queue", "shed", "turned")
 
     name = "breaker"
 
@@ -92,10 +120,13 @@ class Breaker:
         chance: Callable[[], float],
         hash_key: bytes,
         changed: Callable[[BreakerKey, State, State], None] | None = None,
+        clock: Callable[[], float] | None = None,
+        later: Callable[..., Any] | None = None,
     ) -> None:
         """`chance()` returns a float from 0 to 1; `hash_key` is 16 to 64 random bytes of this process.
 
-        `changed` is told each change of state: whose, from which, to which.
+        `changed` is told each change of state: whose, from which, to which. `clock` returns monotonic seconds and
+        `later` sets a timer as a loop does: the running loop's where None.
         """
         self._chance = chance
         self._hash_key = hash_key
@@ -103,10 +134,20 @@ class Breaker:
         self._circuits: dict[tuple[str, str, bytes], Circuit] = {}
         self._digests: dict[int, bytes] = {}
         """By Python's own hash of a credential, which is keyed too: the credential itself is kept nowhere."""
+        self.clock = clock
+        self.shed: dict[tuple[str, str], int] = {}
+        """Attempts that were refused because there was no room, by upstream and reason: see `queueing`."""
+        self.turned: dict[tuple[str, str], int] = {}
+        """Changes of state, by upstream and the state that it came into."""
+        self.queue = Queue(clock, later, self._count_shed)
 
-    def admit(self, call: Call) -> Permit | None:
-        """Return the permit, or raise Refused(CIRCUIT_OPEN). None where no breaker is set."""
-        settings: BreakerSettings | None = call.plan.breaker
+    def admit(self, call: Call) -> Permit | Wait | None:
+        """Return the permit, or a wait for one. Raises Refused: circuit_open, or overloaded where nobody may wait.
+
+        None where no breaker is set.
+        """
+        plan = call.plan
+        settings: BreakerSettings | None = plan.breaker
         if settings is None:
             return None
         value = _credential_of(call)
@@ -114,23 +155,75 @@ class Breaker:
         _, upstream, model = call.target
         circuit = self._circuits.get((upstream, model, credential))
         if circuit is None:
-            circuit = self._new(BreakerKey(upstream, model, credential), settings, call.now_s)
-        if circuit.state is _CLOSED and circuit.settings is settings:
-            return Permit(self, circuit, circuit.round)
-        state = circuit.state
-        admitted = circuit.admit(settings, call.now_s)
-        if circuit.state is not state and self._changed is not None:
-            self._changed(circuit.key, state, circuit.state)
-        if admitted < 0:
-            raise _refused(circuit.key, circuit, settings, circuit.wait_s(call.now_s))
-        return Permit(self, circuit, admitted)
+            circuit = self._new(BreakerKey(upstream, model, credential), settings, call)
+        throttle = circuit.throttle
+        if (
+            circuit.state is _CLOSED
+            and throttle.in_flight < throttle.room
+            and circuit.settings is settings
+            and throttle.settings is plan.concurrency
+        ):
+            throttle.in_flight += 1
+            return Permit(self, circuit, circuit.round, throttle.epoch)
+        return self._admit_slowly(call, circuit, settings)
 
-    def record(self, circuit: Circuit, round_admitted: int, outcome: Outcome) -> None:
-        """Take a permit's result; called by the permit."""
+    def _admit_slowly(self, call: Call, circuit: Circuit, settings: BreakerSettings) -> Permit | Wait:
+        """Do what `admit` does where it is not closed, there is no room, or the policy is another one."""
+        throttle = circuit.throttle
+        # A call's second attempt comes with the time at which the call began.
+        now_s = call.now_s if call.attempt < 2 or self.clock is None else self.clock()
+        if throttle.settings is not call.plan.concurrency:
+            throttle.adopt(call.plan.concurrency)
+            self.queue.pump(throttle, now_s)
+        has_room = throttle.wakes(now_s) and not throttle.waiting
+        if not has_room and (circuit.state is _CLOSED or throttle.held_until_s) and circuit.state is not _OPEN:
+            throttle.press()
+            self.queue.check(call, _whose(circuit.key), throttle, now_s)
+            return Wait(self._wait(call, circuit, settings))
+        # Probes are few enough by themselves.
+        throttle.in_flight += 1
+        return self._enter(call, circuit, settings, now_s)
+
+    async def _wait(self, call: Call, circuit: Circuit, settings: BreakerSettings) -> Permit:
+        await self.queue.wait(call, _whose(circuit.key), circuit.throttle)
+        return self._enter(call, circuit, settings, self.queue.now_s())
+
+    def _enter(self, call: Call, circuit: Circuit, settings: BreakerSettings, now_s: float) -> Permit:
+        """Return the permit of an attempt whose place is counted already, or give that back and refuse."""
         state = circuit.state
+        admitted = circuit.admit(settings, now_s)
+        if circuit.state is not state:
+            self._turn(circuit, state)
+        if admitted < 0:
+            circuit.throttle.in_flight -= 1
+            self.queue.pump(circuit.throttle, now_s)
+            raise _refused(circuit, circuit.wait_s(now_s))
+        return Permit(self, circuit, admitted, circuit.throttle.epoch)
+
+    def record(self, circuit: Circuit, round_admitted: int, epoch: int, outcome: Outcome) -> None:
+        """Take a permit's result; called by the permit."""
+        state, throttle = circuit.state, circuit.throttle
         circuit.record(round_admitted, outcome, self._chance())
-        if circuit.state is not state and self._changed is not None:
-            self._changed(circuit.key, state, circuit.state)
+        throttle.ended(epoch, outcome, self._chance())
+        if circuit.state is not state:
+            self._turn(circuit, state)
+        if throttle.is_strained:
+            self.queue.pump(throttle, outcome.now_s)
+
+    def _turn(self, circuit: Circuit, before: State) -> None:
+        """The breaker has come into another state."""
+        state, throttle = circuit.state, circuit.throttle
+        _count(self.turned, circuit.key.upstream, state.value)
+        if state is _OPEN:
+            circuit.postpone(throttle.held_until_s)
+            if throttle.waiting:
+                wait_s = circuit.wait_s(circuit.since_s)
+                self.queue.dismiss(throttle, lambda: _refused(circuit, wait_s))
+        if self._changed is not None:
+            self._changed(circuit.key, before, state)
+
+    def _count_shed(self, upstream: str, why: str) -> None:
+        _count(self.shed, upstream, why)
 
     def explain(self, call: Call) -> str:
         """Say in which state this call's breaker is."""
@@ -138,14 +231,17 @@ class Breaker:
             return "no breaker is set"
         circuit = self._circuits.get(self._key(call))
         state = State.CLOSED if circuit is None else circuit.state
-        return f"the breaker of {_whose(self._key(call))} is {state.value}"
+        said = f"the breaker of {_whose(self._key(call))} is {state.value}"
+        concurrency: ConcurrencySettings | None = call.plan.concurrency
+        if concurrency is None:
+            return said
+        limit = concurrency.max if circuit is None else int(circuit.throttle.limit)
+        under_way = 0 if circuit is None else circuit.throttle.in_flight
+        return f"{said}; {under_way} of {limit} attempts are under way, and {concurrency.queue} may wait"
 
-    def snapshot(self) -> list[BreakerView]:
+    def snapshot(self, now_s: float = 0.0) -> list[BreakerView]:
         """Return every breaker that is kept; those that were never needed or long idle are not."""
-        return [
-            BreakerView(key.upstream, key.model, circuit.state, circuit.since_s, key.credential.hex()[:8])
-            for key, circuit in ((circuit.key, circuit) for circuit in self._circuits.values())
-        ]
+        return [_view(circuit, now_s) for circuit in self._circuits.values()]
 
     def _key(self, call: Call) -> BreakerKey:
         value = _credential_of(call)
@@ -158,10 +254,10 @@ class Breaker:
         self._digests[hash(value)] = digest
         return digest
 
-    def _new(self, key: BreakerKey, settings: BreakerSettings, now_s: float) -> Circuit:
+    def _new(self, key: BreakerKey, settings: BreakerSettings, call: Call) -> Circuit:
         if len(self._circuits) >= BREAKERS_MAX:
             self._evict()
-        circuit = self._circuits[key] = Circuit(settings, now_s, key)
+        circuit = self._circuits[key] = Circuit(settings, call.now_s, key, Throttle(call.plan.concurrency))
         return circuit
 
     def _evict(self) -> None:
@@ -170,7 +266,7 @@ class Breaker:
         for scanned, (key, circuit) in enumerate(self._circuits.items()):
             if oldest is None:
                 oldest = key
-            if circuit.state is State.CLOSED:
+            if circuit.state is State.CLOSED and not circuit.throttle.in_flight and not circuit.throttle.is_strained:
                 oldest = key
                 break
             if scanned >= _EVICTION_SCAN:
@@ -192,16 +288,42 @@ def _whose(key: BreakerKey) -> str:
     return f"{key.upstream} ({key.model[:128]})" if key.model else key.upstream
 
 
-def _refused(key: BreakerKey, circuit: Circuit, settings: BreakerSettings, wait_s: float) -> Refused:
+def _view(circuit: Circuit, now_s: float) -> BreakerView:
+    key, throttle = circuit.key, circuit.throttle
+    return BreakerView(
+        key.upstream,
+        key.model,
+        circuit.state,
+        circuit.since_s,
+        key.credential.hex()[:8],
+        limit=None if throttle.settings is None else int(throttle.limit),
+        in_flight=throttle.in_flight,
+        queued=len(throttle.waiting),
+        held_s=max(throttle.held_until_s - now_s, 0.0),
+        error_share=circuit.error_share(now_s),
+        failure=circuit.failure,
+        reopens_s=circuit.wait_s(now_s) if circuit.state is _OPEN else None,
+    )
+
+
+def _count(counts: dict[tuple[str, str], int], upstream: str, what: str) -> None:
+    key = (upstream, what)
+    if key not in counts and len(counts) >= COUNTED_MAX:
+        key = ("", what)
+    counts[key] = counts.get(key, 0) + 1
+
+
+def _refused(circuit: Circuit, wait_s: float) -> Refused:
     is_soon = wait_s <= SOON_S
     if circuit.state is State.HALF_OPEN:
         then = "is being probed; other calls are refused until that has succeeded"
     else:
         then = f"failed too often; the next try is let through in {wait_s:.0f} s"
+    whose = _whose(circuit.key)
     return Refused(
         Reason.CIRCUIT_OPEN,
-        f"The breaker is {circuit.state.value}: {_whose(key)} {then}. Try again later, or use another upstream.",
-        rule=settings.rule,
+        f"The breaker is {circuit.state.value}: {whose} {then}. Try again later, or use another upstream.",
+        rule=circuit.settings.rule,
         retry_after_s=max(1, round(wait_s)) if is_soon else None,
         is_retryable=is_soon,
     )

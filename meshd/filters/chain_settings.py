@@ -38,10 +38,20 @@ def _links(value: Any) -> Any:
     return (value,) if isinstance(value, dict) else value
 
 
+def _one_or_many(schema: dict[str, Any]) -> None:
+    """Let editors take one link for a list of one, as `_links` does."""
+    many = {key: schema.pop(key) for key in ("type", "items", "minItems", "maxItems") if key in schema}
+    schema["anyOf"] = [many["items"], many]
+
+
 class ChainSettings(Settings):
     """What takes the place of a target that fails, in order. Every substitute is judged again by `allow`."""
 
-    to: Annotated[tuple[Substitute, ...], BeforeValidator(_links), Field(min_length=1, max_length=8)]
+    to: Annotated[
+        tuple[Substitute, ...],
+        BeforeValidator(_links),
+        Field(min_length=1, max_length=8, json_schema_extra=_one_or_many),
+    ]
     """The chain."""
     on: tuple[FallbackOn, ...] = ("connect", "reset", "timeout", "5xx", "backpressure", "open", "overloaded")
     """After what the next is tried: besides what `retry.on` knows, an `open` breaker, a full queue (`overloaded`), a

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meshd.filters.throttle import Throttle
 from meshd.outcome import Fault, Verdict
 
 if TYPE_CHECKING:
@@ -71,6 +72,14 @@ _FAILURE: Final = Verdict.FAILURE
 _NO_FAULT: Final = Fault.NONE
 
 
+class Failure(NamedTuple):
+    """How an attempt failed."""
+
+    at_s: float
+    status: int
+    fault: Fault
+
+
 class Circuit:
     """One breaker's state. Pure: time and chance are handed in."""
 
@@ -87,16 +96,24 @@ class Circuit:
         "_probes_out",
         "_results",
         "_until_s",
+        "failure",
         "key",
         "round",
         "settings",
         "since_s",
         "state",
+        "throttle",
     )  # fmt: skip
 
-    def __init__(self, settings: BreakerSettings, now_s: float, key: Any = None) -> None:
+    def __init__(
+        self, settings: BreakerSettings, now_s: float, key: Any = None, throttle: Throttle | None = None
+    ) -> None:
         self.key = key
         """Whose it is, for those that keep it."""
+        self.throttle = Throttle(None) if throttle is None else throttle
+        """How many attempts may be under way: kept here, so that one look-up finds both."""
+        self.failure: Failure | None = None
+        """The last one, None where there was none."""
         self.settings = settings
         self.state = _CLOSED
         self.since_s = now_s
@@ -130,6 +147,17 @@ class Circuit:
         self._probe_sent_s = now_s
         return self.round
 
+    def postpone(self, until_s: float) -> None:
+        """Let no probe through before then, since the upstream has asked so."""
+        if self.state is _OPEN and until_s > self._until_s:
+            self._until_s = until_s
+
+    def error_share(self, now_s: float) -> float:
+        """Return the failed share, from 0 to 1, of the attempts that ended within the window."""
+        if now_s > self._latest_s:
+            self._turn(now_s)
+        return sum(self._failures) / max(sum(self._results), 1)
+
     def wait_s(self, now_s: float) -> float:
         """Return the seconds until a probe is let through; while one is out, that may be any moment: 1."""
         return max(self._until_s - max(now_s, self._latest_s), 0.0) if self.state is _OPEN else 1.0
@@ -151,6 +179,8 @@ class Circuit:
             return
         verdict, now_s = outcome.verdict, max(outcome.now_s, self._latest_s)
         self._latest_s = now_s
+        if verdict is _FAILURE:
+            self.failure = Failure(now_s, outcome.status, outcome.fault)
         if self.state is _HALF_OPEN:
             self._probes_out -= 1
             self._record_probe(outcome, now_s, chance)
@@ -187,7 +217,8 @@ class Circuit:
         if state is _OPEN:
             settings = self.settings
             doubled_s = settings.open_s * 2.0 ** min(self._opened_in_a_row, 40)
-            self._until_s = now_s + min(doubled_s * (1 - _JITTER / 2 + _JITTER * chance), settings.open_max_s)
+            longest_s = settings.open_max_s * (1 - _JITTER + _JITTER * chance)
+            self._until_s = now_s + min(doubled_s * (1 - _JITTER / 2 + _JITTER * chance), longest_s)
             self._opened_in_a_row += 1
         elif state is _CLOSED:
             self._opened_in_a_row = 0

@@ -1,22 +1,28 @@
-"""Fallback: what follows a failed attempt. In this version: the same target again, or nothing.
+"""Fallback: what follows a failed attempt: the same target again, then the chain of its substitutes, or nothing.
 
 An attempt is made again only while nothing of a reply has left for the caller, within a budget that keeps an outage
 from multiplying the traffic, and never for a reason that is the caller's or our own. A request that may change
-something is made again only where it cannot have arrived; a model's answer may be asked for twice, since each attempt
-has its own reservation.
+something is made again, and shown to another upstream, only where it cannot have arrived; a model's answer may be
+asked for twice, since each attempt has its own reservation.
+
+The chain is gone down from the rule of the target that failed; where a substitute fails too, its own rule's chain
+comes first, then what is left. No target is tried twice.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
-from meshd.call import Kind, Target
+from meshd.call import Kind
+from meshd.filters.substituting import Next, Substituting, tries
 from meshd.outcome import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call
+    from meshd.filters.allow_list_settings import AllowSettings
+    from meshd.filters.chain_settings import ChainSettings
     from meshd.filters.fallback_settings import RetryOn, RetrySettings
     from meshd.outcome import Outcome
 
@@ -40,6 +46,7 @@ _CAUSE: Final[dict[Fault, RetryOn]] = {
     Fault.RESET: "reset",
     Fault.TRUNCATED: "reset",
     Fault.FIRST_BYTE_TIMEOUT: "timeout",
+    Fault.FIRST_TOKEN_TIMEOUT: "timeout",
 }
 _TRANSIENT: Final = frozenset({500, 502, 503, 504, 529})
 _TRANSIENT_GATEWAY: Final = frozenset({502, 503, 504})
@@ -50,13 +57,6 @@ _ON_OTHER: Final[frozenset[str]] = frozenset({"connect"})
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM: Final = Kind.LLM
 _NO_FAULT: Final = Fault.NONE
-
-
-class Next(NamedTuple):
-    """The attempt to make next."""
-
-    target: Target
-    delay_s: float
 
 
 class _Purse:
@@ -86,29 +86,45 @@ class _Purse:
 class Fallback:
     """Decides what follows a failed attempt, and counts the calls that its retry budget is a share of."""
 
-    __slots__ = ("_chance", "_purses")
+    __slots__ = ("_chance", "_purses", "chain")
 
     name = "fallback"
 
-    def __init__(self, chance: Callable[[], float]) -> None:
-        """`chance()` returns a float from 0 to 1, for the pause."""
+    def __init__(self, chance: Callable[[], float], judge: Callable[[Call, AllowSettings], None] | None = None) -> None:
+        """`chance()` returns a float from 0 to 1, for the pause. `judge` raises Refused where a call's request is not
+        allowed: what AllowList asks, asked again of a substitute. Without it none that an `allow` is about is taken.
+        """
         self._chance = chance
         self._purses: dict[str, _Purse] = {}
+        self.chain = Substituting(judge)
+        """What takes the place of a target where no attempt at it is left."""
 
     def next(self, call: Call, outcome: Outcome) -> Next | None:
-        """Return the attempt to make, or None where this outcome stands. Spends from the retry budget.
+        """Return the attempt to make, or what is to answer, or None where this outcome stands. Spends from the retry
+        budget.
 
         The caller of this must still be able to send the request's body: where that streamed through, it is gone.
         """
+        if outcome.reason is None:
+            again = self._again(call, outcome)
+            if again is not None:
+                return again
+        if call.substitution is None and call.plan.chain is None:
+            return None
+        return self.chain.down(call, outcome)
+
+    def _again(self, call: Call, outcome: Outcome) -> Next | None:
+        """Return another attempt for the same target."""
         settings: RetrySettings | None = call.plan.retry
         if settings is None:
             return None
+        attempt = tries(call)
         purse = self._purse(call.target.name, outcome.now_s)
-        if call.attempt == 1:
+        if attempt == 1:
             purse.save(settings.budget)
-        if call.attempt > settings.attempts or not is_worth_another(call, outcome, settings):
+        if attempt > settings.attempts or not is_worth_another(call, outcome, settings):
             return None
-        delay_s = self._delay_s(call.attempt, outcome, settings)
+        delay_s = self._delay_s(attempt, outcome, settings)
         context = call.context
         if context is not None and context.deadline_s is not None:
             left_s = context.deadline_s - (call.wall_s + outcome.now_s - call.now_s)
@@ -119,7 +135,7 @@ class Fallback:
     def succeeded(self, call: Call, now_s: float) -> None:
         """Take note of an attempt that went well: with those that `next` is asked about, these are all calls."""
         settings: RetrySettings | None = call.plan.retry
-        if settings is not None and call.attempt == 1:
+        if settings is not None and tries(call) == 1:
             upstream = call.target[1]
             purse = self._purses.get(upstream) or self._purse(upstream, now_s)
             held = purse.held + settings.budget
@@ -128,9 +144,12 @@ class Fallback:
     def explain(self, call: Call) -> str:
         """Say what would be tried again."""
         settings: RetrySettings | None = call.plan.retry
+        chain: ChainSettings | None = call.plan.chain
         if settings is None or not settings.attempts:
-            return "no attempt is made again"
-        return f"up to {settings.attempts} more attempts after {', '.join(sorted(causes(call, settings)))}"
+            said = "no attempt is made again"
+        else:
+            said = f"up to {settings.attempts} more attempts after {', '.join(sorted(causes(call, settings)))}"
+        return said if chain is None else f"{said}; {self.chain.explain(call, chain)}"
 
     def _delay_s(self, attempt: int, outcome: Outcome, settings: RetrySettings) -> float:
         upper_s = min(settings.backoff_max_s, settings.backoff_s * 2.0 ** (attempt - 1))

@@ -24,6 +24,7 @@ NAME_CHARACTERS_MAX: Final = 256
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM: Final = Kind.LLM
+_TOOL: Final = Kind.TOOL
 
 
 class Routing:
@@ -37,14 +38,14 @@ class Routing:
         self._policy: Any = None
         """The policy that `_known` is of."""
         self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
-        """By upstream, model, agent and operation; of plans in which no route leads elsewhere."""
+        """By upstream, model or tool, agent and operation; of plans in which no route leads elsewhere."""
         self._usual: tuple[Target, Any, Any] | None = None
         """What was found for the last call that no dialect reads, and, next, what it was found by."""
         self._agent = self._method = self._path = ""
 
     def admit(self, call: Call) -> None:
         """Raise Refused(UNKNOWN_TARGET) where the policy has no such upstream, NOT_ALLOWED for a route across kinds."""
-        upstream, ask = call.upstream, call.ask
+        upstream, ask, rpc = call.upstream, call.ask, call.rpc
         if upstream is None:
             upstream = call.policy.upstreams.get(call.target.name)
             if upstream is None:
@@ -52,7 +53,7 @@ class Routing:
             call.upstream = upstream
         if self._policy is not call.policy:
             self._policy, self._known, self._usual = call.policy, {}, None
-        if ask is None:
+        if ask is None and rpc is None:
             usual = self._usual
             # One method is called again and again: to compare is cheaper than to build the key and look it up.
             if (
@@ -64,13 +65,17 @@ class Routing:
             ):
                 self._take(call, usual)
                 return
-        model = "" if ask is None else ask.model if ask.model_granted is None else ask.model_granted
+        if ask is not None:
+            model = ask.model if ask.model_granted is None else ask.model_granted
+        else:
+            # No call has both: the key below has one place for them.
+            model = "" if rpc is None else rpc.tool
         operation = operation_of(call)
         known = self._known.get((upstream.name, model, call.agent, operation))
         if known is None or known[2] is not upstream:
             self._resolve(call, upstream, model, operation)
             return
-        if ask is None:
+        if ask is None and rpc is None:
             self._usual, self._path, self._method, self._agent = known, call.path, call.method, call.agent
         self._take(call, known)
 
@@ -82,13 +87,13 @@ class Routing:
             hits.count += 1
 
     def _resolve(self, call: Call, upstream: Any, model: str, operation: str) -> None:
-        target = call.target = Target(upstream.kind, upstream.name, model)
-        plan = call.policy.plan(target, call.agent, operation)
+        target = call.target = Target(upstream.kind, upstream.name, "" if call.ask is None else model)
+        plan = call.policy.plan(target, call.agent, operation, tool_of(call))
         plan.hit()
         if plan.route is not None:
             _reroute(call, plan.route)
             if call.target != target:
-                plan = call.policy.plan(call.target, call.agent, operation_of(call))
+                plan = call.policy.plan(call.target, call.agent, operation_of(call), tool_of(call))
                 plan.hit()
         elif len(model) + len(call.agent) + len(operation) <= NAME_CHARACTERS_MAX:
             if len(self._known) >= KNOWN_MAX:
@@ -108,10 +113,26 @@ class Routing:
 
 
 def operation_of(call: Call) -> str:
-    """Return what rules match as the operation: an LLM request's (chat), else method and path without its query."""
+    """Return what rules match as the operation: an LLM request's (chat), the method of a JSON-RPC message, else method
+    and path without its query."""
     if call.ask is not None:
         return call.ask.operation
+    if call.rpc is not None and call.upstream.dialect == call.rpc.protocol:
+        return call.rpc.method or "reply"
     return f"{call.method} {call.path.partition('?')[0]}"
+
+
+def tool_of(call: Call) -> str:
+    """Return what rules match as the tool: the one that an MCP call names, or an upstream of kind tool by its name.
+
+    Only of an upstream of which the policy says that it speaks MCP: of others the caller alone would say so, and could
+    call one tool by the name of another.
+    """
+    upstream = call.upstream
+    if upstream.dialect == "mcp":
+        return call.rpc.tool if call.rpc is not None else ""
+    name: str = upstream.name
+    return name if upstream.kind is _TOOL else ""
 
 
 def _reroute(call: Call, route: RouteSettings) -> None:

@@ -8,17 +8,17 @@ often already that the next call decides is the body waited for. What a loop is,
 from __future__ import annotations
 
 import asyncio
-import re
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import NEED_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
+from meshd.call import NEED_BODY, OURS, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
 from meshd.filters.turns_settings import TurnsSettings
 from meshd.refusal import Reason, Refused
-from meshd.turns.asking import asking_of
+from meshd.turns.asking import Asking, asking_of
 from meshd.turns.book import Book, key_of
+from meshd.turns.places import Places
 from meshd.turns.sample import sampled
 from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 
@@ -39,16 +39,25 @@ _AGENT: Final = Kind.AGENT
 _LLM: Final = Kind.LLM
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 LIMITS_MAX: Final = 256
-_VERSION: Final = re.compile(r"\bv\d+\w*\b")
-_NUMBER: Final = re.compile(r"\d")
-PLACES_MAX: Final = 1024
 _CALL: Final = "tools/call"
 
 
 class Turns:
     """Judges the turns of workflows, and keeps what they have said."""
 
-    __slots__ = ("_judge_target", "_limits", "_places", "_shadowed", "_sleep", "book", "ladder", "sharing")
+    __slots__ = (
+        "_asking",
+        "_body",
+        "_dialect",
+        "_limits",
+        "_places",
+        "_settings",
+        "_shadowed",
+        "_sleep",
+        "book",
+        "ladder",
+        "sharing",
+    )
 
     name = "turns"
 
@@ -63,7 +72,11 @@ class Turns:
         self._shadowed = shadowed
         self._sleep = sleep
         self._limits: dict[tuple[int, int], tuple[TurnsSettings, Limits]] = {}
-        self._places: dict[str, tuple[str, bytes]] = {}
+        self._places = Places()
+        self._body = b""
+        self._dialect: Any = None
+        self._settings: TurnsSettings | None = None
+        self._asking: Asking | None = None
         self.book = Book()
         self.ladder = Ladder(judge)
         self.sharing: Sharing | None = None
@@ -84,7 +97,7 @@ class Turns:
         """Raise Refused(LOOP), Refused(MAX_TURNS) or Refused(STORE_UNAVAILABLE)."""
         settings: TurnsSettings | None = call.plan.turns
         context = call.context
-        if settings is None or context is None:
+        if settings is None or context is None or call.agent.startswith(OURS):
             return None
         if call.direction is _INBOUND:
             self._judge_path(call, context, settings)
@@ -176,7 +189,7 @@ class Turns:
             workflow.passed_over(turn)
             return None
         workflow.withdraw(turn)
-        if ladder.supervisor is not None and judgement.detector != "stopped":
+        if ladder.supervisor is not None and call.policy.supervisor is not None and judgement.detector != "stopped":
             ladder.tally.held += 1
             return Wait(ladder.ask(call, workflow, turn, judgement, settings), is_hold=True)
         ladder.tally.refused += 1
@@ -215,10 +228,7 @@ class Turns:
             payload = bytes(rpc.arguments)
             is_read_only = rpc.is_read_only
         else:
-            place = self._places.get(path)
-            if place is None:
-                place = self._place(path)
-            operation, prefix = place
+            operation, prefix = self._places.of(path)
             is_read_only = method in _READS
             body = call.body
             if body is not None:
@@ -238,19 +248,6 @@ class Turns:
             not context.workflow,
         )
         return turn, prefix
-
-    def _place(self, path: str) -> tuple[str, bytes]:
-        """Say what of a path names an operation, and what belongs to the question: where there are numbers in it."""
-        bare = path.partition("?")[0]
-        if len(bare) < len(path) or _NUMBER.search(_VERSION.sub("", bare)) is not None:
-            place = ("", path.encode("utf-8", "replace") + b"\n")
-        else:
-            place = (path, b"")
-        if len(path) <= 256:
-            if len(self._places) >= PLACES_MAX:
-                self._places.clear()
-            self._places[path] = place
-        return place
 
     def _judge_path(self, call: Call, context: Context, settings: TurnsSettings) -> None:
         """Judge re-entry on the callee's side too: the path came signed, whatever its caller's policy says."""
@@ -279,7 +276,12 @@ class Turns:
         limits = self._limits_of(settings, call.policy)
         if is_many and body.count(b'"assistant"') + body.count(b'"model"') + body.count(b"_call") < limits.periods:
             return None
-        asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+        # The very bytes again are what a retry sends, and a sampler.
+        if body == self._body and call.dialect is self._dialect and self._settings is settings:
+            asking = self._asking
+        else:
+            asking = asking_of(call.dialect.name, ask, limits.periods, settings.sample)
+            self._body, self._dialect, self._settings, self._asking = body, call.dialect, settings, asking
         if asking is None or (is_many and not asking.rounds):
             return None
         turn = Turn(

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Reply, Target
+from meshd.filters.holding import hold_s
 from meshd.refusal import Reason, Refused
 from meshd.turns.supervision import EdgeTold, Story, Verdict
 from meshd.turns.turn import DETECTORS, MAX_TURNS
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
     from meshd.turns.workflow import Workflow
     from meshd_sdk.context import Context
 
-HELD_S: Final = 60.0
-"""For how long a call is held at most, where nobody knows how long its caller waits."""
 NOTICE: Final = b"x-meshd-notice"
 """On a reply, and on a request to an agent: what was found, where the policy's highest step is to tell it."""
 EDGES_TOLD_MAX: Final = 64
@@ -58,7 +57,7 @@ class Ladder:
     def __init__(self, judge: Callable[[Call, Any], None] | None) -> None:
         self._judge = judge
         self.supervisor: Supervisor | None = None
-        self.hold_s: Callable[[Call], float] = _held_s
+        self.hold_s: Callable[[Call], float] = hold_s
         """How long a call's caller can be kept waiting, in seconds."""
         self.tally = Tally()
 
@@ -176,7 +175,3 @@ def _words(verdict: Verdict | None) -> str:
     if verdict.action == "stop":
         return f" The supervisor has stopped the task{reason}"
     return f" What the supervisor answered could not be done{reason}"
-
-
-def _held_s(call: Call) -> float:
-    return HELD_S

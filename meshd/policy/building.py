@@ -19,6 +19,7 @@ from meshd.policy.planning import named, planner
 from meshd.policy.pricing import price_book
 from meshd.policy.problem import Problem, shown
 from meshd.policy.upstreams import (
+    KINDS_OF_RPC,
     RESERVED_NAMES,
     WELL_KNOWN,
     compile_session,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
 
 GOVERNANCE = "governance"
 _DIALECTS: tuple[str, ...] = get_args(DialectName)
-_LLM_DIALECTS = " or ".join(", ".join(name for name in _DIALECTS if name != "plain").rsplit(", ", 1))
+_LLM_DIALECTS = " or ".join(
+    ", ".join(name for name in _DIALECTS if name != "plain" and name not in KINDS_OF_RPC).rsplit(", ", 1)
+)
 _NAME = re.compile(NAME_PATTERN[:-1] + r"\Z")
 _KEY_HEADERS_REFUSED = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "te", "trailer", "upgrade", "expect", "keep-alive"}
@@ -127,16 +130,20 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
     kind, dialect = kind_of(name, section), dialect_of(name, section)
     if kind is None:
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
+    elif dialect in KINDS_OF_RPC and kind not in (Kind.TOOL, Kind.AGENT):
+        found.append((("dialect",), f"only a tool or an agent speaks {dialect}; this is of kind {kind.value}"))
     elif kind is Kind.LLM and dialect == "plain" and not section.unmetered:
         found.append(
             ((), f"an LLM needs dialect: {_LLM_DIALECTS}, or unmetered: true if nobody is to count its tokens")
         )
-    elif kind is not Kind.LLM and dialect != "plain":
+    elif kind is not Kind.LLM and dialect != "plain" and dialect not in KINDS_OF_RPC:
         found.append((("dialect",), f"only an LLM speaks {dialect}; this is of kind {kind.value}"))
     elif kind is not Kind.LLM and section.unmetered:
         found.append((("unmetered",), f"only an LLM is metered; this is of kind {kind.value}"))
     elif kind is Kind.LLM and section.peer:
         found.append((("peer",), "an LLM is not another sidecar: context tokens never leave the mesh"))
+    if section.timeouts.first_token is not None and kind is not None and kind is not Kind.LLM:
+        found.append((("timeouts", "first_token"), f"only an LLM sends tokens; this is of kind {kind.value}"))
     if section.tls.ca is not None and (section.url or "").startswith("http://"):
         found.append((("tls", "ca"), "there is no TLS on an http:// URL"))
     if section.key is not None:
@@ -154,6 +161,8 @@ def _session_problems(section: UpstreamSection) -> list[tuple[tuple[str, ...], s
     found: list[tuple[tuple[str, ...], str]] = []
     if section.kind not in (None, "agent"):
         found.append((("kind",), f"only an agent has a session; this is of kind {section.kind}"))
+    if section.timeouts.first_token is not None:
+        found.append((("timeouts", "first_token"), "only an LLM sends tokens; this is an agent"))
     meaningless = section.model_fields_set - {"session", "kind", "sends_trace", "pool", "timeouts"}
     found += [
         ((key,), f"{key} says nothing of an agent that is called through its session") for key in sorted(meaningless)
@@ -190,7 +199,7 @@ def policy(
 ) -> Policy:
     """Make the policy of a document that has no problems."""
     rules = [_rule(rule, index) for index, rule in enumerate(document.rules)]
-    governance = _governance(document)
+    governance = _governance(document, rules)
     if governance is not None:
         rules.append(governance)
     _warn(document, upstreams, report)
@@ -237,7 +246,7 @@ def _rule(section: RuleSection, index: int) -> Rule:
     )
 
 
-def _governance(document: Document) -> Rule | None:
+def _governance(document: Document, rules: list[Rule]) -> Rule | None:
     """Make the short form's rule: it is the last, and fits everything."""
     short = document.governance
     budget = allow = approval = None
@@ -250,10 +259,30 @@ def _governance(document: Document) -> Rule | None:
     if short.allowed_tools is not None:
         allow = named(AllowSettings.model_validate({"tools": short.allowed_tools}), GOVERNANCE)
     if short.human_in_the_loop_required:
-        approval = named(ApprovalSettings.model_validate({}), GOVERNANCE)
+        approval = _short_approval(document, rules)
     if budget is None and allow is None and approval is None:
         return None
     return Rule(name=GOVERNANCE, match=Match(), budget=budget, allow=allow, approval=approval)
+
+
+def _short_approval(document: Document, rules: list[Rule]) -> ApprovalSettings:
+    """Make what `human_in_the_loop_required` means: calls to tools that are not read-only ask, and calls to LLMs that
+    may cost more than half of the smallest budget of a workflow, unless the document says more than what."""
+    short, said = document.governance, document.approvals
+    budgets = [rule.budget for rule in rules if rule.budget is not None and not rule.is_shadow]
+    plain = [one for one in budgets if one.per == "workflow"]
+    above: dict[str, int | None] = {"above_tokens": said.above_tokens, "above_dollars": said.above_dollars}
+    for key, limit, limits in (
+        ("above_tokens", short.max_tokens_per_workflow, [one.tokens for one in plain]),
+        ("above_dollars", short.max_dollars_per_workflow, [one.dollars for one in plain]),
+    ):
+        least = min((one for one in (limit, *limits) if one is not None), default=None)
+        if above[key] is None and least is not None:
+            above[key] = max(1, least // 2)
+    # Read already: an int of micro-dollars must not be read as dollars again.
+    settings = named(ApprovalSettings.model_construct(None, **above), GOVERNANCE)
+    settings.__dict__["is_short"] = True
+    return settings
 
 
 def _workflow_tokens(rules: list[Rule]) -> int | None:
@@ -311,18 +340,11 @@ def _warn(document: Document, upstreams: dict[str, Upstream], report: Report) ->
     is_short_set = short.max_tokens_per_workflow is not None or short.max_dollars_per_workflow is not None
     if not is_short_set and not binds and any(u.kind is Kind.LLM for u in upstreams.values()):
         report.warn((), "no budget is set: nothing limits what a workflow may spend")
-    if short.human_in_the_loop_required:
-        report.warn(
-            ("governance", "human_in_the_loop_required"),
-            "this build can ask nobody: every call to a tool that can change something (not GET, HEAD or OPTIONS) "
-            "is refused",
-            is_key=True,
-        )
     if short.allowed_tools is not None:
         report.warn(
             ("governance", "allowed_tools"),
-            "covers the tools that are offered to a model, called in its answers, and the upstreams of kind tool; "
-            "not what an agent runs within itself",
+            "covers the tools that are offered to a model, called in its answers, called at upstreams with "
+            "dialect: mcp, and other upstreams of kind tool by their names; not what an agent runs within itself",
             is_key=True,
         )
     for index, rule in enumerate(document.rules):

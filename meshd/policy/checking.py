@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from meshd.call import Kind
+from meshd.dialects.table import RPC
+from meshd.policy.checking_approvals import ApprovalChecker
 from meshd.policy.checking_budgets import BudgetChecker
+from meshd.policy.checking_fallback import ChainChecker
+from meshd.policy.checking_supervisor import check_supervisor
 from meshd.policy.matching import GlobSet, Match, is_literal
 from meshd.policy.problem import shown
 from meshd.policy.report import nearest
@@ -25,7 +29,9 @@ SETS = (
     "budget", "breaker", "concurrency", "retry", "fallback", "turns", "approval", "allow", "delegate", "deny", "route",
     "idempotency",
 )  # fmt: skip
-UNENFORCED: tuple[str, ...] = ()
+UNENFORCED: tuple[tuple[str, ...], ...] = ()
+"""Keys of a rule that the schema has and this build does nothing for, each as a path; `Unenforced` in the model.
+There are none: whoever adds a key before its filter names it here, so that no rule is silently without effect."""
 OPERATIONS = frozenset(
     {
         "chat", "compaction", "embeddings", "image_edit", "image_generation", "image_variation", "moderation", "rerank",
@@ -46,6 +52,7 @@ class _Possible:
 
     name: str
     kind: Kind
+    dialect: str = "plain"
 
 
 class Checker:
@@ -64,9 +71,11 @@ class Checker:
         self.broken = broken
         self.upstreams = upstreams
         self.report = report
-        self.possible = [_Possible(upstream.name, upstream.kind) for upstream in upstreams.values()]
+        self.possible = [_Possible(upstream.name, upstream.kind, upstream.dialect) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
         self.budgets = BudgetChecker(document, upstreams, report)
+        self.approvals = ApprovalChecker(document, report)
+        self.chains = ChainChecker(document, upstreams, report)
 
     def check(self) -> None:
         """Check every rule by itself, then against the rules before it."""
@@ -84,7 +93,10 @@ class Checker:
                 )
             seen.setdefault(name, index)
             self.rule(here, rule)
+        self.approvals.check()
         self.unreachable()
+        check_supervisor(self.document, self.upstreams, self.report)
+        self.chains.cycles()
 
     def rule(self, here: Location, rule: RuleSection) -> None:
         """Check one rule by itself."""
@@ -108,8 +120,16 @@ class Checker:
             self.report.error(
                 (*here, "delegate"), "only an agent is given tokens, and this rule fits no agent", is_key=True
             )
+        if rule.concurrency is not None and rule.concurrency.min > rule.concurrency.max:
+            key = "min" if "min" in rule.concurrency.model_fields_set else "max"
+            self.report.error(
+                (*here, "concurrency", key),
+                f"min ({rule.concurrency.min}) is more than max ({rule.concurrency.max}): no limit is both",
+            )
         self.budgets.rule(here, rule, [target.name for target in fitting if target.name in self.upstreams])
-        self.allow(here, rule, kinds)
+        self.allow(here, rule, kinds, is_mcp=any(target.dialect == "mcp" for target in fitting))
+        self.approvals.rule(here, rule, kinds)
+        self.chains.rule(here, rule, [(target.name, target.kind) for target in fitting])
         self.route(here, rule, fitting)
 
     def match(self, here: Location, match: MatchSection) -> list[_Possible] | None:
@@ -138,11 +158,31 @@ class Checker:
             self.report.error(here, "contradictory: no upstream of this kind fits target", is_key=True)
             return None
         for index, glob in enumerate(match.operation or ()):
-            self.operation((*here, "operation", index), glob, {target.kind for target in fitting})
+            self.operation((*here, "operation", index), glob, fitting)
+        if match.tool is not None:
+            self.tool((*here, "tool"), match.tool, fitting)
         return fitting
 
-    def operation(self, here: Location, glob: str, kinds: set[Kind]) -> None:
+    def tool(self, here: Location, globs: tuple[str, ...], fitting: list[_Possible]) -> None:
+        """Report globs that fit no tool: only upstreams that speak MCP have tools with names of their own."""
+        if any(target.dialect == "mcp" for target in fitting):
+            return
+        tools = [target.name for target in fitting if target.kind is Kind.TOOL]
+        if not tools:
+            self.report.error(here, "only calls to a tool have one, and this rule fits no upstream of kind tool or MCP")
+            return
+        for index, glob in enumerate(globs):
+            if not any(map(GlobSet((glob,)).fits, tools)):
+                hint = nearest(glob, tools)
+                self.report.error(
+                    (*here, index),
+                    f"no upstream of kind tool fits {shown(glob)}{hint}; what tools one offers is known only with "
+                    "dialect: mcp",
+                )
+
+    def operation(self, here: Location, glob: str, fitting: list[_Possible]) -> None:
         """Report a glob that fits no operation: neither one that a dialect reads, nor a method and a path."""
+        kinds = {target.kind for target in fitting}
         method, space, path = glob.partition(" ")
         if any(map(GlobSet((glob,)).fits, OPERATIONS)):
             if Kind.LLM not in kinds and is_literal(glob):
@@ -150,6 +190,8 @@ class Checker:
         elif method.lower() in _METHODS and (method != method.upper() or not space or path[:1] not in ("/", "*", "?")):
             path = path if path[:1] in ("/", "*", "?") else f"/{path}" if path else "*"
             self.report.error(here, f"fits no operation; did you mean {shown(f'{method.upper()} {path}')}?")
+        elif not space and any(target.dialect in RPC for target in fitting):
+            return  # Whatever method a message has: servers may have their own.
         elif not space and is_literal(glob) and not 0 < glob.find("/") < len(glob) - 1:
             hint = nearest(glob, sorted(OPERATIONS))
             known = ", ".join(sorted(OPERATIONS))
@@ -161,7 +203,7 @@ class Checker:
             if glob in globs[:index]:
                 self.report.error((*here, index), f"{shown(glob)} is in this list already")
 
-    def allow(self, here: Location, rule: RuleSection, kinds: set[Kind]) -> None:
+    def allow(self, here: Location, rule: RuleSection, kinds: set[Kind], *, is_mcp: bool) -> None:
         """Check that each list of `allow` is about something that the rule fits."""
         allow = rule.allow
         if allow is None:
@@ -173,7 +215,7 @@ class Checker:
                 (*here, "allow"), "allow sets nothing: it needs models, tools, targets or hosts", is_key=True
             )
         for key, needed in (("models", {Kind.LLM}), ("tools", {Kind.LLM, Kind.TOOL}), ("hosts", {Kind.HOST})):
-            if getattr(allow, key) is not None and not kinds & needed:
+            if getattr(allow, key) is not None and not kinds & needed and not (key == "tools" and is_mcp):
                 words = " or ".join(sorted(kind.value for kind in needed))
                 self.report.error((*here, "allow", key), f"this rule fits no upstream of kind {words}", is_key=True)
         for index, glob in enumerate(allow.targets or ()):

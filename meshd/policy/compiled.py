@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meshd.policy.model import ApprovalsSection, SupervisorSection
     from meshd.policy.pricing import PriceBook
 
-DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"]
+DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"]
 Protocol = Literal["auto", "http/1.1", "h2"]
 
 
@@ -53,6 +53,8 @@ class Upstream:
     protocol: Protocol = "auto"
     is_unmetered: bool = False
     """Calls to an LLM that no dialect reads may pass, and tunnels too: nobody counts their tokens."""
+    is_dialect_told: bool = True
+    """The document says which dialect it speaks; else a call's own fields may say that it is MCP or A2A."""
     is_session: bool = False
     """An agent that is reached by the session which it keeps with this sidecar: it has no address."""
     is_peer: bool = False
@@ -73,6 +75,8 @@ class Upstream:
     connect_timeout_s: float = 5.0
     idle_timeout_s: float = 60.0
     first_byte_timeout_s: float = 600.0
+    first_token_timeout_s: float | None = None
+    """Longest from sending to a model's first output in a stream; None for no such limit."""
     gap_timeout_s: float = 300.0
     """Longest silence between two pieces of a reply."""
 

@@ -192,12 +192,17 @@ def _unenforced(root: Mapping) -> Iterable[tuple[str | int, ...]]:
     for index, rule in enumerate(rules[1].items if rules is not None and isinstance(rules[1], Sequence) else []):
         if not isinstance(rule, Mapping):
             continue
-        for name in UNENFORCED:
-            if name in rule.entries:
-                yield ("rules", index, name)
-        match = rule.entries.get("match")
-        if match is not None and isinstance(match[1], Mapping) and "tool" in match[1].entries:
-            yield ("rules", index, "match", "tool")
+        for path in UNENFORCED:
+            if _has(rule, path):
+                yield ("rules", index, *path)
+
+
+def _has(node: Node, path: tuple[str, ...]) -> bool:
+    for name in path:
+        if not isinstance(node, Mapping) or name not in node.entries:
+            return False
+        node = node.entries[name][1]
+    return True
 
 
 def _plain_without_nulls(node: Node) -> Any:

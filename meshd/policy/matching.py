@@ -180,7 +180,7 @@ class _Candidate:
             _, slash, rpc = operation.partition(" /")
             if not slash or "/" not in rpc or not globs.fits(rpc):
                 return False
-        return self.tool is None or self.tool.fits(tool)
+        return self.tool is None or (tool != "" and self.tool.fits(tool))
 
 
 class Generations(Generic[K, V]):

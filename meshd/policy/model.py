@@ -75,7 +75,8 @@ class Governance(Section):
     max_dollars_per_workflow: Annotated[Money, Field(ge=1)] | None = None
     """US dollars that one workflow may spend on LLMs, by the prices of the models. Beside the tokens, or alone."""
     human_in_the_loop_required: bool = False
-    """A person must allow every tool call that can change something. This build can ask nobody, so it refuses them."""
+    """A person must allow every tool call that can change something, and every call to an LLM that may cost more than
+    `approvals.above_tokens` or `above_dollars`."""
     allowed_tools: tuple[str, ...] | None = None
     """Tools that may be offered to a model or called; an empty list allows none."""
 
@@ -160,6 +161,9 @@ class TimeoutsSection(Section):
 
     first_byte: Duration = Field(default=600.0, gt=0, le=86_400)
     """Time from the end of the request to the first byte of the reply."""
+    first_token: Annotated[Duration, Field(gt=0, le=86_400)] | None = None
+    """Time from the request to a model's first output where a stream is asked for: neither the reply's head nor a ping
+    is one. The stream is held back until then, so that another attempt can be made. Unset: no limit of its own."""
     gap: Duration = Field(default=300.0, gt=0, le=86_400)
     """Time between two pieces of a reply."""
 
@@ -212,8 +216,9 @@ class UpstreamSection(Section):
     with `session: true` there is none."""
     kind: KindName | None = None
     """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
-    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain"] | None = None
-    """What its bodies mean. Unset: `plain`, but for a well-known LLM its own."""
+    dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"] | None = None
+    """What its bodies mean: one of an LLM's; `mcp` or `a2a` of a tool or an agent, by which rules see the tool that is
+    called. Unset: a well-known LLM's own, else `plain`."""
     protocol: Literal["auto", "http/1.1", "h2"] = "auto"
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
     session: bool = False
@@ -245,13 +250,14 @@ class MatchSection(Section):
     """`llm`, `tool`, `agent` or `host`."""
     agent: Globs | None = None
     """Name of the agent that calls."""
-    tool: Annotated[Globs | None, Field(json_schema_extra={"x-meshd-unenforced": True})] = None
-    """Name of the tool that is called."""
+    tool: Globs | None = None
+    """Name of the tool that a call to an upstream of `dialect: mcp` names, or of any other upstream of kind tool."""
     model: Globs | None = None
     """Model that an LLM call asks for."""
     operation: Globs | None = None
-    """`chat`, `responses` and others that dialects of LLMs read; else method and path, as in `DELETE /invoices/*`; a
-    gRPC call's service and method too, as in `research.v1.Research/*`."""
+    """`chat`, `responses` and others that dialects of LLMs read; of `dialect: mcp` and `a2a` a message's method, as in
+    `tools/call`; else method and path, as in `DELETE /invoices/*`; a gRPC call's service and method too, as in
+    `research.v1.Research/*`."""
 
 
 class RuleSection(Section):
@@ -312,11 +318,22 @@ class ApproverSection(Section):
     """What meshd knows of that person's key: `meshd approvals key NAME` makes one, and prints this."""
 
 
+class WebhookKeySection(Section):
+    """A secret that whoever listens shares with meshd. Exactly one of the two is set."""
+
+    env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,254}$")] | None = None
+    """Environment variable of meshd that holds it."""
+    file: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
+    """File that holds it."""
+
+
 class ApprovalsSection(Section):
     """How people learn that they are asked."""
 
     webhook: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     """An address that gets each approval as a POST when it is asked for, and when it is decided."""
+    webhook_key: WebhookKeySection | None = None
+    """Signs each of these, as Standard Webhooks has it. Unset: they are not signed."""
     topic: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """A topic of the bus, which gets the same as events."""
     above_tokens: Annotated[Count, Field(ge=1)] | None = None

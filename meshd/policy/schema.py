@@ -68,7 +68,8 @@ def reference() -> str:
 def _sections(path: str, section: dict[str, Any], schema: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     found = []
     for name, field in section["properties"].items():
-        for suffix, inner in (("", field), ("[]", field.get("items")), (".NAME", _named(field))):
+        many = next((choice["items"] for choice in field.get("anyOf", []) if "items" in choice), field.get("items"))
+        for suffix, inner in (("", field), ("[]", many), (".NAME", _named(field))):
             if isinstance(inner, dict) and "$ref" in inner:
                 below = schema["$defs"][inner["$ref"].rpartition("/")[2]]
                 where = f"{path}.{name}{suffix}".removeprefix(".")

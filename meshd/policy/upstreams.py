@@ -31,6 +31,9 @@ WELL_KNOWN: dict[str, tuple[str, DialectName]] = {
 }
 """LLM APIs whose base URL behind meshd is `http://127.0.0.1:7400/<name>`, with `/v1` behind it for OpenAI's SDK."""
 
+KINDS_OF_RPC: dict[str, Kind] = {"mcp": Kind.TOOL, "a2a": Kind.AGENT}
+"""What an upstream is that speaks these, where the document does not say so. Either may be spoken by either."""
+
 _KEY_HEADERS: dict[DialectName, str] = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 """Where a provider's key stands that is no bearer token."""
 
@@ -163,7 +166,8 @@ def kind_of(name: str, section: UpstreamSection) -> Kind | None:
         return Kind(section.kind)
     if section.session:
         return Kind.AGENT
-    return Kind.LLM if dialect_of(name, section) != "plain" else None
+    dialect = dialect_of(name, section)
+    return KINDS_OF_RPC.get(dialect) or (Kind.LLM if dialect != "plain" else None)
 
 
 def known_llm(url: str) -> str | None:
@@ -190,6 +194,7 @@ def session_upstream(name: str) -> Upstream:
         base_path="",
         authority=name.encode("ascii"),
         dialect="plain",
+        is_dialect_told=False,
         is_session=True,
         sends_trace=True,
     )
@@ -240,6 +245,7 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         base_path=location.base_path,
         authority=location.authority,
         dialect=dialect,
+        is_dialect_told=dialect != "plain" or section.dialect is not None or kind in (Kind.LLM, Kind.HOST),
         protocol=section.protocol,
         is_unmetered=section.unmetered,
         is_peer=section.peer,
@@ -254,5 +260,6 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         connect_timeout_s=section.pool.connect_timeout,
         idle_timeout_s=section.pool.idle_timeout,
         first_byte_timeout_s=section.timeouts.first_byte,
+        first_token_timeout_s=section.timeouts.first_token,
         gap_timeout_s=section.timeouts.gap,
     )

@@ -62,13 +62,16 @@ ENCODINGS: Final = frozenset({b"gzip", b"x-gzip", b"deflate"})
 class Answer:
     """The common part: the meter, whoever watches, and how the answer was ended early, if it was."""
 
-    __slots__ = ("_inflater", "cut", "meter", "watchers")
+    __slots__ = ("_inflater", "cut", "has_content", "is_stream", "meter", "watchers")
 
     def __init__(self, meter: Meter, watchers: tuple[Callable[[Event], Event | Cut], ...], inflater: Inflater | None):
         self.meter = meter
         self.watchers = watchers
         self.cut: Cut | None = None
         """Set where a ticket ended the answer: nothing more is forwarded."""
+        self.has_content = False
+        """A stream has brought something that its model has made."""
+        self.is_stream = False
         self._inflater = inflater
 
     @property
@@ -118,6 +121,7 @@ class StreamAnswer(Answer):
         splitter: contract.Splitter | None = None,
     ) -> None:
         super().__init__(meter, watchers, inflater)
+        self.is_stream = True
         self._splitter = Splitter() if splitter is None else splitter
 
     def data(self, data: bytes) -> bytes:
@@ -133,6 +137,8 @@ class StreamAnswer(Answer):
         event = self.meter.read_event(raws[0])
         if event is None:
             return b""
+        if not self.has_content and event.has_content:
+            self.has_content = True
         for watch in self.watchers:
             got = watch(event)
             if got.__class__ is Cut:
@@ -145,6 +151,7 @@ class StreamAnswer(Answer):
         for raw in raws:
             event = self.meter.read_event(raw)
             if event is not None:
+                self.has_content = self.has_content or event.has_content
                 out.append(self._watch(event))
                 if self.cut is not None:
                     break

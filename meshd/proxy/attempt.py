@@ -12,10 +12,11 @@ from meshd.call import ReplyHead
 from meshd.chain import settle
 from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
+from meshd.proxy.degrading import Degrading
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
-from meshd.proxy.sending import Sending
+from meshd.proxy.substituting import answered
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
@@ -30,13 +31,16 @@ _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
 _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
+FAILED: Final = ("failed",)
+"""Why a response of OpenAI's ended that its provider could not bring to an end."""
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
+_FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
 
-class Attempt(Sending):
+class Attempt(Degrading):
     """What the upstream's connection talks to while it serves a call."""
 
     __slots__ = ()
@@ -50,7 +54,8 @@ class Attempt(Sending):
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
         self._path = path_to_send(call, pool.key)
-        self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context)
+        is_held = exchange.held_caller is not None
+        self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context, is_read=is_held)
         connection = pool.acquire(self)
         if connection is not None:
             self.connected(connection)
@@ -65,28 +70,42 @@ class Attempt(Sending):
 
     def reply_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         """The upstream's status and fields."""
-        self._heard_s = now_s = self.exchange.proxy.now_s
+        exchange = self.exchange
+        self._heard_s = now_s = exchange.proxy.now_s
         self._first_byte_s = now_s - self._sent_s
         self.status = status
-        if (status >= 500 or status == 429) and self._try_again(_FAULT_NONE, retry_after_s(headers)):
-            return
-        watching = watchers_in(self.exchange.tickets, self.tickets)
+        if status >= 400:
+            if status >= 500 or status == 429:
+                self._retry_after_s = retry_after_s(headers, exchange.proxy.wall_clock())
+            if self._is_passed_over(status, headers, content_length):
+                return
+        watching = watchers_in(exchange.tickets, self.tickets)
         if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
             try:
                 self._answer = choose_answer(self.call, headers, watching)
             except AnswerError as error:
                 self._broken(str(error))
                 return
+        if (self.call.plan.chain is not None or self.call.substitution is not None) and not self._go_onward(headers):
+            return
         for ticket in watching:
             on_head = getattr(ticket, "on_head", None)
             if on_head is not None:
                 on_head(ReplyHead(status, headers))
         answer = self._answer
         if answer is not None:
-            if answer.is_held:
+            if answer.is_held or (answer.is_stream and self.call.upstream.first_token_timeout_s is not None):
+                # Until then another attempt can take its place.
                 self._head = (status, headers, content_length)
                 return
             if answer.is_rewritten:
+                content_length = None
+        onward = self._onward
+        if onward is not None:
+            if onward.is_held:
+                self._head = (status, headers, content_length)
+                return
+            if onward.is_rewritten:
                 content_length = None
         self._send_head(status, headers, content_length)
 
@@ -114,6 +133,9 @@ class Attempt(Sending):
         exchange = self.exchange
         self._heard_s = exchange.proxy.now_s
         answer = self._answer
+        if self._error is not None:
+            self._hold_error(self._error, data)
+            return
         if self.call.reply_heard_by is not None:
             self.call.reply_heard_by.hear(data)
         if answer is not None:
@@ -125,11 +147,21 @@ class Attempt(Sending):
             if answer.cut is not None:
                 self._end_cut(data, answer.cut)
                 return
+            if self._first_token_s is None and answer.is_stream:
+                data = self._until_token(answer, data)
         if exchange.is_caller_gone:
             self._detached_bytes += len(data)
             if self._detached_bytes > DETACHED_BYTES_MAX:
                 self.give_up()
         elif data:
+            if self._onward is not None:
+                try:
+                    data = self._onward.data(data)
+                except AnswerError as error:
+                    self._broken(str(error))
+                    return
+                if not data:
+                    return
             exchange.caller.send_data(data)
 
     def half_closed(self) -> None:
@@ -140,15 +172,24 @@ class Attempt(Sending):
         """The reply's last byte."""
         exchange = self.exchange
         self.stream = None
+        if self._error is not None and self._error_ended():
+            return
         if self._answer is not None and not self._end_answer(self._answer):
             return
         if not exchange.is_caller_gone:
             exchange.caller.send_end(forwardable_trailers(trailers) if trailers else trailers)
+            if self._onward is not None and (self._answer is None or self._answer.meter.is_terminal):
+                self._onward.keep(exchange.proxy.chain.fallback.chain.answers, self.status, exchange.proxy.now_s)
         exchange.finish(self, _FAULT_NONE)
 
     def _end_answer(self, answer: Answer) -> bool:
+        onward = self._onward
         try:
             data = answer.end()
+            if self._head is not None and answer.is_stream:
+                data = self._begin_stream() + data
+            if onward is not None and answer.cut is None:
+                data = (onward.data(data) if data else b"") + onward.end()
         except AnswerError as error:
             self._broken(str(error))
             return False
@@ -157,7 +198,8 @@ class Attempt(Sending):
                 self.exchange.refuse(forbidden_reply(answer.cut), _CUT)
                 return False
             status, headers, length = self._head
-            self._send_head(status, headers, len(data) if answer.is_inflated else length)
+            is_other = answer.is_inflated or (onward is not None and onward.is_rewritten)
+            self._send_head(status, headers, len(data) if is_other else length)
         elif answer.cut is not None:
             self._end_cut(data, answer.cut)
             return False
@@ -169,10 +211,17 @@ class Attempt(Sending):
         """A ticket ended the answer: close what has begun well-formed, refuse what has not, leave the upstream."""
         exchange, answer = self.exchange, self._answer
         assert answer is not None
-        if answer.is_held:
+        if answer.is_held or not exchange.is_answered:
             exchange.refuse(forbidden_reply(cut), _CUT)
             return
+        if self._head is not None:
+            data = self._begin_stream() + data
         data += answer.meter.error_event(forbidden_reply(cut)) if cut.is_error else answer.meter.cut()
+        if self._onward is not None:
+            try:
+                data = self._onward.data(data) + self._onward.end()
+            except AnswerError:
+                data = b""  # No well-formed end is known of what could not be translated.
         self.leave()
         if not exchange.is_caller_gone:
             exchange.caller.send_data(data)
@@ -213,6 +262,8 @@ class Attempt(Sending):
             is_callers_turn=self._is_paused
             or not (self.is_request_whole or self._is_request_paused or self._first_byte_s),
             has_head=self._first_byte_s is not None,
+            # Of what is metered a token is waited for, whatever comes before it.
+            tokenless_s=now_s - self._sent_s if self._is_token_due else 0.0,
         )
         if late is None:
             return
@@ -223,6 +274,14 @@ class Attempt(Sending):
             exchange.caller.abort()
         else:
             exchange.refuse(Refused(Reason.MALFORMED, late.message, status=408), _CALLER_GONE)
+
+    @property
+    def _is_token_due(self) -> bool:
+        """A stream was asked for, and no token of it has come."""
+        ask = self.call.ask
+        if ask is None or not ask.is_stream or not ask.has_output or self._first_token_s is not None:
+            return False
+        return self._first_byte_s is None or (self._answer is not None and self._answer.is_stream)
 
     # ------------------------------------------------------------------ the end
 
@@ -258,26 +317,36 @@ class Attempt(Sending):
             return
         exchange = self.exchange
         self.stream = None
-        if self._try_again(fault, None):
+        if self._try_again(fault, message):
             return
         if exchange.is_answered and not exchange.is_caller_gone:
             exchange.finish(self, fault)
             exchange.caller.abort()
         else:
-            exchange.refuse(failure_of(fault, self.call, message), fault)
+            exchange.refuse(exchange.meant(failure_of(fault, self.call, message)), fault)
 
-    def _try_again(self, fault: Fault, retry_after_s: float | None) -> bool:
+    def _try_again(self, fault: Fault, message: str = "", *, is_too_long: bool = False) -> bool:
         exchange = self.exchange
         if exchange.is_caller_gone or exchange.is_answered or exchange.is_tunnel or self.has_streamed:
             return False
         outcome = self.outcome(fault)
-        outcome.retry_after_s = retry_after_s
+        claim = self.call.claim
+        if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
+            return False
+        outcome.is_too_long = is_too_long
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False
+        failure: Refused | None = None
+        if following.link is not None:
+            failed = fault is not _FAULT_NONE
+            failure = failure_of(fault, self.call, message) if failed else answered(self.call, self.status)
         self.leave()
         self.settle(outcome)
-        exchange.again(following.delay_s)
+        if failure is not None:
+            exchange.substitute(following, failure)
+        else:
+            exchange.again(following.delay_s)
         return True
 
     def outcome(self, fault: Fault, refused: Refused | None = None) -> Outcome:
@@ -290,8 +359,11 @@ class Attempt(Sending):
             verdict = _NEUTRAL
         else:
             verdict = classify(self.status, fault, is_terminal)
+            if verdict is _SUCCESS and meter is not None and meter.finish_reasons == FAILED:
+                # OpenAI's responses come to an end that says so, and counts what was used.
+                verdict = _FAILURE
         # By position, in the order of the class: keywords cost half as much again, and every call pays.
-        return Outcome(
+        outcome = Outcome(
             verdict,
             now_s,
             self.status,
@@ -300,15 +372,20 @@ class Attempt(Sending):
             exchange.is_answered,
             is_terminal,
             meter.usage if meter is not None else None,
-            None,
+            self._retry_after_s,
             self._first_byte_s,
             now_s - self.call.now_s,
             refused.reason if refused is not None and not sent_s else None,
+            now_s - sent_s if sent_s else 0.0,
         )
+        outcome.first_token_s = self._first_token_s
+        return outcome
 
     def settle(self, outcome: Outcome) -> None:
         """Settle the attempt's tickets and count it. Nothing that comes later concerns it."""
         self.is_over = True
+        if outcome.is_forwarded:
+            self.call.is_forwarded = True
         settle(self.tickets, outcome)
         if outcome.verdict is _SUCCESS:
             self.exchange.proxy.chain.fallback.succeeded(self.call, outcome.now_s)

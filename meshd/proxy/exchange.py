@@ -11,16 +11,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Kind, Reply
+from meshd.call import Reply
 from meshd.chain import Pending, settle
+from meshd.filters.holding import is_kept_alive
 from meshd.outcome import Fault, Outcome, Verdict
+from meshd.proxy.arrival import PLAIN
 from meshd.proxy.attempt import Attempt
-from meshd.proxy.incoming import Incoming
+from meshd.proxy.diverting import Diverting
+from meshd.proxy.holding import FIRST_S, HeldCaller
 from meshd.proxy.patience import is_body_too_slow
+from meshd.proxy.recording import Recording, unrecorded
 from meshd.proxy.refusing import is_told, refusal_reply
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.filters.contract import Ticket
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -28,11 +34,10 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 _DEADLINE: Final = Fault.DEADLINE
 _FAULT_NONE: Final = Fault.NONE
 _SHUTDOWN: Final = Fault.SHUTDOWN
-_LLM: Final = Kind.LLM
 _NEUTRAL: Final = Verdict.NEUTRAL
 
 
-class Exchange(Incoming):
+class Exchange(Diverting):
     """One call on its way: the caller on one side, one attempt after the other on the other."""
 
     __slots__ = ()
@@ -47,7 +52,7 @@ class Exchange(Incoming):
         proxy.telemetry.started(call)
         try:
             self._arrive()
-            if call.target.kind is _LLM and not self.is_tunnel:
+            if call.dialect is not PLAIN and not self.is_tunnel:
                 operation = call.dialect.recognise(call.method, call.path)
                 if operation is not None:
                     self._hold(operation)
@@ -77,14 +82,18 @@ class Exchange(Incoming):
         chain = self.proxy.chain
         attempt = self.attempt
         if start == 0 or attempt is None:
+            if self.call.plan.chain is not None and self._is_diverted():
+                return
             self.call.attempt += 1
             attempt = self.attempt = self._new_attempt()
+            if self.call.claim is not None and self.call.attempt == 1:
+                self.caller = Recording(self, self.caller, self.call.claim.tape)
         try:
             decision = chain.admit(chain.per_attempt, self.call, attempt.tickets, start)
             if decision is None:
                 attempt.send()
         except Refused as refused:
-            self.refuse(refused)
+            self.refuse_attempt(refused)
             return
         if decision is not None:
             self._decided(decision, attempt.tickets, self._attempt)
@@ -97,13 +106,51 @@ class Exchange(Incoming):
             self._answer_here(decision)
         elif decision.wait is None:
             self.collect(go_on, decision.resume_at)
+        elif decision.wait.is_hold:
+            self._wait_for_people(decision, tickets, go_on)
         else:
-            self._is_waiting = True
-            self.proxy.wait(self, decision, tickets, go_on)
+            self._wait(decision, tickets, go_on)
+
+    def _wait(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        self._is_waiting = True
+        self.proxy.wait(self, pending, tickets, go_on)
+
+    def _wait_for_people(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        proxy, wait = self.proxy, pending.wait
+        assert wait is not None
+        if proxy.is_draining:
+            wait.coroutine.close()
+            self.refuse(Refused(Reason.DRAINING, "This sidecar is shutting down"), _SHUTDOWN)
+            return
+        self._is_waiting = True
+        self._hold_task = proxy.wait(self, pending, tickets, go_on)
+        # A caller that no wire lies before is told nothing: see `is_told`.
+        if is_kept_alive(self.call) and not hasattr(self.caller, "refuse"):
+            self._signs_s = proxy.now_s + FIRST_S
+
+    def _show_life(self, now_s: float) -> None:
+        held = self.held_caller
+        if self.is_caller_gone or not self._signs_s:
+            return
+        if held is None:
+            if now_s < self._signs_s:
+                return
+            held = self.held_caller = HeldCaller(self.call, self.caller, now_s)
+            self.caller = held
+        held.tick(now_s)
+
+    def let_go(self) -> None:
+        """The drain has begun: nobody waits for people any more, and the same call made elsewhere finds their answer.
+
+        Ends in `waited`, with the refusal.
+        """
+        if self._hold_task is not None:
+            self._hold_task.cancel()
 
     def waited(self, tickets: list[Ticket], result: Any, go_on: Any, resume_at: int) -> None:
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
+        self._hold_task = None
         if self.is_done:
             # The call ended meanwhile; what the filter took all the same is paid back.
             self._settle_late(result)
@@ -112,7 +159,10 @@ class Exchange(Incoming):
             result = Refused(Reason.STORE_UNAVAILABLE, f"A rule could not be decided: {result}")
         if isinstance(result, Refused):
             if not result.is_shadow:
-                self.refuse(result)
+                if tickets is self.tickets:
+                    self.refuse(result)
+                else:
+                    self.refuse_attempt(result)
                 return
             self.proxy.telemetry.shadowed(self.call, result)
         elif isinstance(result, Reply):
@@ -134,6 +184,9 @@ class Exchange(Incoming):
         """Make another attempt after `delay_s` seconds."""
         self.attempt = None
         self.proxy.later(delay_s, self._again, self)
+
+    def _later(self, callback: Callable[[], None]) -> None:
+        self.proxy.later(0.0, callback, self)
 
     def _again(self) -> None:
         if not self.is_done:
@@ -167,20 +220,40 @@ class Exchange(Incoming):
         """The caller hung up. What it asked for may still be billed, so a metered reply is read to its usage."""
         if self.is_done or self.is_caller_gone:
             return
+        call, attempt = self.call, self.attempt
+        if call.on_gone is not None:
+            call.on_gone()
+        if call.claim is not None and attempt is not None and attempt.stream is not None and self._detach():
+            attempt.resume_reply()
+            return
         self.is_caller_gone = True
-        attempt = self.attempt
         if self._is_waiting:
-            return  # What the filter takes must be settled: `waited` ends the call.
+            # What the filter takes must be settled: `waited` ends the call. Who waits for people has taken nothing.
+            if self.call.holding is not None:
+                self.call.holding.leave()
+            else:
+                self.let_go()
+            return
         if attempt is None:
             self.finish(None, _CALLER_GONE)
-        elif attempt.stream is not None and self.call.ask is not None:
+        elif attempt.stream is not None and call.ask is not None:
             attempt.resume_reply()
         else:
             attempt.give_up()
 
+    def _detach(self) -> bool:
+        """Go on without the caller, for one who makes the same call again."""
+        if not self.is_detached and self.is_request_whole and isinstance(self.caller, Recording):
+            self.caller.leave()
+            self.is_detached = self.call.claim.is_orphaned = True
+        return self.is_detached
+
     def expire(self, now_s: float, wall_s: float) -> None:
         """Called about twice a second: end what has taken too long."""
-        if self.is_done or self._is_waiting:
+        if self.is_done:
+            return
+        if self._is_waiting:
+            self._show_life(now_s)
             return
         call, context, attempt = self.call, self.call.context, self.attempt
         if context is not None and context.deadline_s is not None and wall_s > context.deadline_s:
@@ -209,6 +282,7 @@ class Exchange(Incoming):
         attempt = self.attempt
         if attempt is not None:
             attempt.leave()
+        self.caller = unrecorded(self.caller)
         if not self.is_caller_gone and not is_told(self, refused):
             self._write(refusal_reply(refused, self.call))
         self.finish(attempt, fault, refused)
@@ -221,7 +295,9 @@ class Exchange(Incoming):
     def _write(self, reply: Reply) -> None:
         self.is_answered = True
         has_body = self.call.method != "HEAD" and bool(reply.body)
-        self.caller.send_head(reply.status, reply.headers, len(reply.body), has_body=has_body)
+        # Trailers need a body whose end they follow.
+        length = None if reply.trailers else len(reply.body)
+        self.caller.send_head(reply.status, reply.headers, length, has_body=has_body)
         if has_body:
             self.caller.send_data(reply.body)
         self.caller.send_end(reply.trailers)
@@ -231,6 +307,7 @@ class Exchange(Incoming):
         if self.is_done:
             return
         self.is_done = True
+        self.let_go()
         proxy, call = self.proxy, self.call
         if attempt is not None:
             outcome = attempt.outcome(fault, refused)

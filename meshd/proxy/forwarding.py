@@ -18,12 +18,15 @@ _IDENTITY: Final = (b"accept-encoding", b"identity")
 _GEMINI: Final = "gemini"
 
 
-def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context) -> Headers:
+def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context, *, is_read: bool = False) -> Headers:
     """Return the fields that meshd adds. Raises Refused where the context does not fit into a token.
+
+    `is_read`: the reply must be readable, though no dialect reads it.
 
     `key` is the provider's key where meshd attaches one, and then takes the place of the caller's credentials.
     """
-    headers = [_IDENTITY] if call.ask is not None or call.earlier is not None else fields.accept_encoding[:]
+    is_read = is_read or call.ask is not None or call.earlier is not None
+    headers = [_IDENTITY] if is_read else fields.accept_encoding[:]
     if key is not None:
         headers.append((call.upstream.key_header, key))
     headers += context.forward_headers(call)

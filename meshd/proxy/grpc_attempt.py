@@ -15,7 +15,7 @@ from meshd.proxy.attempt import Attempt
 from meshd.proxy.refusing import failure_of
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID, OURS, forwardable_reply, is_grpc
-from meshd.wire.grpc import STATUS, TIMEOUT, read_status, status_of_reset
+from meshd.wire.grpc import PUSHBACK, STATUS, TIMEOUT, read_status, status_of_reset
 
 if TYPE_CHECKING:
     from meshd.call import Headers
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _FAULT_NONE: Final = Fault.NONE
 _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
+_PUSHBACK_DIGITS: Final = 10
 
 
 class GrpcAttempt(Attempt):
@@ -106,6 +107,9 @@ class GrpcAttempt(Attempt):
         for name, value in trailers:
             if name == STATUS:
                 self.grpc_status = 0 if value == b"0" else read_status(trailers)
+            elif name == PUSHBACK:
+                if value.isdigit() and len(value) < _PUSHBACK_DIGITS:
+                    self._retry_after_s = float(value) / 1000.0
             elif name.startswith(OURS) and self.usage is None:
                 self.usage, bad = read_usage(trailers)
                 if bad:
@@ -123,7 +127,7 @@ class GrpcAttempt(Attempt):
             return
         exchange = self._rpc
         self.stream = None
-        if self._try_again(fault, None):
+        if self._try_again(fault, message):
             return
         refused = failure_of(fault, self.call, message)
         if fault is _RESET and self._reset_code >= 0:
@@ -132,7 +136,7 @@ class GrpcAttempt(Attempt):
             # Nothing of it was processed (RFC 9113, section 8.7): whoever still has the messages may send them again.
             refused.is_retryable = True
         if not exchange.is_answered or exchange.is_caller_gone:
-            exchange.refuse(refused, fault)
+            exchange.refuse(exchange.meant(refused), fault)
         elif self._is_framed:
             exchange.break_off(self, refused, fault)
         else:

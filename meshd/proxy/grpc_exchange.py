@@ -12,6 +12,7 @@ from meshd.proxy.exchange import Exchange
 from meshd.proxy.grpc_attempt import GrpcAttempt
 from meshd.proxy.grpc_refusing import grpc_reply, status_fields
 from meshd.proxy.proxy import SWEEP_S
+from meshd.proxy.recording import unrecorded
 from meshd.refusal import Reason, Refused
 from meshd.wire.grpc import read_timeout, write_timeout
 from meshd.wire.message import WireError
@@ -114,6 +115,7 @@ class GrpcExchange(Exchange):
         attempt = self.attempt
         if attempt is not None:
             attempt.leave()
+        self.caller = unrecorded(self.caller)
         self.grpc_status = refused.grpc
         if not self.is_caller_gone:
             if self.is_answered:

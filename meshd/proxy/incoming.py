@@ -7,25 +7,28 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import Call, Kind, Target
+from meshd.call import Call, Target
+from meshd.dialects.jsonrpc import MESSAGE
 from meshd.outcome import Fault
-from meshd.proxy.arrival import arrive, too_large
+from meshd.proxy.arrival import arrive, read_message, too_large
 from meshd.refusal import Refused
 from meshd.wire.fields import forwardable_trailers
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from meshd.call import Direction, Headers
     from meshd.filters.contract import Ticket
+    from meshd.filters.substituting import Next
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.caller import Caller, Stream
+    from meshd.proxy.holding import HeldCaller
     from meshd.proxy.proxy import Proxy
     from meshd.wire.message import Request, WireError
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _CALLER_GONE: Final = Fault.CALLER_GONE
-_LLM: Final = Kind.LLM
 
 BACKLOG_BYTES_MAX: Final = 65_536
 """Body bytes that wait for a connection before the caller is paused."""
@@ -35,9 +38,10 @@ class Incoming:
     """What comes of one call, until its chain has judged it and while its body streams."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_held", "_is_half_closed", "_is_waiting",
-        "_operation", "_trailers", "attempt", "call", "caller", "is_answered", "is_caller_gone", "is_done",
-        "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
+        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_following", "_held", "_hold_task",
+        "_is_half_closed", "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "failure",
+        "held_caller", "is_answered", "is_caller_gone", "is_detached", "is_done", "is_request_whole", "is_tunnel",
+        "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
@@ -57,6 +61,7 @@ class Incoming:
             caller.peer,
             fields.governed,
             fields.credentials,
+            fields.keyed,
         )
         self.attempt: Attempt | None = None
         self.tickets: list[Ticket] = []
@@ -64,18 +69,30 @@ class Incoming:
         self.is_answered = False
         """At least one byte of a reply has left for the caller."""
         self.is_caller_gone = False
+        self.is_detached = False
+        """The caller has hung up, and the call goes on for whoever makes it again: see `recording`."""
         self.is_done = False
         self.is_tunnel = False
         """The caller asks for bytes to be passed on as they are, both ways."""
         self.is_tunnel_open = False
         self._is_half_closed = False
         self._is_waiting = False
+        self._hold_task: asyncio.Task[None] | None = None
+        """The wait for a person or a supervisor, while there is one."""
+        self._signs_s = 0.0
+        """Monotonic seconds from which on a caller that is held is shown signs of life; 0 for never."""
+        self.held_caller: HeldCaller | None = None
+        """What stands in `caller` once it was given the head of a stream, before there is an answer."""
         self._trailers: Headers = []
         self._held: list[bytes] | None = None
         """Pieces of a body that a dialect must read whole."""
         self._collected: tuple[Callable[[int], None], int] | None = None
         """What goes on when the body is whole, and from which filter on; None where none waits for it."""
         self._operation = ""
+        self.failure: Refused | None = None
+        """Why the target did not serve the call, once something else is tried in its place."""
+        self._following: Next | None = None
+        """What is to answer without an upstream."""
         self._backlog: list[bytes] = []
         """Pieces of a body that streams, while there is no connection to stream it to."""
         self._backlog_bytes = 0
@@ -147,6 +164,10 @@ class Incoming:
         if self.is_request_whole or self.is_tunnel:
             self._collect_end(go_on, resume_at)
             return
+        length, bytes_max = self.request.content_length, self.call.policy.limits.request_body_bytes_max
+        if length is not None and length > bytes_max:
+            self.refuse(too_large(bytes_max))
+            return
         self._collected = (go_on, resume_at)
         if self._backlog_bytes > BACKLOG_BYTES_MAX:
             self.caller.resume_request()
@@ -190,6 +211,9 @@ class Incoming:
     def _read(self, body: bytes) -> None:
         call = self.call
         self._held = None
+        if self._operation == MESSAGE:
+            self._read_message(body)
+            return
         try:
             ask = call.dialect.read(self._operation, body, call.path, call.headers)
         except Refused as refused:
@@ -199,6 +223,17 @@ class Incoming:
         call.ask = ask
         call.target = Target(call.target.kind, call.target.name, ask.model)
         self._admit()
+
+    def _read_message(self, body: bytes) -> None:
+        call = self.call
+        try:
+            read_message(call, body, self.request.fields)
+        except Refused as refused:
+            self.refuse(refused)
+            return
+        self._admit()
+        if call.heard_by is not None:
+            call.heard_by.hear(body)
 
     # ------------------------------------------------------------------ what the exchange makes of it
 

@@ -22,12 +22,21 @@ class Overdue(NamedTuple):
 
 
 def overdue(
-    upstream: Upstream, limits: Limits, silent_s: float, *, is_sent: bool, is_callers_turn: bool, has_head: bool
+    upstream: Upstream,
+    limits: Limits,
+    silent_s: float,
+    *,
+    is_sent: bool,
+    is_callers_turn: bool,
+    has_head: bool,
+    tokenless_s: float = 0.0,
 ) -> Overdue | None:
     """Judge an attempt on which nothing has moved for `silent_s` seconds; None where that is not too long.
 
-    `is_callers_turn`: the caller reads no more of its reply, or sends no more of its request.
+    `is_callers_turn`: the caller reads no more of its reply, or sends no more of its request. `tokenless_s`: for how
+    long a model's first output is waited for, whatever else has come; 0 where none is.
     """
+    first_token_s = upstream.first_token_timeout_s
     if not is_sent:
         if silent_s > upstream.first_byte_timeout_s:
             waited = f"No connection to {upstream.name} was free for {upstream.first_byte_timeout_s:g} s"
@@ -35,6 +44,9 @@ def overdue(
     elif is_callers_turn:
         if silent_s > limits.idle_timeout_s:
             return Overdue(Fault.CALLER_GONE, "The request's body stopped coming")
+    elif first_token_s is not None and tokenless_s > first_token_s:
+        waited = f"{upstream.name} sent no token within {first_token_s:g} s"
+        return Overdue(Fault.FIRST_TOKEN_TIMEOUT, waited)
     elif not has_head:
         if silent_s > upstream.first_byte_timeout_s:
             waited = f"{upstream.name} sent no reply within {upstream.first_byte_timeout_s:g} s"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.agents import Agents
 from meshd.proxy.crash import crash, ending
+from meshd.proxy.heuristics import Heuristics
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
@@ -78,6 +79,7 @@ class Proxy:
         self.telemetry = telemetry
         self.pools = Pools(self)
         self.agents = Agents()
+        self.heuristics = Heuristics()
         self.live: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.is_draining = False
@@ -195,11 +197,21 @@ class Proxy:
 
     # ------------------------------------------------------------------ waiting
 
-    def wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+    def wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> asyncio.Task[None]:
         """Let one call wait for a filter. This is the only task that a call can cost."""
         task = self.loop.create_task(self._wait(exchange, pending, tickets, go_on))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled() and pending.wait is not None:
+                # Before it had begun: then nothing in it has run, and nobody else will say so.
+                pending.wait.coroutine.close()
+                result = _cancelled(exchange)
+                self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
+
+        task.add_done_callback(ended)
+        return task
 
     async def _wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
         result: Any
@@ -207,7 +219,7 @@ class Proxy:
         try:
             result = await pending.wait.coroutine
         except asyncio.CancelledError:
-            result = Refused(Reason.DRAINING, "This sidecar is shutting down")
+            result = _cancelled(exchange)
         except Exception as error:  # noqa: BLE001 - whatever a rule ends in, its call must end too
             result = error
         self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
@@ -231,6 +243,8 @@ class Proxy:
     async def drain(self, deadline_s: float) -> bool:
         """Finish what runs, for at most `deadline_s` seconds, then end the rest. True where nothing was cut short."""
         self.is_draining = True
+        for exchange in tuple(self.live):
+            exchange.let_go()
         for session in tuple(self.sessions):
             self._run(session.drain)
         try:
@@ -269,3 +283,8 @@ class Proxy:
         for session in tuple(self.sessions):
             session.close_now()
         self.pools.close()
+
+
+def _cancelled(exchange: Exchange) -> Refused | None:
+    """Return what a wait comes to that is not waited for any more."""
+    return None if exchange.is_caller_gone else Refused(Reason.DRAINING, "This sidecar is shutting down")

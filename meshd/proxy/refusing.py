@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.call import Reply
-from meshd.dialects.table import DIALECTS
+from meshd.dialects.table import DIALECTS, RPC
 from meshd.outcome import Fault
 from meshd.proxy.grpc_refusing import grpc_reply
 from meshd.refusal import Reason, Refused, refusal_headers
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from meshd.proxy.exchange import Exchange
     from meshd.wire.message import WireError
 
-_TIMEOUTS: Final = frozenset({Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.GAP_TIMEOUT})
+_TIMEOUTS: Final = frozenset(
+    {Fault.CONNECT_TIMEOUT, Fault.FIRST_BYTE_TIMEOUT, Fault.FIRST_TOKEN_TIMEOUT, Fault.GAP_TIMEOUT}
+)
 
 
 def failure_of(fault: Fault, call: Call, message: str) -> Refused:
@@ -47,8 +49,14 @@ def is_told(exchange: Exchange, refused: Refused) -> bool:
 def refusal_reply(refused: Refused, call: Call) -> Reply:
     """Return the reply that this call's client understands as what it is."""
     workflow = call.context.workflow if call.context is not None else ""
+    # The caller's own dialect, whatever the one that stands in for its target speaks.
+    dialect = call.dialect if call.substitution is None else call.substitution.origin.dialect
+    if dialect.name in RPC:
+        told: Reply | None = dialect.refuse(refused, call, workflow)
+        if told is not None:
+            return told
     headers = refusal_headers(refused, call_id=call.id, workflow=workflow)
-    content_type, body = call.dialect.refusal_body(refused, call_id=call.id)
+    content_type, body = dialect.refusal_body(refused, call_id=call.id)
     headers.insert(0, (b"content-type", content_type))
     headers += call.reply_headers
     return Reply(refused.status, headers, body)

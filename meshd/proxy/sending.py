@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from meshd.proxy.answer import Answer
     from meshd.proxy.caller import Stream
     from meshd.proxy.exchange import Exchange
+    from meshd.proxy.onward import Onward
     from meshd.wire.message import Request
 
 
@@ -17,15 +18,17 @@ class Sending:
     """An attempt, as far as the request."""
 
     __slots__ = (
-        "_answer", "_detached_bytes", "_fields_added", "_first_byte_s", "_head", "_heard_s", "_is_paused",
-        "_is_request_paused", "_path", "_sent_s", "call", "exchange", "has_streamed", "is_late", "is_over",
-        "pool", "request", "status", "stream", "tickets",
+        "_answer", "_before", "_detached_bytes", "_error", "_fields_added", "_first_byte_s", "_first_token_s", "_head",
+        "_heard_s", "_is_paused", "_is_request_paused", "_onward", "_path", "_retry_after_s", "_sent_s", "call",
+        "exchange", "has_streamed", "is_late", "is_over", "pool", "request", "status", "stream", "tickets",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
         self.exchange = exchange
         self.call: Call = exchange.call
-        self.request: Request = exchange.request
+        substitution = self.call.substitution
+        own = substitution.request if substitution is not None else None
+        self.request: Request = exchange.request if own is None else own
         self.tickets: list[Ticket] = []
         self.stream: Stream | None = None
         self.pool: Any = None
@@ -33,8 +36,15 @@ class Sending:
         self.has_streamed = False
         """Body bytes went out that are not kept: this attempt cannot be made again."""
         self._answer: Answer | None = None
+        self._onward: Onward | None = None
+        self._error: list[bytes] | None = None
+        """Pieces of an error that is held until it is known whether something else may serve the call."""
         self._head: tuple[int, Headers, int | None] | None = None
-        """Status, fields and length of a reply that is held until it has been judged."""
+        """Status, fields and length of a reply that is held until it has been judged, or has brought a token."""
+        self._before = b""
+        """What has come of such a stream before its first token."""
+        self._retry_after_s: float | None = None
+        """For how long the upstream asks to be left alone."""
         self.status = 0
         """The upstream's; 0 before its head."""
         self.is_late = False
@@ -42,6 +52,8 @@ class Sending:
         self._sent_s = 0.0
         self._heard_s = 0.0
         self._first_byte_s: float | None = None
+        self._first_token_s: float | None = None
+        """Seconds from sending to the first output of the model in a stream."""
         self._detached_bytes = 0
         self._is_paused = self._is_request_paused = False
         self._fields_added: Headers = []

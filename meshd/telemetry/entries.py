@@ -5,7 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from meshd.telemetry import metrics, names, spans
+from meshd.telemetry import metrics, names, span_attributes, spans
 
 if TYPE_CHECKING:
     from meshd.call import Usage
@@ -66,7 +66,7 @@ def tell(tracer: Tracer, told: Told, place: Place) -> None:
     tracer.put(
         spans.FinishedSpan(
             span,
-            told.name[: spans.TEXT_LENGTH_MAX],
+            told.name[: span_attributes.TEXT_LENGTH_MAX],
             spans.KIND_INTERNAL,
             told.start_ns,
             max(told.end_ns, told.start_ns),
@@ -78,8 +78,8 @@ def tell(tracer: Tracer, told: Told, place: Place) -> None:
 
 def _cut(value: Any) -> Any:
     if isinstance(value, str):
-        return value[: spans.TEXT_LENGTH_MAX]
-    return tuple(text[: spans.TEXT_LENGTH_MAX] for text in value[: spans.FINISH_REASONS_MAX])
+        return value[: span_attributes.TEXT_LENGTH_MAX]
+    return tuple(text[: span_attributes.TEXT_LENGTH_MAX] for text in value[: span_attributes.FINISH_REASONS_MAX])
 
 
 def count_reported(series: Series, model: str, usage: Usage, microdollars: int) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from meshd.telemetry.metrics import Metric
     from meshd.telemetry.series import Histogram, Series, TargetSeries
-    from meshd.telemetry.sources import BudgetReading
+    from meshd.telemetry.sources import ApprovalReading, BudgetReading
     from meshd.telemetry.tally import Tally
 
 
@@ -134,6 +134,7 @@ class Exposition(Collector):
         yield _counter(metrics.ATTEMPTS, attempts.items())
         yield _counter(metrics.ATTEMPT_FAULTS, faults.items())
         yield _counter(metrics.RETRIES, retries.items())
+        yield _counter(metrics.FALLBACKS, list(self._series.fallbacks.items()))
         yield _counter(metrics.TOKENS_ESTIMATED, estimated.items())
         yield _counter(metrics.BOUND_TOKENS, bound.items())
         yield _counter(metrics.CHARGED_TOKENS, charged.items())
@@ -187,6 +188,7 @@ class Exposition(Collector):
         turns = reading.turns
         yield _counter(metrics.TURNS, [((one,), count) for one, count in turns.decisions] if turns else [])
         yield _counter(metrics.LOOPS, [((one,), count) for one, count in turns.detectors] if turns else [])
+        yield _counter(metrics.CLAIMS, [((result,), count) for result, count in sorted(reading.claims.items())])
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:
@@ -203,6 +205,7 @@ class Exposition(Collector):
             ),
         )
         yield _gauge(metrics.BREAKERS_NOT_CLOSED, not_closed.items())
+        yield from _overload(reading)
 
     def _process(self) -> Iterator[Family]:
         tally, up = self._tally, self.reading.is_store_up
@@ -210,6 +213,8 @@ class Exposition(Collector):
         yield _gauge(metrics.CONNECTIONS, _by_direction(tally.connections_outbound, tally.connections_inbound))
         yield _counter(metrics.CONNECTIONS_OPENED, _by_direction(tally.opened_outbound, tally.opened_inbound))
         yield _counter(metrics.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
+        yield _counter(metrics.SUPERVISOR_ASKED, list(tally.supervisor_asked.items()))
+        yield from _approvals(self.reading.approvals)
         yield _gauge(metrics.STORE_UP, [] if up is None else [((), float(up))])
         yield _counter(metrics.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(
@@ -219,6 +224,40 @@ class Exposition(Collector):
         yield _counter(metrics.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(metrics.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(metrics.STARTED_AT, [((), self._started_s)])
+
+
+def _approvals(reading: ApprovalReading | None) -> Iterator[Family]:
+    yield _gauge(metrics.APPROVALS_PENDING, [((), reading.pending)] if reading else [])
+    yield _gauge(metrics.CALLS_HELD, [((), reading.held)] if reading else [])
+    yield _counter(metrics.APPROVALS, [((result,), count) for result, count in reading.results] if reading else [])
+    yield _histogram(metrics.APPROVAL_HELD, [((), reading.held_seconds)] if reading else [])
+    yield _counter(metrics.APPROVAL_KEYS_REFUSED, [((), reading.keys_refused)] if reading else [])
+    notices = [(("ok",), reading.told), (("failed",), reading.untold)] if reading else []
+    yield _counter(metrics.APPROVAL_NOTICES, notices)
+
+
+def _overload(reading: Reading) -> Iterator[Family]:
+    """Yield how many attempts may be under way, are, wait, and were turned away."""
+    limits: dict[tuple[str, ...], float] = {}
+    in_flight: dict[tuple[str, ...], float] = {}
+    queued: dict[tuple[str, ...], float] = {}
+    for one in reading.breakers:
+        key = (label(one.upstream),)
+        if one.limit is not None:
+            limits[key] = min(limits.get(key, one.limit), one.limit)
+        _add(in_flight, key, one.in_flight, keep_zero=True)
+        _add(queued, key, one.queued, keep_zero=True)
+    yield _gauge(metrics.CONCURRENCY_LIMIT, limits.items())
+    yield _gauge(metrics.ATTEMPTS_IN_FLIGHT, in_flight.items())
+    yield _gauge(metrics.ATTEMPTS_QUEUED, queued.items())
+    for metric, counts in (
+        (metrics.ATTEMPTS_SHED, reading.overload.shed),
+        (metrics.BREAKER_TURNS, reading.overload.turned),
+    ):
+        rows: dict[tuple[str, ...], float] = {}
+        for (target, what), count in counts:
+            _add(rows, (label(target) if target else metrics.OTHER, what), count)
+        yield _counter(metric, rows.items())
 
 
 def _scopes(budget: BudgetReading | None) -> Iterator[Family]:

@@ -26,6 +26,7 @@ FAULT: Final = "fault"
 EVIDENCE: Final = "evidence"
 GRPC_STATUS: Final = "grpc_status"
 STATE: Final = "state"
+SUBSTITUTE: Final = "substitute"
 SCOPE: Final = "scope"
 FAMILY: Final = "family"
 BOUND: Final = "bound"
@@ -33,6 +34,7 @@ ENTRY: Final = "entry"
 DECISION: Final = "decision"
 DETECTOR: Final = "detector"
 VERSION: Final = "version"
+WAY: Final = "way"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
 LABEL_PROVIDER: Final = "gen_ai_provider_name"
@@ -86,6 +88,12 @@ ATTEMPT_FAULTS: Final = Metric(
     "meshd_attempt_faults_total", "counter", "Attempts that ended without a whole reply.", (TARGET, FAULT)
 )
 RETRIES: Final = Metric("meshd_retries_total", "counter", "Attempts beyond the first of a call.", (TARGET,))
+FALLBACKS: Final = Metric(
+    "meshd_fallbacks_total",
+    "counter",
+    "Calls that their first target did not serve, by that target and by what did.",
+    (TARGET, SUBSTITUTE),
+)
 TOKENS_ESTIMATED: Final = Metric(
     "meshd_tokens_estimated_total",
     "counter",
@@ -115,6 +123,25 @@ BREAKER_STATE: Final = Metric(
 )
 BREAKERS_NOT_CLOSED: Final = Metric(
     "meshd_breakers_not_closed", "gauge", "Breakers of an upstream that are open or half-open.", (TARGET,)
+)
+BREAKER_TURNS: Final = Metric(
+    "meshd_breaker_transitions_total", "counter", "Breakers that came into a state.", (TARGET, STATE)
+)
+CONCURRENCY_LIMIT: Final = Metric(
+    "meshd_concurrency_limit",
+    "gauge",
+    "Attempts that may be under way at once: of an upstream's models and credentials, the one that may have fewest.",
+    (TARGET,),
+)
+ATTEMPTS_IN_FLIGHT: Final = Metric("meshd_attempts_in_flight", "gauge", "Attempts under way to an upstream.", (TARGET,))
+ATTEMPTS_QUEUED: Final = Metric(
+    "meshd_attempts_queued", "gauge", "Attempts that wait for their turn at an upstream.", (TARGET,)
+)
+ATTEMPTS_SHED: Final = Metric(
+    "meshd_attempts_shed_total",
+    "counter",
+    "Attempts that were refused because there was no room, by why.",
+    (TARGET, REASON),
 )
 CONNECTIONS: Final = Metric("meshd_connections_open", "gauge", "Open connections.", (DIRECTION,))
 CONNECTIONS_OPENED: Final = Metric(
@@ -191,6 +218,9 @@ COST: Final = Metric(
 MODEL_COST: Final = Metric(
     "meshd_model_cost_microdollars_total", "counter", "The same by model, as it was sent.", _MODEL_LABELS
 )
+CLAIMS: Final = Metric(
+    "meshd_claims_total", "counter", "Calls that can be known again, by what came of that.", (RESULT,)
+)
 BOUND_VIOLATIONS: Final = Metric(
     "meshd_budget_bound_violations_total",
     "counter",
@@ -240,6 +270,31 @@ LOOPS: Final = Metric(
 )
 TRACE_ENTRIES: Final = Metric(
     "meshd_trace_entries_total", "counter", "What agents recorded of themselves, by what it is.", (ENTRY,)
+)
+SUPERVISOR_ASKED: Final = Metric(
+    "meshd_supervisor_asked_total",
+    "counter",
+    "Questions to whom `on_exceeded` names, by how it is reached and what became of it.",
+    (WAY, RESULT),
+)
+APPROVALS_PENDING: Final = Metric(
+    "meshd_approvals_pending", "gauge", "Approvals that wait for people, as far as this sidecar knows."
+)
+CALLS_HELD: Final = Metric("meshd_approval_calls_held", "gauge", "Calls that are held until people decide.")
+APPROVALS: Final = Metric(
+    "meshd_approvals_total", "counter", "Approvals that were decided, used, cancelled or have expired here.", (RESULT,)
+)
+APPROVAL_HELD: Final = Metric(
+    "meshd_approval_held_seconds", "histogram", "For how long a call was held for people, whatever came of it."
+)
+APPROVAL_KEYS_REFUSED: Final = Metric(
+    "meshd_approval_keys_refused_total", "counter", "Decisions that came with a wrong key, or after too many of these."
+)
+APPROVAL_NOTICES: Final = Metric(
+    "meshd_approval_notices_total",
+    "counter",
+    "Tries to tell people of approvals, by how they ended.",
+    (RESULT,),
 )
 STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
 SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")

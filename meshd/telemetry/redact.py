@@ -24,6 +24,7 @@ HEADERS = frozenset(
         "x-meshd-context",
         "x-amz-security-token",
         "x-auth-token",
+        "x-meshd-approver-key",
     }
 )
 """Header fields, in lower case, whose values no sink may see."""
@@ -41,7 +42,7 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(rf"(?i)(?<![\w-])({_NAMES})([\"']?\s*[:=,]\s*)(?!b?[\"'])[^\r\n]+"), rf"\1\2{MARK}"),
     (re.compile(r"(?i)\b(bearer|basic|negotiate)((?:\s|%20|\+|=)+)[^\s\"',;\\<>]{4,}"), rf"\1\2{MARK}"),
     # Keys by the shapes that providers give them.
-    (re.compile(r"\b(?:sk|pk|rk|gsk|xai|pplx|hf|ghp|gho|ghs|ghr|glpat|r8|nvapi)[-_][A-Za-z0-9_\-]{8,}"), MARK),
+    (re.compile(r"\b(?:mak|sk|pk|rk|gsk|xai|pplx|hf|ghp|gho|ghs|ghr|glpat|r8|nvapi)[-_][A-Za-z0-9_\-]{8,}"), MARK),
     (re.compile(r"\bgithub_pat_[A-Za-z0-9_]{8,}"), MARK),
     (re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{8,}"), MARK),
     (re.compile(r"AIza[0-9A-Za-z_\-]{16,}"), MARK),
@@ -72,6 +73,20 @@ def text(value: str) -> str:
     for pattern, replacement in _PATTERNS:
         value = pattern.sub(replacement, value)
     return value
+
+
+_NAMES_OF_SECRETS = re.compile(
+    r"(?i:(?:.*[-_. ])?(?:pass(?:word|wd|phrase|code)?|secret|api[-_]?key|access[-_]?key|private[-_]?key|"
+    r"credential|authorization|bearer|cookie)s?|(?:.*[-_. ])?token)\Z|.*(?:Password|Secret|ApiKey|Token)\Z"
+)
+"""Of arguments whose values are shown to nobody."""
+
+
+def argument(name: str, value: str) -> str:
+    """Return a text that stands under `name` among a call's arguments, without secrets."""
+    if value and name and (_NAMES_OF_SECRETS.match(name) is not None or is_secret_header(name)):
+        return MARK
+    return text(value)
 
 
 def path(value: str) -> str:

@@ -19,6 +19,7 @@ from meshd.telemetry import metrics, names
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Call
+    from meshd.filters.substitution import Substitution
     from meshd.outcome import Fault
     from meshd.refusal import Reason
 
@@ -179,8 +180,8 @@ class Series:
     """All counters, found by what a call carries. Lookups that miss are slow and rare."""
 
     __slots__ = (
-        "bounds", "errors", "evidence_inbound", "evidence_outbound", "inbound", "model_names", "models", "outbound",
-        "shadowed", "unknown",
+        "bounds", "errors", "evidence_inbound", "evidence_outbound", "fallbacks", "inbound", "model_names", "models",
+        "outbound", "shadowed", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -194,6 +195,8 @@ class Series:
         self.errors: dict[tuple[str, str, str, str], Histogram] = {}
         self.model_names: set[str] = set()
         self.shadowed: dict[tuple[str, str], int] = {}
+        self.fallbacks: dict[tuple[str, str], int] = {}
+        """Calls that their first target did not serve, by that and by what did."""
         self.bounds: dict[tuple[str, str], BoundSeries] = {}
         self.evidence_outbound: dict[str, int] = {one.value: 0 for one in Evidence}
         """Calls by how they were tied to their workflow."""
@@ -279,6 +282,16 @@ class Series:
         if found is None:
             found = self.errors[key] = Histogram(metrics.GEN_AI_SECONDS_BUCKETS)
         return found
+
+    def fell_back(self, call: Call, is_served: bool) -> int:
+        """Count a call by what served it in its first target's place; `none` where nothing did. Return the attempts of
+        what served it: 0 where meshd answered itself."""
+        substitution: Substitution = call.substitution
+        name = substitution.origin.upstream.name
+        found = (self.inbound if call.direction is _INBOUND else self.outbound).get(name)
+        key = (found.target if found is not None else metrics.OTHER, substitution.kind if is_served else "none")
+        self.fallbacks[key] = self.fallbacks.get(key, 0) + 1
+        return 0 if substitution.is_local else call.attempt
 
     def shadow(self, rule: str, reason: str) -> None:
         """Count what a rule in shadow would have refused."""

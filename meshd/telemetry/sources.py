@@ -14,16 +14,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
 
     from meshd.telemetry.budgets import ScopeSums
+    from meshd.telemetry.series import Histogram
 
 T = TypeVar("T")
 _log = logging.getLogger("meshd.telemetry")
 
 
 class BreakerReading(NamedTuple):
-    """One breaker: its upstream and its state (closed, half_open or open)."""
+    """One breaker: its upstream, its state (closed, half_open or open), and how many attempts it has let in."""
 
     upstream: str
     state: str
+    limit: int | None = None
+    """None where nothing limits them."""
+    in_flight: int = 0
+    queued: int = 0
+
+
+class OverloadReading(NamedTuple):
+    """Counts since the start of the process, by upstream and the second word of each key."""
+
+    shed: tuple[tuple[tuple[str, str], int], ...] = ()
+    """Attempts that were refused because there was no room, by why."""
+    turned: tuple[tuple[tuple[str, str], int], ...] = ()
+    """Breakers that came into a state, by that state."""
 
 
 class BudgetReading(NamedTuple):
@@ -53,16 +67,35 @@ class TurnsReading(NamedTuple):
     detectors: tuple[tuple[str, int], ...] = ()
 
 
+class ApprovalReading(NamedTuple):
+    """What waits for people now, and counts since the start of the process."""
+
+    pending: int
+    held: int
+    """Calls."""
+    results: tuple[tuple[str, int], ...]
+    """What became of approvals here."""
+    held_seconds: Histogram
+    keys_refused: int
+    told: int
+    """Notices that were taken."""
+    untold: int
+    """Tries that failed."""
+
+
 @dataclass(slots=True)
 class Sources:
     """Where the scrape finds what the hot path does not count. A source that is None has no metrics."""
 
     rule_hits: Callable[[], Mapping[str, int]] | None = None
     breakers: Callable[[], Iterable[BreakerReading]] | None = None
+    overload: Callable[[], OverloadReading] | None = None
     budget: Callable[[], BudgetReading] | None = None
+    claims: Callable[[], Mapping[str, int]] | None = None
     store: Callable[[], bool] | None = None
     """True while the store answers."""
     turns: Callable[[], TurnsReading] | None = None
+    approvals: Callable[[], ApprovalReading] | None = None
 
 
 @dataclass(slots=True)
@@ -71,9 +104,12 @@ class Reading:
 
     rule_hits: dict[str, int] = field(default_factory=dict)
     breakers: list[BreakerReading] = field(default_factory=list)
+    overload: OverloadReading = field(default_factory=OverloadReading)
     budget: BudgetReading | None = None
+    claims: dict[str, int] = field(default_factory=dict)
     is_store_up: bool | None = None
     turns: TurnsReading | None = None
+    approvals: ApprovalReading | None = None
 
 
 def read(sources: Sources) -> Reading:
@@ -82,7 +118,10 @@ def read(sources: Sources) -> Reading:
     return Reading(
         rule_hits=dict(_ask(sources.rule_hits) or {}),
         breakers=_ask(None if breakers is None else lambda: list(breakers())) or [],
+        overload=_ask(sources.overload) or OverloadReading(),
         budget=_ask(sources.budget),
+        approvals=_ask(sources.approvals),
+        claims=dict(_ask(sources.claims) or {}),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
         turns=_ask(sources.turns),

@@ -24,6 +24,7 @@ class Tally:
         "spans_dropped",
         "spans_exported",
         "spans_failed",
+        "supervisor_asked",
         "usage_malformed",
     )
 
@@ -50,6 +51,8 @@ class Tally:
         """Spans that the collector took; the exporter's thread counts."""
         self.spans_failed = 0
         """Spans that the collector did not take; the exporter's thread counts."""
+        self.supervisor_asked: dict[tuple[str, str], int] = {}
+        """Questions to a supervisor, by how it is reached and what became of them."""
         self.lines_suppressed = 0
         self.usage_malformed = 0
         """Replies whose trailers report usage that is no number."""

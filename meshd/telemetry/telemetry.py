@@ -14,7 +14,7 @@ from meshd.call import Call, Direction, Kind
 from meshd.dialects.table import GRPC
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason
-from meshd.telemetry import metrics, names, redact, sources, spans
+from meshd.telemetry import metrics, names, redact, sources, span_attributes, spans
 from meshd.telemetry.logs import FloodGate
 from meshd.telemetry.provenance import Provenance
 from meshd.telemetry.series import Series
@@ -111,7 +111,7 @@ class Telemetry:
             series.bound += held.bound
             series.charged += held.charged
         verdict, first_byte_s = outcome.verdict, outcome.first_byte_s
-        if call.attempt > 1:
+        if call.attempt > 1 and (call.substitution is None or call.attempt - call.substitution.attempts_before > 1):
             series.retries += 1
         if outcome.fault is not _FAULT_NONE:
             series.faults[outcome.fault] = series.faults.get(outcome.fault, 0) + 1
@@ -137,7 +137,8 @@ class Telemetry:
         model = self.series.of_model(ask.operation, series.provider, ask.model if sent is None else sent)
         model.duration.observe(outcome.duration_s)
         if ask.is_stream and first_byte_s is not None:
-            model.first_chunk.observe(first_byte_s)
+            first_token_s = outcome.first_token_s
+            model.first_chunk.observe(first_byte_s if first_token_s is None else first_token_s)
         usage = outcome.usage
         if usage is not None:
             _used(series, model, usage)
@@ -148,7 +149,7 @@ class Telemetry:
             model.microdollars += outcome.microdollars
 
     def _attempt_failed(self, ask: Ask, series: TargetSeries, outcome: Outcome) -> None:
-        error = spans.error_type(outcome.status, outcome, None) or outcome.verdict.value
+        error = span_attributes.error_type(outcome.status, outcome, None) or outcome.verdict.value
         self.series.of_error(ask.operation, series.provider, ask.model_sent, error).observe(outcome.duration_s)
         usage, known, sent = outcome.usage, self.series.model_names, ask.model_sent
         if usage is not None and (usage.input_tokens or usage.output_tokens):
@@ -175,7 +176,8 @@ class Telemetry:
         else:
             self.tally.calls_outbound -= 1
         series = self.series.of_call(call)
-        if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and call.attempt:
+        attempts = call.attempt if call.substitution is None else self.series.fell_back(call, refused is None)
+        if refused is None and outcome is not None and outcome.fault is _FAULT_NONE and attempts:
             verdict = outcome.verdict
             if verdict is _SUCCESS:
                 result = _OK
@@ -184,7 +186,7 @@ class Telemetry:
             else:
                 result = names.BACKPRESSURE if verdict is _BACKPRESSURE else names.REJECTED
         else:
-            result = _result(call, outcome, refused)
+            result = _result(attempts, outcome, refused)
         series.results[result] += 1
         if call.context is not None:
             self.series.tie(call)
@@ -278,7 +280,7 @@ class Telemetry:
     def _say(self, call: Call, status: int, outcome: Outcome | None, refused: Refused | None, result: int) -> None:
         is_refused = result == names.REFUSED and refused is not None
         what = "refused" if is_refused else "failed"
-        why = spans.error_type(status, outcome, refused) or (outcome.verdict.value if outcome is not None else "")
+        why = span_attributes.error_type(status, outcome, refused) or (outcome.verdict.value if outcome else "")
         target = call.target.name if call.upstream is not None else metrics.UNKNOWN
         if not self._gate.is_open((what, why, target), self._clock()):
             return
@@ -347,13 +349,13 @@ def _used(series: TargetSeries, model: ModelSeries, usage: Usage) -> None:
         series.estimated_output += made
 
 
-def _result(call: Call, outcome: Outcome | None, refused: Refused | None) -> int:
-    """Say how a call ended that did not simply come back from its upstream."""
+def _result(attempts: int, outcome: Outcome | None, refused: Refused | None) -> int:
+    """Say how a call ended that did not simply come back from its upstream. `attempts` is 0 where none served it."""
     if outcome is not None and outcome.fault is _CALLER_GONE:
         return names.CANCELLED
     if refused is not None:
         return names.FAILED if refused.reason in _THEIR_REASONS else names.REFUSED
-    if outcome is None or (outcome.fault is _FAULT_NONE and not call.attempt):
+    if outcome is None or (outcome.fault is _FAULT_NONE and not attempts):
         return names.ANSWERED
     return names.CUT if outcome.fault in _CUT_FAULTS else names.FAILED
 
@@ -367,8 +369,8 @@ def _fields(
         "direction": call.direction.value,
         "agent": call.agent,
         "target": call.target.name,
-        "method": spans.method(call),
-        "path": redact.path(call.path[: spans.TEXT_LENGTH_MAX]),
+        "method": span_attributes.method(call),
+        "path": redact.path(call.path[: span_attributes.TEXT_LENGTH_MAX]),
     }
     if call.context is not None:
         found["hops"] = call.context.hops
@@ -376,7 +378,7 @@ def _fields(
         if call.context.workflow:
             found["workflow"] = call.context.workflow
     if call.target.kind is _LLM and call.ask is not None:
-        found["model"] = call.ask.model_sent[: spans.TEXT_LENGTH_MAX]
+        found["model"] = call.ask.model_sent[: span_attributes.TEXT_LENGTH_MAX]
     if status:
         found["status"] = status
     if refused is not None:

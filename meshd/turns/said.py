@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
 
 from meshd.turns.features import Features, features_of, says_no, simhash
 from meshd.turns.turn import AGENT, EVENT, LLM, TOOL
@@ -41,16 +40,9 @@ SKETCH_WORDS: Final = 24
 SKETCH_WORDS_MIN: Final = 4
 SHORT_BYTES: Final = 400
 _WORDS_ALONE: Final = bytes(
-    byte | 0x20
-    if 65 <= byte <= 90
-    else 0x30
-    if 48 <= byte <= 57
-    else byte
-    if byte >= 0x80 or 97 <= byte <= 122
-    else 0x20
-    for byte in range(256)
+    [byte | 0x20 if 65 <= byte <= 90 else byte if byte >= 0x80 or 97 <= byte <= 122 else 0x20 for byte in range(256)]
 )
-"""Leaves nothing but words in lower case, with 0 for every digit, and blanks."""
+"""Leaves nothing but words in lower case, and blanks; digits are left out before."""
 ENDS_BYTES: Final = 256
 """Kept of a payload's beginning and of its end, to see what was put into a template."""
 SLOT_TENTHS: Final = 6
@@ -77,7 +69,7 @@ class Said:
         self.exact = 0
         self.loose = 0
         self._likeness = -1
-        self._sketch: frozenset[int] | None = None
+        self._sketch: frozenset[bytes] | None = None
         self.words: set[int] | None = None
         """None where another process said it."""
         self.names: set[int] | None = None
@@ -106,15 +98,13 @@ class Said:
         return says_no(self._text)
 
     @property
-    def sketch(self) -> frozenset[int]:
-        """The least of the hashes of its words, as they stand: what unlike payloads are told apart by."""
+    def sketch(self) -> frozenset[bytes]:
+        """The first of its words by the alphabet, as they stand: what unlike payloads are told apart by."""
         sketch = self._sketch
         if sketch is None:
             raw = self._raw if self._raw is not None else b""
-            # What has a digit in it may be an id, and no word.
-            hashes = {crc32(word) for word in raw.translate(_WORDS_ALONE).split() if b"0" not in word}
-            least = sorted(hashes)[:SKETCH_WORDS] if len(hashes) > SKETCH_WORDS else hashes
-            sketch = self._sketch = frozenset(least)
+            words = set(raw.translate(_WORDS_ALONE, b"0123456789").split())
+            sketch = self._sketch = frozenset(sorted(words)[:SKETCH_WORDS] if len(words) > SKETCH_WORDS else words)
         return sketch
 
     def features(self) -> Features | None:
@@ -244,7 +234,7 @@ class Said:
         return same * 10 >= min(size, 2 * ENDS_BYTES) * SLOT_TENTHS
 
 
-def _is_far(one: frozenset[int], other: frozenset[int], share: int) -> bool:
+def _is_far(one: frozenset[bytes], other: frozenset[bytes], share: int) -> bool:
     """Say whether two payloads have less than one word in `share` in common, as their sketches tell."""
     if len(one) < SKETCH_WORDS_MIN or len(other) < SKETCH_WORDS_MIN:
         return False

@@ -22,7 +22,7 @@ class Seen:
     def __init__(self, new: bytes = b"", old: bytes = b"") -> None:
         self.new = bytearray(new) if len(new) == GENERATION_BYTES else bytearray(GENERATION_BYTES)
         self.old = bytearray(old) if len(old) == GENERATION_BYTES else bytearray(GENERATION_BYTES)
-        self.new_bits = int.from_bytes(self.new, "little").bit_count()
+        self.new_bits = int.from_bytes(self.new, "little").bit_count() if new else 0
 
     def has(self, word: int) -> bool:
         """Say whether a word was seen of late; one that was not is taken for seen now and then."""

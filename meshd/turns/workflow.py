@@ -10,19 +10,17 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meshd.turns.connected import circle_of
+from meshd.turns.counting import EDGES_MAX, TENTHS, Counting
 from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
 from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, MAX_TURNS, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
     from meshd.turns.question import Question
 
-EDGES_MAX: Final = 32
-"""Beyond them, edges of agents are counted together."""
 STEPS_MAX: Final = 48
 ASKED_MAX: Final = 32
 KEPT_BYTES_MAX: Final = 32_768
@@ -44,21 +42,19 @@ AGENT_SLOW_S: Final = 60.0
 MODEL_SLOW_S: Final = 300.0
 """The same of a model, whose every call costs."""
 WAIT_S_MAX: Final = 1.0
-OTHERS: Final = "*"
-TENTHS: Final = 10
 _NONE: Final[dict[int, int]] = {}
 
 
-class Workflow:
+class Workflow(Counting):
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_last", "_numbers", "asked_models", "edges", "grace", "is_changed", "is_read", "is_stopped",
-        "last_s", "news", "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+        "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s", "news",
+        "news_elsewhere", "seen", "stale_tokens", "steps", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
-        self.edges: dict[tuple[str, str], Edge] = {}
+        super().__init__()
         self.steps: deque[int] = deque(maxlen=STEPS_MAX)
         """What was asked and answered, oldest first: equal numbers for the same question with the same answer."""
         self.seen = Seen()
@@ -83,7 +79,6 @@ class Workflow:
         """Of the record in the store; 0 for none."""
         self._numbers = 0
         self._kept_bytes = 0
-        self._last: Edge | None = None
 
     # ------------------------------------------------------------------ before a turn
 
@@ -195,53 +190,6 @@ class Workflow:
             turn.is_counted = False
             turn.edge.own -= TENTHS if turn.is_known else 1
 
-    def _edge(self, source: str, target: str, kind: str) -> Edge:
-        last = self._last
-        if last is not None and last.source == source and last.target == target:
-            return last
-        edge = self.edges.get((source, target))
-        if edge is None:
-            if len(self.edges) >= EDGES_MAX:
-                self._forget()
-            if len(self.edges) >= EDGES_MAX and kind in COUNTED:
-                source = target = OTHERS
-                edge = self.edges.get((OTHERS, OTHERS))
-            if edge is None:
-                edge = self.edges[source, target] = Edge(source, target, kind)
-        self._last = edge
-        return edge
-
-    def _forget(self) -> None:
-        """Make room: what is no edge between agents counts nothing."""
-        for key, edge in self.edges.items():
-            if edge.kind not in COUNTED:
-                del self.edges[key]
-                return
-
-    def _counted(self, edge: Edge, limits: Limits) -> Judgement | None:
-        tenths = edge.tenths
-        least = limits.edge if limits.edge < limits.connected else limits.connected
-        if tenths >= limits.edge * TENTHS:
-            return Judgement(MAX_TURNS, "edge", 0.0, tenths // TENTHS, limits.edge, (edge.source, edge.target))
-        if least > limits.workflow:
-            least = limits.workflow
-        if len(self.edges) == 1 and tenths < least * TENTHS:
-            return None
-        total = 0
-        for one in self.edges.values():
-            if one.own or one.elsewhere:
-                total += one.tenths
-        if total >= limits.workflow * TENTHS:
-            return Judgement(MAX_TURNS, "workflow", 0.0, total // TENTHS, limits.workflow)
-        if total >= limits.connected * TENTHS:
-            circle = circle_of(edge.source, [(one.source, one.target) for one in self.edges.values() if one.tenths])
-            if edge.target in circle:
-                within = sum(one.tenths for one in self.edges.values() if one.source in circle and one.target in circle)
-                if within >= limits.connected * TENTHS:
-                    agents = tuple(sorted(circle))
-                    return Judgement(MAX_TURNS, "connected", 0.0, within // TENTHS, limits.connected, agents)
-        return None
-
     # ------------------------------------------------------------------ what is asked
 
     def asked(self, turn: Turn, payload: bytes) -> None:
@@ -297,7 +245,7 @@ class Workflow:
 
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
-        now_s = turn.at_s
+        now_s, parties = turn.at_s, (edge.source, edge.target)
         if nearness == DIFFERENT:
             return PASSED
         gap_s = question.gap_s
@@ -313,21 +261,21 @@ class Workflow:
             if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
         if question.rounds >= periods and not self._is_waiting(turn, question, gap_s):
-            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, self._round(edge))
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, parties)
         is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
         if question.failures >= (periods * RETRIES if is_backing_off else periods):
-            return Judgement(LOOP, "repetition", 0.0, question.failures, periods, self._round(edge))
+            return Judgement(LOOP, "repetition", 0.0, question.failures, periods, parties)
         if (
             turn.kind == AGENT
             and question.open > periods
             and question.rounds == 0
             and (nearness >= LOOSE or gap_s >= APART_S)
         ):
-            return Judgement(LOOP, "open", 0.0, question.open - 1, periods, (edge.source, edge.target))
+            return Judgement(LOOP, "open", 0.0, question.open - 1, periods, parties)
         if question.changes >= periods:
             period = period_of(self.steps, periods)
             if period > 1 and self.steps[-period] >> 32 == question.number:
-                return Judgement(LOOP, "period", 0.0, periods, periods, self._round(edge))
+                return Judgement(LOOP, "period", 0.0, periods, periods, parties)
             # A model that is asked the same for other answers is sampled, and at once where it can be.
             return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
@@ -344,13 +292,9 @@ class Workflow:
             return gap_s >= HEARTBEAT_S
         if turn.kind == AGENT:
             return gap_s >= AGENT_SLOW_S
-        if turn.kind == LLM:
-            if gap_s >= MODEL_SLOW_S:
-                return True
-            # What it is asked about is still being done: it polls by a tool.
-            payload = turn.payload
-            return payload is not None and features_of(payload).is_underway
-        return False
+        # What a model is asked about may still be being done: it polls by a tool.
+        payload = turn.payload
+        return gap_s >= MODEL_SLOW_S or (payload is not None and features_of(payload).is_underway)
 
     @staticmethod
     def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
@@ -364,9 +308,6 @@ class Workflow:
             return PASSED
         question.next_s = now_s + wait_s + 1.0 / limits.polls
         return Judgement(WAIT, "", wait_s)
-
-    def _round(self, edge: Edge) -> tuple[str, ...]:
-        return (edge.source, edge.target)
 
     # ------------------------------------------------------------------ what is answered
 

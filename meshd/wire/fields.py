@@ -6,6 +6,7 @@ our own prefix are the sidecar's alone: what a caller sends under it is read by 
 
 from __future__ import annotations
 
+from email.utils import parsedate_to_datetime
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 OURS: Final = b"x-meshd-"
 CALL_ID: Final = b"x-meshd-call"
 """Reply field: by this name the decisions about the call can be read back (`meshd budget call`)."""
+
+RETRY_AFTER_S_MAX: Final = 86_400.0
+_DIGITS_MAX: Final = 15
+_DATE_LENGTH_MAX: Final = 64
 
 HOP_BY_HOP: Final = frozenset(
     {
@@ -88,6 +93,8 @@ class Place(IntEnum):
     ORIGIN = 12
     GRPC_TIMEOUT = 13
     """Forwarded with what is left of it, where the call is gRPC."""
+    KEY = 14
+    """Forwarded; by it a call is known that is made again."""
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -108,6 +115,7 @@ _PLACES: Final[dict[bytes, Place]] = {
     b"content-type": Place.CONTENT_TYPE,
     b"origin": Place.ORIGIN,
     b"grpc-timeout": Place.GRPC_TIMEOUT,
+    **dict.fromkeys((b"idempotency-key", b"x-stainless-retry-count", b"x-tool-call-id"), Place.KEY),
 }
 _PLACES_MAX: Final = 2048
 
@@ -157,9 +165,36 @@ def forwardable_trailers(headers: Headers) -> Headers:
     return [field for field in headers if field[0] not in _NO_TRAILER and not field[0].startswith(OURS)]
 
 
-def retry_after_s(headers: Headers) -> float | None:
-    """Return the seconds of a Retry-After field, None where there is none or it is a date."""
+def retry_after_s(headers: Headers, wall_s: float) -> float | None:
+    """Return for how many seconds a reply asks to be left alone, None where it does not or says what is no time.
+
+    `retry-after-ms` is what OpenAI sends beside it, and more exact; `retry-after` is a number or a date (RFC 9110,
+    section 10.2.3), to be compared with `wall_s`, unix seconds. What is past is 0, and nothing is more than a day.
+    """
+    found: float | None = None
     for name, value in headers:
-        if name == b"retry-after" and value.isdigit() and len(value) < 8:
-            return float(value)
-    return None
+        if name == b"retry-after-ms":
+            said_ms = _number(value)
+            if said_ms is not None:
+                return min(said_ms / 1000.0, RETRY_AFTER_S_MAX)
+        elif name == b"retry-after" and found is None:
+            found = _number(value)
+            if found is None and value[:1].isalpha():
+                found = _seconds_until(value, wall_s)
+    return None if found is None else min(found, RETRY_AFTER_S_MAX)
+
+
+def _number(value: bytes) -> float | None:
+    """Read a number that is not negative."""
+    value = value.strip()
+    if not value.replace(b".", b"", 1).isdigit():
+        return None
+    return float(value) if len(value) <= _DIGITS_MAX else RETRY_AFTER_S_MAX * 1000.0
+
+
+def _seconds_until(value: bytes, wall_s: float) -> float | None:
+    try:
+        date = parsedate_to_datetime(value[:_DATE_LENGTH_MAX].decode("ascii"))
+        return max(date.timestamp() - wall_s, 0.0)
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

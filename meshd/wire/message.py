@@ -19,6 +19,7 @@ _CONTENT_TYPE: Final = Place.CONTENT_TYPE
 _ORIGIN: Final = Place.ORIGIN
 _CONNECTION: Final = Place.CONNECTION
 _GRPC_TIMEOUT: Final = Place.GRPC_TIMEOUT
+_KEY: Final = Place.KEY
 
 
 class Fields:
@@ -40,7 +41,9 @@ class Fields:
         "grpc_timeouts",
         "headers",
         "is_grpc",
+        "keyed",
         "origin",
+        "spoken",
         "unread",
     )
 
@@ -63,10 +66,14 @@ class Fields:
         """The body is framed as gRPC, which needs HTTP/2 to its end."""
         self.grpc_timeouts: Headers = []
         """Of a gRPC call, which is forwarded with what is left of it."""
+        self.keyed: Headers = []
+        """Those by which a call is known that is made again; they go on as they are."""
         self.origin = b""
         """The page that a browser says the request came from; empty for everything that is no browser."""
         self.unread: list[tuple[Place, bytes]] = []
         """Those that the wire itself must read: what frames, upgrades or addresses the message."""
+        self.spoken = ""
+        """The dialect that they say the body is written in, once somebody has looked for it."""
         self._encoded = b""
         self._encoded_bare = b""
         self._sort()
@@ -92,6 +99,9 @@ class Fields:
                 forward.append(field)
             elif place is _GRPC_TIMEOUT:
                 self.grpc_timeouts.append(field)
+            elif place is _KEY:
+                self.keyed.append(field)
+                forward.append(field)
             else:
                 self.unread.append((place, field[1]))
                 if place is _CONNECTION and field[1].lower() not in _USUAL_CONNECTION:

@@ -187,6 +187,12 @@ class ContextInvalid(Refused):
     code_default = "UNAUTHENTICATED"
 
 
+class KeyConflict(Refused):
+    """The idempotency key belongs to another call, to one that is under way, or to one whose end is not known."""
+
+    code_default = "FAILED_PRECONDITION"
+
+
 class Malformed(Refused):
     """The call is not what it must be, or is larger than it may be."""
 
@@ -209,6 +215,10 @@ REFUSALS: Final[dict[str, type[Refused]]] = {
     "overloaded": Overloaded,
     "draining": Overloaded,
     "context_invalid": ContextInvalid,
+    "key_reused": KeyConflict,
+    "key_in_flight": KeyConflict,
+    "key_unknown": KeyConflict,
+    "key_missing": Malformed,
     "malformed": Malformed,
     "too_large": Malformed,
 }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from meshd.admin.server import Servers
     from meshd.admin.view import CallDump, CallsPage
+    from meshd.approvals.desk import Desk
 
 ANY_PORT = ("127.0.0.1", 0)
 
@@ -42,6 +43,7 @@ class Daemon:
         self.ledger = Ledger.in_memory(store=self.store)
         self.books = LedgerBooks(lambda: self.ledger)
         self.telemetry = Telemetry(version="1.2.3")
+        self.desk: Desk | None = None
         self.result = ReloadResult(True, "cd" * 32)
         self.is_draining = False
         self.reloads_running = 0

@@ -62,13 +62,14 @@ def test_json(tmp_path: Path) -> None:
     assert said["upstreams"]["x"] == {"kind": "llm", "dialect": "openai", "url": "http://127.0.0.1:1"}
 
 
-def test_keys_that_are_not_enforced(tmp_path: Path) -> None:
+def test_keys_that_are_not_enforced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshd.policy.document.UNENFORCED", (("match", "model"),))
     path = tmp_path / "p.yaml"
-    path.write_text("rules: [{match: {tool: x}, deny: x}]")
+    path.write_text("rules: [{match: {model: x}, deny: x}]")
     assert run("check", str(path)).exit_code == 1
     accepted = run("check", "--accept-unenforced", str(path))
     assert accepted.exit_code == 0
-    assert "rules.match.tool is not enforced" in accepted.stderr
+    assert "rules.match.model is not enforced" in accepted.stderr
 
 
 @pytest.mark.parametrize(

@@ -245,3 +245,34 @@ def test_a_grpc_call_is_explained_whatever_the_wire(policy: Path, path: str, fie
     _, steps = said(policy, {"url": path, "headers": headers})
     assert steps["allow_list"] == verdict
     assert steps["address"] == ("pass" if field else "refuse")
+
+
+MCP_POLICY = """\
+upstreams:
+  tools: {url: "http://127.0.0.1:9", kind: tool, dialect: mcp}
+  maybe: {url: "http://127.0.0.1:9", kind: tool}
+rules:
+  - {name: no-deletes, match: {tool: "delete_*"}, deny: "ask a person"}
+"""
+
+
+def message(upstream: str, tool: str) -> dict[str, Any]:
+    return {
+        "url": f"/{upstream}/mcp",
+        "headers": {"accept": "application/json, text/event-stream", "content-type": "application/json"},
+        "body": {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": {"name": tool, "arguments": {}}},
+    }
+
+
+def test_a_tool_that_is_called_over_mcp(policy: Path) -> None:
+    policy.write_text(MCP_POLICY)
+    result = run(policy, message("tools", "list_all"))
+    assert "mcp tools/call, tool list_all" in result.output
+    refused = run(policy, message("tools", "delete_all"))
+    assert "ask a person" in refused.output
+    guessed = run(policy, message("maybe", "delete_all"))
+    assert "without dialect in the policy, rules see no tool in it" in " ".join(guessed.output.split())
+    assert "ask a person" not in guessed.output
+    broken = message("tools", "x")
+    del broken["body"]["jsonrpc"]
+    assert "no JSON-RPC 2.0 message" in run(policy, broken).output

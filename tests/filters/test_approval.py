@@ -1,58 +1,320 @@
-"""Approval: with nobody to ask, what may change something is not done."""
+"""Approval: which calls ask, what is asked, and what the caller is told."""
 
 from __future__ import annotations
 
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 
-from meshd.call import Call, Direction
+from meshd.approvals.desk import Desk
+from meshd.approvals.keys import hash_of, new_key
+from meshd.approvals.record import Approval as Record
+from meshd.approvals.state import State
+from meshd.call import Call, Direction, Evidence, NeedBody, Wait
+from meshd.engines.memory import MemoryStore
+from meshd.engines.port import StoreError
 from meshd.filters.approval import Approval
 from meshd.filters.approval_settings import ApprovalSettings
+from meshd.filters.asking import cost_of, why_asked
 from meshd.filters.routing import Routing
-from meshd.policy.compiled import Plan
+from meshd.ledger import Ledger
+from meshd.outcome import Fault
+from meshd.policy.compiled import Plan, Policy
 from meshd.refusal import Reason, Refused
-from tests.filters.calls import call, chat, policy
+from meshd_sdk.context import Context
+from tests.filters.calls import WALL_S, call, chat, outcome, policy
 
-HUMAN = policy("governance: {human_in_the_loop_required: true}")
+KEY = new_key()
+APPROVERS = f'approvers: {{ana: {{key: "sha256:{hash_of(KEY)}"}}}}\n'
+HUMAN = policy(APPROVERS + "governance: {human_in_the_loop_required: true, max_tokens_per_workflow: 10000}")
+WRITES = policy(APPROVERS + "rules: [{name: writes, approval: {hold: 0s}}]")
 
 
-def routed(made: Call) -> Call:
+def routed(made: Call, body: bytes | None = b"{}") -> Call:
     Routing().admit(made)
+    made.agent = "researcher"
+    made.body = body
     return made
 
 
+def asked(made: Call) -> str:
+    settings: ApprovalSettings | None = made.plan.approval
+    return "" if settings is None else why_asked(made, settings)
+
+
+class House:
+    """A filter and its desk, over a store in memory."""
+
+    def __init__(self, of: Policy) -> None:
+        self.store = MemoryStore()
+        self.wall_s = WALL_S
+        self.desk = Desk(lambda: self.store, lambda: of, clock=lambda: self.wall_s)
+        self.told: list[Refused] = []
+        self.held: list[float] = []
+        self.filter = Approval(lambda _, refused: self.told.append(refused), self.desk, observe=self.held.append)
+
+    async def admit(self, made: Call) -> Any:
+        decision = self.filter.admit(made)
+        if isinstance(decision, Wait):
+            assert decision.is_hold
+            return await decision.coroutine
+        return decision
+
+    async def refused(self, made: Call) -> Refused:
+        with pytest.raises(Refused) as caught:
+            await self.admit(made)
+        return caught.value
+
+    async def pending(self) -> list[Record]:
+        return await self.desk.list(State.PENDING, 100)
+
+    async def decide(self, id: str, *, is_allowed: bool = True) -> None:
+        await self.desk.decide(id, KEY, approver="", is_allowed=is_allowed, reason="because")
+
+
+# ---------------------------------------------------------------------- which calls ask
+
+
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "CONNECT", "TRACE", "get", ""])
-def test_a_tool_call_that_may_change_something_is_refused(method: str) -> None:
-    with pytest.raises(Refused) as caught:
-        Approval().admit(routed(call("billing", method=method, of=HUMAN)))
-    error = caught.value
-    assert (error.reason, error.status, error.is_retryable) == (Reason.APPROVAL_PENDING, 428, False)
-    assert "human_in_the_loop_required" in error.message
+def test_a_tool_call_that_may_change_something_asks(method: str) -> None:
+    assert asked(routed(call("billing", method=method, of=HUMAN)))
+    for target in ("billing", "writer", "web"):
+        assert asked(routed(call(target, method=method, of=WRITES)))
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
 def test_reading_passes(method: str) -> None:
-    made = routed(call("billing", method=method, of=HUMAN))
-    Approval().admit(made)
-    assert "asks for approval, but not of" in Approval().explain(made)
+    for of in (HUMAN, WRITES):
+        made = routed(call("billing", method=method, of=of), None)
+        assert asked(made) == ""
+        assert Approval().admit(made) is None
+        assert "not for this call" in Approval().explain(made)
 
 
-def test_what_is_no_tool_passes() -> None:
-    Approval().admit(routed(call(ask=chat(), of=HUMAN)))
-    Approval().admit(routed(call("writer", of=HUMAN)))
-    Approval().admit(routed(call("billing", of=HUMAN, direction=Direction.INBOUND)))
+@pytest.mark.parametrize("name", [b"upgrade", b"x-http-method-override", b"x-http-method", b"x-method-override"])
+def test_a_get_that_is_none_asks(name: bytes) -> None:
+    assert asked(routed(call("billing", method="GET", headers=[(name, b"DELETE")], of=HUMAN)))
+
+
+def test_the_short_form_is_about_tools_and_costly_calls() -> None:
+    assert asked(routed(call("writer", of=HUMAN))) == ""
+    assert asked(routed(call("web", of=HUMAN))) == ""
+    assert asked(routed(call("billing", of=HUMAN, direction=Direction.INBOUND))) == ""
+    cheap, dear = chat(input_bound=1000, output_cap=100), chat(input_bound=4000, output_cap=1001)
+    assert asked(routed(call(ask=cheap, of=HUMAN))) == ""
+    assert "5,001 tokens, more than 5,000" in asked(routed(call(ask=dear, of=HUMAN)))
+    assert "nobody can say" in asked(routed(call(ask=chat(unbounded="an image by its URL"), of=HUMAN)))
+    without = policy(APPROVERS + "governance: {human_in_the_loop_required: true}")
+    assert asked(routed(call(ask=dear, of=without))) == ""
+    said = policy(APPROVERS + "governance: {human_in_the_loop_required: true}\napprovals: {above_tokens: 20k}")
+    assert asked(routed(call(ask=dear, of=said))) == ""
+
+
+def test_a_threshold_in_dollars() -> None:
+    of = policy(
+        APPROVERS
+        + "prices: {gpt-x: {input: 1, output: 10}}\nrules: [{match: {kind: llm}, approval: {above_dollars: 1}}]"
+    )
+    made = routed(call(ask=chat(input_bound=100_000, output_cap=100_000), of=of))
+    assert cost_of(made) == (200_000, 1_100_000)
+    assert "$1.10, more than $1.00" in asked(made)
+    assert asked(routed(call(ask=chat(input_bound=100, output_cap=100), of=of))) == ""
+    assert "nobody can say" in asked(routed(call(ask=chat("unheard-of"), of=of)))
+
+
+def test_a_call_to_an_llm_changes_nothing_unless_the_rule_asks_for_reads() -> None:
+    assert asked(routed(call(ask=chat(), of=WRITES))) == ""
+    of = policy(APPROVERS + "rules: [{match: {kind: llm}, approval: {reads: true}}]")
+    assert asked(routed(call(ask=chat(), of=of))) == "the rule asks for every call"
+
+
+@pytest.mark.uncompiled
+def test_what_the_protocol_says_of_a_call_holds() -> None:
+    class McpCall(Call):
+        rpc: Any = None
+
+    made = routed(call("billing", of=HUMAN))
+    mcp = McpCall(made.id, made.direction, "POST", "/mcp", "", [], 0.0, 0.0)
+    mcp.target, mcp.plan = made.target, made.plan
+    mcp.rpc = SimpleNamespace(is_read_only=True, tool="search", method="tools/call", protocol="mcp")
+    assert asked(mcp) == ""
+    mcp.rpc.is_read_only = False
+    assert asked(mcp) == "search may change something"
 
 
 def test_without_a_rule_nobody_is_asked() -> None:
     made = routed(call("billing"))
-    Approval().admit(made)
+    assert Approval().admit(made) is None
     assert Approval().explain(made) == "no rule asks for approval"
     made.plan = Plan(approval=ApprovalSettings(required=False))
-    Approval().admit(made)
+    assert Approval().admit(made) is None
 
 
-def test_a_rule_on_trial_is_told_and_does_not_bind() -> None:
-    told: list[Refused] = []
+# ---------------------------------------------------------------------- shadow
+
+
+async def test_a_rule_on_trial_is_told_and_does_not_bind() -> None:
+    house = House(HUMAN)
     made = routed(call("billing"))
     made.plan = Plan(trials=(ApprovalSettings(),))
-    Approval(lambda _, error: told.append(error)).admit(made)
-    assert [(error.reason, error.is_shadow) for error in told] == [(Reason.APPROVAL_PENDING, True)]
+    assert await house.admit(made) is None
+    assert [(error.reason, error.is_shadow) for error in house.told] == [(Reason.APPROVAL_PENDING, True)]
+
+
+async def test_a_rule_in_shadow_asks_nobody() -> None:
+    house = House(policy(APPROVERS + "rules: [{shadow: true, approval: {}}]"))
+    refused = await house.refused(routed(call("billing", of=policy("rules: [{shadow: true, approval: {}}]"))))
+    assert refused.is_shadow
+    assert await house.pending() == []
+
+
+# ---------------------------------------------------------------------- holding
+
+
+async def test_a_call_is_held_allowed_used_and_noted() -> None:
+    house = House(WRITES)
+    made = routed(call("billing", path="/pay?key=1", body=b"{}", of=WRITES))
+    refused = await house.refused(made)
+    (one,) = await house.pending()
+    assert (refused.reason, refused.status, refused.is_retryable) == (Reason.APPROVAL_PENDING, 428, False)
+    for words in (one.id, f"meshd approvals approve {one.id}", "ana", "attaches to the same approval"):
+        assert words in refused.message
+    assert "key=1" not in refused.message
+    assert made.holding.approval.id == one.id
+    await house.decide(one.id)
+    ticket = await house.admit(made)
+    assert (await house.desk.show(one.id)).used_by == made.id
+    ticket.settle(outcome(is_forwarded=True))
+    await house.desk.close()
+    assert (await house.desk.show(one.id)).outcome == "200"
+    assert len(house.held) == 2
+
+
+@pytest.mark.parametrize(("is_forwarded", "was_forwarded", "state"), [
+    (False, False, State.APPROVED), (True, False, State.USED), (False, True, State.USED),
+])  # fmt: skip
+async def test_what_never_went_out_is_given_back(is_forwarded: bool, was_forwarded: bool, state: State) -> None:
+    house = House(WRITES)
+    made = routed(call("billing", of=WRITES))
+    await house.refused(made)
+    (one,) = await house.pending()
+    await house.decide(one.id)
+    ticket = await house.admit(made)
+    made.is_forwarded = was_forwarded
+    ticket.settle(outcome(0, Fault.CONNECT, is_forwarded=is_forwarded))
+    await house.desk.close()
+    assert (await house.desk.show(one.id)).state is state
+
+
+async def test_what_is_denied_is_told_with_its_reason() -> None:
+    house = House(WRITES)
+    made = routed(call("billing", of=WRITES))
+    await house.refused(made)
+    (one,) = await house.pending()
+    await house.decide(one.id, is_allowed=False)
+    refused = await house.refused(made)
+    assert (refused.reason, refused.status) == (Reason.APPROVAL_DENIED, 403)
+    assert "because" in refused.message
+
+
+async def test_a_body_that_streams_is_asked_for_first() -> None:
+    made = routed(call("billing", of=WRITES), None)
+    assert isinstance(House(WRITES).filter.admit(made), NeedBody)
+    assert made.holding is None
+
+
+async def test_with_nobody_to_ask_it_is_refused_at_once() -> None:
+    of = policy("governance: {human_in_the_loop_required: true}")
+    house = House(of)
+    refused = await house.refused(routed(call("billing", of=of), None))
+    assert refused.status == 428
+    assert "meshd approvals key NAME" in refused.message
+    owned = policy(
+        APPROVERS.replace("}}", f'}}, ben: {{key: "sha256:{"0" * 64}"}}}}') + "owner: ana\nrules: [{approval: {}}]"
+    )
+    made = routed(call("billing", of=owned))
+    made.agent = "ben"
+    refused = await House(owned).refused(made)
+    assert "neither the agent nor its owner counts" in refused.message
+
+
+async def test_while_the_store_is_away_the_call_is_not_sent() -> None:
+    house = House(WRITES)
+    house.store.fault = StoreError("away")
+    refused = await house.refused(routed(call("billing", of=WRITES)))
+    assert (refused.reason, refused.status) == (Reason.STORE_UNAVAILABLE, 503)
+
+
+async def test_what_people_see_of_it() -> None:
+    of = policy(
+        APPROVERS + "prices: {gpt-x: {input: 1, output: 10}}\n"
+        "rules:\n  - {name: dear, match: {kind: llm}, approval: {above_tokens: 10, hold: 0s}}\n"
+        "  - {match: {kind: llm}, budget: {tokens: 50k, output_default: 64}}\n"
+    )
+    house = House(of)
+    ledger = Ledger.in_memory()
+    house.filter.ledger = ledger
+    reservation = await ledger.wait("workflow/w", 50_000, 1000, 1000, queue_s=0)
+    made = routed(call(ask=chat(input_bound=100, output_cap=50), of=of, headers=[(b"authorization", b"Bearer abc")]))
+    made.context = Context("w", "researcher", account="workflow/w")
+    made.evidence = Evidence.HISTORY
+    await house.refused(made)
+    (one,) = await house.pending()
+    assert (one.cost_tokens, one.cost_microdollars) == (150, 600)
+    assert (one.left_tokens, one.left_microdollars) == (49_000, None)
+    assert (one.is_inferred, one.evidence, one.workflow) == (True, "history", "w")
+    assert one.fields == {}
+    reservation.settle(0)  # type: ignore[union-attr]
+    await ledger.close()
+
+
+async def test_fields_that_may_change_the_call_are_bound() -> None:
+    house = House(WRITES)
+    volatile = [
+        (b"user-agent", b"a"),
+        (b"traceparent", b"00"),
+        (b"x-stainless-retry-count", b"1"),
+        (b"x-meshd-x", b"1"),
+    ]
+    await house.refused(routed(call("billing", of=WRITES, headers=[(b"x-amz-target", b"Read")])))
+    await house.refused(routed(call("billing", of=WRITES, headers=[(b"x-amz-target", b"Read"), *volatile])))
+    assert len(await house.pending()) == 1
+    await house.refused(routed(call("billing", of=WRITES, headers=[(b"x-amz-target", b"DeleteTable")])))
+    assert {one.fields["x-amz-target"] for one in await house.pending()} == {"Read", "DeleteTable"}
+
+
+async def test_a_deadline_ends_the_hold() -> None:
+    of = policy(APPROVERS + "rules: [{approval: {hold: 10m}}]")
+    house = House(of)
+    made = routed(call("billing", of=of))
+    made.context = Context("w", "researcher", deadline_s=WALL_S)
+    refused = await house.refused(made)
+    assert refused.reason is Reason.APPROVAL_PENDING
+
+
+async def test_a_caller_that_hangs_up_wakes_its_call() -> None:
+    of = policy(APPROVERS + "rules: [{approval: {hold: 10m}}]")
+    house = House(of)
+    made = routed(call("billing", of=of))
+    task = asyncio.get_running_loop().create_task(house.admit(made))
+    async with asyncio.timeout(20):
+        while not len(house.desk.line):
+            await asyncio.sleep(0)
+    made.holding.leave()
+    with pytest.raises(Refused):
+        await task
+    assert len(await house.pending()) == 1
+
+
+def test_explaining_says_whom_and_what_is_covered() -> None:
+    said = Approval().explain(routed(call("billing", of=HUMAN)))
+    for words in (
+        "governance",
+        "1 of ana",
+        "POST may change something",
+        "calls to tools that are not read-only",
+        "5,000",
+    ):
+        assert words in said

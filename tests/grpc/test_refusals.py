@@ -347,3 +347,38 @@ async def test_a_flood_of_resets_is_ended(mesh: Any, serve: Any, h2_client: Any,
     await client.closed()
     await one.idle()
     assert await stub(one.port).EmptyCall(pb.Empty()) == pb.Empty()
+
+
+async def test_one_too_many_is_unavailable_and_may_come_again(mesh: Any, serve: Any, stub: Any) -> None:
+    server = await serve()
+    one = await mesh(policy(server.port, rules="  - {match: {kind: agent}, concurrency: {max: 1, queue: 0}}\n"))
+    made = stub(one.port)
+    held = made.FullDuplexCall()
+    await held.write(pb.StreamingOutputCallRequest(response_parameters=[pb.ResponseParameters(size=1)]))
+    await held.read()
+    call = made.UnaryCall(pb.SimpleRequest())
+    trailers = dict(await call.trailing_metadata())
+    assert (await call.code()).name == "UNAVAILABLE"
+    assert trailers["x-meshd-reason"] == "overloaded"
+    assert 1000 <= int(trailers["grpc-retry-pushback-ms"]) <= 5000
+    await held.done_writing()
+    assert (await held.code()).name == "OK"
+    await made.UnaryCall(pb.SimpleRequest())
+
+
+async def test_a_pushback_of_the_upstream_holds_those_that_come_behind(mesh: Any, upstream_h2: Any, stub: Any) -> None:
+    async def script(server: Any) -> None:
+        asked = await server.request()
+        fields = [("content-type", "application/grpc"), ("grpc-status", "8"), ("grpc-retry-pushback-ms", "30000")]
+        server.head(asked.id, *fields, end=True)
+
+    up = await upstream_h2(script)
+    one = await mesh(policy(up.port))
+    made = stub(one.port)
+    call = made.UnaryCall(pb.SimpleRequest())
+    assert (await call.code()).name == "RESOURCE_EXHAUSTED"
+    assert "x-meshd-reason" not in dict(await call.trailing_metadata())
+    again = made.UnaryCall(pb.SimpleRequest())
+    trailers = dict(await again.trailing_metadata())
+    assert (await again.code()).name == "RESOURCE_EXHAUSTED"
+    assert (trailers["x-meshd-reason"], trailers["grpc-retry-pushback-ms"]) == ("overloaded", "-1")

@@ -8,6 +8,7 @@ import pytest
 
 from meshd.call import Kind, Target
 from meshd.dialects import openai_paths
+from meshd.dialects.jsonrpc import MESSAGE
 from meshd.dialects.table import DIALECTS
 from meshd.policy.checking import OPERATIONS
 from meshd.policy.compiled import Limits, Policy
@@ -64,7 +65,7 @@ def test_the_short_form_loads_as_it_stands() -> None:
     assert plan.approval is not None
     assert plan.approval.required
     assert plan.rules == ("governance",)
-    assert any("ask nobody" in warning for warning in policy.warnings)
+    assert any("no approvers" in warning for warning in policy.warnings)
 
 
 def test_the_long_form() -> None:
@@ -248,6 +249,28 @@ MISTAKES = {
     "address with a port": ("hosts_allowed: [a, 'cafe:7400']", ['1:20: "cafe:7400": a host name']),
     "sets nothing": (f"{UPSTREAMS}rules:\n  - match: {{kind: llm}}", ["5:5: this rule sets nothing"]),
     "allows nothing in particular": (f"{UPSTREAMS}rules:\n  - allow: {{}}", ["5:5: allow sets nothing"]),
+    "fewer than the fewest": (
+        f"{UPSTREAMS}rules:\n  - concurrency: {{max: 4, min: 8}}",
+        ["5:32: min (8) is more than max (4)"],
+    ),
+    "fewer than the fewest by default": (
+        f"{UPSTREAMS}rules:\n  - concurrency: {{min: 2000}}",
+        ["5:24: min (2000) is more than max (1024)"],
+    ),
+    "a concurrency of none": (f"{UPSTREAMS}rules:\n  - concurrency: {{max: 0}}", ["5:24: must be greater"]),
+    "a queue below none": (f"{UPSTREAMS}rules:\n  - concurrency: {{queue: -1}}", ["5:26: must be greater"]),
+    "no time for a token": (
+        "upstreams: {a: {url: 'http://x', kind: llm, dialect: openai, timeouts: {first_token: 0s}}}",
+        ["1:"],
+    ),
+    "a tool's first token": (
+        "upstreams: {a: {url: 'http://x', kind: tool, timeouts: {first_token: 5s}}}",
+        ["1:70: only an LLM sends tokens; this is of kind tool"],
+    ),
+    "a session's first token": (
+        "upstreams: {a: {session: true, timeouts: {first_token: 5s}}}",
+        ["1:56: only an LLM sends tokens; this is an agent"],
+    ),
     "routes nowhere": (f"{UPSTREAMS}rules:\n  - route: {{}}", ["5:5: route sets nothing"]),
     "allow and deny": (f"{UPSTREAMS}rules:\n  - allow: {{targets: writer}}\n    deny: x", ["6:5: a rule either"]),
     "deny within allow": (f"{UPSTREAMS}rules:\n  - allow: {{denied: x}}", ["5:13: write deny:"]),
@@ -274,9 +297,13 @@ MISTAKES = {
         ),
         ['6:5: can match nothing: for every call that it fits, "rule-1" before it decides'],
     ),
-    "unenforced": (
-        f"{UPSTREAMS}rules:\n  - match: {{tool: x}}\n    deny: x\n",
-        ["5:13: rules.match.tool is not enforced"],
+    "tool of an upstream whose tools are not known": (
+        f"{UPSTREAMS}  t: {{url: 'http://h', kind: tool}}\nrules:\n  - match: {{tool: x}}\n    deny: x\n",
+        ['6:19: no upstream of kind tool fits "x"'],
+    ),
+    "tool of what has none": (
+        f"{UPSTREAMS}rules:\n  - match: {{kind: agent, tool: x}}\n    deny: x\n",
+        ["5:32: only calls to a tool have one"],
     ),
 }
 
@@ -295,7 +322,7 @@ def test_mistake(text: str | bytes, expected: list[str]) -> None:
 def test_the_operations_are_those_of_the_dialects() -> None:
     paths = ("/v1/messages", *(f"/v1/{path}" for path in openai_paths.OPERATIONS))
     read_by = {dialect.recognise("POST", path) for dialect in DIALECTS.values() for path in paths}
-    assert read_by - {None} == OPERATIONS
+    assert read_by - {None, MESSAGE} == OPERATIONS
 
 
 def test_all_mistakes_at_once_in_the_order_of_the_text() -> None:
@@ -354,8 +381,15 @@ def test_what_shadow_cannot_judge_is_said() -> None:
     assert any("in shadow its breaker and retry only adds to its hits" in warning for warning in policy.warnings)
 
 
-def test_unenforced_keys_load_when_that_is_accepted() -> None:
-    text = f"{UPSTREAMS}rules:\n  - {{match: {{tool: x}}, deny: x}}"
+def test_a_key_that_is_not_enforced_is_named_and_loads_when_that_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"{UPSTREAMS}rules:\n  - {{match: {{kind: llm, model: x}}, deny: x}}"
+    read(text)
+    monkeypatch.setattr("meshd.policy.document.UNENFORCED", (("match", "model"), ("route", "model"), ("deny", "x")))
+    with pytest.raises(LoadError) as caught:
+        read(text)
+    assert [str(problem).partition(":")[2] for problem in caught.value.problems] == [
+        "5:25: rules.match.model is not enforced by this build: remove it, or accept that with --accept-unenforced"
+    ]
     policy = read(text, accept_unenforced=True)
     assert sum("not enforced" in warning for warning in policy.warnings) == 1
 

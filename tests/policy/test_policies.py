@@ -38,7 +38,7 @@ def test_it_loads_and_every_rule_sets_something(name: str) -> None:
     loaded = policy(name)
     assert loaded.upstreams
     for warning in loaded.warnings:
-        assert re.search("in shadow|ask nobody|covers the tools", warning), warning
+        assert re.search("in shadow|no approvers|covers the tools", warning), warning
     assert any(rule.budget is not None for rule in loaded.rules)
 
 
@@ -126,6 +126,17 @@ def test_local_models() -> None:
     retry = local.plan(llm("vllm"), "agent", "chat").retry
     assert retry is not None
     assert retry.attempts == 0
+
+
+def test_fallback() -> None:
+    document = policy("fallback")
+    chain = document.plan(llm("openai"), "agent", "chat").chain
+    assert chain is not None
+    assert [link.upstream for link in chain.to] == ["anthropic", "anthropic", None, None]
+    assert document.plan(llm("openai"), "agent", "embeddings").chain is None
+    long = document.plan(llm("anthropic", "claude-haiku-5"), "agent", "chat").chain
+    assert long is not None
+    assert long.on == ("context",)
 
 
 def test_agents_mesh() -> None:

@@ -80,11 +80,16 @@ class Recorder:
     def explain(self, call: Call) -> str:
         return "recorded"
 
-    def hold(self) -> asyncio.Future[Any]:
-        """Make the next call wait; it goes on with what the returned future is given."""
+    def hold(self, *, is_hold: bool = False, fits: Callable[[Call], bool] = bool) -> asyncio.Future[Any]:
+        """Make the next call that fits wait; it goes on with what the returned future is given.
+
+        `is_hold`: as if for a person's decision.
+        """
         gate: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
-        def wait(call: Call) -> Wait:
+        def wait(call: Call) -> Wait | None:
+            if not fits(call):
+                return None
             self.on_admit = None
 
             async def waiting() -> Any:
@@ -94,7 +99,7 @@ class Recorder:
                     self.records.append(result)
                 return result
 
-            return Wait(waiting())
+            return Wait(waiting(), is_hold=is_hold)
 
         self.on_admit = wait
         return gate

@@ -21,7 +21,7 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import BreakerReading, BudgetReading, TurnsReading
+from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading, OverloadReading, TurnsReading
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -91,14 +91,19 @@ def busy() -> Telemetry:
     again.attempt = 2
     telemetry.attempted(again, outcome(Verdict.FAILURE, status=502))
     telemetry.ended(again, 502, outcome(Verdict.FAILURE, status=502), None)
+    telemetry.series.fallbacks["openai", "reply"] = 1
     telemetry.shadowed(again, Refused(Reason.NOT_ALLOWED, "no", rule="no-deletes", is_shadow=True))
     telemetry.connection_opened(Direction.OUTBOUND)
     telemetry.connection_opened(Direction.INBOUND)
     telemetry.policy_taken()
     telemetry.policy_refused()
     telemetry.sources.rule_hits = lambda: {"cheap-models-only": 3, "never": 0}
+    telemetry.sources.overload = lambda: OverloadReading(
+        shed=((("openai", "queue_full"), 3), (("", "queue_full"), 1)), turned=((("openai", "open"), 2),)
+    )
     telemetry.sources.breakers = lambda: [
-        BreakerReading("openai", "closed"), BreakerReading("openai", "open"), BreakerReading("writer", "half_open"),
+        BreakerReading("openai", "closed", 64, 3, 2), BreakerReading("openai", "open", 8, 1),
+        BreakerReading("writer", "half_open"),
     ]  # fmt: skip
     telemetry.series.outbound["openai"].microdollars = 75
     next(iter(telemetry.series.models.values())).microdollars = 75
@@ -107,7 +112,12 @@ def busy() -> Telemetry:
         spent_microdollars=9, stranded=7, scopes=tuple(sums_of(accounts())),
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
+    telemetry.tally.supervisor_asked["agent", "stop"] = 1
+    telemetry.sources.claims = lambda: {"first": 2, "replayed": 1}
     telemetry.sources.store = lambda: True
+    held = Histogram(metrics.SECONDS_BUCKETS)
+    held.observe(3.0)
+    telemetry.sources.approvals = lambda: ApprovalReading(2, 1, (("approved", 3),), held, 1, 4, 1)
     telemetry.sources.turns = lambda: TurnsReading((("refused", 2),), (("repetition", 2),))
     return telemetry
 
@@ -341,6 +351,16 @@ def test_the_worst_breaker_of_an_upstream_is_shown() -> None:
     }
     assert states == {"closed": 0, "half_open": 0, "open": 1}
     assert value(telemetry, "meshd_breakers_not_closed", target="openai") == 1
+    assert value(telemetry, "meshd_breaker_transitions_total", target="openai", state="open") == 2
+
+
+def test_an_upstreams_load_is_the_sum_of_its_keys_and_its_limit_the_lowest() -> None:
+    telemetry = busy()
+    assert value(telemetry, "meshd_concurrency_limit", target="openai") == 8
+    assert value(telemetry, "meshd_attempts_in_flight", target="openai") == 4
+    assert value(telemetry, "meshd_attempts_queued", target="openai") == 2
+    assert value(telemetry, "meshd_attempts_shed_total", target="openai", reason="queue_full") == 3
+    assert value(telemetry, "meshd_attempts_shed_total", target="other", reason="queue_full") == 1
 
 
 def test_gauges_come_back_to_zero() -> None:

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Direction, Kind, Usage
+from meshd.call import Direction, Kind, Rpc, Usage
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.telemetry import names
+from meshd.telemetry.span_attributes import attributes
 from meshd.telemetry.spans import FinishedSpan, Span, Tracer, parse_traceparent
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import PARENT, call, outcome, run_through, upstream
@@ -225,3 +226,15 @@ def test_a_span_says_what_it_cost_and_that_the_model_is_another() -> None:
     plain = Kept()
     run_through(telemetry_with(plain), call(upstream(), headers=[(b"traceparent", PARENT.encode())]), outcome())
     assert names.MESHD_COST not in plain.spans[0].attributes
+
+
+def test_the_method_and_the_tool_of_a_message() -> None:
+    made = call(upstream("tools", Kind.TOOL))
+    made.rpc = Rpc("mcp", "tools/call", b"1", tool="search")
+    found = attributes(made, 200, None, None, None, names.OK)
+    assert (found["rpc.system"], found["rpc.method"]) == ("jsonrpc", "tools/call")
+    assert found["gen_ai.tool.name"] == "search"
+    made.rpc = Rpc("mcp", "tools/list", b"1")
+    found = attributes(made, 200, None, None, None, names.OK)
+    assert found["rpc.method"] == "tools/list"
+    assert found["gen_ai.tool.name"] == made.target.name

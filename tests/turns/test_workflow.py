@@ -6,8 +6,8 @@ import random
 
 import pytest
 
+from meshd.turns.counting import EDGES_MAX
 from meshd.turns.turn import AGENT, LLM, LOOP, MAX_TURNS, PASS, TOOL, WAIT, Limits
-from meshd.turns.workflow import EDGES_MAX
 from tests.turns.talk import STOPPED, Talk
 
 REWORDED = [

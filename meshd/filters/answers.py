@@ -1,0 +1,101 @@
+"""Answers that requests got, kept for the time when nobody else answers them: bounded, and never across agents.
+
+Only the very same request gets one: the same upstream, method, path, body (members in another order are the same), of
+the same agent, tenant and key. Only what came whole is kept.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
+
+from meshd.dialects.gemini import without_key
+
+if TYPE_CHECKING:
+    from meshd.call import Call, Headers
+    from meshd.filters.substitution import Standing
+
+ENTRIES_MAX: Final = 1024
+BYTES_MAX: Final = 32 * 2**20
+"""Of all bodies together."""
+ANSWER_BYTES_MAX: Final = 2**20
+"""Of one body."""
+_FIELDS: Final = frozenset({b"content-type", b"content-encoding", b"content-language"})
+_PRIVATE: Final = frozenset({b"cookie", b"accept", b"accept-encoding", b"accept-language"})
+"""Request fields that make another request of it, beside the key."""
+
+
+class Kept(NamedTuple):
+    """One answer."""
+
+    status: int
+    headers: Headers
+    body: bytes
+    stored_s: float
+    """Monotonic seconds at which it came."""
+
+
+class Answers:
+    """The answers of one sidecar, the oldest first."""
+
+    __slots__ = ("_kept", "bytes_kept")
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[bytes, Kept] = OrderedDict()
+        self.bytes_kept = 0
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def put(self, key: bytes, status: int, headers: Headers, body: bytes, now_s: float) -> None:
+        """Keep an answer in the place of what the same request got before."""
+        before = self._kept.pop(key, None)
+        if before is not None:
+            self.bytes_kept -= len(before.body)
+        if len(body) > ANSWER_BYTES_MAX:
+            return
+        self._kept[key] = Kept(status, [field for field in headers if field[0] in _FIELDS], body, now_s)
+        self.bytes_kept += len(body)
+        while len(self._kept) > ENTRIES_MAX or self.bytes_kept > BYTES_MAX:
+            _, gone = self._kept.popitem(last=False)
+            self.bytes_kept -= len(gone.body)
+
+    def find(self, key: bytes, now_s: float, age_s_max: float) -> Kept | None:
+        """Return what the request got, if that is no older than `age_s_max`."""
+        kept = self._kept.get(key)
+        return kept if kept is not None and now_s - kept.stored_s <= age_s_max else None
+
+
+def key_of(call: Call, origin: Standing) -> bytes:
+    """Return what is the same for two calls exactly where one may have the other's answer."""
+    path = origin.path
+    digest = blake2b(digest_size=32)
+    parts: list[bytes] = [
+        part.encode("utf-8", "surrogatepass")
+        for part in (
+            call.policy.tenant, call.agent, call.direction._value_, origin.upstream.name, origin.dialect.name,
+            origin.target.model, call.method, without_key(path) if "?" in path else path,
+        )
+    ]  # fmt: skip
+    parts += [name + b":" + value for name, value in origin.credentials]
+    if origin.ask is None:
+        parts += [name + b":" + value for name, value in call.headers if name in _PRIVATE]
+    else:
+        parts += [name + b":" + value for name, value in call.headers if name == b"cookie"]
+    parts.append(_canonical(origin.body or b""))
+    for part in parts:
+        # Its length goes before each, so that no two lists of parts are the same bytes.
+        digest.update(len(part).to_bytes(8, "big"))
+        digest.update(part)
+    return digest.digest()
+
+
+def _canonical(body: bytes) -> bytes:
+    """Return a JSON body with its members in order and without spaces; any other as it is."""
+    try:
+        return msgspec.json.encode(msgspec.json.decode(body), order="sorted")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return body

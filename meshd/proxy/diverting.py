@@ -1,0 +1,127 @@
+"""The part of an exchange that gives a failing target's place to something else: a target, or what is no upstream."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from meshd.call import Reply, Wait
+from meshd.chain import Pending
+from meshd.filters.substituting import forget
+from meshd.outcome import Fault, Outcome, Verdict
+from meshd.proxy.heuristics import kept_reply
+from meshd.proxy.incoming import Incoming
+from meshd.proxy.substituting import meant, request_for
+from meshd.refusal import Reason, Refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.filters.contract import Ticket
+    from meshd.filters.substituting import Next
+
+_FAULT_NONE: Final = Fault.NONE
+_NEUTRAL: Final = Verdict.NEUTRAL
+
+
+class Diverting(Incoming):
+    """An exchange, as far as what takes its target's place is concerned."""
+
+    __slots__ = ()
+
+    def _is_diverted(self) -> bool:
+        """Say whether a call with a chain does not go to its target now: its body is waited for, without which nobody
+        else could serve it, or it is too long for the target."""
+        call, request = self.call, self.request
+        if call.attempt or call.substitution is not None or self.is_tunnel:
+            return False
+        if call.ask is None:
+            if call.body is None and request.has_body and not request.fields.is_grpc:
+                self.collect(self._attempt, 0)
+                return True
+            return False
+        now_s = self.proxy.now_s
+        following = self.proxy.chain.fallback.chain.before(call, Outcome(_NEUTRAL, now_s))
+        if following is None:
+            return False
+        self.substitute(
+            following, Refused(Reason.TOO_LARGE, f"The request is too long for {call.ask.model_sent[:128]}.")
+        )
+        return True
+
+    def refuse_attempt(self, refused: Refused) -> None:
+        """A filter refuses an attempt: what may take its target's place is tried first."""
+        call, attempt = self.call, self.attempt
+        if attempt is not None and (call.plan.chain is not None or call.substitution is not None):
+            if not (self.is_caller_gone or self.is_answered or self.is_tunnel):
+                outcome = attempt.outcome(_FAULT_NONE, refused)
+                following = self.proxy.chain.fallback.next(call, outcome)
+                if following is not None:
+                    attempt.leave()
+                    attempt.settle(outcome)
+                    self.substitute(following, refused)
+                    return
+            refused = self.meant(refused)
+        self.refuse(refused)
+
+    def meant(self, refused: Refused) -> Refused:
+        """Return what the caller is told of a call that nothing serves."""
+        if self.failure is None:
+            return refused
+        forget(self.call)
+        return meant(self.call, self.failure, refused)
+
+    def substitute(self, following: Next, failure: Refused) -> None:
+        """Go on with what takes the target's place, after `failure`."""
+        call = self.call
+        self.attempt = None
+        if self.failure is None:
+            self.failure = failure
+        self.proxy.chain.fallback.chain.take(call, following)
+        if following.standing is not None:
+            call.substitution.request = request_for(self.request, following.standing)
+            self._later(self._again)
+        else:
+            self._following = following
+            self._later(self._answer_without)
+
+    def _answer_without(self) -> None:
+        """Answer without an upstream."""
+        following, call = self._following, self.call
+        self._following = None
+        if self.is_done or following is None or following.link is None:
+            return
+        if following.kept is not None:
+            self._answer_here(kept_reply(call, following.kept, self.proxy.now_s))
+            return
+        made = self.proxy.heuristics.answer(call, following.link)
+        if isinstance(made, Reply):
+            self._answer_here(made)
+        else:
+            self._wait(Pending(Wait(made), 0), self.tickets, self._went_without)
+
+    def _went_without(self, _: int) -> None:
+        """What was to answer gave nothing."""
+        failure = self.failure
+        assert failure is not None
+        following = self.proxy.chain.fallback.chain.further(self.call, self.proxy.now_s)
+        if following is None:
+            self.refuse(self.meant(failure))
+        else:
+            self.substitute(following, failure)
+
+    # ------------------------------------------------------------------ what the exchange makes of it
+
+    def _attempt(self, start: int = 0) -> None:
+        raise NotImplementedError
+
+    def _again(self) -> None:
+        raise NotImplementedError
+
+    def _answer_here(self, reply: Reply) -> None:
+        raise NotImplementedError
+
+    def _later(self, callback: Callable[[], None]) -> None:
+        raise NotImplementedError
+
+    def _wait(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:
+        raise NotImplementedError

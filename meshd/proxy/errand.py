@@ -1,0 +1,105 @@
+"""Calls that meshd itself makes, to an upstream of the policy: judged, sent and counted as every other one."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from meshd.call import OURS, Direction
+from meshd.proxy.crash import ending
+from meshd.proxy.exchange import Exchange
+from meshd.refusal import Reason, Refused
+from meshd.wire.message import Fields, Request
+
+if TYPE_CHECKING:
+    from meshd.call import Headers
+    from meshd.proxy.proxy import Proxy
+
+REPLY_BYTES_MAX: Final = 1 << 20
+
+
+class Answered:
+    """What came back: a status and a body."""
+
+    __slots__ = ("body", "status")
+
+    def __init__(self, status: int, body: bytes) -> None:
+        self.status = status
+        self.body = body
+
+
+async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: str, timeout_s: float) -> Answered:
+    """POST JSON to an upstream by its name and return what it answers, whatever its status.
+
+    Raises Refused where meshd refuses the call, the reply breaks off or is too long, or the time is over. `errand` says
+    for what the call is made: its caller is `meshd:` and that word.
+    """
+    caller = _Errand()
+    request = Request("POST", f"/{upstream}{path}", Fields([(b"content-type", b"application/json")]))
+    request.has_body = True
+    request.content_length = len(body)
+    exchange = Exchange(proxy, caller, request, Direction.OUTBOUND)
+    exchange.call.agent = OURS + errand
+    exchange.call.timeout_s = timeout_s
+    with ending(exchange):
+        exchange.begin()
+        if not exchange.is_done:
+            exchange.request_data(body)
+        if not exchange.is_done:
+            exchange.request_end([])
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await caller.answered
+    except TimeoutError:
+        raise Refused(Reason.UPSTREAM_TIMEOUT, f"{upstream} did not answer within {timeout_s:g} s") from None
+    finally:
+        if not exchange.is_done:
+            with ending(exchange):
+                exchange.caller_gone()
+
+
+class _Errand:
+    """The `Caller` of such a call."""
+
+    __slots__ = ("_pieces", "_size", "_status", "answered", "peer")
+
+    def __init__(self) -> None:
+        self.peer = "meshd"
+        self.answered: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
+        self._status = 0
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def send_informational(self, status: int, headers: Headers) -> None:
+        """Says nothing of the answer."""
+
+    def send_head(self, status: int, headers: Headers, content_length: int | None, *, has_body: bool) -> None:
+        self._status = status
+
+    def send_data(self, data: bytes) -> None:
+        self._size += len(data)
+        if self._size <= REPLY_BYTES_MAX:
+            self._pieces.append(data)
+
+    def send_end(self, trailers: Headers) -> None:
+        if self._size > REPLY_BYTES_MAX:
+            self.refuse(Refused(Reason.TOO_LARGE, f"The answer is over {REPLY_BYTES_MAX} bytes"))
+        elif not self.answered.done():
+            self.answered.set_result(Answered(self._status, b"".join(self._pieces)))
+
+    def half_close(self) -> None:
+        """It is no tunnel."""
+
+    def abort(self) -> None:
+        self.refuse(Refused(Reason.UPSTREAM_UNREACHABLE, "The answer broke off"))
+
+    def refuse(self, refused: Refused) -> None:
+        """Take a refusal as it is: see `meshd.proxy.refusing.is_told`."""
+        if not self.answered.done():
+            self.answered.set_exception(refused)
+
+    def pause_request(self) -> None:
+        """The body is here whole."""
+
+    def resume_request(self) -> None:
+        """As above."""

@@ -1,0 +1,157 @@
+"""How a supervisor is reached: an agent by the sidecar itself, an address over HTTP, a topic by the bus."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import TYPE_CHECKING, Any, Final
+
+from meshd.engines.bus_port import Event, EventMalformed, Verdict
+from meshd.engines.port import StoreError
+from meshd.proxy.errand import ask
+from meshd.refusal import Refused
+from meshd.supervisor.asking import Asker, Unreachable
+from meshd.supervisor.story import encode
+
+if TYPE_CHECKING:
+    from meshd.engines.bus_port import Bus, Subscription
+    from meshd.policy.model import SupervisorSection
+    from meshd.proxy.proxy import Proxy
+    from meshd.telemetry.telemetry import Telemetry
+    from meshd.turns.supervision import Story
+
+PATH: Final = "/supervise"
+"""Of the POST to an agent: one with a session has a tool of this name."""
+ANSWERS: Final = ".answers"
+"""Follows the topic to make that of the answers."""
+GROUP: Final = "meshd-supervisor"
+ANSWER_BYTES_MAX: Final = 1 << 20
+
+
+def supervisor_of(proxy: Proxy, bus: Any, telemetry: Telemetry) -> Asker:
+    """Return who asks whom the policy in force names."""
+
+    def told(way: str, result: str) -> None:
+        counts = telemetry.tally.supervisor_asked
+        counts[way, result] = counts.get((way, result), 0) + 1
+
+    return Asker(lambda: proxy.policy.supervisor, {"agent": Agent(proxy), "url": Address(), "topic": Topic(bus)}, told)
+
+
+class Agent:
+    """An upstream of kind agent."""
+
+    def __init__(self, proxy: Proxy) -> None:
+        self._proxy = proxy
+
+    async def ask(self, section: SupervisorSection, story: Story) -> bytes:
+        """See `meshd.supervisor.asking.Way`."""
+        assert section.agent is not None
+        try:
+            answered = await ask(
+                self._proxy, section.agent, PATH, encode(story), errand="supervisor", timeout_s=section.timeout
+            )
+        except Refused as refused:
+            raise Unreachable(f"{section.agent}: {refused.message}") from None
+        if answered.status != 200:
+            raise Unreachable(f"{section.agent} answered with status {answered.status}")
+        return answered.body
+
+
+class Address:
+    """An address over HTTP."""
+
+    async def ask(self, section: SupervisorSection, story: Story) -> bytes:
+        """See `meshd.supervisor.asking.Way`."""
+        # Not at the start: most sidecars never ask anybody.
+        import aiohttp
+
+        assert section.url is not None
+        timeout = aiohttp.ClientTimeout(total=section.timeout)
+        headers = {"content-type": "application/json"}
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=timeout, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()) as client,
+                client.post(section.url, data=encode(story), headers=headers, allow_redirects=False) as reply,
+            ):
+                body = await reply.content.read(ANSWER_BYTES_MAX + 1)
+                # Read as far as it goes: a reply comes in pieces.
+                while len(body) <= ANSWER_BYTES_MAX and (piece := await reply.content.read(ANSWER_BYTES_MAX)):
+                    body += piece
+        except TimeoutError:
+            raise
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Unreachable(f"{section.url}: {error}") from None
+        if reply.status != 200:
+            raise Unreachable(f"{section.url} answered with status {reply.status}")
+        if len(body) > ANSWER_BYTES_MAX:
+            raise Unreachable(f"{section.url} answered with more than {ANSWER_BYTES_MAX} bytes")
+        return body
+
+
+class Topic:
+    """A topic of the bus: the story is published there, the answer is an event on `TOPIC.answers` that it has caused.
+
+    What the agents of the story say there is passed over: nobody decides about itself.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._waiting: dict[str, tuple[asyncio.Future[bytes], frozenset[str]]] = {}
+        """Questions that are open, and who may not answer them."""
+        self._listeners: dict[str, asyncio.Task[None]] = {}
+
+    async def ask(self, section: SupervisorSection, story: Story) -> bytes:
+        """See `meshd.supervisor.asking.Way`."""
+        topic = section.topic
+        assert topic is not None
+        question = f"{story.call_id}-{uuid.uuid4().hex[:8]}"
+        answer: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        parties = {story.source, story.target, *story.path}
+        parties.update(name for edge in story.edges for name in (edge.source, edge.target))
+        self._waiting[question] = answer, frozenset(parties)
+        try:
+            # Joined first, so that no answer can be too early.
+            await self._listen(topic)
+            event = Event(
+                topic,
+                source="meshd:supervisor",
+                id=question,
+                type="meshd.workflow.exceeded",
+                subject=story.workflow,
+                data=encode(story),
+                correlation_id=story.workflow,
+            )
+            await self._bus.publish([event])
+            return await answer
+        except (StoreError, EventMalformed) as error:
+            raise Unreachable(f"topic {topic}: {error}") from None
+        finally:
+            del self._waiting[question]
+            if not self._waiting:
+                for listener in self._listeners.values():
+                    listener.cancel()
+                self._listeners.clear()
+
+    async def _listen(self, topic: str) -> None:
+        listener = self._listeners.get(topic)
+        if listener is not None and not listener.done():
+            return
+        answers = await self._bus.subscribe(topic + ANSWERS, GROUP)
+        self._listeners[topic] = asyncio.get_running_loop().create_task(self._hear(answers))
+
+    async def _hear(self, answers: Subscription) -> None:
+        try:
+            while True:
+                delivery = await answers.next()
+                await answers.settle(delivery, Verdict.SUCCESS)
+                event = delivery.event
+                answer, parties = self._waiting.get(event.causation_id, (None, frozenset()))
+                if answer is not None and not answer.done() and event.source not in parties:
+                    answer.set_result(event.data)
+        except StoreError as error:
+            for answer, _ in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(Unreachable(f"the bus: {error}"))
+        finally:
+            await answers.close()

@@ -1,0 +1,71 @@
+"""How often who has called whom: by edge, among agents that call one another in a circle, and over all."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from meshd.turns.connected import circle_of
+from meshd.turns.edge import Edge
+from meshd.turns.turn import COUNTED, MAX_TURNS, Judgement, Limits
+
+EDGES_MAX: Final = 32
+"""Beyond them, edges of agents are counted together."""
+OTHERS: Final = "*"
+TENTHS: Final = 10
+
+
+class Counting:
+    """The edges of one workflow, in tenths of turns."""
+
+    __slots__ = ("_last", "edges")
+
+    def __init__(self) -> None:
+        self.edges: dict[tuple[str, str], Edge] = {}
+        self._last: Edge | None = None
+
+    def _edge(self, source: str, target: str, kind: str) -> Edge:
+        last = self._last
+        if last is not None and last.source == source and last.target == target:
+            return last
+        edge = self.edges.get((source, target))
+        if edge is None:
+            if len(self.edges) >= EDGES_MAX:
+                self._forget()
+            if len(self.edges) >= EDGES_MAX and kind in COUNTED:
+                source = target = OTHERS
+                edge = self.edges.get((OTHERS, OTHERS))
+            if edge is None:
+                edge = self.edges[source, target] = Edge(source, target, kind)
+        self._last = edge
+        return edge
+
+    def _forget(self) -> None:
+        """Make room: what is no edge between agents counts nothing."""
+        for key, edge in self.edges.items():
+            if edge.kind not in COUNTED:
+                del self.edges[key]
+                return
+
+    def _counted(self, edge: Edge, limits: Limits) -> Judgement | None:
+        tenths = edge.tenths
+        least = limits.edge if limits.edge < limits.connected else limits.connected
+        if tenths >= limits.edge * TENTHS:
+            return Judgement(MAX_TURNS, "edge", 0.0, tenths // TENTHS, limits.edge, (edge.source, edge.target))
+        if least > limits.workflow:
+            least = limits.workflow
+        if len(self.edges) == 1 and tenths < least * TENTHS:
+            return None
+        total = 0
+        for one in self.edges.values():
+            if one.own or one.elsewhere:
+                total += one.tenths
+        if total >= limits.workflow * TENTHS:
+            return Judgement(MAX_TURNS, "workflow", 0.0, total // TENTHS, limits.workflow)
+        if total >= limits.connected * TENTHS:
+            circle = circle_of(edge.source, [(one.source, one.target) for one in self.edges.values() if one.tenths])
+            if edge.target in circle:
+                within = sum(one.tenths for one in self.edges.values() if one.source in circle and one.target in circle)
+                if within >= limits.connected * TENTHS:
+                    agents = tuple(sorted(circle))
+                    return Judgement(MAX_TURNS, "connected", 0.0, within // TENTHS, limits.connected, agents)
+        return None

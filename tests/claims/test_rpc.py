@@ -1,0 +1,72 @@
+"""JSON-RPC answers under another id: only the id changes, and of a stream only the answers are given again."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import pytest
+
+from meshd.claims.rpc import readdressed
+
+
+@pytest.mark.parametrize(
+    ("body", "found"),
+    [
+        (b'{"jsonrpc":"2.0","id":7,"result":{}}', b'{"jsonrpc":"2.0","id":"new","result":{}}'),
+        (b'{ "result" : {"id": 7} ,\n "id" : 7 }', b'{ "result" : {"id": 7} ,\n "id" : "new" }'),
+        (b'{"x":"\\"id\\":7,","id":7,"error":{}}', b'{"x":"\\"id\\":7,","id":"new","error":{}}'),
+        ('{"ä":"ü","id":7}'.encode(), '{"ä":"ü","id":"new"}'.encode()),
+        # Nothing that is an answer to the first request: left as it is.
+        (b'{"id":8,"result":{}}', b'{"id":8,"result":{}}'),
+        (b'{"id":null,"error":{}}', b'{"id":null,"error":{}}'),
+        (b'{"id":7,"id":7}', b'{"id":7,"id":7}'),
+        (b"no json", b"no json"),
+        (b"", b""),
+        (b"\xff", b"\xff"),
+    ],
+)
+def test_one_message(body: bytes, found: bytes) -> None:
+    assert readdressed(body, b"7", b'"new"', is_stream=False) == found
+
+
+def test_ids_that_are_texts() -> None:
+    assert readdressed(b'{"id":"a\\u0062","result":1}', b'"a\\u0062"', b"9", is_stream=False) == b'{"id":9,"result":1}'
+
+
+def test_any_object_keeps_all_its_other_bytes() -> None:
+    chance = random.Random(3)
+
+    def value(depth: int = 0) -> Any:
+        if depth > 2 or chance.random() < 0.5:
+            return chance.choice([1, -2.5, "id", 'a":"b', "\\", None, True, "ü"])
+        if chance.random() < 0.5:
+            return [value(depth + 1) for _ in range(chance.randint(0, 3))]
+        return {chance.choice(["id", "a", 'q"', "z"]): value(depth + 1) for _ in range(chance.randint(0, 3))}
+
+    for _ in range(500):
+        members = [(f"m{number}", value()) for number in range(chance.randint(0, 5))]
+        members.insert(chance.randint(0, len(members)), ("id", 41))
+        body = json.dumps(dict(members), ensure_ascii=chance.random() < 0.5, indent=chance.choice([None, 1])).encode()
+        found = readdressed(body, b"41", b"42", is_stream=False)
+        assert json.loads(found) == {**dict(members), "id": 42}
+        assert len(found) == len(body)
+        assert sum(one != other for one, other in zip(found, body, strict=True)) == 1
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+def test_a_stream_gives_its_answers_again(end: bytes) -> None:
+    events = [
+        [b"id: 1", b'data: {"method":"notifications/progress","params":{"progressToken":7}}'],
+        [b": still here"],
+        [b'data: {"method":"sampling/createMessage","id":7,"params":{}}'],
+        [b"event: message", b"id: 2", b'data: {"jsonrpc":"2.0",', b'data: "id":7,"result":{"n":1}}'],
+        [b'data:{"id":7,"result":{"n":2}}'],
+    ]
+    stream = b"".join(end.join(event) + end + end for event in events)
+    found = readdressed(stream, b"7", b"8", is_stream=True)
+    assert found == (
+        b'event: message\ndata: {"jsonrpc":"2.0",\ndata: "id":8,"result":{"n":1}}\n\n'
+        b'data: {"id":8,"result":{"n":2}}\n\n'
+    )

@@ -1,0 +1,118 @@
+"""Tool calls and messages that official clients make again: carried out once, and answered under each new id."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.proxy.harness import post, turns, until
+from tests.rpc.test_mcp_client import MODES, client, document, text_of
+
+if TYPE_CHECKING:
+    from tests.rpc.servers import Echo, Tools
+
+META = {"meshd/idempotency-key": "order-1"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_an_mcp_client_that_names_a_key_in_meta(mesh: Any, serve: Any, tools: Tools, mode: str) -> None:
+    made = await mesh(document(await serve(tools.app)))
+    async with client(made, mode) as one:
+        found = [await one.call_tool("delete", {"name": "x"}, meta=META) for _ in range(3)]
+        assert [text_of(result) for result in found] == ["x is gone"] * 3
+        assert tools.called == [("delete", "x")]
+        # Other arguments under the same key are refused in words that the client takes.
+        with pytest.raises(Exception, match="idempotency key"):
+            await one.call_tool("delete", {"name": "y"}, meta=META)
+        # Without a key each call is a call of its own, and the session goes on.
+        await one.call_tool("delete", {"name": "z"})
+        await one.call_tool("delete", {"name": "z"})
+    assert tools.called == [("delete", "x"), ("delete", "z"), ("delete", "z")]
+    # Another session, whose ids begin anew.
+    async with client(made, mode) as one:
+        assert text_of(await one.call_tool("delete", {"name": "x"}, meta=META)) == "x is gone"
+    assert len(tools.called) == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_progress_is_not_told_twice(mesh: Any, serve: Any, tools: Tools, mode: str) -> None:
+    made = await mesh(document(await serve(tools.app)))
+    steps: list[float] = []
+
+    async def progressed(progress: float, total: float | None, message: str | None) -> None:
+        steps.append(progress)
+
+    async with client(made, mode) as one:
+        for _ in range(2):
+            result = await one.call_tool("slow", {"steps": 3}, meta=META, progress_callback=progressed)
+            assert text_of(result) == "done"
+    assert tools.called == [("slow", 3)]
+    assert steps == [0, 1, 2]
+
+
+async def test_two_at_once_are_one(mesh: Any, serve: Any, tools: Tools) -> None:
+    made = await mesh(document(await serve(tools.app)))
+    async with client(made) as one:
+        calls = [one.call_tool("delete", {"name": "x"}, meta=META) for _ in range(5)]
+        assert [text_of(result) for result in await asyncio.gather(*calls)] == ["x is gone"] * 5
+    assert tools.called == [("delete", "x")]
+
+
+async def test_a_key_that_is_asked_for_is_asked_for_of_what_changes_something(
+    mesh: Any, serve: Any, tools: Tools
+) -> None:
+    rules = "rules:\n  - {name: once, match: {target: tools}, idempotency: {required: true}}\n"
+    made = await mesh(document(await serve(tools.app), rules))
+    async with client(made) as one:
+        assert len((await one.list_tools()).tools) == 3
+        with pytest.raises(Exception, match="has no key"):
+            await one.call_tool("delete", {"name": "x"})
+        assert text_of(await one.call_tool("delete", {"name": "x"}, meta=META)) == "x is gone"
+
+
+def said(id: int, message_id: str = "m1", text: str = "hello") -> bytes:
+    message = {"role": "user", "kind": "message", "messageId": message_id, "parts": [{"kind": "text", "text": text}]}
+    body = {"jsonrpc": "2.0", "id": id, "method": "message/send", "params": {"message": message}}
+    return post("/writer/", json.dumps(body).encode(), "Content-Type: application/json")
+
+
+async def test_an_a2a_message_is_known_by_its_id(mesh: Any, agent_port: int, echo: Echo) -> None:
+    made = await mesh(f'upstreams:\n  writer: {{url: "http://127.0.0.1:{agent_port}", kind: agent, dialect: a2a}}\n')
+    first, second = await made.fetch(said(1)), await made.fetch(said(2))
+    assert (json.loads(first.body)["id"], json.loads(second.body)["id"]) == (1, 2)
+    assert json.loads(first.body)["result"] == json.loads(second.body)["result"]
+    assert second.get(b"idempotent-replayed") == b"true"
+    assert echo.told == ["hello"]
+    # The same id and another message is refused within JSON-RPC, and never with a status that breaks the session.
+    refused = await made.fetch(said(3, text="goodbye"))
+    assert (refused.status, json.loads(refused.body)["error"]["code"]) == (200, -32016)
+    await made.fetch(said(4, "m2"))
+    assert echo.told == ["hello", "hello"]
+
+
+async def test_a_client_that_hangs_up_finds_the_answer(mesh: Any, upstream: Any) -> None:
+    gate = asyncio.Event()
+    runs: list[bytes] = []
+
+    async def script(peer: Any) -> None:
+        request = await peer.request()
+        runs.append(request.body)
+        await gate.wait()
+        peer.reply(b'{"jsonrpc":"2.0","id":1,"result":{"n":1}}', b"content-type: application/json")
+
+    up = await upstream(script)
+    made = await mesh(f'upstreams:\n  writer: {{url: "http://127.0.0.1:{up.port}", kind: agent, dialect: a2a}}\n')
+    caller = await made.connect()
+    caller.send(said(1))
+    await until(lambda: runs)
+    caller.abort()
+    await turns()
+    again = asyncio.ensure_future(made.fetch(said(2)))
+    await until(lambda: len(made.proxy.live) == 2)
+    await turns()
+    gate.set()
+    assert json.loads((await again).body) == {"jsonrpc": "2.0", "id": 2, "result": {"n": 1}}
+    assert len(runs) == 1
