@@ -245,20 +245,24 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
             capitals.append(crc32(lower.encode()))
         elif lower in _COURTESY:
             is_courteous = True
-        elif lower in _STOP_ELSEWHERE:
-            continue
-        elif ord(lower[0]) >= UNSPACED_FROM:
-            # Scripts that put no blanks between words: their characters stand for words.
-            words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
-        elif len(lower) > 2 and lower not in _STOP:
-            words.append(crc32(_stem(lower).encode()))
-        elif not lower.isascii():
-            words.append(crc32(lower.encode()))
+        elif lower not in _STOP_ELSEWHERE:
+            _add(lower, words)
     (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
         # All that is said is thanks, or that somebody is sorry.
         words.append(COURTESY)
     return is_underway and count <= UNDERWAY_WORDS_MAX
+
+
+def _add(word: str, words: list[int]) -> None:
+    """Add what a word says, if it says anything."""
+    if ord(word[0]) >= UNSPACED_FROM:
+        # Scripts that put no blanks between words: their characters stand for words.
+        words.extend([crc32(one.encode()) for one in word[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
+    elif len(word) > 2 and word not in _STOP:
+        words.append(crc32(_stem(word).encode()))
+    elif not word.isascii():
+        words.append(crc32(word.encode()))
 
 
 def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:

@@ -136,7 +136,7 @@ class Workflow(Counting):
                 at = turn.path.index(target) if target in turn.path else len(turn.path)
                 return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
         edge = self._edge(source, target, kind)
-        if kind == LLM and self._has_gone_round(turn, limits.periods) and not self._is_unhurried(turn):
+        if kind == LLM and self._has_gone_round(turn, limits.periods) and edge.gap_s(turn.at_s) < MODEL_SLOW_S:
             return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         turn.edge = edge
         self.last_s = turn.at_s
@@ -279,11 +279,6 @@ class Workflow(Counting):
             # A model that is asked the same for other answers is sampled, and at once where it can be.
             return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
-
-    def _is_unhurried(self, turn: Turn) -> bool:
-        """Say whether the model was last asked so long ago that somebody watches something by it."""
-        edge = self.edges.get((turn.source, turn.target))
-        return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
 
     @staticmethod
     def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,17 @@ def document(scenario: Scenario, at: int, ports: dict[str, int], inbound: list[i
 def _dialect(scenario: Scenario, target: str) -> str:
     spoken = scenario.spoken_by(target)
     return f", dialect: {spoken}" if spoken in DIALECTS else ""
+
+
+def shown(text: str) -> str:
+    """Return what an MCP client shows its model of an answer: its words, without the ids around them."""
+    try:
+        answer = json.loads(text)
+        if "result" in answer:
+            return "".join(one.get("text", "") for one in answer["result"]["content"])
+        return str(answer["error"]["message"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return text
 
 
 def refusal(reason: str, message: str) -> Refusal:

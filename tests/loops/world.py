@@ -16,7 +16,7 @@ from meshd.mesh_key import MeshKeys
 from tests.end_to_end.sidecar import Sidecar, free_port
 from tests.engines.servers import redis_server, running
 from tests.loops.playing import Player, Record
-from tests.loops.policies import document, refusal
+from tests.loops.policies import document, refusal, shown
 from tests.loops.reading import LEAD, TOOL
 from tests.loops.serving import CALL, CONTEXT, Stage
 
@@ -88,7 +88,8 @@ class RealMesh:
         async with self._session.request(said.method, url, data=said.body, headers=headers, timeout=timeout) as reply:
             text = await reply.text()
             if reply.headers.get("x-meshd-decision") == "refuse":
-                said.refusal = refusal(reply.headers.get("x-meshd-reason", "refused"), text)
+                words = shown(text) if said.via == "mcp" else text
+                said.refusal = refusal(reply.headers.get("x-meshd-reason", "refused"), words)
             elif not said.reached:
                 said.refusal = refusal("not reached", f"{reply.status} {text}")
 
