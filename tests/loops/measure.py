@@ -97,7 +97,8 @@ def main() -> int:
     if misses:
         print("Missed:", *misses, sep="\n")
         return 1
-    print("Every goal is met.")
+    known = [one for one in chosen if one.missed]
+    print("Every goal is met" + (f", but for {len(known)} known: {known[0].name}." if known else "."))
     return 0
 
 
