@@ -277,11 +277,15 @@ class Wait:
 class NeedBody:
     """A decision that needs the body of a call which streams: the proxy keeps it, sets `call.body` and asks again."""
 
-    __slots__ = ()
+    __slots__ = ("is_wish",)
+
+    def __init__(self, is_wish: bool) -> None:
+        self.is_wish = is_wish
+        """Where the body is not whole soon, or long, the call goes on without: it then has `is_body_late`."""
 
 
-NEED_BODY: Final = NeedBody()
-"""The only one."""
+NEED_BODY: Final = NeedBody(is_wish=False)
+WANT_BODY: Final = NeedBody(is_wish=True)
 
 
 class Call:
@@ -289,9 +293,10 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
-        "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_forwarded", "keyed",
-        "lasting", "method", "now_s", "on_gone", "path", "peer", "plan", "policy", "reply_headers", "reply_heard_by",
-        "rpc", "run_token", "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
+        "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_body_late",
+        "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan", "policy",
+        "reply_headers", "reply_heard_by", "rpc", "run_token", "span", "substitution", "target", "timeout_s",
+        "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -325,16 +330,14 @@ class Call:
         self.wall_s = wall_s  # the same in Unix seconds
         self.peer = peer
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
-        self.body: bytes | None = None
-        """The whole body where the dialect or a filter had to read it; None where it streams."""
+        self.body: bytes | None = None  # whole, where the dialect or a filter had to read it; None where it streams
+        self.is_body_late = False  # a filter has waited for it as long as it may
         self.agent = ""  # who calls (outbound) or is called (inbound): set by Context
         self.run_token = ""  # the opaque part of a per-run address; empty where the call came without one
         self.target: Target = _NOWHERE
-        self.upstream: Any = None
-        """The policy's `Upstream` of `target`; None until Routing has found it."""
+        self.upstream: Any = None  # the policy's `Upstream` of `target`; None until Routing has found it
         self.dialect: Any = None
-        self.ask: Ask | None = None
-        """What the body asks for; None where the dialect has no request to read."""
+        self.ask: Ask | None = None  # what the body asks for; None where the dialect has no request to read
         self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)
         self.earlier: Ask | None = None
         """What an earlier call asked for, of which this one's reply may say what it has cost."""

@@ -70,11 +70,12 @@ FILTERS: Final[tuple[Place, ...]] = (
 class Pending(NamedTuple):
     """A filter must wait: when `wait` has ended in a ticket, the chain goes on at `resume_at`.
 
-    Where `wait` is None, it goes on when the call's body is whole.
+    Where `wait` is None, it goes on when the call's body is whole; where that `is_wish`, soon at the latest.
     """
 
     wait: Wait | None
     resume_at: int
+    is_wish: bool = False
 
 
 class Chain:
@@ -129,7 +130,7 @@ class Chain:
                 reply: Reply = decision
                 return reply
             if kind is NeedBody:
-                return Pending(None, filters.index(one))
+                return Pending(None, filters.index(one), decision.is_wish)
             tickets.append(decision)
         return None
 

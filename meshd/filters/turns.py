@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import NEED_BODY, OURS, Direction, Kind, NeedBody, Reply, Target, Wait
+from meshd.call import OURS, WANT_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
 from meshd.dialects.marks_answer import answer_marks
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
@@ -111,8 +111,8 @@ class Turns:
         turn, prefix = self._turn_of(call, context, rpc)
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         limits = self._limits_of(settings, call.policy)
-        if turn.payload is None and self._needs_payload(call, workflow, turn, limits) and _can_be_held(call):
-            return NEED_BODY
+        if turn.payload is None and not call.is_body_late and self._needs_payload(call, workflow, turn, limits):
+            return WANT_BODY
         return self._judge(call, workflow, turn, limits, settings, prefix)
 
     def _judge(
@@ -368,14 +368,6 @@ class Turns:
             f"{turns:g} of {settings.edge} turns from {context.agent} to {call.target.name}, a loop after "
             f"{settings.periods} rounds of the same; highest step: {settings.ladder}"
         )
-
-
-def _can_be_held(call: Call) -> bool:
-    """Say whether the body of a call may be waited for: it says how long it is, and that is not too long."""
-    length = call.header(b"content-length")
-    if length is None:
-        return True
-    return len(length) < 12 and length.isdigit() and int(length) <= call.policy.limits.request_body_bytes_max
 
 
 def _event_target(topic: str) -> Target:

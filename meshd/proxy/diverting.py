@@ -14,8 +14,6 @@ from meshd.proxy.substituting import meant, request_for
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from meshd.filters.contract import Ticket
     from meshd.filters.substituting import Next
 
@@ -79,10 +77,10 @@ class Diverting(Incoming):
         self.proxy.chain.fallback.chain.take(call, following)
         if following.standing is not None:
             call.substitution.request = request_for(self.request, following.standing)
-            self._later(self._again)
+            self._later_by(0.0, self._again)
         else:
             self._following = following
-            self._later(self._answer_without)
+            self._later_by(0.0, self._answer_without)
 
     def _answer_without(self) -> None:
         """Answer without an upstream."""
@@ -118,9 +116,6 @@ class Diverting(Incoming):
         raise NotImplementedError
 
     def _answer_here(self, reply: Reply) -> None:
-        raise NotImplementedError
-
-    def _later(self, callback: Callable[[], None]) -> None:
         raise NotImplementedError
 
     def _wait(self, pending: Pending, tickets: list[Ticket], go_on: Any) -> None:

@@ -105,7 +105,7 @@ class Exchange(Diverting):
         if isinstance(decision, Reply):
             self._answer_here(decision)
         elif decision.wait is None:
-            self.collect(go_on, decision.resume_at)
+            self.collect(go_on, decision.resume_at, is_wish=decision.is_wish)
         elif decision.wait.is_hold:
             self._wait_for_people(decision, tickets, go_on)
         else:
@@ -185,8 +185,8 @@ class Exchange(Diverting):
         self.attempt = None
         self.proxy.later(delay_s, self._again, self)
 
-    def _later(self, callback: Callable[[], None]) -> None:
-        self.proxy.later(0.0, callback, self)
+    def _later_by(self, delay_s: float, callback: Callable[[], None]) -> None:
+        self.proxy.later(delay_s, callback, self)
 
     def _again(self) -> None:
         if not self.is_done:

@@ -32,13 +32,18 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 
 BACKLOG_BYTES_MAX: Final = 65_536
 """Body bytes that wait for a connection before the caller is paused."""
+WISH_BYTES_MAX: Final = 1_048_575
+"""Most of a body that is kept for a filter that does as well without; no limit of a policy is so odd."""
+WISH_S: Final = 0.03
+"""Longest that such a filter waits: what is sent as one comes as one."""
 
 
 class Incoming:
     """What comes of one call, until its chain has judged it and while its body streams."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_following", "_held", "_hold_task",
+        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_collected_bytes_max", "_following", "_held",
+        "_hold_task",
         "_is_half_closed", "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "failure",
         "held_caller", "is_answered", "is_caller_gone", "is_detached", "is_done", "is_request_whole", "is_tunnel",
         "is_tunnel_open", "proxy", "request", "tickets",
@@ -88,6 +93,7 @@ class Incoming:
         """Pieces of a body that a dialect must read whole."""
         self._collected: tuple[Callable[[int], None], int] | None = None
         """What goes on when the body is whole, and from which filter on; None where none waits for it."""
+        self._collected_bytes_max = 0
         self._operation = ""
         self.failure: Refused | None = None
         """Why the target did not serve the call, once something else is tried in its place."""
@@ -136,9 +142,12 @@ class Incoming:
             self._backlog.append(data)
             self._backlog_bytes += len(data)
             if self._collected is not None:
-                bytes_max = self.call.policy.limits.request_body_bytes_max
-                if self._backlog_bytes > bytes_max:
-                    self.refuse(too_large(bytes_max))
+                if self._backlog_bytes <= self._collected_bytes_max:
+                    return
+                if self._collected_bytes_max == WISH_BYTES_MAX:
+                    self._wished_enough()
+                else:
+                    self.refuse(too_large(self._collected_bytes_max))
             elif self._backlog_bytes > BACKLOG_BYTES_MAX:
                 self.caller.pause_request()
 
@@ -159,16 +168,26 @@ class Incoming:
             elif self.attempt is not None and self.attempt.stream is not None:
                 self.attempt.stream.send_end(self._trailers)
 
-    def collect(self, go_on: Callable[[int], None], resume_at: int) -> None:
-        """A filter must have the body: go on at that filter when it is whole. What came is kept, up to the limit."""
+    def collect(self, go_on: Callable[[int], None], resume_at: int, *, is_wish: bool = False) -> None:
+        """A filter must have the body: go on at that filter when it is whole. What came is kept, up to the limit.
+
+        `is_wish`: the filter does as well without, where the body is long or not whole soon; some streams never are.
+        """
         if self.is_request_whole or self.is_tunnel:
             self._collect_end(go_on, resume_at)
             return
-        length, bytes_max = self.request.content_length, self.call.policy.limits.request_body_bytes_max
+        length = self.request.content_length
+        bytes_max = WISH_BYTES_MAX if is_wish else self.call.policy.limits.request_body_bytes_max
         if length is not None and length > bytes_max:
-            self.refuse(too_large(bytes_max))
+            if is_wish:
+                self._collect_enough(go_on, resume_at)
+            else:
+                self.refuse(too_large(bytes_max))
             return
         self._collected = (go_on, resume_at)
+        self._collected_bytes_max = bytes_max
+        if is_wish:
+            self._later_by(WISH_S, self._wished_enough)
         if self._backlog_bytes > BACKLOG_BYTES_MAX:
             self.caller.resume_request()
 
@@ -177,6 +196,18 @@ class Incoming:
         backlog, self._backlog = self._backlog, []
         self._backlog_bytes = 0
         self.call.body = backlog[0] if len(backlog) == 1 else b"".join(backlog)
+        go_on(resume_at)
+
+    def _wished_enough(self) -> None:
+        if self._collected is not None and not self.is_done:
+            self._collect_enough(*self._collected)
+
+    def _collect_enough(self, go_on: Callable[[int], None], resume_at: int) -> None:
+        """Go on without the body, which streams from here on."""
+        self._collected = None
+        self.call.is_body_late = True
+        if self._backlog_bytes > BACKLOG_BYTES_MAX:
+            self.caller.pause_request()
         go_on(resume_at)
 
     def send_backlog(self, stream: Stream) -> None:
@@ -238,6 +269,9 @@ class Incoming:
     # ------------------------------------------------------------------ what the exchange makes of it
 
     def _admit(self, start: int = 0) -> None:
+        raise NotImplementedError
+
+    def _later_by(self, delay_s: float, callback: Callable[[], None]) -> None:
         raise NotImplementedError
 
     def refuse(self, refused: Refused, fault: Fault = Fault.NONE) -> None:

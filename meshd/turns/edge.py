@@ -49,6 +49,10 @@ class Edge:
             return self.own
         return self.own + sum([count & COUNT_MASK for count in self.elsewhere.values()])
 
+    def gap_s(self, now_s: float) -> float:
+        """Seconds since something was asked here; 0 where nothing was."""
+        return now_s - self.questions[-1].last_s if self.questions else 0.0
+
     def restore(self, question: Question) -> None:
         """Take a question as another process knows it, unless it is known here."""
         for known in self.questions:

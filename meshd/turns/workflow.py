@@ -136,7 +136,7 @@ class Workflow(Counting):
                 at = turn.path.index(target) if target in turn.path else len(turn.path)
                 return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
         edge = self._edge(source, target, kind)
-        if kind == LLM and self._has_gone_round(turn, limits.periods):
+        if kind == LLM and self._has_gone_round(turn, limits.periods) and edge.gap_s(turn.at_s) < MODEL_SLOW_S:
             return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         turn.edge = edge
         self.last_s = turn.at_s
@@ -349,7 +349,7 @@ class Workflow(Counting):
         if is_same:
             if question.answer is None:
                 question.answer = said
-            if found is not None and found.is_underway:
+            if found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S)):
                 question.changes += 1
                 self._take_back(turn, edge)
                 return False
