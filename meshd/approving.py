@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from google.protobuf.timestamp_pb2 import Timestamp
-
-from meshd.api.traces import trace_service
 from meshd.approvals import webhook
 from meshd.approvals.desk import Desk
 from meshd.approvals.notices import Notices
@@ -17,7 +14,6 @@ from meshd.telemetry import metrics, redact
 from meshd.telemetry.series import Histogram
 from meshd.telemetry.sources import ApprovalReading
 from meshd_sdk.context import Context
-from meshd_sdk.v1 import trace_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -67,6 +63,8 @@ class Approving:
         if approval.state is State.PENDING and not approval.decisions:
             log.warning("a person must decide: %s (%s)", approval.summary, approval.id, extra={"fields": fields})
         if self.mesh is not None:
+            from meshd.api.traces import trace_service
+
             try:
                 context = Context(approval.workflow, approval.agent, account=approval.workflow)
                 trace_service(self.mesh).take(context, [entry_of(approval, self.desk.clock())])
@@ -81,6 +79,11 @@ class Approving:
 
 def entry_of(approval: Approval, now_s: float) -> Any:
     """Return the entry of an approval in its workflow's trace: that it is asked, or what was decided by whom."""
+    # Protobuf costs megabytes: it is loaded when somebody speaks it, or when there is an entry to write.
+    from google.protobuf.timestamp_pb2 import Timestamp
+
+    from meshd_sdk.v1 import trace_pb2
+
     began = Timestamp()
     began.FromNanoseconds(int(now_s * 1e9))
     step = f"{approval.state.value}-{len(approval.decisions)}"
