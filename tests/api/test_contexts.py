@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from meshd.api.contexts import ContextService
 from meshd.api.mesh import Mesh
+from meshd.filters.turns import Turns
 from meshd.mesh_key import MeshKeys
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
@@ -234,10 +235,11 @@ LESS = st.fixed_dictionaries(
 def test_no_chain_of_narrowings_allows_more(tmp_path: Path, chain: list[dict[str, Any]]) -> None:
     """Attenuation: whatever is asked for, what comes back allows a subset, or nothing comes back."""
     nothing: Any = None
+    chain_of: Any = SimpleNamespace(per_call=[Turns()])
     proxy: Any = SimpleNamespace(policy=SimpleNamespace(agent="ann", upstreams={}))
     mesh = Mesh(
         proxy=proxy,
-        chain=nothing,
+        chain=chain_of,
         keys=MeshKeys(tmp_path / "k"),
         ledger=nothing,
         telemetry=nothing,

@@ -17,6 +17,7 @@ from meshd.engines.bus_memory import MemoryBus
 from meshd.refusal import Refused
 from meshd_sdk.v1 import events_pb2 as ev
 from meshd_sdk.v1 import session_pb2 as pb
+from tests.api.session_peer import other_work
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -163,9 +164,9 @@ async def test_every_frame_is_handled_once(door: Any, seed: int) -> None:
     while min(len(caller.replies), len(caller.published), len(callee.events)) < ROUNDS:
         if sent < ROUNDS and callee.received:
             sent += 1
-            body = b"%d" % sent
+            body = other_work(sent)
             caller.send(call=pb.Call(id=sent, target="callee", payload=body))
-            event = ev.Event(topic="t", id=body.decode(), data=body)
+            event = ev.Event(topic="t", id=str(sent), data=body)
             caller.send(publish=pb.Publish(id=sent, request=ev.PublishRequest(event=event)))
         for _ in range(chance.randrange(6)):
             await asyncio.sleep(0)
@@ -177,7 +178,7 @@ async def test_every_frame_is_handled_once(door: Any, seed: int) -> None:
             # While it is known that the callee is away, calls to it have a status at once: that is another test.
             await broken.break_off(is_noticed=broken is caller and chance.random() < 0.5)
     expected = Counter(range(1, ROUNDS + 1))
-    payloads = Counter(b"%d" % number for number in range(1, ROUNDS + 1))
+    payloads = Counter(other_work(number) for number in range(1, ROUNDS + 1))
     assert caller.replies == expected
     assert caller.published == expected
     assert callee.delivered == payloads
