@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
+# Tests of credit and of broken connections flood one edge with bare numbers on purpose.
 POLICY = """
+limits: {turns: {ladder: note}}
 governance:
   max_tokens_per_workflow: 50000
 """

@@ -86,8 +86,9 @@ class World:
         self.service: Service
 
     def start(self) -> World:
+        # Every client makes the same calls here, so that they can be compared: a loop is let pass.
         document = (
-            "agent: researcher\nlimits: {hops: 16}\nupstreams:\n"
+            "agent: researcher\nlimits: {hops: 16, turns: {ladder: note}}\nupstreams:\n"
             f'  llm: {{url: "{self.provider.url}", kind: llm, dialect: openai}}\n'
             f'  claude: {{url: "{self.provider.url}", kind: llm, dialect: anthropic}}\n'
             f'  writer: {{url: "{self.writer.url}", kind: agent}}\n'
