@@ -30,7 +30,7 @@ agent: researcher
 upstreams:
   openai: {{url: "{llm}", kind: llm, dialect: openai}}
   claude: {{url: "{llm}", kind: llm, dialect: anthropic}}
-limits: {{unattributed_tokens: 100000000, infers_context: {infers}}}
+limits: {{unattributed_tokens: 100000000, infers_context: {infers}, turns: {{ladder: note}}}}
 """
 _HARBOURS = ("Lisbon", "Hamburg", "Piraeus", "Gdansk", "Cork")
 
