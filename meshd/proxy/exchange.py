@@ -151,6 +151,8 @@ class Exchange(Diverting):
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
         self._hold_task = None
+        if self.held_caller is None:
+            self._signs_s = 0.0  # What is waited for from here on is no person.
         if self.is_done:
             # The call ended meanwhile; what the filter took all the same is paid back.
             self._settle_late(result)
