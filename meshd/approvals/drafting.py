@@ -29,6 +29,8 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
         is_cut = is_cut or len(seen) > FIELD_CHARACTERS_MAX
         legible, before = visible(seen[:FIELD_CHARACTERS_MAX]), fields.get(name.decode("latin-1"))
         fields[name.decode("latin-1")] = legible if before is None else f"{before}, {legible}"
+    operation = clean("", question.operation)
+    hidden += operation != question.operation
     return Approval(
         id=id,
         digest=digest,
@@ -39,7 +41,7 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
         agent=question.agent,
         kind=question.kind,
         target=question.target,
-        operation=clean("", question.operation),
+        operation=operation,
         quorum=question.quorum,
         approvers=question.approvers,
         owner=question.owner,
