@@ -297,8 +297,8 @@ class Exchange(Diverting):
     def _write(self, reply: Reply) -> None:
         self.is_answered = True
         has_body = self.call.method != "HEAD" and bool(reply.body)
-        # Trailers need a body whose end they follow.
-        length = None if reply.trailers else len(reply.body)
+        # Trailers need a body whose end they follow; with a 304 a length is that of what is not sent.
+        length = None if reply.trailers or reply.status == 304 else len(reply.body)
         self.caller.send_head(reply.status, reply.headers, length, has_body=has_body)
         if has_body:
             self.caller.send_data(reply.body)
