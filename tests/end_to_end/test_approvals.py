@@ -167,7 +167,8 @@ def test_a_person_allows_a_call_and_it_goes_out_once(sidecar: Sidecar, tool: Too
     for words in ('"amount": 5', "w1", "billing", "ana, ben", "POST may change something"):
         assert words in shown.stdout
     assert "hunter2" not in shown.stdout
-    assert "1 places are not shown" in shown.stdout
+    # The password, and the key in the path.
+    assert "2 places are not shown" in shown.stdout
     done = meshd(sidecar, "approve", asked["id"].upper().replace("-", ""), "--reason", "looks right", key=ANA)
     assert done.returncode == 0, done.stderr
     assert call.end() == (200, "done")
