@@ -20,12 +20,17 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
     arguments = question.arguments
     text, hidden = shown(arguments[:READ_BYTES_MAX], clean)
     raw = text.encode("utf-8", "replace")
-    fields = {}
+    fields: dict[str, str] = {}
+    is_cut = len(raw) > ARGUMENTS_BYTES_MAX or len(arguments) > READ_BYTES_MAX
     for name, value in question.fields:
         written = value.decode("latin-1")
         seen = clean(name.decode("latin-1"), written)
         hidden += seen != written
-        fields[name.decode("latin-1")] = visible(seen[:FIELD_CHARACTERS_MAX])
+        is_cut = is_cut or len(seen) > FIELD_CHARACTERS_MAX
+        legible, before = visible(seen[:FIELD_CHARACTERS_MAX]), fields.get(name.decode("latin-1"))
+        fields[name.decode("latin-1")] = legible if before is None else f"{before}, {legible}"
+    operation = clean("", question.operation)
+    hidden += operation != question.operation
     return Approval(
         id=id,
         digest=digest,
@@ -36,7 +41,7 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
         agent=question.agent,
         kind=question.kind,
         target=question.target,
-        operation=clean("", question.operation),
+        operation=operation,
         quorum=question.quorum,
         approvers=question.approvers,
         owner=question.owner,
@@ -46,7 +51,7 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
         fields=fields,
         arguments=raw[:ARGUMENTS_BYTES_MAX].decode("utf-8", "ignore"),
         arguments_bytes=len(arguments),
-        is_cut=len(raw) > ARGUMENTS_BYTES_MAX or len(arguments) > READ_BYTES_MAX,
+        is_cut=is_cut,
         hidden=hidden,
         also=question.also,
         why=question.why,

@@ -118,13 +118,28 @@ class Book:
                 raise self._no(
                     "unknown", words.unknown(settings.rule, "it was answered, at greater length than is kept")
                 )
+            if self.under_way.get(first.identity) is first:
+                # Not let go yet, so it is the file that cannot be read. To look again at once would go on for ever.
+                raise self._no(
+                    "unknown", words.unknown(settings.rule, "it was answered, and the answer cannot be read")
+                )
         elif first.event is Event.LOST:
             raise self._no("unknown", words.unknown(settings.rule, _UNSETTLED))
         elif first.event is None:
             self._check_deadline(call)
-        elif self.under_way.get(first.identity) is first and not await first.wait(call, POLL_S):
-            return None  # its end was being written down
+        elif self.under_way.get(first.identity) is first:
+            if not await first.wait(call, POLL_S):
+                return None
+            if self.under_way.get(first.identity) is first:
+                return self._unreleased(settings)
         return _AGAIN
+
+    def _unreleased(self, settings: Any) -> Any:
+        """The one before it was not carried out, and that cannot be written down: the store is away."""
+        if settings.on_store_error == "refuse":
+            error = "what became of the call before it is not written down yet"
+            raise self._no("unwritten", words.unwritten(settings.rule, error))
+        return None  # it goes out unclaimed
 
     @staticmethod
     def _patience_s(call: Call) -> float | None:

@@ -27,6 +27,10 @@ KEY_CHARACTERS_MAX: Final = 255
 CANONICAL_BYTES_MAX: Final = 65_536
 """Longer bodies are compared byte for byte: to read them takes longer than a call may wait for the loop."""
 RETRIES_MAX: Final = 1000
+_TELLING: Final = frozenset(
+    {b"x-amz-target", b"soapaction", b"x-http-method", b"x-http-method-override", b"x-method-override"}
+)
+"""Fields that say which operation it is."""
 
 _INBOUND: Final = Direction.INBOUND
 _PROVEN: Final = frozenset({Evidence.TOKEN, Evidence.RUN_ADDRESS, Evidence.NAMED})
@@ -120,12 +124,13 @@ def workflow_of(call: Call) -> str:
 
 
 def operation_of(call: Call) -> str:
-    """Return what is to be done: the operation of an LLM, a tool's name, or a method and a path."""
+    """Return what is to be done: the operation of an LLM, a method of JSON-RPC and its tool, or a method of HTTP; the
+    latter two with their path, since one upstream may serve several agents."""
     if call.ask is not None:
         return str(call.ask.operation)
     rpc: Any = getattr(call, "rpc", None)
     if rpc is not None:
-        return f"{rpc.method} {rpc.tool}"
+        return f"{rpc.method} {rpc.tool} {call.path.partition('?')[0]}"
     return f"{call.method} {call.path.partition('?')[0]}"
 
 
@@ -147,12 +152,14 @@ def derived_key(call: Call, tool_call: str) -> str:
 
 
 def fingerprint_of(call: Call) -> bytes:
-    """Return a digest of what the call says: its method, its path and its body. What carries it does not count."""
+    """Return a digest of what the call says: its method, its path, its body, and the operation where that stands in a
+    field. What carries it does not count."""
     rpc: Any = getattr(call, "rpc", None)
     if rpc is not None:
         # The id of JSON-RPC and `_meta` are new with every attempt.
         return digest((rpc.method.encode(), rpc.tool.encode(), rpc.arguments))
-    return digest((call.method.encode(), call.path.encode("utf-8", "surrogatepass"), *canonical(call)))
+    told = [name + b":" + value for name, value in call.headers if name in _TELLING]
+    return digest((call.method.encode(), call.path.encode("utf-8", "surrogatepass"), *canonical(call), *told))
 
 
 def digest(parts: Iterable[bytes]) -> bytes:
@@ -170,8 +177,10 @@ def canonical(call: Call) -> tuple[bytes, bytes]:
     content_type = value_of(call.headers, b"content-type") or b""
     if content_type[:10] == b"multipart/":
         boundary = _BOUNDARY.search(content_type)
-        # Clients choose a new one for each attempt.
-        return (b"", body) if boundary is None else (b"form", body.replace(boundary[1], b""))
+        if boundary is None:
+            return b"", body
+        # Clients choose a new one for each attempt. Only where it parts something: elsewhere its letters are content.
+        return b"form", (b"\r\n" + body).replace(b"\r\n--" + boundary[1], b"\r\n--")
     if len(body) > CANONICAL_BYTES_MAX or body.lstrip()[:1] not in (b"{", b"["):
         return b"", body
     try:

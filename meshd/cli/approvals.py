@@ -204,7 +204,11 @@ def _follow(home: Path | None, state: str, *, is_json: bool) -> None:
     client = _client(home)
     seen: dict[str, tuple[str, int]] = {}
     while True:
-        for one in reversed(_page(client, "all")):
+        newest = _page(client, "all")
+        # What was asked for may be older than the newest: what waits must not be buried by what is over.
+        older = [] if state == "all" else _page(client, state)
+        known = {one["id"] for one in newest}
+        for one in reversed([*newest, *(one for one in older if one["id"] not in known)]):
             stands = (one["state"], len(one["decisions"]))
             is_new = seen.get(one["id"]) != stands
             # Of what was there before, only what was asked for; of what comes later, all that happens to it.

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -106,6 +107,10 @@ class Mcp(Plain):
         if len(params) > 3 or not params.keys() <= {"name", "arguments", "_meta"}:
             # A later leg of the same call brings what the server has asked for: it is another call.
             rpc.arguments = rest_of(params, ("name", "_meta"), "params")
+            if rpc.key and ("requestState" in params or "inputResponses" in params):
+                # Its client gives all legs one key. What the server gave it to come back with says which leg it is.
+                state = bytes(member(params, "requestState") or b"")
+                rpc.key = sha256(b"%b\0%b" % (rpc.key.encode("utf-8", "surrogatepass"), state)).hexdigest()
             return
         arguments = member(params, "arguments")
         rpc.arguments = b"{}" if arguments is None else canonical(bytes(arguments), "the tool's arguments")

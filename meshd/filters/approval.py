@@ -128,7 +128,8 @@ class Approval:
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
-        seconds = self._hold_s(call)
+        # Its client has waited since it sent the call: for the body, or for the same call made before.
+        seconds = self._hold_s(call) - max(0.0, desk.clock() - call.wall_s)
         if settings.hold is not None and settings.hold < seconds:
             seconds = settings.hold
         context = call.context

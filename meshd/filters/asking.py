@@ -158,7 +158,9 @@ def question_of(call: Call, settings: ApprovalSettings, why: str, left: Cost) ->
     rpc: Any = getattr(call, "rpc", None)
     operation, tool, definition = f"{call.method} {call.path}", "", ""
     if rpc is not None:
-        operation, tool, definition = f"{rpc.protocol} {rpc.method}", rpc.tool, getattr(rpc, "definition", "") or ""
+        # One upstream may serve several servers or agents, each at a path of its own.
+        operation, tool = f"{rpc.protocol} {rpc.method} at {call.path}", rpc.tool
+        definition = getattr(rpc, "definition", "") or ""
         arguments: bytes = rpc.arguments or b""
     else:
         arguments = canonical(call.body or b"")
@@ -207,7 +209,9 @@ def bound_fields(call: Call) -> tuple[tuple[bytes, bytes], ...]:
                 (name, value)
                 for name, value in call.headers
                 if name not in _UNBOUND and name[:1] != b":" and not name.startswith(_UNBOUND_PREFIXES)
-            ]
+            ],
+            # Of values under one name the order counts: some readers take the first, others the last.
+            key=lambda field: field[0],
         )
     )
 

@@ -53,6 +53,8 @@ _TRANSIENT_GATEWAY: Final = frozenset({502, 503, 504})
 _ON_LLM: Final[frozenset[str]] = frozenset({"connect", "reset", "5xx", "backpressure"})
 _ON_IDEMPOTENT: Final[frozenset[str]] = frozenset({"connect", "reset", "5xx"})
 _ON_OTHER: Final[frozenset[str]] = frozenset({"connect"})
+_NOT_RUN: Final[frozenset[str]] = frozenset({"connect", "backpressure"})
+"""After which a call with a claim may be made again: it cannot have been carried out."""
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM: Final = Kind.LLM
@@ -145,10 +147,13 @@ class Fallback:
         """Say what would be tried again."""
         settings: RetrySettings | None = call.plan.retry
         chain: ChainSettings | None = call.plan.chain
-        if settings is None or not settings.attempts:
+        after = frozenset() if settings is None or not settings.attempts else causes(call, settings)
+        if call.claim is not None and call.target.kind is not _LLM:
+            after &= _NOT_RUN  # See `Claim.may_repeat`.
+        if settings is None or not after:
             said = "no attempt is made again"
         else:
-            said = f"up to {settings.attempts} more attempts after {', '.join(sorted(causes(call, settings)))}"
+            said = f"up to {settings.attempts} more attempts after {', '.join(sorted(after))}"
         return said if chain is None else f"{said}; {self.chain.explain(call, chain)}"
 
     def _delay_s(self, attempt: int, outcome: Outcome, settings: RetrySettings) -> float:

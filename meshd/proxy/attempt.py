@@ -355,7 +355,7 @@ class Attempt(Degrading):
         now_s = exchange.proxy.now_s
         meter = answer.meter if answer is not None else None
         is_terminal = meter is None or meter.is_terminal
-        if self.is_late or (not sent_s and refused is not None and fault is _FAULT_NONE):
+        if self.is_late or (not sent_s and fault is _FAULT_NONE):
             verdict = _NEUTRAL
         else:
             verdict = classify(self.status, fault, is_terminal)

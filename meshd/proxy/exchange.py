@@ -151,6 +151,8 @@ class Exchange(Diverting):
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
         self._hold_task = None
+        if self.held_caller is None:
+            self._signs_s = 0.0  # What is waited for from here on is no person.
         if self.is_done:
             # The call ended meanwhile; what the filter took all the same is paid back.
             self._settle_late(result)
@@ -295,8 +297,8 @@ class Exchange(Diverting):
     def _write(self, reply: Reply) -> None:
         self.is_answered = True
         has_body = self.call.method != "HEAD" and bool(reply.body)
-        # Trailers need a body whose end they follow.
-        length = None if reply.trailers else len(reply.body)
+        # Trailers need a body whose end they follow; with a 304 a length is that of what is not sent.
+        length = None if reply.trailers or reply.status == 304 else len(reply.body)
         self.caller.send_head(reply.status, reply.headers, length, has_body=has_body)
         if has_body:
             self.caller.send_data(reply.body)

@@ -11,10 +11,12 @@ import pytest
 from meshd.approvals import desk as desk_module
 from meshd.approvals.deciding import Declined, Why
 from meshd.approvals.desk import Desk, Flooded, Holding, NotAllowed
+from meshd.approvals.keys import WRONG_MAX, new_key
 from meshd.approvals.record import INDEX, SPACE, Approval
 from meshd.approvals.state import State
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import Change, StoreError
+from meshd.telemetry import redact
 from tests.approvals.asking import KEYS, QUESTION, Clock, Crash, Crashing, Rules, desk, question
 
 
@@ -234,6 +236,26 @@ async def test_wrong_people_change_nothing(asked_at: Desk) -> None:
         await approve(asked_at, "zzzz-zzzz-zzzz")
     assert caught.value.why is Why.UNKNOWN
     assert await asked_at.show(id) == found.approval
+
+
+async def test_wrong_keys_without_end_keep_nobody_from_deciding(asked_at: Desk) -> None:
+    id = (await asked_at.ask(QUESTION)).approval.id
+    for wrong in ("guess", new_key()):
+        for _ in range(WRONG_MAX + 2):
+            with pytest.raises(Declined):
+                await asked_at.decide(id, wrong, approver="", is_allowed=True, reason="")
+    # What somebody thought up is looked at no more; a key that nobody guesses is.
+    with pytest.raises(Declined) as caught:
+        await asked_at.decide(id, "guess", approver="", is_allowed=True, reason="")
+    assert caught.value.why is Why.LIMITED
+    assert (await asked_at.decide(id, KEYS["ana"], approver="", is_allowed=True, reason="")).state is State.APPROVED
+
+
+async def test_a_secret_in_a_path_is_counted_among_what_is_not_shown(store: MemoryStore) -> None:
+    at = desk(store, clean=redact.argument)
+    one = (await at.ask(question(operation="POST /x?code=delete-all"))).approval
+    assert (one.operation, one.hidden) == ("POST /x?code=[redacted]", 1)
+    await at.close()
 
 
 async def test_while_the_store_is_away_nothing_passes(store: MemoryStore) -> None:

@@ -173,6 +173,34 @@ def test_a_form_may_choose_another_boundary() -> None:
     assert form(b"aaaa", b"1") == form(b"bbbb", b"1") != form(b"bbbb", b"2")
 
 
+@pytest.mark.parametrize("boundary", [b"0", b"-", b"a"])
+def test_a_boundary_takes_nothing_out_of_a_forms_content(boundary: bytes) -> None:
+    def form(value: bytes) -> bytes:
+        one = order(body=b"--%b\r\n\r\n%b\r\n--%b--" % (boundary, value, boundary))
+        one.headers = [(b"content-type", b"multipart/form-data; boundary=" + boundary)]
+        return fingerprint_of(one)
+
+    assert form(b"a1" + boundary * 2) != form(b"a1" + boundary) != form(b"1")
+
+
+@pytest.mark.parametrize("name", [b"x-amz-target", b"soapaction", b"x-http-method-override"])
+def test_an_operation_that_stands_in_a_field_is_told_apart(name: bytes) -> None:
+    one, other = order(), order()
+    one.headers, other.headers = [*JSON, (name, b"Read")], [*JSON, (name, b"Delete")]
+    assert fingerprint_of(one) != fingerprint_of(other)
+    one.headers = [*JSON, (name, b"Delete"), (b"user-agent", b"retry")]
+    assert fingerprint_of(one) == fingerprint_of(other)
+
+
+def test_two_agents_at_one_upstream_are_two() -> None:
+    def sent(path: str) -> str:
+        one: Any = _WithRpc(order(path=path), Rpc())
+        return identity_of(one, "message", "m1")
+
+    assert sent("/agents/alice") != sent("/agents/bob")
+    assert sent("/agents/alice") == sent("/agents/alice?session=2")
+
+
 def test_a_json_rpc_call_says_what_it_does_and_not_how_it_is_numbered() -> None:
     def told(**of: Any) -> bytes:
         one: Any = _WithRpc(order(), Rpc(**of))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from meshd.approvals.desk import Holding
 from meshd.call import Ask, Call, Target
 from meshd.dialects.table import DIALECTS
 from meshd.filters.allow_list import judge
@@ -281,3 +282,22 @@ def test_a_refusal_while_a_substitute_is_judged_leaves_the_call_as_it_was() -> N
     assert allow is not None
     with pytest.raises(Refused):
         judge(one, allow)
+
+
+DEAR = (
+    "  - {match: {kind: llm}, approval: {above_dollars: 0.01}}\n"
+    f'approvers: {{ana: {{key: "sha256:{"0" * 64}"}}}}\n'
+    "prices: {gpt-4o: {input: 1, output: 1}, o3: {input: 900, output: 900}}\n"
+)
+
+
+def test_a_substitute_that_must_ask_serves_no_call_that_has_not() -> None:
+    one = made(chain("{model: o3}", more=DEAR))
+    assert one.plan.approval is not None
+    assert following(one, outcome(503)) is None
+    # Whoever was asked was told of the substitutes.
+    one = made(chain("{model: o3}", more=DEAR))
+    one.holding = Holding()
+    found = following(one, outcome(503))
+    assert found is not None
+    assert found.target.model == "o3"

@@ -12,7 +12,7 @@ from meshd.approvals.desk import Desk
 from meshd.approvals.keys import hash_of, new_key
 from meshd.approvals.record import Approval as Record
 from meshd.approvals.state import State
-from meshd.call import Call, Direction, Evidence, NeedBody, Wait
+from meshd.call import Call, Direction, Evidence, NeedBody, Rpc, Wait
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError
 from meshd.filters.approval import Approval
@@ -283,6 +283,43 @@ async def test_fields_that_may_change_the_call_are_bound() -> None:
     assert len(await house.pending()) == 1
     await house.refused(routed(call("billing", of=WRITES, headers=[(b"x-amz-target", b"DeleteTable")])))
     assert {one.fields["x-amz-target"] for one in await house.pending()} == {"Read", "DeleteTable"}
+
+
+async def test_a_field_that_stands_twice_is_bound_and_shown_as_it_stands() -> None:
+    house = House(WRITES)
+    for values in ((b"Delete", b"Read"), (b"Read", b"Delete")):
+        headers = [(b"x-amz-target", value) for value in values]
+        await house.refused(routed(call("billing", of=WRITES, headers=headers)))
+    assert {one.fields["x-amz-target"] for one in await house.pending()} == {"Delete, Read", "Read, Delete"}
+
+
+async def test_a_field_that_is_not_shown_whole_is_said_to_be_cut() -> None:
+    house = House(WRITES)
+    headers = [(b"x-amz-target", b" " * 2000 + b"DeleteTable")]
+    await house.refused(routed(call("billing", of=WRITES, headers=headers)))
+    assert [one.is_cut for one in await house.pending()] == [True]
+
+
+async def test_an_approval_is_of_one_server_though_an_upstream_has_several() -> None:
+    house = House(WRITES)
+    for path in ("/stocks/mcp", "/bank/mcp"):
+        made = routed(call("billing", of=WRITES, path=path))
+        made.rpc = Rpc("mcp", "tools/call", b"1", tool="transfer", arguments=b"{}")
+        await house.refused(made)
+    assert {one.operation for one in await house.pending()} == {
+        "mcp tools/call at /stocks/mcp",
+        "mcp tools/call at /bank/mcp",
+    }
+
+
+async def test_what_a_caller_has_waited_already_is_taken_off() -> None:
+    of = policy(APPROVERS + "rules: [{approval: {}}]")
+    house = House(of)
+    # It has waited for the same call, made before: its client gives up in 5 s, and 25 s more would be too late.
+    house.wall_s += 25.0
+    async with asyncio.timeout(10):
+        refused = await house.refused(routed(call("billing", of=of)))
+    assert refused.reason is Reason.APPROVAL_PENDING
 
 
 async def test_a_deadline_ends_the_hold() -> None:

@@ -217,3 +217,8 @@ def test_whatever_an_attempt_ended_in(
 def test_it_explains_itself() -> None:
     assert Fallback(lambda: 0.0).explain(made("billing")) == "up to 2 more attempts after connect"
     assert Fallback(lambda: 0.0).explain(made(settings=None)) == "no attempt is made again"
+    # A call with a claim is never made again where it may have been carried out: see `Claim.may_repeat`.
+    claimed = made("billing", "DELETE")
+    assert Fallback(lambda: 0.0).explain(claimed) == "up to 2 more attempts after 5xx, connect, reset"
+    claimed.claim = object()
+    assert Fallback(lambda: 0.0).explain(claimed) == "up to 2 more attempts after connect"

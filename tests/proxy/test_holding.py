@@ -216,3 +216,19 @@ async def test_a_stream_that_breaks_behind_the_comments_is_broken(mesh: Any, ups
     go.append(1)
     rest = await client.rest()
     assert b"0\r\n\r\n" not in rest
+
+
+async def test_signs_of_life_end_with_the_hold(mesh: Any, upstream: Any) -> None:
+    one = await mesh(llm_policy((await upstream(stream)).port))
+    gate = one.per_call.hold(is_hold=True)
+    later = one.per_attempt.hold()
+    client = await one.connect()
+    client.send(post(PATH, CHAT_STREAM))
+    await at_the_gate(one)
+    # Decided before the first sign. What is waited for then is a rule of ours, which may still refuse with a status.
+    gate.set_result(None)
+    await until(lambda: one.per_attempt.on_admit is None)
+    await turns()
+    one.expire(30)
+    later.set_exception(Refused(Reason.BUDGET_EXHAUSTED, "no"))
+    assert (await client.reply("POST")).status == 402

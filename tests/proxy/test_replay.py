@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from meshd.call import Reply
 from meshd.engines.port import StoreError
+from meshd.outcome import Verdict
 from tests.proxy.harness import CHAT, CHAT_REPLY, get, llm_policy, plain_policy, post, seeded, turns, until
 
 pytestmark = pytest.mark.both_loops
@@ -476,3 +478,26 @@ async def test_a_replay_is_no_turn_and_costs_nothing(mesh: Any, upstream: Any) -
     await one.fetch(buy())
     # The filters behind Idempotency were not asked.
     assert (len(one.calls), len(one.attempts)) == (1, 1)
+
+
+async def test_a_304_is_replayed_without_a_length(mesh: Any, upstream: Any) -> None:
+    async def shop(peer: Any) -> None:
+        await peer.request()
+        peer.send(b'HTTP/1.1 304 Not Modified\r\netag: "a"\r\n\r\n')
+
+    one = await mesh(plain_policy((await upstream(shop)).port))
+    first = await one.fetch(buy())
+    await one.idle()
+    second = await one.fetch(buy())
+    assert (second.status, second.get(b"idempotent-replayed")) == (304, b"true")
+    assert first.get(b"content-length") is second.get(b"content-length") is None
+
+
+async def test_a_replay_says_nothing_of_an_upstream_that_was_not_asked(mesh: Any, upstream: Any) -> None:
+    one = await mesh(plain_policy((await upstream(Shop())).port))
+    # As Forwarding does where another sidecar was first: the breaker's permit is out, and nothing is sent.
+    one.per_attempt.on_admit = lambda call: Reply(200, [], b"theirs")
+    assert (await one.fetch(buy())).body == b"theirs"
+    await one.idle()
+    assert one.calls[0].outcome.verdict is Verdict.NEUTRAL
+    assert not one.calls[0].outcome.is_forwarded

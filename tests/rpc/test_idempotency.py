@@ -116,3 +116,36 @@ async def test_a_client_that_hangs_up_finds_the_answer(mesh: Any, upstream: Any)
     gate.set()
     assert json.loads((await again).body) == {"jsonrpc": "2.0", "id": 2, "result": {"n": 1}}
     assert len(runs) == 1
+
+
+async def test_each_leg_of_a_call_is_answered_in_its_turn(mesh: Any, upstream: Any) -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def server(peer: Any) -> None:
+        while True:
+            message = json.loads((await peer.request()).body)
+            asked.append(message["params"])
+            result: dict[str, Any] = {"content": [{"type": "text", "text": "gone"}], "resultType": "complete"}
+            if "requestState" not in message["params"]:
+                result = {"resultType": "input_required", "requestState": "theirs"}
+            body = json.dumps({"jsonrpc": "2.0", "id": message["id"], "result": result}).encode()
+            peer.reply(body, b"content-type: application/json")
+
+    made = await mesh(document((await upstream(server)).port))
+    fields = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
+
+    async def leg(id: int, **more: Any) -> dict[str, Any]:
+        params = {"name": "delete", "arguments": {"name": "x"}, "_meta": META, **more}
+        message = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}
+        reply = await made.fetch(post("/tools/mcp", json.dumps(message).encode(), *fields))
+        await made.idle()
+        found: dict[str, Any] = json.loads(reply.body)
+        return found
+
+    yes, no = {"inputResponses": {"sure": "yes"}}, {"inputResponses": {"sure": "no"}}
+    for _ in range(2):
+        assert (await leg(1))["result"]["requestState"] == "theirs"
+        assert (await leg(2, requestState="theirs", **yes))["result"]["content"][0]["text"] == "gone"
+    # Answered otherwise, it is not carried out a second time.
+    assert "idempotency key" in (await leg(3, requestState="theirs", **no))["error"]["message"]
+    assert len(asked) == 2
