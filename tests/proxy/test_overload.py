@@ -134,6 +134,28 @@ async def test_one_that_hangs_up_while_it_waits_never_reaches_the_upstream(mesh:
     assert [view.in_flight for view in breaker(one).snapshot()] == [0]
 
 
+async def test_one_that_hangs_up_makes_room_for_another_to_wait_at_once(mesh: Any, upstream: Any) -> None:
+    server = Server()
+    server.gate.clear()
+    up = await upstream(server)
+    one = await mesh(plain_policy(up.port) + limited("max: 1, queue: 1"))
+    clients = [await one.connect() for _ in range(3)]
+    clients[0].send(get())
+    await until(lambda: server.asked == 1)
+    clients[1].send(get("/up/gone"))
+    await until(lambda: queued(one) == 1)
+    clients[1].abort()
+    # Nothing else moves: the first is still under way.
+    await until(lambda: queued(one) == 0)
+    await until(lambda: len(one.proxy.live) == 1)
+    clients[2].send(get("/up/next"))
+    await until(lambda: queued(one) == 1)
+    server.gate.set()
+    assert (await clients[2].reply()).status == 200
+    assert breaker(one).shed == {}
+    assert [view.in_flight for view in breaker(one).snapshot()] in ([0], [1])
+
+
 async def test_a_body_that_streams_waits_with_its_call(mesh: Any, upstream: Any) -> None:
     bodies: list[bytes] = []
     gate = asyncio.Event()
