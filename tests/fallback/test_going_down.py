@@ -208,6 +208,34 @@ def test_what_may_change_something_is_shown_to_another_only_where_it_did_not_arr
         assert (found.standing is not None) is is_shown, (method, ended)
 
 
+@pytest.mark.parametrize("is_substitute", [False, True])
+def test_an_earlier_attempt_that_may_have_arrived_counts_as_the_last(is_substitute: bool) -> None:
+    of = policy(
+        "rules:\n  - {match: {target: [billing, second]}, retry: {attempts: 1, on: [reset]}, fallback: {to: "
+        "[{upstream: second}, {upstream: third}, {reply: closed}]}}\n",
+        upstreams="upstreams:\n"
+        '  billing: {url: "http://127.0.0.1:9003", kind: tool}\n'
+        '  second: {url: "http://127.0.0.1:9004", kind: tool}\n'
+        '  third: {url: "http://127.0.0.1:9005", kind: tool}\n',
+    )
+    one, fallback = made(of, "billing", method="POST"), Fallback(lambda: 0.0, judge)
+    one.attempt = 1
+    if is_substitute:
+        found = fallback.next(one, outcome(0, Fault.CONNECT))
+        assert found is not None
+        fallback.chain.take(one, found)
+        one.attempt += 1
+    again = fallback.next(one, outcome(0, Fault.RESET, is_forwarded=True))
+    assert again is not None
+    assert again.link is None
+    one.is_forwarded = True  # as the attempt says when it is settled
+    one.attempt += 1
+    found = fallback.next(one, outcome(0, reason=Reason.CIRCUIT_OPEN))
+    assert found is not None
+    assert found.standing is None
+    assert one.substitution.tried[-1].endswith("(not sent to)")
+
+
 def test_it_stays_so_however_far_the_chain_goes() -> None:
     of = chain("{upstream: backup, model: a}", "{upstream: backup, model: b}", "{reply: x}", on="connect, budget")
     fallback, one = Fallback(lambda: 0.0, judge), made(of)
