@@ -5,8 +5,11 @@ Which link that is, `meshd.filters.substituting` decides; here it is only done.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
+from meshd.filters.queueing import RETRY_S_MAX
+from meshd.filters.throttle import TOO_MANY_REQUESTS
 from meshd.refusal import Reason, Refused
 from meshd.wire.message import Fields, Request
 
@@ -52,11 +55,21 @@ def request_for(request: Request, standing: Standing) -> Request | None:
     return made
 
 
-def answered(call: Call, status: int) -> Refused:
-    """Return the words for an upstream's own failure, where its answer is no longer there to be passed on."""
-    reason = Reason.OVERLOADED if status == 429 else Reason.UPSTREAM_UNREACHABLE
+def answered(call: Call, status: int, retry_after_s: float | None) -> Refused:
+    """Return the words for an upstream's own failure, where its answer is no longer there to be passed on.
+
+    It is worth a retry where the upstream is full, unless it asks for a longer pause than a client is told to make.
+    """
     attempts = f" ({call.attempt} attempts)" if call.attempt > 1 else ""
-    return Refused(reason, f"{call.target.name} answered with {status}{attempts}", status=status)
+    words = f"{call.target.name} answered with {status}{attempts}"
+    if status != TOO_MANY_REQUESTS:
+        return Refused(Reason.UPSTREAM_UNREACHABLE, words, status=status)
+    if retry_after_s is not None:
+        words += f" and asks to be left alone for {retry_after_s:.0f} s"
+    wait_s = retry_after_s or 0.0
+    return Refused(
+        Reason.OVERLOADED, words, retry_after_s=math.ceil(wait_s), is_retryable=wait_s <= RETRY_S_MAX, status=status
+    )
 
 
 def meant(call: Call, first: Refused | None, refused: Refused) -> Refused:

@@ -13,7 +13,7 @@ import pytest
 
 from meshd.call import Wait
 from meshd.refusal import Reason, Refused
-from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, turns, until
+from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
