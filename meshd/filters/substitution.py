@@ -15,6 +15,7 @@ from meshd.dialects.rebounding import bound_anew
 from meshd.dialects.table import DIALECTS, GRPC, dialect_at
 from meshd.dialects.translation import translation
 from meshd.dialects.windows import window
+from meshd.filters.asking import why_asked
 from meshd.refusal import Refused
 from meshd.tokens.encodings import BYTES, COUNT
 
@@ -256,7 +257,8 @@ def _why_not_judged(call: Call, origin: Standing, judge: Callable[[Call, AllowSe
         if tools != (allow_before.tools if allow_before is not None else None):
             # Whoever watches the answer for tools judges by the plan that the call had when it was admitted.
             return "its rules allow other tools"
-    if plan.approval is not None and plan.approval is not before.approval:
+    if plan.approval is not None and not plan.approval.is_shadow and why_asked(call, plan.approval):
+        # What people have allowed is the call at the target that they were told of.
         return "its rules need an approval that the call does not have"
     if allow is not None:
         if judge is None:

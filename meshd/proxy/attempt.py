@@ -16,7 +16,7 @@ from meshd.proxy.degrading import FAILED, Degrading
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
-from meshd.proxy.substituting import answered
+from meshd.proxy.substituting import without_cookies
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
@@ -114,6 +114,8 @@ class Attempt(Degrading):
         call, answer = self.call, self._answer
         is_inflated = answer is not None and answer.is_inflated
         fields = forwardable_reply(headers, (b"content-encoding",) if is_inflated else ())
+        if call.substitution is not None:
+            fields = without_cookies(call, fields)
         fields.append((CALL_ID, call.id.encode()))
         if call.reply_headers:
             fields += call.reply_headers
@@ -340,10 +342,7 @@ class Attempt(Degrading):
             return False
         failure: Refused | None = None
         if following.link is not None:
-            if fault is _FAULT_NONE:
-                failure = answered(self.call, self.status, self._retry_after_s)
-            else:
-                failure = failure_of(fault, self.call, message)
+            failure = self._failure(fault, message)
         self.leave()
         self.settle(outcome)
         if failure is not None:

@@ -155,6 +155,25 @@ def test_a_substitute_is_judged_as_if_it_had_been_asked_for() -> None:
     assert one.plan.hits[0].count == 1
 
 
+def test_an_approval_is_of_the_target_that_people_were_told_of() -> None:
+    """The same rule asks about both. What was allowed at the one is not allowed at the other; a read asks nobody."""
+    of = policy(
+        "rules:\n  - {match: {target: [billing, second]}, retry: {attempts: 0}, approval: {required: true}, "
+        "fallback: {to: [{upstream: second}, {reply: closed}]}}\n",
+        upstreams="upstreams:\n"
+        '  billing: {url: "http://127.0.0.1:9003", kind: tool}\n'
+        '  second: {url: "http://127.0.0.1:9004", kind: tool}\n',
+    )
+    one = made(of, "billing", method="POST")
+    found = following(one, outcome(0, Fault.CONNECT))
+    assert found is not None
+    assert found.standing is None
+    assert one.substitution.tried == ["second (its rules need an approval that the call does not have)"]
+    found = following(made(of, "billing", method="GET"), outcome(0, Fault.CONNECT))
+    assert found is not None
+    assert found.standing is not None
+
+
 def test_no_judge_no_substitute_that_an_allow_is_about() -> None:
     of = chain("{upstream: backup}", more="  - {match: {target: backup}, allow: {models: [gpt-4o]}}\n")
     assert Fallback(lambda: 0.0).next(made(of), outcome(503)) is None
