@@ -139,6 +139,8 @@ def onward_for(call: Call, answer: Answer | None, status: int, headers: Headers,
     chain: ChainSettings | None = call.plan.chain
     if chain is None or not any(link.cached is not None for link in chain.to):
         return None
+    if call.method == "HEAD":
+        return None  # Its length is that of a body which nobody has.
     if call.ask is None and (status == _PARTIAL or any(_is_not_kept(*field) for field in headers)):
         return None
     if answer is not None and answer.is_inflated:

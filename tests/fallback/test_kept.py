@@ -64,6 +64,19 @@ async def test_what_is_not_the_answer_of_another_request_is_not_given_to_it(
     assert (reply.status, reply.get(SERVED)) == (503, None)
 
 
+async def test_an_answer_without_its_body_is_not_kept(mesh: Any, upstream: Any) -> None:
+    async def serves(peer: Peer) -> None:
+        await peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-length: 55\r\n\r\n")
+        await peer.request()
+        peer.send(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\n")
+
+    up = await upstream(serves)
+    one = await mesh(tool(up.port))
+    assert (await one.fetch(get("/tool/x", method="HEAD"))).get(b"content-length") == b"55"
+    assert (await one.fetch(get("/tool/x", method="HEAD"))).status == 503
+
+
 async def test_the_same_request_with_other_names_of_the_call_has_it(mesh: Any, upstream: Any) -> None:
     up = await upstream(script((b"200 OK", b"kept"), DOWN))
     one = await mesh(tool(up.port))
