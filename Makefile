@@ -76,7 +76,7 @@ loops: $(STAMP) ## runaways and honest workflows: how fast the ones are stopped,
 fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
 	@$(BIN)/python -m bench.fleet $(ARGS)
 
-outage: $(STAMP) ## a provider that is out or full: traffic, breakers, the adaptive limit beside static ones (ARGS="dead --seconds 3")
+outage: $(STAMP) ## a provider that is out or full: traffic, breakers, failover, the adaptive limit beside static ones (ARGS="dead --seconds 3")
 	@$(BIN)/python -m bench.outage $(ARGS)
 
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler

@@ -358,7 +358,7 @@ class Call:
         self.span: Any = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
         self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most
-        self.on_gone: Any = None  # called when the caller hangs up while the call waits for another; None for most
+        self.on_gone: Any = None  # called when nobody waits for the call any more while it waits itself; None for most
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

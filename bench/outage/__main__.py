@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from bench.outage.failover import failover
 from bench.outage.goodput import SCENES, goodput
 from bench.outage.stage import Row, Stage
 from bench.outage.traffic import dead, traffic
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MEASURES: Final[dict[str, Measure]] = {
     "traffic": traffic,
     "dead": dead,
+    "failover": failover,
     **{f"goodput-{name}": lambda stage, name=name: goodput(stage, (name,)) for name in SCENES},
 }
 """Each takes the stage and returns rows."""

@@ -11,10 +11,13 @@ import tempfile
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench.peers.meshd import command
 from bench.processes import Child, Cores, end_process, free_port, is_listening, start, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Row(NamedTuple):
@@ -78,8 +81,16 @@ class Stage:
 
     # ------------------------------------------------------------------ the sidecar
 
-    def sidecar(self, rule: dict[str, Any] | None = None, **upstream: Any) -> None:
-        """Start a fresh sidecar, with one rule and further keys of its upstream."""
+    def sidecar(
+        self,
+        rule: dict[str, Any] | None = None,
+        *,
+        others: dict[str, Any] | None = None,
+        rules: Sequence[dict[str, Any]] = (),
+        **upstream: Any,
+    ) -> None:
+        """Start a fresh sidecar, with one rule and further keys of its upstream; `others` are further upstreams, and
+        `rules` go before that one."""
         self.end_sidecar()
         self._runs += 1
         home = self.folder / f"sidecar-{self._runs}"
@@ -89,8 +100,8 @@ class Stage:
         policy = {
             "agent": "bench",
             "limits": {"unattributed_tokens": 10**12},
-            "upstreams": {"llm": {"url": address, "kind": "llm", "dialect": "openai", **upstream}},
-            "rules": [{"name": "here", "match": {"kind": "llm"}, **rule}] if rule else [],
+            "upstreams": {"llm": {"url": address, "kind": "llm", "dialect": "openai", **upstream}, **(others or {})},
+            "rules": [*rules, *([{"name": "here", "match": {"kind": "llm"}, **rule}] if rule else [])],
         }
         (home / "policy.yaml").write_text(json.dumps(policy))
         arguments = ["run", "--policy", str(home / "policy.yaml"), "--listen", f"127.0.0.1:{self.port}"]

@@ -24,8 +24,18 @@ BYTES_MAX: Final = 32 * 2**20
 ANSWER_BYTES_MAX: Final = 2**20
 """Of one body."""
 _FIELDS: Final = frozenset({b"content-type", b"content-encoding", b"content-language"})
-_PRIVATE: Final = frozenset({b"cookie", b"accept", b"accept-encoding", b"accept-language"})
-"""Request fields that make another request of it, beside the key."""
+_ANEW: Final = frozenset(
+    {
+        b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"content-length", b"expect",
+        b"upgrade", b"user-agent", b"date", b"via", b"forwarded", b"priority", b"cache-control", b"pragma",
+        b"traceparent", b"tracestate", b"baggage", b"b3", b"sentry-trace", b"x-cloud-trace-context",
+        b"x-amzn-trace-id", b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"idempotency-key",
+        b"x-tool-call-id",
+    }
+)  # fmt: skip
+_ANEW_BEGINNINGS: Final = (b"x-meshd-", b"x-stainless-", b"x-forwarded-", b"x-b3-", b"x-datadog-")
+"""Request fields that are new with each call, or say how its bytes travel. Every other one of a tool's makes another
+request of it: nobody knows by which a tool tells its users apart."""
 
 
 class Kept(NamedTuple):
@@ -82,7 +92,11 @@ def key_of(call: Call, origin: Standing) -> bytes:
     ]  # fmt: skip
     parts += [name + b":" + value for name, value in origin.credentials]
     if origin.ask is None:
-        parts += [name + b":" + value for name, value in call.headers if name in _PRIVATE]
+        parts += [
+            name + b":" + value
+            for name, value in call.headers
+            if name not in _ANEW and not name.startswith(_ANEW_BEGINNINGS)
+        ]
     else:
         parts += [name + b":" + value for name, value in call.headers if name == b"cookie"]
     parts.append(_canonical(origin.body or b""))

@@ -170,8 +170,8 @@ class Breaker:
     def _admit_slowly(self, call: Call, circuit: Circuit, settings: BreakerSettings) -> Permit | Wait:
         """Do what `admit` does where it is not closed, there is no room, or the policy is another one."""
         throttle = circuit.throttle
-        # A call's second attempt comes with the time at which the call began.
-        now_s = call.now_s if call.attempt < 2 or self.clock is None else self.clock()
+        # The call may have begun long ago: it was tried before, or people were asked first.
+        now_s = call.now_s if self.clock is None else max(call.now_s, self.clock())
         if throttle.settings is not call.plan.concurrency:
             throttle.adopt(call.plan.concurrency)
             self.queue.pump(throttle, now_s)

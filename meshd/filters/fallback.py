@@ -110,6 +110,7 @@ class Fallback:
         if outcome.reason is None:
             again = self._again(call, outcome)
             if again is not None:
+                self.chain.repeated(call, outcome)
                 return again
         if call.substitution is None and call.plan.chain is None:
             return None

@@ -93,7 +93,8 @@ class Queue:
             )
 
     async def wait(self, call: Call, whose: str, throttle: Throttle) -> None:
-        """Wait for a place among those under way. Raises Refused(OVERLOADED)."""
+        """Wait for a place among those under way. Raises Refused(OVERLOADED), and CancelledError once nobody waits for
+        the call any more: see `Call.on_gone`."""
         now_s = self.now_s()
         if not throttle.waiting and throttle.wakes(now_s):
             throttle.in_flight += 1
@@ -102,18 +103,21 @@ class Queue:
         self.check(call, whose, throttle, now_s)
         settings = throttle.settings
         assert settings is not None
-        waiter = Waiter(asyncio.get_running_loop().create_future())
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = Waiter(future)
         for_s = min(settings.queue_s, max(_left_s(call, now_s) - throttle.least_s, 0.0))
         timer = self._set(for_s, self._expire, call, whose, throttle, waiter)
         throttle.waiting.append(waiter)
         throttle.look()
         self._set_alarm(throttle, now_s)
+        call.on_gone = future.cancel
         try:
-            await waiter.future
+            await future
         except BaseException:
             self._withdraw(throttle, waiter)
             raise
         finally:
+            call.on_gone = None
             timer.cancel()
 
     def pump(self, throttle: Throttle, now_s: float) -> None:

@@ -109,6 +109,8 @@ class Substituting:
                 return None
             substitution = Substitution(call)
             substitution.add(chain, call.target)
+            # An attempt before this one may have arrived, whatever became of this.
+            substitution.is_free_only = call.is_forwarded and not _may_be_sent_again(call)
         else:
             substitution.tried.append(f"{substitution.served_by} ({_words(cause, outcome)})")
             if chain is not None and cause in chain.on:
@@ -116,6 +118,11 @@ class Substituting:
         if _is_free_only(call, cause, outcome):
             substitution.is_free_only = True
         return self._further(call, substitution, outcome.now_s)
+
+    def repeated(self, call: Call, outcome: Outcome) -> None:
+        """Take note that a substitute is tried again after an attempt that ended so."""
+        if call.substitution is not None and _has_arrived(call, outcome):
+            call.substitution.is_free_only = True
 
     def further(self, call: Call, now_s: float) -> Next | None:
         """Return what follows a link that gave no answer; None where nothing does. `substitution.why` says why."""
@@ -249,6 +256,11 @@ def _is_free_only(call: Call, cause: str, outcome: Outcome) -> bool:
     wanting, or it may have arrived and must not be done twice."""
     if cause == "budget" or (cause == _REJECTED and outcome.status not in _THEIR_OWN):
         return True
+    return _has_arrived(call, outcome)
+
+
+def _has_arrived(call: Call, outcome: Outcome) -> bool:
+    """Say whether a request may have been carried out that must not be twice."""
     return outcome.is_forwarded and outcome.status != 429 and not _may_be_sent_again(call)
 
 

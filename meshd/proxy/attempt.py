@@ -12,11 +12,11 @@ from meshd.call import ReplyHead
 from meshd.chain import settle
 from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
-from meshd.proxy.degrading import Degrading
+from meshd.proxy.degrading import FAILED, Degrading
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
-from meshd.proxy.substituting import answered
+from meshd.proxy.substituting import without_cookies
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID, forwardable_reply, forwardable_trailers, retry_after_s
 
@@ -31,8 +31,6 @@ _GARBAGE: Final = Fault.GARBAGE
 _FAULT_NONE: Final = Fault.NONE
 _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
-FAILED: Final = ("failed",)
-"""Why a response of OpenAI's ended that its provider could not bring to an end."""
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
 _FAILURE: Final = Verdict.FAILURE
@@ -116,6 +114,8 @@ class Attempt(Degrading):
         call, answer = self.call, self._answer
         is_inflated = answer is not None and answer.is_inflated
         fields = forwardable_reply(headers, (b"content-encoding",) if is_inflated else ())
+        if call.substitution is not None:
+            fields = without_cookies(call, fields)
         fields.append((CALL_ID, call.id.encode()))
         if call.reply_headers:
             fields += call.reply_headers
@@ -178,14 +178,17 @@ class Attempt(Degrading):
             return
         if not exchange.is_caller_gone:
             exchange.caller.send_end(forwardable_trailers(trailers) if trailers else trailers)
-            if self._onward is not None and (self._answer is None or self._answer.meter.is_terminal):
+            if self._onward is not None and self._is_well_ended:
                 self._onward.keep(exchange.proxy.chain.fallback.chain.answers, self.status, exchange.proxy.now_s)
         exchange.finish(self, _FAULT_NONE)
 
     def _end_answer(self, answer: Answer) -> bool:
-        onward = self._onward
+        # What nobody is there to have is not translated: what is missing of it would look like the upstream's fault.
+        onward = self._onward if not self.exchange.is_caller_gone else None
         try:
             data = answer.end()
+            if self._is_given_up_before_a_token(answer):
+                return False
             if self._head is not None and answer.is_stream:
                 data = self._begin_stream() + data
             if onward is not None and answer.cut is None:
@@ -211,7 +214,7 @@ class Attempt(Degrading):
         """A ticket ended the answer: close what has begun well-formed, refuse what has not, leave the upstream."""
         exchange, answer = self.exchange, self._answer
         assert answer is not None
-        if answer.is_held or not exchange.is_answered:
+        if answer.is_held or (not exchange.is_answered and (cut.is_error or not answer.is_stream)):
             exchange.refuse(forbidden_reply(cut), _CUT)
             return
         if self._head is not None:
@@ -339,8 +342,7 @@ class Attempt(Degrading):
             return False
         failure: Refused | None = None
         if following.link is not None:
-            failed = fault is not _FAULT_NONE
-            failure = failure_of(fault, self.call, message) if failed else answered(self.call, self.status)
+            failure = self._failure(fault, message)
         self.leave()
         self.settle(outcome)
         if failure is not None:

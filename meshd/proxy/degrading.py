@@ -11,15 +11,19 @@ from meshd.dialects import too_long
 from meshd.outcome import Fault
 from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, watchers_in
 from meshd.proxy.onward import onward_for
+from meshd.proxy.refusing import failure_of
 from meshd.proxy.sending import Sending
 from meshd.proxy.substituting import answered
 
 if TYPE_CHECKING:
     from meshd.call import Headers
+    from meshd.refusal import Refused
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
 _FAULT_NONE: Final = Fault.NONE
 
+FAILED: Final = ("failed",)
+"""Why a response of OpenAI's ended that its provider could not bring to an end."""
 BEFORE_BYTES_MAX: Final = 65_536
 """Most that is held of a stream before its first token."""
 
@@ -37,7 +41,7 @@ class Degrading(Sending):
             return True
         exchange, chain = self.exchange, self.call.plan.chain
         if substitution is not None and not exchange.is_caller_gone:
-            exchange.refuse(exchange.meant(answered(self.call, status)))
+            exchange.refuse(exchange.meant(answered(self.call, status, self._retry_after_s)))
             return True
         if (
             chain is not None
@@ -50,6 +54,12 @@ class Degrading(Sending):
             self._head = (status, headers, content_length)
             return True
         return False
+
+    def _failure(self, fault: Fault, message: str) -> Refused:
+        """Return the words for an attempt that something else takes the place of."""
+        if fault is _FAULT_NONE:
+            return answered(self.call, self.status, self._retry_after_s)
+        return failure_of(fault, self.call, message)
 
     def _error_ended(self) -> bool:
         """The error that was held is whole: return whether something else serves the call, else pass it on."""
@@ -78,7 +88,7 @@ class Degrading(Sending):
             return True
         try:
             self._onward = onward_for(
-                self.call, self._answer, headers, is_stream=isinstance(self._answer, StreamAnswer)
+                self.call, self._answer, self.status, headers, is_stream=isinstance(self._answer, StreamAnswer)
             )
         except AnswerError as error:
             self._broken(str(error))
@@ -89,6 +99,12 @@ class Degrading(Sending):
         pieces.append(data)
         if sum([len(piece) for piece in pieces]) > too_long.ERROR_BYTES_MAX:
             self._pass_error_on(b"".join(pieces))
+
+    @property
+    def _is_well_ended(self) -> bool:
+        """The answer is whole, and the upstream does not say that it failed."""
+        meter = self._answer.meter if self._answer is not None else None
+        return meter is None or (meter.is_terminal and meter.finish_reasons != FAILED)
 
     # ------------------------------------------------------------------ streams that have brought no token yet
 
@@ -102,6 +118,13 @@ class Degrading(Sending):
         if not answer.has_content and len(self._before) <= BEFORE_BYTES_MAX:
             return b""
         return self._begin_stream()
+
+    def _is_given_up_before_a_token(self, answer: Answer) -> bool:
+        """Say whether a stream that was held has ended without a token and without its end, so that another attempt
+        takes its place."""
+        if self._head is None or not answer.is_stream or answer.has_content or answer.cut or answer.meter.is_terminal:
+            return False
+        return self._try_again(Fault.TRUNCATED, f"{self.call.upstream.name} ended its stream without a token")
 
     def _begin_stream(self) -> bytes:
         """Send the head of a stream that was held until its first token; return what has come of it since."""

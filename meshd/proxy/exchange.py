@@ -311,6 +311,8 @@ class Exchange(Diverting):
         self.is_done = True
         self.let_go()
         proxy, call = self.proxy, self.call
+        if self._is_waiting and call.on_gone is not None:
+            call.on_gone()
         if attempt is not None:
             outcome = attempt.outcome(fault, refused)
             attempt.settle(outcome)

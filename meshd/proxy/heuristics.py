@@ -68,6 +68,9 @@ class Heuristics:
     async def _made(self, call: Call, link: Substitute) -> Reply | None:
         substitution: Substitution = call.substitution
         asked = asked_of(call)
+        task = asyncio.current_task()
+        assert task is not None
+        call.on_gone = task.cancel
         try:
             async with asyncio.timeout(_patience_s(call, link)):
                 if link.command is not None:
@@ -82,6 +85,8 @@ class Heuristics:
             substitution.why = str(error)
         except Exception as error:  # noqa: BLE001 - whatever it is, the next link must have its turn
             substitution.why = f"failed: {type(error).__name__}: {error}"
+        finally:
+            call.on_gone = None
         self._tell(call, substitution)
         return None
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshd.proxy.answer import Answer
 
 _NO_STORE: Final = b"no-store"
+_PARTIAL: Final = 206
 
 
 class Onward:
@@ -123,7 +124,7 @@ class TranslatedStream(Onward):
             raise AnswerError(f"it cannot be translated: {error}") from None
 
 
-def onward_for(call: Call, answer: Answer | None, headers: Headers, *, is_stream: bool) -> Onward | None:
+def onward_for(call: Call, answer: Answer | None, status: int, headers: Headers, *, is_stream: bool) -> Onward | None:
     """Return what an answer of the upstream's goes through last; None for nothing. Raises AnswerError."""
     substitution: Substitution | None = call.substitution
     if substitution is not None:
@@ -138,6 +139,15 @@ def onward_for(call: Call, answer: Answer | None, headers: Headers, *, is_stream
     chain: ChainSettings | None = call.plan.chain
     if chain is None or not any(link.cached is not None for link in chain.to):
         return None
-    if call.ask is None and any(name == b"cache-control" and _NO_STORE in value for name, value in headers):
+    if call.method == "HEAD":
+        return None  # Its length is that of a body which nobody has.
+    if call.ask is None and (status == _PARTIAL or any(_is_not_kept(*field) for field in headers)):
         return None
+    if answer is not None and answer.is_inflated:
+        headers = [field for field in headers if field[0] != b"content-encoding"]
     return Recording(call, headers)
+
+
+def _is_not_kept(name: bytes, value: bytes) -> bool:
+    """Say whether a field of the reply forbids that it is given to another request."""
+    return (name == b"cache-control" and _NO_STORE in value.lower()) or (name == b"vary" and b"*" in value)

@@ -5,13 +5,17 @@ Which link that is, `meshd.filters.substituting` decides; here it is only done.
 
 from __future__ import annotations
 
+import math
+import re
 from typing import TYPE_CHECKING, Final
 
+from meshd.filters.queueing import RETRY_S_MAX
+from meshd.filters.throttle import TOO_MANY_REQUESTS
 from meshd.refusal import Reason, Refused
 from meshd.wire.message import Fields, Request
 
 if TYPE_CHECKING:
-    from meshd.call import Call
+    from meshd.call import Call, Headers
     from meshd.filters.substitution import Standing, Substitution
 
 _PRIVATE: Final = (
@@ -25,8 +29,12 @@ _PRIVATE: Final = (
     b"authorization",
 )
 """How fields begin that say something to one provider, or to one site, and are no other's business."""
+_SECRET: Final = re.compile(rb"auth|token|secret|session|credential|passw|cookie|subscription|(?:^|[-_])(?:api)?key$")
+"""What stands in the names of other fields that are for one site alone; `idempotency-key` is for whoever serves."""
 _SPOKEN: Final = (b"anthropic-version", b"anthropic-beta", b"openai-beta")
 """Of these, what a request needs wherever it is sent in the same dialect."""
+_KEYED: Final = (b"idempotency-key",)
+_SITES_OWN: Final = (b"set-cookie", b"mcp-session-id", b"alt-svc")
 _OUR_OWN: Final = frozenset({Reason.DEADLINE, Reason.DRAINING, Reason.INTERNAL, Reason.MALFORMED, Reason.TOO_LARGE})
 """Refusals that end a call whoever serves it."""
 
@@ -39,7 +47,7 @@ def request_for(request: Request, standing: Standing) -> Request | None:
     headers = request.fields.headers
     if standing.is_foreign:
         # A key of the upstream's own is written in the place of the caller's; of another's none may be left.
-        headers = [field for field in headers if not field[0].startswith(_PRIVATE)]
+        headers = [field for field in headers if not _is_private(field[0])]
         if translation is None:
             headers += [field for field in request.fields.headers if field[0].startswith(_SPOKEN)]
     if translation is not None:
@@ -52,11 +60,34 @@ def request_for(request: Request, standing: Standing) -> Request | None:
     return made
 
 
-def answered(call: Call, status: int) -> Refused:
-    """Return the words for an upstream's own failure, where its answer is no longer there to be passed on."""
-    reason = Reason.OVERLOADED if status == 429 else Reason.UPSTREAM_UNREACHABLE
+def _is_private(name: bytes) -> bool:
+    return name.startswith(_PRIVATE) or (_SECRET.search(name) is not None and name not in _KEYED)
+
+
+def without_cookies(call: Call, fields: Headers) -> Headers:
+    """Return the fields of a substitute's reply without what its site alone is to be sent again: the caller would send
+    it to its own."""
+    standing: Standing | None = call.substitution.standing
+    if standing is None or not standing.is_foreign:
+        return fields
+    return [field for field in fields if field[0] not in _SITES_OWN]
+
+
+def answered(call: Call, status: int, retry_after_s: float | None) -> Refused:
+    """Return the words for an upstream's own failure, where its answer is no longer there to be passed on.
+
+    It is worth a retry where the upstream is full, unless it asks for a longer pause than a client is told to make.
+    """
     attempts = f" ({call.attempt} attempts)" if call.attempt > 1 else ""
-    return Refused(reason, f"{call.target.name} answered with {status}{attempts}", status=status)
+    words = f"{call.target.name} answered with {status}{attempts}"
+    if status != TOO_MANY_REQUESTS:
+        return Refused(Reason.UPSTREAM_UNREACHABLE, words, status=status)
+    if retry_after_s is not None:
+        words += f" and asks to be left alone for {retry_after_s:.0f} s"
+    wait_s = retry_after_s or 0.0
+    return Refused(
+        Reason.OVERLOADED, words, retry_after_s=math.ceil(wait_s), is_retryable=wait_s <= RETRY_S_MAX, status=status
+    )
 
 
 def meant(call: Call, first: Refused | None, refused: Refused) -> Refused:

@@ -156,6 +156,25 @@ def test_a_substitute_is_judged_as_if_it_had_been_asked_for() -> None:
     assert one.plan.hits[0].count == 1
 
 
+def test_an_approval_is_of_the_target_that_people_were_told_of() -> None:
+    """The same rule asks about both. What was allowed at the one is not allowed at the other; a read asks nobody."""
+    of = policy(
+        "rules:\n  - {match: {target: [billing, second]}, retry: {attempts: 0}, approval: {required: true}, "
+        "fallback: {to: [{upstream: second}, {reply: closed}]}}\n",
+        upstreams="upstreams:\n"
+        '  billing: {url: "http://127.0.0.1:9003", kind: tool}\n'
+        '  second: {url: "http://127.0.0.1:9004", kind: tool}\n',
+    )
+    one = made(of, "billing", method="POST")
+    found = following(one, outcome(0, Fault.CONNECT))
+    assert found is not None
+    assert found.standing is None
+    assert one.substitution.tried == ["second (its rules need an approval that the call does not have)"]
+    found = following(made(of, "billing", method="GET"), outcome(0, Fault.CONNECT))
+    assert found is not None
+    assert found.standing is not None
+
+
 def test_no_judge_no_substitute_that_an_allow_is_about() -> None:
     of = chain("{upstream: backup}", more="  - {match: {target: backup}, allow: {models: [gpt-4o]}}\n")
     assert Fallback(lambda: 0.0).next(made(of), outcome(503)) is None
@@ -207,6 +226,34 @@ def test_what_may_change_something_is_shown_to_another_only_where_it_did_not_arr
         found = following(made(of, "billing", method=method), ended)
         assert found is not None
         assert (found.standing is not None) is is_shown, (method, ended)
+
+
+@pytest.mark.parametrize("is_substitute", [False, True])
+def test_an_earlier_attempt_that_may_have_arrived_counts_as_the_last(is_substitute: bool) -> None:
+    of = policy(
+        "rules:\n  - {match: {target: [billing, second]}, retry: {attempts: 1, on: [reset]}, fallback: {to: "
+        "[{upstream: second}, {upstream: third}, {reply: closed}]}}\n",
+        upstreams="upstreams:\n"
+        '  billing: {url: "http://127.0.0.1:9003", kind: tool}\n'
+        '  second: {url: "http://127.0.0.1:9004", kind: tool}\n'
+        '  third: {url: "http://127.0.0.1:9005", kind: tool}\n',
+    )
+    one, fallback = made(of, "billing", method="POST"), Fallback(lambda: 0.0, judge)
+    one.attempt = 1
+    if is_substitute:
+        found = fallback.next(one, outcome(0, Fault.CONNECT))
+        assert found is not None
+        fallback.chain.take(one, found)
+        one.attempt += 1
+    again = fallback.next(one, outcome(0, Fault.RESET, is_forwarded=True))
+    assert again is not None
+    assert again.link is None
+    one.is_forwarded = True  # as the attempt says when it is settled
+    one.attempt += 1
+    found = fallback.next(one, outcome(0, reason=Reason.CIRCUIT_OPEN))
+    assert found is not None
+    assert found.standing is None
+    assert one.substitution.tried[-1].endswith("(not sent to)")
 
 
 def test_it_stays_so_however_far_the_chain_goes() -> None:

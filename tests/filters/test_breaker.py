@@ -528,3 +528,16 @@ def test_their_number_is_bounded_and_open_ones_are_kept(one: Breaker, monkeypatc
     for number in range(20):
         fail(one, *[made(model=f"b{number}") for _ in range(5)])
     assert len(one.snapshot()) == 8
+
+
+def test_a_call_that_people_were_asked_about_comes_with_the_time_of_now() -> None:
+    """It began before the breaker opened, and comes when that is long over."""
+    now_s = 0.0
+    one = Breaker(lambda: 0.0, bytes(32), clock=lambda: now_s)
+    held = made(now_s=0.0)
+    fail(one, *[made(now_s=100.0) for _ in range(5)], now_s=100.0)
+    now_s = 101.0
+    with pytest.raises(Refused):
+        one.admit(held)
+    now_s = 1000.0
+    assert isinstance(one.admit(held), Permit)
