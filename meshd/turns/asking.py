@@ -86,7 +86,7 @@ def round_of(messages: list[_Message], periods: int) -> int:
             continue
         begins = count - period * (periods - 1)
         if all(_is_same(messages, at, period, said, seen) for at in range(count - 2, begins - 1, -1)):
-            found = Said(last[1]).features()
+            found = Said(last[1], True).features()
             return 0 if found is not None and found.is_underway else period
     return 0
 
@@ -102,8 +102,8 @@ def _is_same(messages: list[_Message], at: int, period: int, said: dict[int, Sai
         return False
     that = said.get(at - period)
     if that is None:
-        that = said[at - period] = Said(before)
-    return Said(one).nearness(that, seen, AGENT) > DECORATED
+        that = said[at - period] = Said(before, not is_model)
+    return Said(one, not is_model).nearness(that, seen, AGENT) > DECORATED
 
 
 def _of_chat(raw: Any) -> list[_Message]:

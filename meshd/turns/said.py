@@ -49,12 +49,13 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_end", "_features", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known", "loose", "mark",
-        "names", "size", "words",
+        "_begin", "_end", "_features", "_is_answer", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known",
+        "loose", "mark", "names", "size", "words",
     )  # fmt: skip
 
-    def __init__(self, raw: bytes = b"") -> None:
+    def __init__(self, raw: bytes = b"", is_answer: bool = False) -> None:
         self._raw: bytes | None = raw
+        self._is_answer = is_answer
         self._features: Features | None = None
         self._begin = self._end = b""
         self.size = len(raw)
@@ -106,7 +107,7 @@ class Said:
     def features(self) -> Features | None:
         """Return what it says, worked out once; None where only its digests are known."""
         if self._features is None and self._raw is not None:
-            self._features = found = features_of(self._raw)
+            self._features = found = features_of(self._raw, is_answer=self._is_answer)
             self.exact, self.loose = found.exact, found.loose
         return self._features
 

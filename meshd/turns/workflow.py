@@ -338,7 +338,7 @@ class Workflow(Counting):
             if not turn.is_known:
                 question.rounds = 1
             return not turn.is_known
-        said = Said(answer)
+        said = Said(answer, True)
         if turn.nearness == DIFFERENT:
             question.answer, question.rounds = said, 1
             self._keep(said)
