@@ -44,7 +44,7 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled attribution simulate claims replay fleet outage compile lint bench proto format lock clean venv
+.PHONY: help demo test test-compiled attribution loops simulate claims replay fleet outage compile lint bench proto format lock clean venv
 
 help: ## print this
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
@@ -69,6 +69,9 @@ replay: $(STAMP) ## LLM requests on one budget: false refusals, and how loose th
 
 attribution: $(STAMP) ## agents that pass nothing on: which workflow each call is charged to (ARGS="WORD" of a scenario)
 	@$(BIN)/python -m tests.correlation.measure $(ARGS)
+
+loops: $(STAMP) ## runaways and honest workflows: how fast the ones are stopped, how often the others (ARGS="WORD")
+	@$(BIN)/python -m tests.loops.measure $(ARGS)
 
 fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
 	@$(BIN)/python -m bench.fleet $(ARGS)

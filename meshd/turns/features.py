@@ -20,6 +20,7 @@ _CONTENT_MARKS: Final = frozenset("<>+|^")
 UNSPACED_FROM: Final = 0x2E80
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
+CHARACTERS_MAX: Final = 64
 WORDS_MAX: Final = 255
 """Of one payload that are looked at."""
 
@@ -39,7 +40,7 @@ _VOLATILE: Final = re.compile(
     r"|\b(?:took|elapsed)\s+\d+(?:\.\d+)?\s?(?:s|secs?|seconds)\b"
     r"|[\[(]\s*(?:\d+\s*(?:/|of)\s*\d+|(?=[0-9a-f]*\d)[0-9a-f]{6,})\s*[\])]"
     r"|(?P<hash>\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b)"
-    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=\w*\d)\w{6,}"
+    r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=[\w-]*\d)\w[\w-]{5,}"
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
     r'|session_?[iI]d|run_?[iI]d|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
 )
@@ -89,6 +90,13 @@ _STOP: Final = _words(
     "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
     "i'll we'll you'll don't can't"
 )
+_GERMAN: Final = _words(
+    "der das und ist nicht ein eine einen einer mit bitte welche welcher welches welchen soll sollen können könnten "
+    "würden sie wir ich für"
+)
+"""With two of them in it, a text is German: there nouns have capitals, and so capitals do not mark names."""
+GERMAN_MIN: Final = 2
+_STOP_CHARACTERS: Final = frozenset("请您你我的了吗呢吧一下谢在是把和")
 _UNDERWAY: Final = re.compile(
     r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending\w*|queued|in[_ -]?progress|in[_ -]?queue|submitted'
     r'|started|scheduled|accepted|init|not[_ -]?(?:ready|started|done|complete|finished)|[a-z]{3,}ing)\\?"'
@@ -107,6 +115,10 @@ UNDERWAY_CHARACTERS_MAX: Final = 160
 _UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
 COURTESY: Final = crc32(b"thank")
 UNDERWAY_WORDS_MAX: Final = 4
+_NOT_YET: Final = re.compile(
+    r"(?i:\b(?:not yet|not ready|still (?:working|waiting|running|busy)|almost (?:done|ready))\b)"
+)
+NOT_YET_CHARACTERS_MAX: Final = 64
 
 _NO: Final = re.compile(
     r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
@@ -125,7 +137,7 @@ _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for 
 class Features:
     """What one payload says."""
 
-    __slots__ = ("exact", "is_underway", "loose", "names", "text", "words")
+    __slots__ = ("exact", "is_not_yet", "is_underway", "loose", "names", "text", "words")
 
     def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
         self.exact = exact
@@ -138,6 +150,8 @@ class Features:
         """Of its names and numbers."""
         self.is_underway = False
         """It says that what was asked for is still being done."""
+        self.is_not_yet = False
+        """It says that in other words, which are no sign by themselves: see `Workflow`."""
         self.text = ""
 
     @property
@@ -212,6 +226,7 @@ def features_of(raw: bytes, *, is_answer: bool = True) -> Features:
         or _UNDERWAY.search(text) is not None
         or (len(text) <= UNDERWAY_CHARACTERS_MAX and _UNDERWAY_SAID.search(text) is not None)
     )
+    found.is_not_yet = len(text) <= NOT_YET_CHARACTERS_MAX and _NOT_YET.search(text) is not None
     found.text = text
     return found
 
@@ -249,7 +264,8 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
     key = ""
     key_end = -1
     before = ""
-    count = 0
+    count = german = 0
+    capitals: list[int] = []
     is_underway = is_courteous = False
     for match in _TOKEN.finditer(text):
         begin, end = match.span()
@@ -270,7 +286,9 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
                 continue
             tokens.append(match[2])
             if len(names) < WORDS_MAX:
-                names.append(crc32(f"{before}{match[2]}".encode()))
+                # `e4` is one name, and so is the number of a key; `at 31` and `remains 31` say the same.
+                owner = key if key_end == begin else before if begin and text[begin - 1].isalnum() else ""
+                names.append(crc32(f"{owner}{match[2]}".encode()))
             before = ""
             continue
         word = match[3]
@@ -282,21 +300,25 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
         count += 1
         if lower in _UNDERWAY_WORDS:
             is_underway = True
-        if len(words) + len(names) >= WORDS_MAX:
+        if len(words) + len(names) + len(capitals) >= WORDS_MAX:
+            continue
+        if lower in _GERMAN:
+            german += 1
             continue
         if word != lower and begin > 0 and _is_name(text, begin, word):
-            names.append(crc32(lower.encode()))
+            capitals.append(crc32(lower.encode()))
         elif lower in _COURTESY:
             is_courteous = True
         elif lower in _STOP_ELSEWHERE:
             continue
         elif ord(lower[0]) >= UNSPACED_FROM:
-            # Scripts that put no blanks between words: two characters at a time.
-            words.extend([crc32(lower[at : at + 2].encode()) for at in range(max(len(lower) - 1, 1))][:WORDS_MAX])
+            # Scripts that put no blanks between words: their characters stand for words.
+            words.extend([crc32(one.encode()) for one in lower[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
         elif len(lower) > 2 and lower not in _STOP:
             words.append(crc32(_stem(lower).encode()))
         elif not lower.isascii():
             words.append(crc32(lower.encode()))
+    (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
         # All that is said is thanks, or that somebody is sorry.
         words.append(COURTESY)

@@ -62,7 +62,7 @@ class Question:
         before = self.answer
         if before is None:
             return True
-        near = answer.nearness(before, seen, TOOL if kind == TOOL else AGENT)
+        near = answer.nearness(before, seen, TOOL if kind == TOOL else AGENT, is_answer=True)
         if self.is_decorated or near == DECORATED:
             found = answer.features()
             return near != DIFFERENT and (before.says_no or (found is not None and found.says_no))

@@ -22,6 +22,10 @@ FAR_BITS: Final = 22
 """Two payloads whose simhashes differ in more bits are not alike. Those of unrelated ones differ in 32, or 4 less."""
 FRESH_SHARE: Final = 3
 """A payload of which more than one word in so many is fresh says something else."""
+FRESH_TENTHS: Final = 4
+"""The same in tenths for an answer: its question was asked before, so less is needed to say that it is the same."""
+UNHEARD_SHARE: Final = 5
+"""Where no more than one word in so many is new to the workflow, a question may have as many fresh as an answer."""
 TOKENS_MIN: Final = 3
 """A shorter payload has the same words as another, or is not alike."""
 CORE_MIN: Final = 3
@@ -123,8 +127,9 @@ class Said:
         for word in found.names:
             seen.add(word)
         self._text = found.text
-        self.words = set(found.words[:WORDS_KEPT_MAX])
-        self.names = set(found.names[:WORDS_KEPT_MAX])
+        # Each once, before any is left out: a text that quotes says few words many times.
+        self.words = set(list(dict.fromkeys(found.words))[:WORDS_KEPT_MAX])
+        self.names = set(list(dict.fromkeys(found.names))[:WORDS_KEPT_MAX])
         self._begin, self._end = self._raw[:ENDS_BYTES], self._raw[-ENDS_BYTES:]
         self.is_known = True
         self._features = self._raw = None
@@ -142,7 +147,7 @@ class Said:
         """Bytes that it holds until its features are worked out."""
         return len(self._raw) if self._raw is not None else 0
 
-    def nearness(self, before: Said, seen: Seen, kind: str) -> int:
+    def nearness(self, before: Said, seen: Seen, kind: str, *, is_answer: bool = False) -> int:
         """Say how near this is to what was said `before`, whose words are learned on the way."""
         if self.mark == before.mark != 0 and self.size == before.size:
             return EXACT
@@ -170,7 +175,7 @@ class Said:
             return LOOSE
         if not found.words and not found.names:
             return DIFFERENT
-        return self._likeness_to(before, found, seen, kind, is_growing)
+        return self._likeness_to(before, found, seen, kind, is_growing, is_answer)
 
     def grows_from(self, before: Said) -> bool:
         """Say whether this may be what was said before, behind more of what was said since."""
@@ -179,7 +184,9 @@ class Said:
         end = before._raw if before._raw is not None else before._end
         return self._raw[-TAIL_BYTES:] == end[-TAIL_BYTES:]
 
-    def _likeness_to(self, before: Said, found: Features, seen: Seen, kind: str, is_growing: bool) -> int:
+    def _likeness_to(
+        self, before: Said, found: Features, seen: Seen, kind: str, is_growing: bool, is_answer: bool
+    ) -> int:
         words, names = before.words, before.names
         if words is None or names is None or (is_growing and kind != TOOL):
             if words is None and (found.likeness ^ before.likeness).bit_count() > FAR_BITS:
@@ -199,14 +206,24 @@ class Said:
         if (
             kind in (AGENT, EVENT)
             and total + len(found.names) >= TOKENS_MIN
-            and fresh * FRESH_SHARE <= total
-            and not self._is_filled_in(before)
+            and (
+                fresh * FRESH_SHARE <= total
+                or (fresh * 10 <= total * FRESH_TENTHS and (is_answer or self._is_heard(found, seen)))
+            )
+            # Where all of the one before is still said, words were added to it, and none put in the place of others.
+            and (words.issubset(found.words) or not self._is_filled_in(before))
         ):
             return ALIKE
         common = total - fresh
         if kind in (AGENT, EVENT) and common + len(found.names) >= CORE_MIN and common * CORE_SHARE >= total:
             return DECORATED
         return DIFFERENT
+
+    @staticmethod
+    def _is_heard(found: Features, seen: Seen) -> bool:
+        """Say whether hardly a word is new to the workflow, whoever said it."""
+        unheard = sum([not seen.has(word) for word in found.words])
+        return unheard * UNHEARD_SHARE <= len(found.words)
 
     def _is_filled_in(self, before: Said) -> bool:
         """Say whether this is the payload before with something else at one place."""

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Final
+
+GAP: Final = b". "
+"""Stands where something was left out: what comes behind it begins a sentence, for whoever tells names by capitals."""
+
 
 class Sample:
     """Hears a body as it passes."""
@@ -38,7 +43,10 @@ class Sample:
 
     def taken(self) -> bytes:
         """Return what was kept."""
-        return self._begin + self._end if self._end else self._begin
+        if not self._end:
+            return self._begin
+        gap = GAP if self.size > len(self._begin) + len(self._end) else b""
+        return self._begin + gap + self._end
 
 
 def sampled(body: bytes, bytes_max: int) -> bytes:
@@ -46,4 +54,4 @@ def sampled(body: bytes, bytes_max: int) -> bytes:
     if len(body) <= bytes_max:
         return body
     half = bytes_max >> 1
-    return body[:half] + body[-half:]
+    return body[:half] + GAP + body[-half:]

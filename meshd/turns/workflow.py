@@ -136,7 +136,7 @@ class Workflow(Counting):
                 at = turn.path.index(target) if target in turn.path else len(turn.path)
                 return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, (*turn.path[at:], source))
         edge = self._edge(source, target, kind)
-        if kind == LLM and self._has_gone_round(turn, limits.periods):
+        if kind == LLM and self._has_gone_round(turn, limits.periods) and not self._is_unhurried(turn):
             return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
         turn.edge = edge
         self.last_s = turn.at_s
@@ -280,6 +280,11 @@ class Workflow(Counting):
             return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
+    def _is_unhurried(self, turn: Turn) -> bool:
+        """Say whether the model was last asked so long ago that somebody watches something by it."""
+        edge = self.edges.get((turn.source, turn.target))
+        return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
+
     @staticmethod
     def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:
         """Say whether the same is asked because time must pass."""
@@ -349,7 +354,7 @@ class Workflow(Counting):
         if is_same:
             if question.answer is None:
                 question.answer = said
-            if found is not None and found.is_underway:
+            if found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S)):
                 question.changes += 1
                 self._take_back(turn, edge)
                 return False

@@ -1,0 +1,46 @@
+"""The policy of a scenario's sidecars, and what its refusals say."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from meshd.dialects.table import DIALECTS
+from tests.loops.playing import Refusal
+from tests.loops.reading import LEAD, LLM, TOOL
+
+if TYPE_CHECKING:
+    from tests.loops.reading import Scenario
+
+_DETECTOR: Final = re.compile(r"\((?:workflow [^;)]*|no workflow); (\w+)\)")
+
+
+def document(scenario: Scenario, at: int, ports: dict[str, int], inbound: list[int]) -> str:
+    """Return the policy of sidecar number `at`; the model and the tools are at the port of no name."""
+    agents = scenario.agents
+    provider = f"http://127.0.0.1:{ports['']}"
+    lines = [f"agent: {agents[at] if scenario.sidecars > 1 and at < len(agents) else LEAD}", "upstreams:"]
+    lines.append(f'  {LLM}: {{url: "{provider}", kind: llm, dialect: openai}}')
+    lines += [
+        f'  {tool}: {{url: "{provider}", kind: tool{_dialect(scenario, TOOL + tool)}}}' for tool in scenario.tools
+    ]
+    for number, name in enumerate(agents):
+        spoken = _dialect(scenario, name)
+        if scenario.sidecars == 1:
+            lines.append(f'  {name}: {{url: "http://127.0.0.1:{ports[name]}", kind: agent{spoken}}}')
+        elif number != at:
+            lines.append(f'  {name}: {{url: "http://127.0.0.1:{inbound[number]}", kind: agent, peer: true{spoken}}}')
+    lines.append(f"limits: {{unattributed_tokens: {scenario.budget}}}")
+    lines.append(f"rules:\n  - {{name: purse, match: {{kind: llm}}, budget: {{tokens: {scenario.budget}}}}}")
+    return "\n".join(lines) + "\n"
+
+
+def _dialect(scenario: Scenario, target: str) -> str:
+    spoken = scenario.spoken_by(target)
+    return f", dialect: {spoken}" if spoken in DIALECTS else ""
+
+
+def refusal(reason: str, message: str) -> Refusal:
+    """Return what a refusal says."""
+    found = _DETECTOR.search(message)
+    return Refusal(reason, found[1] if found else "", message[:600])
