@@ -228,8 +228,8 @@ class Turns:
             payload = bytes(rpc.arguments)
             is_read_only = rpc.is_read_only
         else:
-            operation, prefix = self._places.of(path)
-            is_read_only = method in _READS
+            operation, prefix, is_check = self._places.of(path)
+            is_read_only = is_check or method in _READS
             body = call.body
             if body is not None:
                 payload = prefix + sampled(body, call.plan.turns.sample)
@@ -297,6 +297,7 @@ class Turns:
             is_many,
             asking.period,
         )
+        turn.is_sampled = asking.is_sampled
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         return self._judge(call, workflow, turn, limits, settings, b"")
 

@@ -30,6 +30,7 @@ MESSAGES_MAX: Final = 64
 PERIOD_MAX: Final = 16
 """Messages of one round."""
 MESSAGE_BYTES_MAX: Final = 4096
+_COLD: Final = frozenset((b"0", b"0.0", b"null"))
 NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _chat = msgspec.json.Decoder(list[ChatMessage])
@@ -40,9 +41,11 @@ _contents = msgspec.json.Decoder(list[GeminiContent])
 class Asking:
     """What one request asks."""
 
-    __slots__ = ("payload", "period", "rounds")
+    __slots__ = ("is_sampled", "payload", "period", "rounds")
 
-    def __init__(self, payload: bytes, rounds: int, period: int) -> None:
+    def __init__(self, payload: bytes, rounds: int, period: int, is_sampled: bool) -> None:
+        self.is_sampled = is_sampled
+        """There is no talk yet, and chance is asked for: whoever sends it again wants another sample."""
         self.payload = payload
         self.rounds = rounds
         """How often the end of the history says the same, model and tools together; 0 where it does not."""
@@ -69,7 +72,8 @@ def asking_of(dialect: str, ask: Ask, periods: int, bytes_max: int) -> Asking | 
         at -= 1
     payload = b"\n".join([said for _, said in messages[at:]])
     period = round_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
-    return Asking(sampled(payload, bytes_max), periods if period else 0, period)
+    is_sampled = not any(message[0] for message in messages) and bytes(pairs.get("temperature", b"0")) not in _COLD
+    return Asking(sampled(payload, bytes_max), periods if period else 0, period, is_sampled)
 
 
 def round_of(messages: list[_Message], periods: int) -> int:

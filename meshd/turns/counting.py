@@ -12,6 +12,11 @@ EDGES_MAX: Final = 32
 """Beyond them, edges of agents are counted together."""
 OTHERS: Final = "*"
 TENTHS: Final = 10
+"""Of a turn that brings nothing new."""
+AGAIN_TENTHS: Final = 3
+"""Of one that asks again what was asked before, and something new came in between."""
+FRESH_SHARE: Final = 3
+"""Where nobody calls back, only one in so many turns with something new is counted: work is handed out there."""
 
 
 class Counting:
@@ -36,8 +41,21 @@ class Counting:
                 edge = self.edges.get((OTHERS, OTHERS))
             if edge is None:
                 edge = self.edges[source, target] = Edge(source, target, kind)
+                if kind in COUNTED:
+                    self.close_circle(edge)
         self._last = edge
         return edge
+
+    def close_circle(self, edge: Edge) -> None:
+        """Note of which edges a new one makes a circle."""
+        edges = self.edges
+        if not any(source == edge.target for source, _ in edges):
+            return
+        circle = circle_of(edge.source, edges)
+        if edge.target in circle:
+            for one in edges.values():
+                if one.source in circle and one.target in circle:
+                    one.is_circle = True
 
     def _forget(self) -> None:
         """Make room: what is no edge between agents counts nothing."""
