@@ -19,8 +19,8 @@ class Question:
     """A question on an edge, as it was asked last."""
 
     __slots__ = (
-        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "is_program", "last_s", "mark", "models_at",
-        "news_at", "next_s", "number", "open", "rounds",
+        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "is_program", "last_s", "mark",
+        "models_at", "news_at", "next_s", "number", "open", "rounds",
     )  # fmt: skip
 
     def __init__(self, asked: Said, mark: int, number: int) -> None:

@@ -57,7 +57,7 @@ class Workflow(Counting):
     __slots__ = (
         "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s",
         "model_calls", "news",
-        "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+        "news_elsewhere", "seen", "stale_tokens", "steps", "told", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -77,6 +77,8 @@ class Workflow(Counting):
         """Spent since anything new was said."""
         self.grace = 0
         """Turns that a supervisor gave beyond every limit."""
+        self.told: set[tuple[str, str]] = set()
+        """Edges of which the model has been told that they are refused."""
         self.is_stopped = False
         """A supervisor has stopped it."""
         self.last_s = 0.0

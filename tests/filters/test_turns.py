@@ -273,13 +273,16 @@ class Asked:
         return self.verdict
 
 
+SUPERVISED = policy("on_exceeded: {url: 'http://127.0.0.1:1'}\n")
+
+
 async def supervised(verdict: Verdict | None, gate: asyncio.Event | None = None, hold_s: float = 5.0) -> Any:
     turns = Turns(judge=judge)
     supervisor = turns.supervisor = Asked(verdict, gate)
     turns.ladder.hold_s = lambda _: hold_s
     for _ in range(3):
-        go(turns, ready())
-    made = ready()
+        go(turns, ready(of=SUPERVISED))
+    made = ready(of=SUPERVISED)
     wait = go(turns, made)
     assert isinstance(wait, Wait)
     assert wait.is_hold
@@ -305,8 +308,8 @@ async def test_a_supervisor_gives_room() -> None:
     turns, _, _, result = await supervised(Verdict(action="continue", turns=3))
     assert result is None
     for _ in range(2):
-        assert not isinstance(go(turns, ready()), Wait)
-    last = go(turns, ready())
+        assert not isinstance(go(turns, ready(of=SUPERVISED)), Wait)
+    last = go(turns, ready(of=SUPERVISED))
     assert isinstance(last, Wait), "asked again when the room is used up"
     last.coroutine.close()
 
@@ -321,7 +324,7 @@ async def test_a_supervisor_sends_the_call_elsewhere() -> None:
     of = policy(upstreams=(
         'agent: researcher\nupstreams:\n  writer: {url: "http://127.0.0.1:1", kind: agent}\n'
         '  senior: {url: "http://127.0.0.1:2/base", kind: agent}\n  openai: {url: "https://api.openai.com", '
-        "kind: llm, dialect: openai}\n"
+        "kind: llm, dialect: openai}\non_exceeded: {url: 'http://127.0.0.1:1'}\n"
     ))  # fmt: skip
     turns = Turns(judge=judge)
     turns.supervisor = Asked(Verdict(action="redirect", target="senior"))
