@@ -44,9 +44,12 @@ _VOLATILE: Final = re.compile(
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
     r'|session_?[iI]d|run_?[iI]d|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
 )
-_KEY_BEFORE: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*[\["]*$')
+_KEY_BEFORE: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*(?:\[\s*)?"?$')
 _WORD_BEFORE: Final = re.compile(r"([^\W\d_]+)[\s:=]*$")
 _BEFORE_CHARACTERS: Final = 80
+_VALUE_ENDS: Final = ('"', ",", "}", "]", "")
+PATH_BODY_MAX: Final = 48
+"""Characters of a body that says little."""
 _TIME_KEYS: Final = frozenset(("at", "time", "now", "sent", "sent_at", "created", "created_at", "updated_at", "when"))
 _ID_WORDS: Final = _words(
     "trace ref reference request req message msg call correlation session run nonce span conversation thread"
@@ -92,7 +95,7 @@ _STOP: Final = _words(
 )
 _GERMAN: Final = _words(
     "der das und ist nicht ein eine einen einer mit bitte welche welcher welches welchen soll sollen können könnten "
-    "würden sie wir ich für"
+    "würden sie wir ich für die den dem des du mir mich dir"
 )
 """With two of them in it, a text is German: there nouns have capitals, and so capitals do not mark names."""
 GERMAN_MIN: Final = 2
@@ -124,7 +127,9 @@ _NO: Final = re.compile(
     r"(?i:\b(?:do not|don't|does not|doesn't|did not|will not|won't|cannot|can't|could not|unable|"
     r"not found|no results|nothing found|"
     r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
-    r"information))\b)"
+    r"information))\b"
+    r"|\bno (?:tengo|puedo|hay|dispongo|lo tengo)\b|\bne \w+ pas\b|\b(?:n'|n’)\w+ pas\b|\bkein\w*\b|\bnicht (?:vor|da|"
+    r"möglich|verfügbar|gefunden|vorhanden)\b|\bnon (?:ho|posso|ce l)\b|\bнет\b|\bне могу\b|没有|ありません|ございません)"
 )
 
 _MIX: Final = 0x9E3779B97F4A7C15
@@ -216,7 +221,7 @@ def features_of(raw: bytes, *, is_answer: bool = True) -> Features:
     words: list[int] = []
     names: list[int] = []
     tokens: list[str] = []
-    is_underway = _read(text, words, names, tokens)
+    is_underway = _read(text, words, names, tokens, is_answer)
     exact_digest = digest(text)
     # Without what is spelled in many ways: case, blanks and most marks.
     loose_digest = digest(" ".join(tokens))
@@ -249,17 +254,21 @@ def _is_content(match: re.Match[str]) -> bool:
     begin = match.start()
     before = match.string[max(0, begin - _BEFORE_CHARACTERS) : begin]
     key = _KEY_BEFORE.search(before)
-    if key is not None:
-        return key[1].lower() not in _TIME_KEYS
+    if key is not None and match.string[match.end() : match.end() + 1] in _VALUE_ENDS:
+        name = key[1].lower()
+        return name not in _TIME_KEYS and name not in _ID_WORDS
     if match.lastgroup == "day":
         return True
     if match.lastgroup in ("time", "epoch"):
         return False
+    if before[-1:] == "/":
+        # In a path: it names what is called, unless the body says all that is asked.
+        return len(match.string.partition("\n")[2]) <= PATH_BODY_MAX
     word = _WORD_BEFORE.search(before)
-    return before[-1:] == "/" or (word is not None and word[1].lower() not in _ID_WORDS)
+    return word is not None and word[1].lower() not in _ID_WORDS
 
 
-def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> bool:
+def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_answer: bool) -> bool:
     """Sort the tokens of a text; return whether all that it says is that something is under way."""
     key = ""
     key_end = -1
@@ -281,7 +290,7 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
                 names.append(crc32(match[4].encode()))
             continue
         if group == 2:
-            if _is_counter(text, begin, end, before, key if key_end == begin else ""):
+            if _is_counter(text, begin, end, before, key if key_end == begin else "", is_answer):
                 tokens.append("#")
                 continue
             tokens.append(match[2])
@@ -325,13 +334,13 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str]) -> b
     return is_underway and count <= UNDERWAY_WORDS_MAX
 
 
-def _is_counter(text: str, begin: int, end: int, before: str, key: str) -> bool:
+def _is_counter(text: str, begin: int, end: int, before: str, key: str, is_answer: bool) -> bool:
     if key:
         return key.lower() in _KEY_COUNTERS
     if before in _COUNTERS:
         return True
     if before in _PARTS and text[begin - 1] == " ":
-        return _is_place(text, begin - len(before) - 1, end)
+        return is_answer or _is_place(text, begin - len(before) - 1, end)
     if begin == 0:
         return end == len(text)
     last = text[begin - 1]
@@ -376,6 +385,9 @@ def _is_name(text: str, begin: int, word: str) -> bool:
 
 def _stem(word: str) -> str:
     """Return what words of one family have in common: rough, and the same for all of them."""
+    if word[1:2] in ("'", "’") and len(word) > 4:
+        # An article or a pronoun, as in `l'envoyer`.
+        word = word[2:]
     if word[-2:] in ("'s", "’s"):
         word = word[:-2]
     if len(word) > 6:

@@ -264,3 +264,14 @@ def is_new(found: Features, seen: Seen, kind: str) -> bool:
         if not seen.has(word):
             unheard += 1
     return unheard * FRESH_SHARE > len(found.words) if kind != TOOL else unheard > 0
+
+
+def is_old(found: Features, seen: Seen) -> bool:
+    """Say whether every word of a payload was heard before."""
+    for word in found.names:
+        if not seen.has(word):
+            return False
+    for word in found.words:
+        if not seen.has(word):
+            return False
+    return True

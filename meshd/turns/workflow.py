@@ -14,7 +14,7 @@ from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, C
 from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.features import features_of
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, EXACT, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, EXACT, LOOSE, Said, is_old
 from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
 
@@ -399,8 +399,7 @@ class Workflow(Counting):
             if question.answer is None:
                 question.answer = said
             if is_underway or (
-                found is not None
-                and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S))
+                found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S))
             ):
                 question.changes += 1
                 self._take_back(turn, edge)
@@ -413,12 +412,17 @@ class Workflow(Counting):
                 self.is_changed = True
                 self._step(question, question.answer)
             return False
+        is_heard = edge.kind == AGENT and turn.is_known and found is not None and is_old(found, self.seen)
         said.learn(self.seen)
         question.answer = said
         question.rounds = 1
         if not turn.is_known:
             return True
         question.changes += 1
+        if is_heard and found is not None and not found.is_underway:
+            # Another answer than the last one, and nothing that nobody has said: that is no polling of an agent.
+            self._step(question, said)
+            return False
         self._take_back(turn, edge)
         if not turn.is_read_only and not (found is not None and found.is_underway):
             self._step(question, said)
