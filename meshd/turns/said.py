@@ -268,10 +268,5 @@ def is_new(found: Features, seen: Seen, kind: str) -> bool:
 
 def is_old(found: Features, seen: Seen) -> bool:
     """Say whether every word of a payload was heard before."""
-    for word in found.names:
-        if not seen.has(word):
-            return False
-    for word in found.words:
-        if not seen.has(word):
-            return False
-    return True
+    unheard = sum([not seen.has(word) for word in (*found.names, *found.words)])
+    return unheard == 0

@@ -12,11 +12,21 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, Counting
 from meshd.turns.edge import COUNT_MASK, Edge
-from meshd.turns.features import features_of
+from meshd.turns.patience import (
+    APART_S,
+    BACKS_OFF,
+    PATIENCE,
+    RETRIES,
+    UNHURRIED_PROGRAM_S,
+    UNHURRIED_S,
+    is_waiting_for,
+    polled,
+    sampled_again,
+)
 from meshd.turns.periods import period_of
 from meshd.turns.said import DECORATED, DIFFERENT, EXACT, LOOSE, Said, is_old
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
     from meshd.turns.question import Question
@@ -25,29 +35,6 @@ STEPS_MAX: Final = 48
 ASKED_MAX: Final = 32
 KEPT_BYTES_MAX: Final = 32_768
 """Of payloads whose features nobody needed yet."""
-RETRIES: Final = 3
-"""A call that failed may be made so many times as often as one that was answered, before it is a loop."""
-PATIENCE: Final = 3
-"""Times as many rounds as within a workflow."""
-BACKS_OFF: Final = 2
-"""Gaps that have grown so often in a row are a back-off."""
-UNHURRIED_S: Final = 5.0
-"""Who waits so long before it tries again does not hammer."""
-UNHURRIED_PROGRAM_S: Final = 1.0
-"""The same of a program: who asks a tool again and no model in between is one."""
-SAMPLES_SHARE: Final = 5
-"""Equal samples of a model may cost so small a share of what may be spent without anything new."""
-SAMPLES_MAX: Final = 100
-"""Without a budget."""
-APART_S: Final = 0.5
-"""Calls that begin within so many seconds may be a fan-out."""
-HEARTBEAT_S: Final = 20.0
-"""A tool that is called the same no more often than this is watched, or told that somebody is alive."""
-AGENT_SLOW_S: Final = 60.0
-"""The same of an agent: what holds for it then are the counts."""
-MODEL_SLOW_S: Final = 300.0
-"""The same of a model, whose every call costs."""
-WAIT_S_MAX: Final = 1.0
 _NONE: Final[dict[int, int]] = {}
 
 
@@ -129,8 +116,6 @@ class Workflow(Counting):
             turn.question = None
             question.open -= 1
             question.rounds = 1
-        if turn.edge is not None:
-            turn.edge.fresh += 1
         self.stale_tokens = 0
 
     def passed_over(self, turn: Turn) -> None:
@@ -240,6 +225,8 @@ class Workflow(Counting):
                 question.rounds = max(1, question.rounds - (news - question.news_at))
             question.news_at = news
         else:
+            if edge.kind == LLM:
+                edge.fresh += 1
             question.news_at = self.news_of(edge)
             self._keep(asked)
         question.came(turn.at_s, self.model_calls.get(edge.source, 0))
@@ -275,7 +262,7 @@ class Workflow(Counting):
             return PASSED
         gap_s = question.gap_s
         if turn.is_read_only:
-            return self._polled(question, limits, now_s)
+            return polled(question, limits, now_s)
         periods = limits.periods
         if turn.is_many and turn.kind != AGENT:
             # The turns of many tasks stand together: that some of them ask the same is no loop yet.
@@ -286,13 +273,13 @@ class Workflow(Counting):
             if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
             if turn.is_sampled and nearness == EXACT:
-                return self._sampled(question, limits)
-        is_waiting = self._is_waiting(turn, edge, gap_s)
+                return sampled_again(question, limits, self.stale_tokens)
+        is_waiting = is_waiting_for(turn, edge, gap_s)
         if is_waiting and turn.is_counted and not edge.is_circle:
             self._count(turn, edge, 1)
         if question.rounds >= periods and not is_waiting:
             if turn.kind == TOOL and question.is_program and gap_s >= UNHURRIED_PROGRAM_S:
-                return self._polled(question, limits, now_s)
+                return polled(question, limits, now_s)
             return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, parties)
         is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
         if question.failures >= (periods * RETRIES if is_backing_off else periods) and not is_waiting:
@@ -309,46 +296,13 @@ class Workflow(Counting):
             if period > 1 and self.steps[-period] >> 32 == question.number:
                 return Judgement(LOOP, "period", 0.0, periods, periods, parties)
             # A model that is asked the same for other answers is sampled, and at once where it can be.
-            return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
+            return polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
     def _is_unhurried(self, turn: Turn) -> bool:
         """Say whether the model was last asked so long ago that somebody watches something by it."""
         edge = self.edges.get((turn.source, turn.target))
         return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
-
-    def _sampled(self, question: Question, limits: Limits) -> Judgement:
-        """Judge one more sample of what a model may answer: how many are drawn is limited by what they cost."""
-        stale = limits.stale_tokens // SAMPLES_SHARE
-        if stale and self.stale_tokens >= stale:
-            return Judgement(LOOP, "spending", 0.0, self.stale_tokens, stale)
-        if not stale and question.rounds >= SAMPLES_MAX:
-            return Judgement(LOOP, "repetition", 0.0, question.rounds, SAMPLES_MAX)
-        return PASSED
-
-    @staticmethod
-    def _is_waiting(turn: Turn, edge: Edge, gap_s: float) -> bool:
-        """Say whether the same is asked because time must pass."""
-        if turn.kind == TOOL:
-            return gap_s >= HEARTBEAT_S
-        if turn.kind == AGENT:
-            return gap_s >= AGENT_SLOW_S and not edge.is_circle
-        # What a model is asked about may still be being done: it polls by a tool.
-        payload = turn.payload
-        return gap_s >= MODEL_SLOW_S or (payload is not None and features_of(payload).is_underway)
-
-    @staticmethod
-    def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
-        """Let the same question be asked so many times a second, and no faster."""
-        wait_s = question.next_s - now_s
-        if wait_s > WAIT_S_MAX:
-            # Those who poll side by side wait no longer for one another.
-            wait_s = WAIT_S_MAX
-        if wait_s <= 0.0:
-            question.next_s = now_s + 1.0 / limits.polls
-            return PASSED
-        question.next_s = now_s + wait_s + 1.0 / limits.polls
-        return Judgement(WAIT, "", wait_s)
 
     # ------------------------------------------------------------------ what is answered
 
