@@ -129,7 +129,8 @@ _NO: Final = re.compile(
     r"denied|failed|refused|error|sorry|what do you mean|clarif\w*|not clear|unclear|need more|more (?:details|"
     r"information))\b"
     r"|\bno (?:tengo|puedo|hay|dispongo|lo tengo)\b|\bne \w+ pas\b|\b(?:n'|n’)\w+ pas\b|\bkein\w*\b|\bnicht (?:vor|da|"
-    r"möglich|verfügbar|gefunden|vorhanden)\b|\bnon (?:ho|posso|ce l)\b|\bнет\b|\bне могу\b|没有|ありません|ございません)"
+    r"möglich|verfügbar|gefunden|vorhanden)\b|\bnon (?:ho|posso|ce l)\b|\bнет\b|\bне могу\b|没有"
+    r"|ありません|ございません)"
 )
 
 _MIX: Final = 0x9E3779B97F4A7C15

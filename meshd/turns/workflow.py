@@ -11,10 +11,10 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, Counting
-from meshd.turns.edge import COUNT_MASK, Edge
 from meshd.turns.patience import (
     APART_S,
     BACKS_OFF,
+    MODEL_SLOW_S,
     PATIENCE,
     RETRIES,
     UNHURRIED_PROGRAM_S,
@@ -29,13 +29,13 @@ from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
+    from meshd.turns.edge import Edge
     from meshd.turns.question import Question
 
 STEPS_MAX: Final = 48
 ASKED_MAX: Final = 32
 KEPT_BYTES_MAX: Final = 32_768
 """Of payloads whose features nobody needed yet."""
-_NONE: Final[dict[int, int]] = {}
 
 
 class Workflow(Counting):
@@ -43,8 +43,7 @@ class Workflow(Counting):
 
     __slots__ = (
         "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s",
-        "model_calls", "news",
-        "news_elsewhere", "seen", "stale_tokens", "steps", "told", "version",
+        "model_calls", "seen", "stale_tokens", "steps", "told", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -52,10 +51,6 @@ class Workflow(Counting):
         self.steps: deque[int] = deque(maxlen=STEPS_MAX)
         """What was asked and answered, oldest first: equal numbers for the same question with the same answer."""
         self.seen = Seen()
-        self.news: dict[str, int] = {}
-        """How often something new came, by agent."""
-        self.news_elsewhere: dict[str, dict[int, int]] = {}
-        """The same by other sidecars, as `Edge.elsewhere` has counts."""
         self.asked_models: deque[int] = deque(maxlen=ASKED_MAX)
         """How much was new for the caller at each of its last calls of a model."""
         self.model_calls: dict[str, int] = {}
@@ -328,7 +323,7 @@ class Workflow(Counting):
         if is_news:
             self.stale_tokens = 0
             if edge is not None and edge.kind != LLM:
-                self._bring(edge)
+                self.bring(edge)
                 if question is not None:
                     question.news_at += 2
         else:
@@ -390,21 +385,3 @@ class Workflow(Counting):
     def _step(self, question: Question, said: Said) -> None:
         mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
         self.steps.append(question.number << 32 | mark)
-
-    def news_of(self, edge: Edge) -> int:
-        """Return how often something new came for the two of an edge, over all sidecars."""
-        news = self.news
-        found = news.get(edge.source, 0) + news.get(edge.target, 0)
-        if edge.kind == LLM:
-            # Its answers are not looked at before a question comes again: another question is news enough.
-            found += edge.fresh
-        if self.news_elsewhere:
-            for agent in (edge.source, edge.target):
-                found += sum([count & COUNT_MASK for count in self.news_elsewhere.get(agent, _NONE).values()])
-        return found
-
-    def _bring(self, edge: Edge) -> None:
-        news = self.news
-        for agent in (edge.source, edge.target):
-            if agent in news or len(news) < EDGES_MAX:
-                news[agent] = news.get(agent, 0) + 1

@@ -400,3 +400,40 @@ def test_explain_says_what_holds() -> None:
     assert turns.explain(made) == (
         "0.1 of 20 turns from researcher to writer, a loop after 3 rounds of the same; highest step: refuse"
     )
+
+
+def test_a_model_that_was_told_is_refused_shortly() -> None:
+    turns = Turns()
+    assert not looping(turns).is_repeated
+    with pytest.raises(Refused) as refused:
+        go(turns, ready())
+    assert refused.value.is_repeated
+
+
+async def test_calls_that_are_held_together_share_the_turns_of_one_answer() -> None:
+    turns = Turns(judge=judge)
+    turns.supervisor = Asked(Verdict(action="continue", turns=3))
+    for _ in range(3):
+        go(turns, ready(of=SUPERVISED))
+    waits = [go(turns, ready(of=SUPERVISED)) for _ in range(5)]
+    for wait in waits:
+        assert await wait.coroutine is None
+    assert turns.book.of("wf-1").grace == 2
+
+
+@pytest.mark.parametrize(("path", "is_polled"), [("/health", True), ("/v1/ping", True), ("/run", False)])
+def test_a_check_is_polled_by_any_method(path: str, is_polled: bool) -> None:
+    turns, refused = Turns(), False
+    try:
+        for number in range(30):
+            go(turns, ready("billing", url=path, now_s=NOW_S + number))
+    except Refused:
+        refused = True
+    assert refused is not is_polled
+
+
+def test_samples_of_a_model_are_no_loop() -> None:
+    turns = Turns()
+    request = {"model": "m", "temperature": 0.7, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+    for _ in range(40):
+        answered(turns, asked(json.dumps(request).encode()), "4")
