@@ -202,7 +202,7 @@ class Daemon:
         number = int.from_bytes(os.urandom(4), "big") | 1
         self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
         self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
-        self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry)
+        self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry, self.approving.desk)
         idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
         self.telemetry.sources.claims = lambda: idempotency.book.results
         view = self.view = View(

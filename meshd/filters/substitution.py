@@ -257,10 +257,10 @@ def _why_not_judged(call: Call, origin: Standing, judge: Callable[[Call, AllowSe
         if tools != (allow_before.tools if allow_before is not None else None):
             # Whoever watches the answer for tools judges by the plan that the call had when it was admitted.
             return "its rules allow other tools"
-    if plan.approval is not None and not plan.approval.is_shadow and why_asked(call, plan.approval):
-        # Whoever was asked was told of the substitutes; nobody was where the call itself costs too little to ask.
-        if call.holding is None or plan.approval is not before.approval:
-            return "its rules need an approval that the call does not have"
+    # Whoever was asked was told of the substitutes; nobody was where the call itself costs too little to ask.
+    is_covered = call.holding is not None and plan.approval is before.approval
+    if plan.approval is not None and not plan.approval.is_shadow and not is_covered and why_asked(call, plan.approval):
+        return "its rules need an approval that the call does not have"
     if allow is not None:
         if judge is None:
             return "nobody can judge it"

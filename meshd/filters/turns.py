@@ -192,8 +192,7 @@ class Turns:
         if ladder.supervisor is not None and call.policy.supervisor is not None and judgement.detector != "stopped":
             ladder.tally.held += 1
             return Wait(ladder.ask(call, workflow, turn, judgement, settings), is_hold=True)
-        ladder.tally.refused += 1
-        raise refusal(call, turn, judgement, settings)
+        raise ladder.refused(call, workflow, turn, judgement, settings)
 
     def _ticket(
         self, call: Call, workflow: Workflow, turn: Turn, settings: TurnsSettings, prefix: bytes
@@ -228,8 +227,8 @@ class Turns:
             payload = bytes(rpc.arguments)
             is_read_only = rpc.is_read_only
         else:
-            operation, prefix = self._places.of(path)
-            is_read_only = method in _READS
+            operation, prefix, is_check = self._places.of(path)
+            is_read_only = is_check or method in _READS
             body = call.body
             if body is not None:
                 payload = prefix + sampled(body, call.plan.turns.sample)
@@ -297,6 +296,7 @@ class Turns:
             is_many,
             asking.period,
         )
+        turn.is_sampled = asking.is_sampled
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         return self._judge(call, workflow, turn, limits, settings, b"")
 
@@ -354,6 +354,8 @@ class Turns:
             self._limits.clear()
         # The settings are kept beside, so that no others can come to have their id.
         self._limits[key] = (settings, limits)
+        if self.sharing is not None:
+            self.sharing.span_s = max([known.span for known, _ in self._limits.values()])
         return limits
 
     def explain(self, call: Call) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _FAILURE: Final = Verdict.FAILURE
 _BACKPRESSURE: Final = Verdict.BACKPRESSURE
+_NOTHING_YET: Final = (202, 204)
+"""Accepted, and nothing to say: who asks again polls."""
 EVENTS_MAX: Final = 4096
 """Of one answer that are read."""
 
@@ -65,7 +67,7 @@ class Hearing:
         answer = self._answer.taken() if self._answer.size or outcome.status else None
         if outcome.grpc_status > 0 and answer is not None:
             answer += b" status %d" % outcome.grpc_status
-        workflow.answered(turn, answer, is_failed=is_failed)
+        workflow.answered(turn, answer, is_failed=is_failed, is_underway=outcome.status in _NOTHING_YET)
 
 
 class HearingModel:

@@ -7,6 +7,7 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Reply, Target
+from meshd.dialects.canned import Canned, answer, can_answer
 from meshd.filters.holding import hold_s
 from meshd.refusal import Reason, Refused
 from meshd.turns.supervision import EdgeTold, Story, Verdict
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
     from meshd.filters.turns_settings import TurnsSettings
-    from meshd.turns.supervision import Supervisor
+    from meshd.turns.supervision import Action, Supervisor
     from meshd.turns.turn import Judgement, Turn
     from meshd.turns.workflow import Workflow
     from meshd_sdk.context import Context
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 NOTICE: Final = b"x-meshd-notice"
 """On a reply, and on a request to an agent: what was found, where the policy's highest step is to tell it."""
 EDGES_TOLD_MAX: Final = 64
+_ALL: Final[tuple[Action, ...]] = ("continue", "redirect", "finish", "stop")
+_UNFINISHED: Final[tuple[Action, ...]] = ("continue", "redirect", "stop")
+"""Where no text can be made an answer, as over gRPC."""
 
 
 class Tally:
@@ -80,19 +84,36 @@ class Ladder:
             verdict = None
         if verdict is not None:
             if verdict.action == "continue" and verdict.turns > 0:
-                workflow.grace += verdict.turns - 1
+                # Calls that were held together share one answer, and so its turns.
+                workflow.grace = max(workflow.grace, verdict.turns - 1)
                 workflow.is_changed = True
                 return None
             if verdict.action == "redirect" and self._redirect(call, verdict.target):
                 return None
-            if verdict.action == "finish":
-                return Reply(
-                    200, [(b"content-type", verdict.content_type.encode("latin-1", "replace"))], verdict.answer
-                )
+            if verdict.action == "finish" and can_finish(call):
+                return finished(call, verdict)
             if verdict.action == "stop":
                 workflow.is_stopped = workflow.is_changed = True
+        raise self.refused(call, workflow, turn, judgement, settings, _words(verdict))
+
+    def refused(
+        self,
+        call: Call,
+        workflow: Workflow,
+        turn: Turn,
+        judgement: Judgement,
+        settings: TurnsSettings,
+        more: str = "",
+    ) -> Refused:
+        """Count a refusal and return it. The model has been told where it is refused again on the same edge."""
         self.tally.refused += 1
-        raise refusal(call, turn, judgement, settings, _words(verdict))
+        refused = refusal(call, turn, judgement, settings, more)
+        edge = turn.source, turn.target
+        if edge in workflow.told:
+            refused.is_repeated = True
+        elif len(workflow.told) < EDGES_TOLD_MAX:
+            workflow.told.add(edge)
+        return refused
 
     def _redirect(self, call: Call, name: str) -> bool:
         """Call another target in place of the one that the call names; return whether that may be."""
@@ -130,6 +151,21 @@ def refusal(call: Call, turn: Turn, judgement: Judgement, settings: TurnsSetting
     return Refused(reason, told(judgement, turn, workflow) + more, rule=settings.rule)
 
 
+def can_finish(call: Call) -> bool:
+    """Say whether a supervisor's text can be made an answer to a call."""
+    return can_answer(call.dialect, call.ask, call.rpc)
+
+
+def finished(call: Call, verdict: Verdict) -> Reply:
+    """Return the answer that a supervisor gives in place of the target, as its caller's dialect has one."""
+    if call.ask is None and call.rpc is None:
+        content_type, body = verdict.content_type.encode("latin-1", "replace"), verdict.answer
+    else:
+        canned = Canned(verdict.answer.decode("utf-8", "replace"), "meshd-supervisor", call.id, int(call.wall_s))
+        content_type, body = answer(call.dialect, call.ask, call.rpc, canned)
+    return Reply(200, [(b"content-type", content_type), (b"cache-control", b"no-store")], body)
+
+
 def mark(call: Call, judgement: Judgement) -> None:
     """Note on the call's span what was found."""
     if call.span is not None:
@@ -165,6 +201,7 @@ def story_of(call: Call, workflow: Workflow, turn: Turn, judgement: Judgement) -
         tokens_stale=workflow.stale_tokens,
         tokens_budget=call.policy.workflow_tokens or 0,
         payloads=digests,
+        actions=_ALL if can_finish(call) else _UNFINISHED,
     )
 
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
+from meshd.approvals.desk import Flooded, Holding, NotAllowed
+from meshd.approvals.question import Question
+from meshd.approvals.state import State
 from meshd.engines.bus_port import Event, EventMalformed, Verdict
 from meshd.engines.port import StoreError
 from meshd.proxy.errand import ask
@@ -14,7 +18,11 @@ from meshd.supervisor.asking import Asker, Unreachable
 from meshd.supervisor.story import encode
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.approvals.desk import Desk
     from meshd.engines.bus_port import Bus, Subscription
+    from meshd.policy.compiled import Policy
     from meshd.policy.model import SupervisorSection
     from meshd.proxy.proxy import Proxy
     from meshd.telemetry.telemetry import Telemetry
@@ -26,16 +34,24 @@ ANSWERS: Final = ".answers"
 """Follows the topic to make that of the answers."""
 GROUP: Final = "meshd-supervisor"
 ANSWER_BYTES_MAX: Final = 1 << 20
+PEOPLE_GIVE: Final = 20
+"""Turns, where people allow a workflow to go on."""
 
 
-def supervisor_of(proxy: Proxy, bus: Any, telemetry: Telemetry) -> Asker:
+def supervisor_of(proxy: Proxy, bus: Any, telemetry: Telemetry, desk: Desk) -> Asker:
     """Return who asks whom the policy in force names."""
 
     def told(way: str, result: str) -> None:
         counts = telemetry.tally.supervisor_asked
         counts[way, result] = counts.get((way, result), 0) + 1
 
-    return Asker(lambda: proxy.policy.supervisor, {"agent": Agent(proxy), "url": Address(), "topic": Topic(bus)}, told)
+    ways: dict[str, Any] = {
+        "agent": Agent(proxy),
+        "url": Address(),
+        "topic": Topic(bus),
+        "people": People(desk, lambda: proxy.policy),
+    }
+    return Asker(lambda: proxy.policy.supervisor, ways, told)
 
 
 class Agent:
@@ -155,3 +171,53 @@ class Topic:
                     answer.set_exception(Unreachable(f"the bus: {error}"))
         finally:
             await answers.close()
+
+
+class People:
+    """Those who approve: the question stands at the approvals' desk, whose answer is yes or no.
+
+    A yes is room for `PEOPLE_GIVE` more turns, a no stops the workflow. The question is the same for the workflow, the
+    detector and the edge: a call that comes again finds the answer that was given meanwhile.
+    """
+
+    def __init__(self, desk: Desk, policy: Callable[[], Policy]) -> None:
+        self._desk = desk
+        self._policy = policy
+
+    async def ask(self, section: SupervisorSection, story: Story) -> bytes:
+        """See `meshd.supervisor.asking.Way`."""
+        holding = Holding()
+        try:
+            approval = await self._desk.obtain(self._question(story), section.timeout, holding)
+        except NotAllowed as refused:
+            if refused.state is not State.DENIED:
+                raise TimeoutError from None
+            reasons = [one.reason for one in refused.approval.decisions if not one.is_allowed]
+            return json.dumps({"action": "stop", "reason": "; ".join(reasons)}).encode()
+        except (Flooded, StoreError) as error:
+            raise Unreachable(f"the approvals: {error}") from None
+        self._desk.settled(approval.id, story.call_id, is_unsent=False, outcome="continue")
+        who = ", ".join(one.approver for one in approval.decisions if one.is_allowed)
+        return json.dumps({"action": "continue", "turns": PEOPLE_GIVE, "reason": f"allowed by {who}"}).encode()
+
+    def _question(self, story: Story) -> Question:
+        policy = self._policy()
+        asked = {
+            "detector": story.detector,
+            "source": story.source,
+            "target": story.target,
+            "workflow": story.workflow or story.account,
+        }
+        return Question(
+            workflow=story.workflow,
+            agent=story.source,
+            kind="workflow",
+            target=story.target,
+            operation=f"go on for {PEOPLE_GIVE} turns",
+            arguments=json.dumps(asked, sort_keys=True, separators=(",", ":")).encode(),
+            approvers=tuple(sorted(policy.approvers)),
+            owner=policy.owner,
+            why=story.why,
+            rule="on_exceeded",
+            call=story.call_id,
+        )

@@ -12,6 +12,7 @@ Pure: time and bytes are handed in, decisions come out. Read in this order:
     counting    the edges of a workflow, and its limits
     connected   agents that call one another in a circle
     periods     the round that the last calls go in
+    patience    who asks the same again because time must pass, or for another sample
     workflow    one workflow: judge a turn, learn what was asked and answered
     book        the workflows of one sidecar
     asking      what a request to a model asks, and how often its history goes round already

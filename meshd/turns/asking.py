@@ -30,6 +30,7 @@ MESSAGES_MAX: Final = 64
 PERIOD_MAX: Final = 16
 """Messages of one round."""
 MESSAGE_BYTES_MAX: Final = 4096
+_COLD: Final = frozenset((b"0", b"0.0", b"null"))
 NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _chat = msgspec.json.Decoder(list[ChatMessage])
@@ -40,9 +41,11 @@ _contents = msgspec.json.Decoder(list[GeminiContent])
 class Asking:
     """What one request asks."""
 
-    __slots__ = ("payload", "period", "rounds")
+    __slots__ = ("is_sampled", "payload", "period", "rounds")
 
-    def __init__(self, payload: bytes, rounds: int, period: int) -> None:
+    def __init__(self, payload: bytes, rounds: int, period: int, is_sampled: bool) -> None:
+        self.is_sampled = is_sampled
+        """There is no talk yet, and chance is asked for: whoever sends it again wants another sample."""
         self.payload = payload
         self.rounds = rounds
         """How often the end of the history says the same, model and tools together; 0 where it does not."""
@@ -69,7 +72,8 @@ def asking_of(dialect: str, ask: Ask, periods: int, bytes_max: int) -> Asking | 
         at -= 1
     payload = b"\n".join([said for _, said in messages[at:]])
     period = round_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
-    return Asking(sampled(payload, bytes_max), periods if period else 0, period)
+    is_sampled = not any(message[0] for message in messages) and bytes(pairs.get("temperature", b"0")) not in _COLD
+    return Asking(sampled(payload, bytes_max), periods if period else 0, period, is_sampled)
 
 
 def round_of(messages: list[_Message], periods: int) -> int:
@@ -86,7 +90,7 @@ def round_of(messages: list[_Message], periods: int) -> int:
             continue
         begins = count - period * (periods - 1)
         if all(_is_same(messages, at, period, said, seen) for at in range(count - 2, begins - 1, -1)):
-            found = Said(last[1]).features()
+            found = Said(last[1], True).features()
             return 0 if found is not None and found.is_underway else period
     return 0
 
@@ -102,8 +106,8 @@ def _is_same(messages: list[_Message], at: int, period: int, said: dict[int, Sai
         return False
     that = said.get(at - period)
     if that is None:
-        that = said[at - period] = Said(before)
-    return Said(one).nearness(that, seen, AGENT) > DECORATED
+        that = said[at - period] = Said(before, not is_model)
+    return Said(one, not is_model).nearness(that, seen, AGENT) > DECORATED
 
 
 def _of_chat(raw: Any) -> list[_Message]:

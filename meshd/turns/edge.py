@@ -27,7 +27,7 @@ class Hears(Protocol):
 class Edge:
     """From one agent to another, to a tool or to a model, within one workflow."""
 
-    __slots__ = ("elsewhere", "kind", "own", "questions", "source", "target", "unasked")
+    __slots__ = ("elsewhere", "fresh", "is_circle", "kind", "own", "questions", "source", "target", "unasked")
 
     def __init__(self, source: str, target: str, kind: str) -> None:
         self.source = source
@@ -35,6 +35,10 @@ class Edge:
         self.kind = kind
         self.own = 0
         """Tenths of turns that this sidecar counted."""
+        self.fresh = 0
+        """How often something new was asked."""
+        self.is_circle = False
+        """Whoever is called here calls back, directly or through others."""
         self.elsewhere: dict[int, int] = {}
         """The same by other sidecars, as they last said: a stamp, and in the lowest bits the count."""
         self.questions: list[Question] = []

@@ -19,8 +19,8 @@ class Question:
     """A question on an edge, as it was asked last."""
 
     __slots__ = (
-        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "last_s", "mark", "news_at",
-        "next_s", "number", "open", "rounds",
+        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "is_program", "last_s", "mark",
+        "models_at", "news_at", "next_s", "number", "open", "rounds",
     )  # fmt: skip
 
     def __init__(self, asked: Said, mark: int, number: int) -> None:
@@ -40,6 +40,10 @@ class Question:
         self.is_decorated = False
         """It came last among words that were never heard: it is the same only where the answer says no to it again."""
         self.news_at = 0
+        self.is_program = False
+        """Who asks again has asked no model in between, and does so elsewhere."""
+        self.models_at = -1
+        """How often its asker had called a model when it was asked last."""
         self.last_s = 0.0
         self.gap_s = 0.0
         """Between the last two times."""
@@ -48,8 +52,10 @@ class Question:
         self.next_s = 0.0
         """When it may be asked again, where it is polling."""
 
-    def came(self, now_s: float) -> None:
-        """It is asked now."""
+    def came(self, now_s: float, models: int) -> None:
+        """It is asked now, by who has called so many models."""
+        self.is_program = 0 < models == self.models_at
+        self.models_at = models
         self.open += 1
         if self.last_s:
             gap_s = now_s - self.last_s

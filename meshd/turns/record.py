@@ -142,6 +142,7 @@ def merge(workflow: Workflow, record: bytes, sidecar: int) -> int:
         edge = workflow.edges.get((source, target))
         if edge is None:
             edge = workflow.edges[source, target] = Edge(source, target, kind)
+            workflow.close_circle(edge)
         _raise(edge.elsewhere, counts, sidecar)
         for one in asked:
             edge.restore(one)

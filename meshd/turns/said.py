@@ -53,12 +53,13 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_end", "_features", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known", "loose", "mark",
-        "names", "size", "words",
+        "_begin", "_end", "_features", "_is_answer", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known",
+        "loose", "mark", "names", "size", "words",
     )  # fmt: skip
 
-    def __init__(self, raw: bytes = b"") -> None:
+    def __init__(self, raw: bytes = b"", is_answer: bool = False) -> None:
         self._raw: bytes | None = raw
+        self._is_answer = is_answer
         self._features: Features | None = None
         self._begin = self._end = b""
         self.size = len(raw)
@@ -110,7 +111,7 @@ class Said:
     def features(self) -> Features | None:
         """Return what it says, worked out once; None where only its digests are known."""
         if self._features is None and self._raw is not None:
-            self._features = found = features_of(self._raw)
+            self._features = found = features_of(self._raw, is_answer=self._is_answer)
             self.exact, self.loose = found.exact, found.loose
         return self._features
 
@@ -263,3 +264,9 @@ def is_new(found: Features, seen: Seen, kind: str) -> bool:
         if not seen.has(word):
             unheard += 1
     return unheard * FRESH_SHARE > len(found.words) if kind != TOOL else unheard > 0
+
+
+def is_old(found: Features, seen: Seen) -> bool:
+    """Say whether every word of a payload was heard before."""
+    unheard = sum([not seen.has(word) for word in (*found.names, *found.words)])
+    return unheard == 0

@@ -58,8 +58,8 @@ class Turn:
     """One call or event, as far as it matters here. Kept until it is answered."""
 
     __slots__ = (
-        "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "kind", "mark", "nearness", "operation",
-        "path", "payload", "period", "question", "rounds", "source", "target",
+        "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "is_sampled", "kind", "mark", "nearness",
+        "operation", "path", "payload", "period", "question", "rounds", "source", "target", "tenths",
     )  # fmt: skip
 
     def __init__(
@@ -104,6 +104,10 @@ class Turn:
         self.is_known = False
         """Its question was asked before."""
         self.is_counted = False
+        self.tenths = 0
+        """How much it was counted for."""
+        self.is_sampled = False
+        """A model is asked for one of the answers that it may give, and nothing of a talk with it is told."""
 
 
 class Judgement(NamedTuple):

@@ -10,47 +10,40 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from meshd.turns.counting import EDGES_MAX, TENTHS, Counting
-from meshd.turns.edge import COUNT_MASK, Edge
-from meshd.turns.features import features_of
+from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, Counting
+from meshd.turns.patience import (
+    APART_S,
+    BACKS_OFF,
+    MODEL_SLOW_S,
+    PATIENCE,
+    RETRIES,
+    UNHURRIED_PROGRAM_S,
+    UNHURRIED_S,
+    is_waiting_for,
+    polled,
+    sampled_again,
+)
 from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, LOOSE, Said
+from meshd.turns.said import DECORATED, DIFFERENT, EXACT, LOOSE, Said, is_old
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, WAIT, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
+    from meshd.turns.edge import Edge
     from meshd.turns.question import Question
 
 STEPS_MAX: Final = 48
 ASKED_MAX: Final = 32
 KEPT_BYTES_MAX: Final = 32_768
 """Of payloads whose features nobody needed yet."""
-RETRIES: Final = 3
-"""A call that failed may be made so many times as often as one that was answered, before it is a loop."""
-PATIENCE: Final = 3
-"""Times as many rounds as within a workflow."""
-BACKS_OFF: Final = 2
-"""Gaps that have grown so often in a row are a back-off."""
-UNHURRIED_S: Final = 5.0
-"""Who waits so long before it tries again does not hammer."""
-APART_S: Final = 0.5
-"""Calls that begin within so many seconds may be a fan-out."""
-HEARTBEAT_S: Final = 20.0
-"""A tool that is called the same no more often than this is watched, or told that somebody is alive."""
-AGENT_SLOW_S: Final = 60.0
-"""The same of an agent: what holds for it then are the counts."""
-MODEL_SLOW_S: Final = 300.0
-"""The same of a model, whose every call costs."""
-WAIT_S_MAX: Final = 1.0
-_NONE: Final[dict[int, int]] = {}
 
 
 class Workflow(Counting):
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s", "news",
-        "news_elsewhere", "seen", "stale_tokens", "steps", "version",
+        "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s",
+        "model_calls", "seen", "stale_tokens", "steps", "told", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -58,16 +51,16 @@ class Workflow(Counting):
         self.steps: deque[int] = deque(maxlen=STEPS_MAX)
         """What was asked and answered, oldest first: equal numbers for the same question with the same answer."""
         self.seen = Seen()
-        self.news: dict[str, int] = {}
-        """How often something new came, by agent."""
-        self.news_elsewhere: dict[str, dict[int, int]] = {}
-        """The same by other sidecars, as `Edge.elsewhere` has counts."""
         self.asked_models: deque[int] = deque(maxlen=ASKED_MAX)
         """How much was new for the caller at each of its last calls of a model."""
+        self.model_calls: dict[str, int] = {}
+        """How many, by agent."""
         self.stale_tokens = 0
         """Spent since anything new was said."""
         self.grace = 0
         """Turns that a supervisor gave beyond every limit."""
+        self.told: set[tuple[str, str]] = set()
+        """Edges of which the model has been told that they are refused."""
         self.is_stopped = False
         """A supervisor has stopped it."""
         self.last_s = 0.0
@@ -100,7 +93,7 @@ class Workflow(Counting):
             return Judgement(LOOP, "reentry", 0.0, again, limits.reentry, turn.path)
         if edge is not None and turn.is_counted:
             own = edge.own
-            edge.own -= TENTHS if turn.is_known else 1
+            edge.own -= turn.tenths
             over = self._counted(edge, limits)
             edge.own = own
             if over is not None:
@@ -144,7 +137,10 @@ class Workflow(Counting):
             over = self._counted(edge, limits)
             if over is not None:
                 return over
-            edge.own += 1
+            edge.fresh += 1
+            if edge.is_circle or edge.fresh % FRESH_SHARE == 1:
+                edge.own += 1
+                turn.tenths = 1
             turn.is_counted = self.is_changed = True
         if turn.payload is None:
             return PASSED
@@ -154,6 +150,9 @@ class Workflow(Counting):
         """Say whether a request's history goes round, and nothing new came meanwhile of which it does not tell."""
         if turn.is_many:
             return turn.rounds >= periods
+        calls_of = self.model_calls
+        if turn.source in calls_of or len(calls_of) < EDGES_MAX:
+            calls_of[turn.source] = calls_of.get(turn.source, 0) + 1
         news = self.news.get(turn.source, 0)
         asked = self.asked_models
         asked.append(news)
@@ -188,7 +187,13 @@ class Workflow(Counting):
             question.open -= 1
         if turn.is_counted and turn.edge is not None:
             turn.is_counted = False
-            turn.edge.own -= TENTHS if turn.is_known else 1
+            self._count(turn, turn.edge, 0)
+
+    @staticmethod
+    def _count(turn: Turn, edge: Edge, tenths: int) -> None:
+        """Count a turn for so much in place of what it was counted for."""
+        edge.own += tenths - turn.tenths
+        turn.tenths = tenths
 
     # ------------------------------------------------------------------ what is asked
 
@@ -208,16 +213,18 @@ class Workflow(Counting):
         turn.nearness = nearness
         turn.is_known = nearness > DECORATED
         if nearness > DIFFERENT:
-            if turn.is_counted and turn.is_known:
-                edge.own += TENTHS - 1
             news = self.news_of(edge)
+            if turn.is_counted and turn.is_known:
+                self._count(turn, edge, AGAIN_TENTHS if news > question.news_at else TENTHS)
             if news > question.news_at and question.rounds > 1:
                 question.rounds = max(1, question.rounds - (news - question.news_at))
             question.news_at = news
         else:
+            if edge.kind == LLM:
+                edge.fresh += 1
             question.news_at = self.news_of(edge)
             self._keep(asked)
-        question.came(turn.at_s)
+        question.came(turn.at_s, self.model_calls.get(edge.source, 0))
         return question, nearness
 
     def _keep(self, said: Said) -> None:
@@ -250,7 +257,7 @@ class Workflow(Counting):
             return PASSED
         gap_s = question.gap_s
         if turn.is_read_only:
-            return self._polled(question, limits, now_s)
+            return polled(question, limits, now_s)
         periods = limits.periods
         if turn.is_many and turn.kind != AGENT:
             # The turns of many tasks stand together: that some of them ask the same is no loop yet.
@@ -260,10 +267,17 @@ class Workflow(Counting):
                 return PASSED
             if limits.stale_tokens and self.stale_tokens >= limits.stale_tokens:
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
-        if question.rounds >= periods and not self._is_waiting(turn, question, gap_s):
+            if turn.is_sampled and nearness == EXACT:
+                return sampled_again(question, limits, self.stale_tokens)
+        is_waiting = is_waiting_for(turn, edge, gap_s)
+        if is_waiting and turn.is_counted and not edge.is_circle:
+            self._count(turn, edge, 1)
+        if question.rounds >= periods and not is_waiting:
+            if turn.kind == TOOL and question.is_program and gap_s >= UNHURRIED_PROGRAM_S:
+                return polled(question, limits, now_s)
             return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, parties)
         is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
-        if question.failures >= (periods * RETRIES if is_backing_off else periods):
+        if question.failures >= (periods * RETRIES if is_backing_off else periods) and not is_waiting:
             return Judgement(LOOP, "repetition", 0.0, question.failures, periods, parties)
         if (
             turn.kind == AGENT
@@ -277,41 +291,23 @@ class Workflow(Counting):
             if period > 1 and self.steps[-period] >> 32 == question.number:
                 return Judgement(LOOP, "period", 0.0, periods, periods, parties)
             # A model that is asked the same for other answers is sampled, and at once where it can be.
-            return self._polled(question, limits, now_s) if turn.kind != LLM else PASSED
+            return polled(question, limits, now_s) if turn.kind != LLM else PASSED
         return PASSED
 
-    @staticmethod
-    def _is_waiting(turn: Turn, question: Question, gap_s: float) -> bool:
-        """Say whether the same is asked because time must pass."""
-        if turn.kind == TOOL:
-            return gap_s >= HEARTBEAT_S
-        if turn.kind == AGENT:
-            return gap_s >= AGENT_SLOW_S
-        # What a model is asked about may still be being done: it polls by a tool.
-        payload = turn.payload
-        return gap_s >= MODEL_SLOW_S or (payload is not None and features_of(payload).is_underway)
-
-    @staticmethod
-    def _polled(question: Question, limits: Limits, now_s: float) -> Judgement:
-        """Let the same question be asked so many times a second, and no faster."""
-        wait_s = question.next_s - now_s
-        if wait_s > WAIT_S_MAX:
-            # Those who poll side by side wait no longer for one another.
-            wait_s = WAIT_S_MAX
-        if wait_s <= 0.0:
-            question.next_s = now_s + 1.0 / limits.polls
-            return PASSED
-        question.next_s = now_s + wait_s + 1.0 / limits.polls
-        return Judgement(WAIT, "", wait_s)
+    def _is_unhurried(self, turn: Turn) -> bool:
+        """Say whether the model was last asked so long ago that somebody watches something by it."""
+        edge = self.edges.get((turn.source, turn.target))
+        return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
 
     # ------------------------------------------------------------------ what is answered
 
     def answered(
-        self, turn: Turn, answer: bytes | None, tokens: int = 0, *, is_failed: bool = False, status: int = 200
+        self, turn: Turn, answer: bytes | None, tokens: int = 0, *, is_failed: bool = False, is_underway: bool = False
     ) -> bool:
         """Learn how a turn ended: with this answer (None: nobody saw it), for so many tokens.
 
-        `is_failed`: in a way that another attempt may mend. Returns whether it brought something new.
+        `is_failed`: in a way that another attempt may mend; `is_underway`: its status says that nothing is there yet.
+        Returns whether it brought something new.
         """
         question, edge = turn.question, turn.edge
         is_news = question is None
@@ -323,22 +319,24 @@ class Workflow(Counting):
                 is_news = not turn.is_known
             else:
                 question.failures = 0
-                is_news = self._learn(turn, question, edge, answer)
+                is_news = self._learn(turn, question, edge, answer, is_underway)
         if is_news:
             self.stale_tokens = 0
             if edge is not None and edge.kind != LLM:
-                self._bring(edge)
+                self.bring(edge)
+                if question is not None:
+                    question.news_at += 2
         else:
             self.stale_tokens += tokens
         return is_news
 
-    def _learn(self, turn: Turn, question: Question, edge: Edge, answer: bytes | None) -> bool:
+    def _learn(self, turn: Turn, question: Question, edge: Edge, answer: bytes | None, is_underway: bool) -> bool:
         """Take an answer; return whether there is something new in it, or in the question."""
         if answer is None:
             if not turn.is_known:
                 question.rounds = 1
             return not turn.is_known
-        said = Said(answer)
+        said = Said(answer, True)
         if turn.nearness == DIFFERENT:
             question.answer, question.rounds = said, 1
             self._keep(said)
@@ -349,50 +347,41 @@ class Workflow(Counting):
         if is_same:
             if question.answer is None:
                 question.answer = said
-            if found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S)):
+            if is_underway or (
+                found is not None and (found.is_underway or (found.is_not_yet and question.gap_s >= UNHURRIED_S))
+            ):
                 question.changes += 1
                 self._take_back(turn, edge)
                 return False
             if not turn.is_read_only:
                 question.rounds += 1
                 if turn.is_counted and not turn.is_known:
-                    edge.own += TENTHS - 1
+                    self._count(turn, edge, TENTHS)
                     turn.is_known = True
                 self.is_changed = True
                 self._step(question, question.answer)
             return False
+        is_heard = edge.kind == AGENT and turn.is_known and found is not None and is_old(found, self.seen)
         said.learn(self.seen)
         question.answer = said
         question.rounds = 1
         if not turn.is_known:
             return True
         question.changes += 1
+        if is_heard and found is not None and not found.is_underway:
+            # Another answer than the last one, and nothing that nobody has said: that is no polling of an agent.
+            self._step(question, said)
+            return False
         self._take_back(turn, edge)
         if not turn.is_read_only and not (found is not None and found.is_underway):
             self._step(question, said)
         return True
 
-    @staticmethod
-    def _take_back(turn: Turn, edge: Edge) -> None:
+    def _take_back(self, turn: Turn, edge: Edge) -> None:
         """What was counted as a whole turn brought something new: it counts a tenth."""
         if turn.is_counted:
-            edge.own -= TENTHS - 1
+            self._count(turn, edge, 1)
 
     def _step(self, question: Question, said: Said) -> None:
         mark = (said.loose if said.is_known else said.mark) & 0xFFFFFFFF
         self.steps.append(question.number << 32 | mark)
-
-    def news_of(self, edge: Edge) -> int:
-        """Return how often something new came for the two of an edge, over all sidecars."""
-        news = self.news
-        found = news.get(edge.source, 0) + news.get(edge.target, 0)
-        if self.news_elsewhere:
-            for agent in (edge.source, edge.target):
-                found += sum([count & COUNT_MASK for count in self.news_elsewhere.get(agent, _NONE).values()])
-        return found
-
-    def _bring(self, edge: Edge) -> None:
-        news = self.news
-        for agent in (edge.source, edge.target):
-            if agent in news or len(news) < EDGES_MAX:
-                news[agent] = news.get(agent, 0) + 1

@@ -85,12 +85,16 @@ def test_a_body_streams_until_it_decides() -> None:
     go(turns, other, b'{"task": "Something else that nobody asked for"}')
 
 
-@pytest.mark.parametrize("length", [b"99999999999", b"x", b"123456789012345"])
-def test_a_body_that_cannot_be_held_is_judged_without(length: bytes) -> None:
+def test_a_call_whose_body_is_late_is_judged_without() -> None:
     turns = Turns()
     for _ in range(3):
         go(turns, ready())
-    assert not isinstance(turns.admit(ready(headers=[(b"content-length", length)])), NeedBody)
+    made = ready()
+    decision = turns.admit(made)
+    assert isinstance(decision, NeedBody)
+    assert decision.is_wish
+    made.is_body_late = True
+    assert not isinstance(turns.admit(made), NeedBody)
 
 
 def test_workflows_do_not_see_one_another() -> None:
@@ -273,13 +277,16 @@ class Asked:
         return self.verdict
 
 
+SUPERVISED = policy("on_exceeded: {url: 'http://127.0.0.1:1'}\n")
+
+
 async def supervised(verdict: Verdict | None, gate: asyncio.Event | None = None, hold_s: float = 5.0) -> Any:
     turns = Turns(judge=judge)
     supervisor = turns.supervisor = Asked(verdict, gate)
     turns.ladder.hold_s = lambda _: hold_s
     for _ in range(3):
-        go(turns, ready())
-    made = ready()
+        go(turns, ready(of=SUPERVISED))
+    made = ready(of=SUPERVISED)
     wait = go(turns, made)
     assert isinstance(wait, Wait)
     assert wait.is_hold
@@ -305,8 +312,8 @@ async def test_a_supervisor_gives_room() -> None:
     turns, _, _, result = await supervised(Verdict(action="continue", turns=3))
     assert result is None
     for _ in range(2):
-        assert not isinstance(go(turns, ready()), Wait)
-    last = go(turns, ready())
+        assert not isinstance(go(turns, ready(of=SUPERVISED)), Wait)
+    last = go(turns, ready(of=SUPERVISED))
     assert isinstance(last, Wait), "asked again when the room is used up"
     last.coroutine.close()
 
@@ -321,7 +328,7 @@ async def test_a_supervisor_sends_the_call_elsewhere() -> None:
     of = policy(upstreams=(
         'agent: researcher\nupstreams:\n  writer: {url: "http://127.0.0.1:1", kind: agent}\n'
         '  senior: {url: "http://127.0.0.1:2/base", kind: agent}\n  openai: {url: "https://api.openai.com", '
-        "kind: llm, dialect: openai}\n"
+        "kind: llm, dialect: openai}\non_exceeded: {url: 'http://127.0.0.1:1'}\n"
     ))  # fmt: skip
     turns = Turns(judge=judge)
     turns.supervisor = Asked(Verdict(action="redirect", target="senior"))
@@ -397,3 +404,40 @@ def test_explain_says_what_holds() -> None:
     assert turns.explain(made) == (
         "0.1 of 20 turns from researcher to writer, a loop after 3 rounds of the same; highest step: refuse"
     )
+
+
+def test_a_model_that_was_told_is_refused_shortly() -> None:
+    turns = Turns()
+    assert not looping(turns).is_repeated
+    with pytest.raises(Refused) as refused:
+        go(turns, ready())
+    assert refused.value.is_repeated
+
+
+async def test_calls_that_are_held_together_share_the_turns_of_one_answer() -> None:
+    turns = Turns(judge=judge)
+    turns.supervisor = Asked(Verdict(action="continue", turns=3))
+    for _ in range(3):
+        go(turns, ready(of=SUPERVISED))
+    waits = [go(turns, ready(of=SUPERVISED)) for _ in range(5)]
+    for wait in waits:
+        assert await wait.coroutine is None
+    assert turns.book.of("wf-1").grace == 2
+
+
+@pytest.mark.parametrize(("path", "is_polled"), [("/health", True), ("/v1/ping", True), ("/run", False)])
+def test_a_check_is_polled_by_any_method(path: str, is_polled: bool) -> None:
+    turns, refused = Turns(), False
+    try:
+        for number in range(30):
+            go(turns, ready("billing", url=path, now_s=NOW_S + number))
+    except Refused:
+        refused = True
+    assert refused is not is_polled
+
+
+def test_samples_of_a_model_are_no_loop() -> None:
+    turns = Turns()
+    request = {"model": "m", "temperature": 0.7, "messages": [{"role": "user", "content": "What is 2 + 2?"}]}
+    for _ in range(40):
+        answered(turns, asked(json.dumps(request).encode()), "4")

@@ -28,9 +28,17 @@ def nearness(before: bytes, after: bytes, kind: str = AGENT) -> int:
         ("no results (took 34 ms)", "no results (took 77 ms)"),
         ("since 1790000000 nothing", "since 1790000555 nothing"),
         ("a  b\n c d", "a b c d"),
+        ("[1/9] hand it over", "[2/9] hand it over"),
+        ("hand it over [8f14e45f]", "hand it over [c9f0f895]"),
+        ("as of 9:03 it is blocked", "as of 9:04 it is blocked"),
+        (
+            {"q": "sales", "request": "123e4567-e89b-12d3-a456-426614174000"},
+            {"q": "sales", "request": "00000000-1111-2222-3333-444444444444"},
+        ),
+        ("[2026-01-02T03:04:05Z] check it", "[2026-01-02T03:05:05Z] check it"),
     ],
 )
-def test_ids_times_and_blanks_are_no_difference(before: str, after: str) -> None:
+def test_ids_times_and_blanks_are_no_difference(before: object, after: object) -> None:
     assert nearness(task(before), task(after)) == EXACT
 
 
@@ -60,6 +68,16 @@ def test_counters_and_spelling_are_a_loose_difference(before: str, after: str) -
         ("the weather in Lisbon by noon", "the weather in Bergen by noon"),
         ("a < b in the code here", "a > b in the code here"),
         ("check order A7 for the client", "check order B7 for the client"),
+        ("execute step 4 of the plan", "execute step 5 of the plan"),
+        ({"number": 17}, {"number": 18}),
+        (
+            "process order 123e4567-e89b-12d3-a456-426614174000",
+            "process order 00000000-1111-2222-3333-444444444444",
+        ),
+        ({"ticket": "123e4567-e89b-12d3-a456-426614174000"}, {"ticket": "00000000-1111-2222-3333-444444444444"}),
+        ("close the books for 2026-01-02", "close the books for 2026-01-03"),
+        ({"cpu": 1, "from": 1767225600}, {"cpu": 1, "from": 1767229200}),
+        ({"sha": "0a1b2c3d4e5f6071"}, {"sha": "1a1b2c3d4e5f6071"}),
     ],
 )
 def test_numbers_and_names_that_mean_something_are_content(before: object, after: object) -> None:
@@ -137,3 +155,41 @@ def test_words_are_forgotten_a_generation_at_a_time() -> None:
         seen.add((n * 2246822519) & 0xFFFFFFFF)
     assert sum(seen.has(word) for word in first) < 40
     assert seen.new_bits <= FULL_BITS + 3
+
+
+def test_ids_in_an_answer_are_no_difference() -> None:
+    one, other = (Said(task({"order": f"{n}23e4567-e89b-12d3-a456-426614174000"}), True) for n in (1, 2))
+    assert other.nearness(one, Seen(), AGENT) == EXACT
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"done": false}',
+        '{"id": 7, "ready": false}',
+        '{"state": "IN_QUEUE", "position": 3}',
+        '{"state": "rendering"}',
+        '{"progress": 40}',
+        '{"messages": []}',
+        '{"acquired": false}',
+        "The export is still being generated, please check again later.",
+        "Not ready yet.",
+    ],
+)
+def test_what_says_that_it_is_under_way(text: str) -> None:
+    assert features_of(text.encode()).is_underway
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"results": []}',
+        '{"progress": 100}',
+        '{"done": true}',
+        '{"status": "failed"}',
+        "I am still waiting for your decision.",
+        "The plan is not complete",
+    ],
+)
+def test_what_does_not(text: str) -> None:
+    assert not features_of(text.encode()).is_underway

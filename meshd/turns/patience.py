@@ -1,0 +1,71 @@
+"""Who asks the same again because time must pass, or for another sample: polling, heartbeats, back-off."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from meshd.turns.features import features_of
+from meshd.turns.turn import AGENT, LOOP, PASSED, TOOL, WAIT, Judgement
+
+if TYPE_CHECKING:
+    from meshd.turns.edge import Edge
+    from meshd.turns.question import Question
+    from meshd.turns.turn import Limits, Turn
+
+RETRIES: Final = 3
+"""A call that failed may be made so many times as often as one that was answered, before it is a loop."""
+PATIENCE: Final = 3
+"""Times as many rounds as within a workflow."""
+BACKS_OFF: Final = 2
+"""Gaps that have grown so often in a row are a back-off."""
+UNHURRIED_S: Final = 5.0
+"""Who waits so long before it tries again does not hammer."""
+UNHURRIED_PROGRAM_S: Final = 1.0
+"""The same of a program: who asks a tool again and no model in between is one."""
+SAMPLES_SHARE: Final = 5
+"""Equal samples of a model may cost so small a share of what may be spent without anything new."""
+SAMPLES_MAX: Final = 100
+"""Without a budget."""
+APART_S: Final = 0.5
+"""Calls that begin within so many seconds may be a fan-out."""
+HEARTBEAT_S: Final = 20.0
+"""A tool that is called the same no more often than this is watched, or told that somebody is alive."""
+AGENT_SLOW_S: Final = 60.0
+"""The same of an agent: what holds for it then are the counts."""
+MODEL_SLOW_S: Final = 300.0
+"""The same of a model, whose every call costs."""
+WAIT_S_MAX: Final = 1.0
+
+
+def sampled_again(question: Question, limits: Limits, stale_tokens: int) -> Judgement:
+    """Judge one more sample of what a model may answer: how many are drawn is limited by what they cost."""
+    stale = limits.stale_tokens // SAMPLES_SHARE
+    if stale and stale_tokens >= stale:
+        return Judgement(LOOP, "spending", 0.0, stale_tokens, stale)
+    if not stale and question.rounds >= SAMPLES_MAX:
+        return Judgement(LOOP, "repetition", 0.0, question.rounds, SAMPLES_MAX)
+    return PASSED
+
+
+def is_waiting_for(turn: Turn, edge: Edge, gap_s: float) -> bool:
+    """Say whether the same is asked because time must pass."""
+    if turn.kind == TOOL:
+        return gap_s >= HEARTBEAT_S
+    if turn.kind == AGENT:
+        return gap_s >= AGENT_SLOW_S and not edge.is_circle
+    # What a model is asked about may still be being done: it polls by a tool.
+    payload = turn.payload
+    return gap_s >= MODEL_SLOW_S or (payload is not None and features_of(payload).is_underway)
+
+
+def polled(question: Question, limits: Limits, now_s: float) -> Judgement:
+    """Let the same question be asked so many times a second, and no faster."""
+    wait_s = question.next_s - now_s
+    if wait_s > WAIT_S_MAX:
+        # Those who poll side by side wait no longer for one another.
+        wait_s = WAIT_S_MAX
+    if wait_s <= 0.0:
+        question.next_s = now_s + 1.0 / limits.polls
+        return PASSED
+    question.next_s = now_s + wait_s + 1.0 / limits.polls
+    return Judgement(WAIT, "", wait_s)
