@@ -264,8 +264,10 @@ def denied_words(approval: Approval, call: Call, state: str) -> str:
     """Return what the caller is told of a call that was not allowed."""
     denial = approval.denied_by
     if denial is not None:
+        reason = denial.reason.strip()
+        end = "" if reason.endswith((".", "!", "?")) else "."
         return (
-            f"{_what(call)} was denied by {denial.approver} (approval {approval.id}): {denial.reason} "
+            f"{_what(call)} was denied by {denial.approver} (approval {approval.id}): {reason}{end} "
             "Do not make this call again."
         )
     if state == "expired":

@@ -224,8 +224,8 @@ def features_of(raw: bytes, *, is_answer: bool = True) -> Features:
     tokens: list[str] = []
     is_underway = _read(text, words, names, tokens, is_answer)
     exact_digest = digest(text)
-    # Without what is spelled in many ways: case, blanks and most marks.
-    loose_digest = digest(" ".join(tokens))
+    # Without what is spelled in many ways: case, blanks and most marks. A bare number is what it is.
+    loose_digest = digest(" ".join(tokens)) if any(one[0].isalpha() for one in tokens) else exact_digest
     found = Features(exact_digest, loose_digest, words, names)
     found.is_underway = (
         is_underway

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 # Tests of credit and of broken connections flood one edge with bare numbers on purpose.
 POLICY = """
-limits: {turns: {ladder: note}}
 governance:
   max_tokens_per_workflow: 50000
 """

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from meshd.turns.counting import EDGES_MAX
-from meshd.turns.turn import AGENT, LLM, LOOP, MAX_TURNS, PASS, TOOL, WAIT, Limits, Turn
+from meshd.turns.turn import AGENT, EVENT, LLM, LOOP, MAX_TURNS, PASS, TOOL, WAIT, Limits, Turn
 from tests.turns.talk import STOPPED, Talk
 
 REWORDED = [
@@ -32,6 +32,15 @@ def test_a_flat_cycle_is_stopped_after_three_rounds(length: int, suffix: str) ->
     rounds = [[(q + suffix.format(n=n), a + suffix.format(n=n + 1)) for q, a in calls] for n in range(12)]
     stopped, judgement = Talk().until_stopped(rounds)
     assert (stopped, judgement.detector) == (4, "repetition")
+
+
+def test_bare_numbers_are_what_is_said() -> None:
+    """A batch over numbers, or events that count: each says something else."""
+    talk = Talk()
+    for number in range(300):
+        turn = Turn("lead", "progress", EVENT, "", b"%d" % number, (), number * 0.01)
+        assert talk.workflow.judge(turn, talk.limits).verdict == PASS, number
+        talk.workflow.answered(turn, None)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3])
