@@ -27,9 +27,11 @@ import openai
 client = openai.OpenAI(max_retries=0)
 spent = 0
 try:
-    for _ in range(200):
+    for number in range(200):
+        # Something else each time: the same again and again would be a loop.
+        subject = "bdfghklmnprstvz"[number % 15] + "aeiou"[number // 15 % 5] + "rtik"
         spent += client.chat.completions.create(
-            model="m", messages=[{"role": "user", "content": "hi in 50 words"}]
+            model="m", messages=[{"role": "user", "content": subject + " in 50 words"}]
         ).usage.total_tokens
 except openai.APIStatusError as error:
     print(error.status_code, spent)
