@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.turns.features import features_of
 from meshd.turns.turn import AGENT, LOOP, PASSED, TOOL, WAIT, Judgement
 
 if TYPE_CHECKING:
@@ -47,15 +46,14 @@ def sampled_again(question: Question, limits: Limits, stale_tokens: int) -> Judg
     return PASSED
 
 
-def is_waiting_for(turn: Turn, edge: Edge, gap_s: float) -> bool:
+def is_waiting_for(turn: Turn, edge: Edge, question: Question, gap_s: float) -> bool:
     """Say whether the same is asked because time must pass."""
     if turn.kind == TOOL:
         return gap_s >= HEARTBEAT_S
     if turn.kind == AGENT:
         return gap_s >= AGENT_SLOW_S and not edge.is_circle
     # What a model is asked about may still be being done: it polls by a tool.
-    payload = turn.payload
-    return gap_s >= MODEL_SLOW_S or (payload is not None and features_of(payload).is_underway)
+    return gap_s >= MODEL_SLOW_S or question.asked.is_underway
 
 
 def polled(question: Question, limits: Limits, now_s: float) -> Judgement:

@@ -53,8 +53,8 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_end", "_features", "_is_answer", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known",
-        "loose", "mark", "names", "size", "words",
+        "_begin", "_end", "_features", "_is_answer", "_is_underway", "_likeness", "_raw", "_sketch", "_text", "exact",
+        "is_known", "loose", "mark", "names", "size", "words",
     )  # fmt: skip
 
     def __init__(self, raw: bytes = b"", is_answer: bool = False) -> None:
@@ -75,6 +75,7 @@ class Said:
         """None where another process said it."""
         self.names: set[int] | None = None
         self._text = ""
+        self._is_underway = False
 
     @classmethod
     def restored(cls, exact: int, loose: int, likeness: int, size: int) -> Said:
@@ -113,7 +114,15 @@ class Said:
         if self._features is None and self._raw is not None:
             self._features = found = features_of(self._raw, is_answer=self._is_answer)
             self.exact, self.loose = found.exact, found.loose
+            self._is_underway = found.is_underway
         return self._features
+
+    @property
+    def is_underway(self) -> bool:
+        """It says that something is still being done."""
+        if not self.is_known:
+            self.features()
+        return self._is_underway
 
     def learn(self, seen: Seen) -> None:
         """Keep the digests in place of the bytes, and let its words be known."""

@@ -269,7 +269,9 @@ class Workflow(Counting):
                 return Judgement(LOOP, "spending", 0.0, self.stale_tokens, limits.stale_tokens)
             if turn.is_sampled and nearness == EXACT:
                 return sampled_again(question, limits, self.stale_tokens)
-        is_waiting = is_waiting_for(turn, edge, gap_s)
+        if not turn.is_counted and question.rounds < periods and question.failures < periods and not question.changes:
+            return PASSED
+        is_waiting = is_waiting_for(turn, edge, question, gap_s)
         if is_waiting and turn.is_counted and not edge.is_circle:
             self._count(turn, edge, 1)
         if question.rounds >= periods and not is_waiting:
