@@ -15,7 +15,8 @@ BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
-COMPILED_TESTS := $(addprefix tests/,api dialects end_to_end filters grpc ledger policy prices proxy rpc telemetry tokens wire)
+COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger policy prices proxy rpc telemetry tokens turns wire)
+SPREAD = -n $(or $(WORKERS),auto) --dist loadfile
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
@@ -54,8 +55,8 @@ venv: $(STAMP) ## install into .venv
 demo: $(STAMP) ## agents through meshd, live (KEEP=1 stays up; LLM=openai spends money)
 	@$(BIN)/python -m demo $(if $(KEEP),--keep) $(if $(LLM),--llm "$(LLM)")
 
-test: $(STAMP) ## every test (ARGS=... goes to pytest)
-	@$(BIN)/python -m pytest -q $(ARGS)
+test: $(STAMP) ## every test, on all cores (ARGS=... goes to pytest; WORKERS=0: in one process)
+	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
 
 simulate: $(STAMP) ## a million random schedules of the ledger, beside check-then-charge (ARGS="HOW_MANY SEED")
 	@$(BIN)/python -m tests.ledger.simulate $(ARGS)
@@ -83,7 +84,7 @@ compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is
 
 test-compiled: compile ## the tests that fit a compiled meshd, on that copy
 	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -p no:randomly -o pythonpath="$(COMPILED) ." \
-		-m "not uncompiled" $(or $(ARGS),$(COMPILED_TESTS))
+		-m "not uncompiled" $(SPREAD) $(or $(ARGS),$(COMPILED_TESTS))
 
 lint: $(STAMP) ## ruff, mypy --strict, import rules
 	@$(BIN)/ruff check $(SOURCES)
