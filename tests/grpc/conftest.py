@@ -81,7 +81,7 @@ def stub(channel: Callable[..., Any]) -> Callable[..., Any]:
 def policy(port: int, extra: str = "", *, kind: str = "agent", rules: str = "") -> str:
     """Return a document with one upstream `up`, of which no attempt is made again."""
     return (
-        f'agent: a\nlimits: {{turns: {{ladder: note}}}}\n'  # the same empty message, thousands of times
-        f'upstreams:\n  up: {{url: "http://127.0.0.1:{port}", kind: {kind}{extra}}}\n'
-        f"rules:\n{rules}  - {{match: {{kind: {kind}}}, retry: {{attempts: 0}}}}\n"
+        f'agent: a\nupstreams:\n  up: {{url: "http://127.0.0.1:{port}", kind: {kind}{extra}}}\n'
+        # The same empty message, thousands of times, is no loop here.
+        f"rules:\n{rules}  - {{match: {{kind: {kind}}}, retry: {{attempts: 0}}, turns: {{ladder: note}}}}\n"
     )
