@@ -17,7 +17,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --re
 COMPILED := .make/compiled
 COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger policy prices proxy rpc telemetry tokens turns wire)
 SPREAD = -n $(or $(WORKERS),auto) --dist loadfile
-export PYTHONHASHSEED := 0 # workers must name the same tests alike
+# Workers must name the same tests alike.
+export PYTHONHASHSEED := 0
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
 
 $(STAMP): requirements/dev.txt pyproject.toml sdk/pyproject.toml
