@@ -47,7 +47,7 @@ RULES = (
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def through(provider: Provider, dead: int, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sidecar]:
     one = Sidecar(tmp_path_factory.mktemp("heuristics") / "home")
     yield one.start(document(provider.url, dead, *RULES), MESHD_SECRET="hush", SOME_API_KEY="sk-hush")
