@@ -32,8 +32,8 @@ _CALLER_GONE: Final = Fault.CALLER_GONE
 
 BACKLOG_BYTES_MAX: Final = 65_536
 """Body bytes that wait for a connection before the caller is paused."""
-WISH_BYTES_MAX: Final = 1_048_575
-"""Most of a body that is kept for a filter that does as well without; no limit of a policy is so odd."""
+WISH_BYTES_MAX: Final = 2**20
+"""Most of a body that is kept for a filter that does as well without."""
 WISH_S: Final = 0.03
 """Longest that such a filter waits: what is sent as one comes as one."""
 
@@ -42,11 +42,10 @@ class Incoming:
     """What comes of one call, until its chain has judged it and while its body streams."""
 
     __slots__ = (
-        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_collected_bytes_max", "_following", "_held",
-        "_hold_task",
-        "_is_half_closed", "_is_waiting", "_operation", "_signs_s", "_trailers", "attempt", "call", "caller", "failure",
-        "held_caller", "is_answered", "is_caller_gone", "is_detached", "is_done", "is_request_whole", "is_tunnel",
-        "is_tunnel_open", "proxy", "request", "tickets",
+        "_backlog", "_backlog_bytes", "_body_bytes", "_collected", "_following", "_held", "_hold_task",
+        "_is_half_closed", "_is_waiting", "_is_wish", "_operation", "_signs_s", "_trailers", "attempt", "call",
+        "caller", "failure", "held_caller", "is_answered", "is_caller_gone", "is_detached", "is_done",
+        "is_request_whole", "is_tunnel", "is_tunnel_open", "proxy", "request", "tickets",
     )  # fmt: skip
 
     def __init__(self, proxy: Proxy, caller: Caller, request: Request, direction: Direction) -> None:
@@ -93,7 +92,8 @@ class Incoming:
         """Pieces of a body that a dialect must read whole."""
         self._collected: tuple[Callable[[int], None], int] | None = None
         """What goes on when the body is whole, and from which filter on; None where none waits for it."""
-        self._collected_bytes_max = 0
+        self._is_wish = False
+        """Whoever waits for it does as well without."""
         self._operation = ""
         self.failure: Refused | None = None
         """Why the target did not serve the call, once something else is tried in its place."""
@@ -142,12 +142,13 @@ class Incoming:
             self._backlog.append(data)
             self._backlog_bytes += len(data)
             if self._collected is not None:
-                if self._backlog_bytes <= self._collected_bytes_max:
+                bytes_max = self._collected_bytes_max
+                if self._backlog_bytes <= bytes_max:
                     return
-                if self._collected_bytes_max == WISH_BYTES_MAX:
+                if self._is_wish:
                     self._wished_enough()
                 else:
-                    self.refuse(too_large(self._collected_bytes_max))
+                    self.refuse(too_large(bytes_max))
             elif self._backlog_bytes > BACKLOG_BYTES_MAX:
                 self.caller.pause_request()
 
@@ -176,8 +177,8 @@ class Incoming:
         if self.is_request_whole or self.is_tunnel:
             self._collect_end(go_on, resume_at)
             return
-        length = self.request.content_length
-        bytes_max = WISH_BYTES_MAX if is_wish else self.call.policy.limits.request_body_bytes_max
+        self._is_wish = is_wish
+        length, bytes_max = self.request.content_length, self._collected_bytes_max
         if length is not None and length > bytes_max:
             if is_wish:
                 self._collect_enough(go_on, resume_at)
@@ -185,7 +186,6 @@ class Incoming:
                 self.refuse(too_large(bytes_max))
             return
         self._collected = (go_on, resume_at)
-        self._collected_bytes_max = bytes_max
         if is_wish:
             self._later_by(WISH_S, self._wished_enough)
         if self._backlog_bytes > BACKLOG_BYTES_MAX:
@@ -197,6 +197,11 @@ class Incoming:
         self._backlog_bytes = 0
         self.call.body = backlog[0] if len(backlog) == 1 else b"".join(backlog)
         go_on(resume_at)
+
+    @property
+    def _collected_bytes_max(self) -> int:
+        limit: int = self.call.policy.limits.request_body_bytes_max
+        return min(WISH_BYTES_MAX, limit) if self._is_wish else limit
 
     def _wished_enough(self) -> None:
         if self._collected is not None and not self.is_done:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import NEED_BODY
+from meshd.call import NEED_BODY, WANT_BODY
 from meshd.outcome import Fault
 from tests.proxy.harness import Record, chunked, echo, get, plain_policy, post, seeded, turns, until
 
@@ -222,3 +222,60 @@ async def test_a_filter_that_waits_once_it_has_the_body(mesh: Any, upstream: Any
     gate.set_result("ticket")
     assert (await client.reply()).body == b"POST /x\nhello"
     assert one.calls[0].outcome.fault is Fault.NONE
+
+
+def wishing(one: Any) -> list[bytes | None]:
+    """Let the filter of the test wish for each body; return what it was judged by: None where that was nothing."""
+    bodies: list[bytes | None] = []
+
+    def admit(call: Any) -> Any:
+        if call.body is None and not call.is_body_late:
+            return WANT_BODY
+        bodies.append(call.body)
+        record = Record(call)
+        one.per_call.records.append(record)
+        return record
+
+    one.per_call.on_admit = admit
+    return bodies
+
+
+async def test_a_wish_is_met_where_the_body_comes_at_once(mesh: Any, upstream: Any) -> None:
+    one = await mesh(plain_policy((await upstream(echo)).port))
+    bodies = wishing(one)
+    assert (await one.fetch(post("/up/x", b"hello"))).body == b"POST /x\nhello"
+    assert bodies == [b"hello"]
+
+
+async def test_a_wish_is_dropped_where_the_body_does_not_come_soon(mesh: Any, upstream: Any) -> None:
+    up = await upstream(echo)
+    one = await mesh(plain_policy(up.port))
+    bodies = wishing(one)
+    client = await one.connect()
+    request = post("/up/x", b"one half, the other")
+    client.send(request[:-9])
+    await until(lambda: up.received.endswith(b"one half, "))
+    assert bodies == [None]
+    client.send(request[-9:])
+    assert (await client.reply()).body == b"POST /x\none half, the other"
+
+
+@pytest.mark.parametrize("limit", [64_000, 2**20 - 1, 2**22])
+async def test_a_wish_never_refuses_and_never_keeps_much(mesh: Any, upstream: Any, limit: int) -> None:
+    up = await upstream(echo, limit=2**22)
+    one = await mesh(plain_policy(up.port) + f"limits: {{request_body: {limit}B}}\n")
+    bodies = wishing(one)
+    body = seeded(5, 2**20 + 1)
+    for request in (post("/up/x", body), chunked("/up/x", body[:600_000], body[600_000:])):
+        assert (await one.fetch(request)).body == b"POST /x\n" + body
+    assert bodies == [None, None]
+
+
+@pytest.mark.parametrize("limit", [2**20 - 1, 2**20])
+async def test_a_need_is_held_to_the_limit_whatever_it_is(mesh: Any, upstream: Any, limit: int) -> None:
+    one = await mesh(plain_policy((await upstream(echo)).port) + f"limits: {{request_body: {limit}B}}\n")
+    bodies = reading(one)
+    client = await one.connect(limit=2**22)
+    client.send(chunked("/up/x", b"x" * (limit + 1)))
+    assert (await client.reply()).status == 413
+    assert bodies == []
