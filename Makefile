@@ -15,7 +15,8 @@ BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
-COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger policy prices proxy rpc telemetry tokens turns wire)
+COMPILED_TESTS := $(addprefix tests/,api claims dialects end_to_end fallback filters grpc ledger policy prices proxy rpc telemetry \
+	tokens turns wire)
 SPREAD = -n $(or $(WORKERS),auto) --dist loadfile
 # Workers must name the same tests alike.
 export PYTHONHASHSEED := 0
