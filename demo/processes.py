@@ -42,9 +42,9 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
-    """Run `python ARGUMENTS` to its end and return what it printed. Raises RuntimeError where it fails."""
-    child = await asyncio.create_subprocess_exec(
+async def _begun(arguments: list[str], environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+    """Begin `python ARGUMENTS`, in a session of its own, so that Ctrl-C is the demo's to pass on."""
+    return await asyncio.create_subprocess_exec(
         sys.executable,
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
@@ -52,8 +52,14 @@ async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
         env=dict(environ),
+        start_new_session=True,
         preexec_fn=_die_with_parent,
     )
+
+
+async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
+    """Run `python ARGUMENTS` to its end and return what it printed. Raises RuntimeError where it fails."""
+    child = await _begun(arguments, environ)
     try:
         out, err = await child.communicate()
     finally:
@@ -93,17 +99,7 @@ class Process:
 
     async def start(self, arguments: list[str], environ: Mapping[str, str]) -> None:
         """Start `python ARGUMENTS`. Its first event `ready` resolves `ready`."""
-        self._child = await asyncio.create_subprocess_exec(
-            sys.executable,
-            *arguments,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            cwd=ROOT,
-            env=dict(environ),
-            start_new_session=True,
-            preexec_fn=_die_with_parent,
-        )
+        self._child = await _begun(arguments, environ)
         assert self._child.stdout is not None
         assert self._child.stderr is not None
         self._readers = [

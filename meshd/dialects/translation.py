@@ -20,6 +20,8 @@ from meshd.dialects.translation_from_openai import MessageStream, message
 from meshd.refusal import Refused
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.call import Ask, Headers
 
 __all__ = ["StreamTranslator", "Translation", "TranslationError", "translation"]
@@ -40,17 +42,13 @@ def translation(from_dialect: str, to_dialect: str, operation: str) -> Translati
     return None
 
 
-class OpenAIToAnthropic:
-    """See `Translation`: the caller speaks OpenAI's chat completions, the upstream Anthropic's messages."""
+class _Saying:
+    """What both ways have in common: a request is said in the other dialect, or cannot be."""
 
-    __slots__ = ("_is_usage_asked", "_model", "content_type", "headers_added", "headers_dropped")
+    __slots__ = ("_body_of",)
 
-    def __init__(self) -> None:
-        self._model = ""
-        self._is_usage_asked = False
-        self.content_type = b"application/json"
-        self.headers_added: Headers = [_VERSION]
-        self.headers_dropped = _CREDENTIALS | {b"openai-organization", b"openai-project", b"openai-beta"}
+    def __init__(self, body_of: Callable[[Ask, str, int | None], dict[str, Any]]) -> None:
+        self._body_of = body_of
 
     def why_not(self, ask: Ask, model: str = "") -> str:
         """See `Translation.why_not`."""
@@ -60,18 +58,32 @@ class OpenAIToAnthropic:
             return str(error)
         return ""
 
+    def _body(self, ask: Ask, model: str, output_cap: int | None) -> dict[str, Any]:
+        try:
+            return self._body_of(ask, model, output_cap)
+        except Refused as refused:
+            raise TranslationError(refused.message) from refused
+
+
+class OpenAIToAnthropic(_Saying):
+    """See `Translation`: the caller speaks OpenAI's chat completions, the upstream Anthropic's messages."""
+
+    __slots__ = ("_is_usage_asked", "_model", "content_type", "headers_added", "headers_dropped")
+
+    def __init__(self) -> None:
+        super().__init__(to_anthropic.body_of)
+        self._model = ""
+        self._is_usage_asked = False
+        self.content_type = b"application/json"
+        self.headers_added: Headers = [_VERSION]
+        self.headers_dropped = _CREDENTIALS | {b"openai-organization", b"openai-project", b"openai-beta"}
+
     def request(self, ask: Ask, body: bytes, *, model: str, output_cap: int | None) -> tuple[str, bytes]:
         """See `Translation.request`."""
         made = self._body(ask, model, output_cap)
         self._model = model
         self._is_usage_asked = ask.is_usage_asked
         return "/v1/messages", msgspec.json.encode(made)
-
-    def _body(self, ask: Ask, model: str, output_cap: int | None) -> dict[str, Any]:
-        try:
-            return to_anthropic.body_of(ask, model, output_cap)
-        except Refused as refused:
-            raise TranslationError(refused.message) from refused
 
     def reply(self, body: bytes, *, created: int = 0) -> bytes:
         """See `Translation.reply`."""
@@ -86,25 +98,18 @@ class OpenAIToAnthropic:
         return openai_error(status, body)
 
 
-class AnthropicToOpenAI:
+class AnthropicToOpenAI(_Saying):
     """See `Translation`: the caller speaks Anthropic's messages, the upstream OpenAI's chat completions."""
 
     __slots__ = ("_model", "_stops", "content_type", "headers_added", "headers_dropped")
 
     def __init__(self) -> None:
+        super().__init__(to_openai.body_of)
         self._model = ""
         self._stops: tuple[str, ...] = ()
         self.content_type = b"application/json"
         self.headers_added: Headers = []
         self.headers_dropped = _CREDENTIALS | {b"anthropic-version", b"anthropic-beta", b"anthropic-workspace-id"}
-
-    def why_not(self, ask: Ask, model: str = "") -> str:
-        """See `Translation.why_not`."""
-        try:
-            self._body(ask, model, None)
-        except TranslationError as error:
-            return str(error)
-        return ""
 
     def request(self, ask: Ask, body: bytes, *, model: str, output_cap: int | None) -> tuple[str, bytes]:
         """See `Translation.request`."""
@@ -112,12 +117,6 @@ class AnthropicToOpenAI:
         self._model = model
         self._stops = tuple(made.get("stop", ()))
         return "/v1/chat/completions", msgspec.json.encode(made)
-
-    def _body(self, ask: Ask, model: str, output_cap: int | None) -> dict[str, Any]:
-        try:
-            return to_openai.body_of(ask, model, output_cap)
-        except Refused as refused:
-            raise TranslationError(refused.message) from refused
 
     def reply(self, body: bytes, *, created: int = 0) -> bytes:
         """See `Translation.reply`; a message says no time."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshd.call import NEED_BODY, WANT_BODY
+from meshd.call import NEED_BODY, WANT_BODY, NeedBody
 from meshd.outcome import Fault
 from tests.proxy.harness import Record, chunked, echo, get, plain_policy, post, seeded, turns, until
 
@@ -16,13 +16,13 @@ LIMITED = "limits: {request_body: 64000B, header_timeout: 10s}\n"
 GRPC = (("content-type", "application/grpc"), ("te", "trailers"))
 
 
-def reading(one: Any) -> list[bytes]:
-    """Let the filter of the test ask for each body; return those that it was given."""
-    bodies: list[bytes] = []
+def asking(one: Any, decision: NeedBody) -> list[bytes | None]:
+    """Let the filter of the test ask so for each body; return what it was judged by: None where that was nothing."""
+    bodies: list[bytes | None] = []
 
     def admit(call: Any) -> Any:
-        if call.body is None:
-            return NEED_BODY
+        if call.body is None and not call.is_body_late:
+            return decision
         bodies.append(call.body)
         record = Record(call)
         one.per_call.records.append(record)
@@ -30,6 +30,14 @@ def reading(one: Any) -> list[bytes]:
 
     one.per_call.on_admit = admit
     return bodies
+
+
+def reading(one: Any) -> list[bytes | None]:
+    return asking(one, NEED_BODY)
+
+
+def wishing(one: Any) -> list[bytes | None]:
+    return asking(one, WANT_BODY)
 
 
 async def test_a_body_in_one_piece(mesh: Any, upstream: Any) -> None:
@@ -222,22 +230,6 @@ async def test_a_filter_that_waits_once_it_has_the_body(mesh: Any, upstream: Any
     gate.set_result("ticket")
     assert (await client.reply()).body == b"POST /x\nhello"
     assert one.calls[0].outcome.fault is Fault.NONE
-
-
-def wishing(one: Any) -> list[bytes | None]:
-    """Let the filter of the test wish for each body; return what it was judged by: None where that was nothing."""
-    bodies: list[bytes | None] = []
-
-    def admit(call: Any) -> Any:
-        if call.body is None and not call.is_body_late:
-            return WANT_BODY
-        bodies.append(call.body)
-        record = Record(call)
-        one.per_call.records.append(record)
-        return record
-
-    one.per_call.on_admit = admit
-    return bodies
 
 
 async def test_a_wish_is_met_where_the_body_comes_at_once(mesh: Any, upstream: Any) -> None:

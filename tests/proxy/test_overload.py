@@ -92,14 +92,21 @@ async def test_a_retry_waits_as_long_as_it_is_asked_to(mesh: Any, upstream: Any)
     assert server.asked == 2
 
 
-async def test_one_waits_and_one_too_many_is_refused(mesh: Any, upstream: Any) -> None:
+async def busy(mesh: Any, upstream: Any, limits: str) -> tuple[Server, Any, Any]:
+    """Return a server that is at work on one call until its gate opens, its data plane, and three callers: the first
+    made that call."""
     server = Server()
     server.gate.clear()
     up = await upstream(server)
-    one = await mesh(plain_policy(up.port) + limited("max: 1, queue: 1"))
+    one = await mesh(plain_policy(up.port) + limited(limits))
     clients = [await one.connect() for _ in range(3)]
     clients[0].send(get())
     await until(lambda: server.asked == 1)
+    return server, one, clients
+
+
+async def test_one_waits_and_one_too_many_is_refused(mesh: Any, upstream: Any) -> None:
+    server, one, clients = await busy(mesh, upstream, "max: 1, queue: 1")
     clients[1].send(get())
     await until(lambda: queued(one) == 1)
     refused = await clients[2].ask(get())
@@ -115,13 +122,7 @@ async def test_one_waits_and_one_too_many_is_refused(mesh: Any, upstream: Any) -
 
 
 async def test_one_that_hangs_up_while_it_waits_never_reaches_the_upstream(mesh: Any, upstream: Any) -> None:
-    server = Server()
-    server.gate.clear()
-    up = await upstream(server)
-    one = await mesh(plain_policy(up.port) + limited("max: 1"))
-    clients = [await one.connect() for _ in range(3)]
-    clients[0].send(get())
-    await until(lambda: server.asked == 1)
+    server, one, clients = await busy(mesh, upstream, "max: 1")
     for client in clients[1:]:
         client.send(get())
     await until(lambda: queued(one) == 2)
@@ -135,13 +136,7 @@ async def test_one_that_hangs_up_while_it_waits_never_reaches_the_upstream(mesh:
 
 
 async def test_one_that_hangs_up_makes_room_for_another_to_wait_at_once(mesh: Any, upstream: Any) -> None:
-    server = Server()
-    server.gate.clear()
-    up = await upstream(server)
-    one = await mesh(plain_policy(up.port) + limited("max: 1, queue: 1"))
-    clients = [await one.connect() for _ in range(3)]
-    clients[0].send(get())
-    await until(lambda: server.asked == 1)
+    server, one, clients = await busy(mesh, upstream, "max: 1, queue: 1")
     clients[1].send(get("/up/gone"))
     await until(lambda: queued(one) == 1)
     clients[1].abort()
@@ -179,13 +174,7 @@ async def test_a_body_that_streams_waits_with_its_call(mesh: Any, upstream: Any)
 
 
 async def test_a_drain_ends_what_waits(mesh: Any, upstream: Any) -> None:
-    server = Server()
-    server.gate.clear()
-    up = await upstream(server)
-    one = await mesh(plain_policy(up.port) + limited("max: 1"))
-    first, second = await one.connect(), await one.connect()
-    first.send(get())
-    await until(lambda: server.asked == 1)
+    _, one, (_, second, _) = await busy(mesh, upstream, "max: 1")
     second.send(get())
     await until(lambda: queued(one) == 1)
     await one.proxy.drain(0)
