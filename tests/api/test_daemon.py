@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,10 +58,11 @@ asyncio.run(main())
 
 
 @pytest.fixture
-def sidecar(tmp_path: Path) -> Iterator[Sidecar]:
-    made = Sidecar(tmp_path / "home")
-    yield made
-    made.kill()
+def sidecar() -> Iterator[Sidecar]:
+    with tempfile.TemporaryDirectory(prefix="meshd-") as short:  # a socket's path has at most 107 bytes
+        made = Sidecar(Path(short) / "home")
+        yield made
+        made.kill()
 
 
 def api_of(sidecar: Sidecar) -> str:
@@ -217,8 +219,7 @@ asyncio.run(main())
 
 @pytest.mark.parametrize("is_private", [True, False])
 def test_a_program_of_exec_is_in_its_runs_workflow(sidecar: Sidecar, tmp_path: Path, is_private: bool) -> None:
-    home = tmp_path / "home"
-    more: dict[str, Any] = {"MESHD_HOME": str(home)}
+    more: dict[str, Any] = {"MESHD_HOME": str(tmp_path if is_private else sidecar.home)}
     if not is_private:
         sidecar.start(POLICY)
     command = [sys.executable, "-m", "meshd.cli", "exec", "--budget", "5k", "--workflow", "nightly", "--"]

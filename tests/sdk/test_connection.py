@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from meshd_sdk import Agent, NoSidecar, channel
-from meshd_sdk.errors import SessionLost
+from meshd_sdk.errors import KeyConflict, SessionLost
 from tests.end_to_end.sidecar import free_port
 from tests.sdk.conftest import PATIENCE_S, soon
 
@@ -112,11 +112,11 @@ async def test_whoever_reads_that_it_is_gone_reads_that_it_is_back(make: Make, l
 
 async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, link: Link, caplog: Any) -> None:
     caller, callee, seen = make("caller", **over(link)), make("callee", api=own.api), []
-    began, go_on = asyncio.Event(), asyncio.Event()
+    began, go_on = set[int](), asyncio.Event()
 
     @callee.serve
     async def work(payload: int) -> int:
-        began.set()
+        began.add(payload)
         await go_on.wait()
         return payload + 1
 
@@ -127,9 +127,10 @@ async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, li
     async with caller, callee, caller.workflow("restarted") as ctx:
         lost = asyncio.create_task(ctx.call("callee", 1))
         keyed = asyncio.create_task(ctx.call("callee", 2, idempotency_key="k2"))
-        await began.wait()
+        await soon(lambda: began == {1, 2})
         link.is_down = True  # the caller comes back when the callee has: nobody would be there for its call
         own.kill()
+        untaken = asyncio.create_task(ctx.call("callee", 3, idempotency_key="k3"))
         waiting = asyncio.create_task(ctx.publish("after.restart", "sent while it was away"))
         asked = asyncio.create_task(ctx.balance())
         await asyncio.to_thread(own.up)
@@ -138,12 +139,14 @@ async def test_a_sidecar_that_was_killed_is_found_again(make: Make, own: Own, li
         with pytest.raises(SessionLost, match="may or may not have been done") as caught:
             await lost
         assert caught.value.code == "UNAVAILABLE"
+        with pytest.raises(KeyConflict, match="may have been carried out"):  # its claim outlived the sidecar
+            await keyed
         go_on.set()
-        assert await keyed == 3
+        assert await untaken == 4
         assert (await waiting).sequence
         assert isinstance(await asked, list)
         await soon(lambda: seen == ["sent while it was away"])
-        assert await ctx.call("callee", 3) == 4
+        assert await ctx.call("callee", 4) == 5
     assert any("forgotten" in record.getMessage() for record in caplog.records)
 
 
