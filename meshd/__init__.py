@@ -23,7 +23,7 @@ The words, in the order in which to read them:
     engines/    state and events, each behind a port that fits on a screen Store, Bus
     telemetry/  metrics, spans, logs, provenance; all names in one table   Telemetry
     admin/      health, metrics and the admin API                          AdminView
-    api/        what agents may ask: sessions, contexts, budgets, traces   Mesh, Door, Session
+    api/        what agents may ask: sessions, budgets, approvals, traces  Mesh, Door, Session
     daemon      builds all of this once, swaps the policy, drains          Daemon
     cli/        run, exec, budget, check, explain, tokens, schema
 

@@ -243,6 +243,7 @@ class Daemon:
             telemetry=self.telemetry,
             agent=self.config.agent,
             bus=self.bus,
+            desk=self.approving.desk,
         )
         if self.config.api is not None:
             self.door = Door(self.mesh, home=self.config.home)

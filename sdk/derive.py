@@ -19,6 +19,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, overload
 
 from meshd_sdk import ctx as _async
+from meshd_sdk.approvals import Approval
 from meshd_sdk.current import Current
 from meshd_sdk.link import Balance, Charged, Event, Published
 from meshd_sdk.step import Step

@@ -1,9 +1,10 @@
-"""The protobuf services that an agent calls: contexts, budgets, its own trace, and the session.
+"""The protobuf services that an agent calls: contexts, budgets, approvals, its own trace, and the session.
 
     mesh         what a service sees of the daemon, and the two acts that it may ask of it: issue and read a token
     services     the table of services, and how both faces find the one that answers
     contexts     open, read, narrow
     budgets      balances (limits), parts, reports of usage (reports)
+    approvals    people asked about what an agent intends to do by itself
     traces       what agents say of themselves
     fields       what a request's fields must be
     failing      how a refusal looks on both faces

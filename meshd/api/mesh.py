@@ -16,6 +16,7 @@ from meshd_sdk import context as codec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshd.approvals.desk import Desk
     from meshd.chain import Chain
     from meshd.ledger import Ledger
     from meshd.mesh_key import MeshKeys
@@ -28,7 +29,7 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent", "_random_bytes", "bus", "chain", "keys", "ledger", "proxy", "telemetry", "traces", "turns",
+        "_agent", "_random_bytes", "bus", "chain", "desk", "keys", "ledger", "proxy", "telemetry", "traces", "turns",
         "wall_clock",
     )  # fmt: skip
 
@@ -42,6 +43,7 @@ class Mesh:
         telemetry: Telemetry,
         agent: str = "",
         bus: Any = None,
+        desk: Desk | None = None,
         wall_clock: Callable[[], float] = time.time,
         random_bytes: Callable[[int], bytes] = os.urandom,
     ) -> None:
@@ -55,6 +57,8 @@ class Mesh:
         self.telemetry = telemetry
         self.bus = bus
         """None where this build has none."""
+        self.desk = desk
+        """Where people are asked; None where nobody can be."""
         self.traces: Any = None
         """`meshd.api.traces.TraceService`; use `trace_service`."""
         self.wall_clock = wall_clock

@@ -39,6 +39,7 @@ class Service(NamedTuple):
 SERVICES: Final[tuple[Service, ...]] = (
     Service("meshd.v1.ContextService", "meshd_sdk.v1.context_pb2", "meshd.api.contexts", "ContextService"),
     Service("meshd.v1.BudgetService", "meshd_sdk.v1.budget_pb2", "meshd.api.budgets", "BudgetService"),
+    Service("meshd.v1.ApprovalService", "meshd_sdk.v1.approvals_pb2", "meshd.api.approvals", "ApprovalService"),
     Service("meshd.v1.TraceService", "meshd_sdk.v1.trace_pb2", "meshd.api.traces", "trace_service"),
     Service("meshd.v1.SessionService", "meshd_sdk.v1.session_pb2", "meshd.api.sessions", "SessionService"),
 )

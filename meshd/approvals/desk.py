@@ -17,7 +17,7 @@ from meshd.approvals.drafting import draft
 from meshd.approvals.keys import Guard, approver_of, is_made
 from meshd.approvals.line import LOOK_S, Line
 from meshd.approvals.record import Approval, Damaged
-from meshd.approvals.shelf import TRIES_MAX, Busy, Found, Shelf
+from meshd.approvals.shelf import TRIES_MAX, Found, Shelf
 from meshd.approvals.state import TABLE, Event, State
 from meshd.engines.port import StoreError
 
@@ -123,7 +123,7 @@ class Desk:
         """Ids that nobody has decided on, as far as is known here, and when they expire."""
         self.sidecar = sidecar
         self._rules = rules
-        self._clean = clean
+        self.clean = clean
         self._told = told
         self.clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -156,12 +156,34 @@ class Desk:
                 return known
             raise Flooded(f"{PENDING_MAX} approvals wait for a decision already")
         found, is_new = await self.shelf.add(
-            lambda id: draft(id, digest, question, now_s, self._clean, self.sidecar), digest, now_s
+            lambda id: draft(id, digest, question, now_s, self.clean, self.sidecar), digest, now_s
         )
         if is_new:
             self.tally.asked += 1
-            self._changed_here(found)
+            self._seen(found)
+            self._told(found.approval)
         return found
+
+    async def wait(self, id: str, hold_s: float, holding: Holding, use: str = "") -> Approval:
+        """Return an approval once it is decided, or as it stands after `hold_s` seconds. What is allowed is used in the
+        name of `use`, where that is given, and never given back: asked again, it is used by that name. Raises Declined
+        where there is none; StoreError."""
+        ends_s = asyncio.get_running_loop().time() + hold_s
+        await self.line.watch()
+        while True:
+            found = await self._known(id)
+            if use and found.approval.used_by == use:
+                return found.approval
+            try:
+                settled = await self._decided(found, ends_s, holding)
+            except NotAllowed as error:
+                return error.approval
+            if settled is None or not use:
+                return await self.show(id)
+            # Not undone where the caller leaves meanwhile: it may ask again, and must find what it was told.
+            using: asyncio.Task[Approval | None] = self._keep(self._use(settled, use))
+            if (used := await asyncio.shield(using)) is not None:
+                return used
 
     async def _decided(self, found: Found, ends_s: float, holding: Holding) -> Found | None:
         """Return an approval once it is allowed; None where the call must ask anew. Raises NotAllowed."""
@@ -300,13 +322,14 @@ class Desk:
         """Return an approval. Raises Declined where there is none, or its record is damaged."""
         return (await self._known(id)).approval
 
-    async def list(self, state: State | None, limit: int) -> list[Approval]:
-        """Return approvals in a state, or all; the newest first, at most `limit`."""
+    async def list(self, state: State | None, limit: int, workflow: str | None = None) -> list[Approval]:
+        """Return approvals in a state, or all; of one workflow, or of any; the newest first, at most `limit`."""
         now_s = self.clock()
         chosen: list[Approval] = []
         async for page in self.shelf.all():
             some = (found.approval for _, found in page if found is not None)
-            chosen += [one for one in some if state is None or one.state_at(now_s) is state]
+            fits = (one for one in some if workflow is None or one.workflow == workflow)
+            chosen += [one for one in fits if state is None or one.state_at(now_s) is state]
             if len(chosen) > 4 * limit:
                 chosen = sorted(chosen, key=_newest_first)[:limit]
         return sorted(chosen, key=_newest_first)[:limit]
@@ -341,10 +364,6 @@ class Desk:
         self._told(approval)
         return approval
 
-    def _changed_here(self, found: Found) -> None:
-        self._seen(found)
-        self._told(found.approval)
-
     def _seen(self, found: Found) -> None:
         approval = found.approval
         if approval.state is State.PENDING:
@@ -377,6 +396,3 @@ def _ring(future: asyncio.Future[Found | None]) -> None:
 
 def _newest_first(approval: Approval) -> float:
     return -approval.asked_s
-
-
-__all__ = ["Busy", "Desk", "Flooded", "Holding", "NotAllowed"]

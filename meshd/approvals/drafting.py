@@ -54,6 +54,8 @@ def draft(id: str, digest: str, question: Question, now_s: float, clean: Clean, 
         is_cut=is_cut,
         hidden=hidden,
         also=question.also,
+        # In one line, whatever is in it: it stands between lines that are meshd's own words.
+        said=" ".join(visible(clean("", question.said)).split()),
         why=question.why,
         rule=question.rule,
         evidence=question.evidence,

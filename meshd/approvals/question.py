@@ -43,6 +43,8 @@ class Question:
     quorum: int = 1
     lasts_s: float = 3600.0
     rule: str = ""
+    said: str = ""
+    """Binds nothing: the same is asked for in whatever words."""
     why: str = ""
     evidence: str = ""
     is_inferred: bool = False

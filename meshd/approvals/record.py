@@ -15,6 +15,9 @@ SPACE: Final = "approval"
 """Of the records, by id."""
 INDEX: Final = "approval-call"
 """Of the id that is in force for a call, by its digest."""
+OWN: Final = "own"
+"""Kind of what an agent does by itself: meshd neither sends it nor sees it. No call is of this kind, so that what was
+allowed of the one never holds for the other."""
 ARGUMENTS_BYTES_MAX: Final = 128 * 1024
 """Of the arguments as they are shown; every engine can carry a record of that size."""
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -75,6 +78,8 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     """How many places of the arguments are not shown, since they look like secrets."""
     also: tuple[str, ...] = ()
     """What may serve the call in the target's place: it holds for these too."""
+    said: str = ""
+    """What an agent says of what it would do by itself, in its own words."""
     why: str = ""
     """Why this call asks."""
     rule: str = ""
@@ -95,7 +100,7 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     ended_s: float = 0.0
     """When it was decided, used, cancelled or expired; 0 while it is pending."""
     used_by: str = ""
-    """The call that went out with it."""
+    """The call that went out with it; of what an agent does by itself, the id that the agent gave the deed."""
     outcome: str = ""
     """How that call ended. Empty while it runs; for good, where the sidecar ended with it."""
     cancelled_for: str = ""
@@ -129,6 +134,8 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     @property
     def summary(self) -> str:
         """One line for people: no argument stands in it, and no query."""
+        if self.kind == OWN:
+            return f"{self.agent} asks whether it may do this by itself: {self.operation}"
         what = self.tool or self.model or self.operation.partition("?")[0]
         return f"{self.agent} asks for {what} at the {self.kind} {self.target}"
 

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from meshd.approvals.question import visible
+from meshd.approvals.record import OWN
 from meshd.filters.units import dollars
 
 _SECONDS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
@@ -36,14 +37,15 @@ def whole(approval: dict[str, Any], now_s: float) -> str:
         ("approval", f"{approval['id']}, {approval['state']}"),
         ("agent", visible(approval["agent"])),
         ("workflow", _workflow(approval)),
-        ("target", f"{approval['kind']} {visible(approval['target'])}"),
+        ("target", _target(approval)),
         ("operation", visible(approval["operation"])),
+        ("it says", visible(approval["said"])),
         ("tool", visible(approval["tool"])),
         ("definition", approval["definition"]),
         ("model", visible(approval["model"])),
         ("may serve", ", ".join(map(visible, approval["also"]))),
         ("asks", f"{visible(approval['rule'] or 'the policy')}: {visible(approval['why'])}"),
-        ("may cost", _cost(approval, "cost") or "nobody knows"),
+        ("may cost", _cost(approval, "cost") or ("" if approval["kind"] == OWN else "nobody knows")),
         ("left", _cost(approval, "left")),
         ("asked", f"{_moment(approval['asked_s'])}, {_span(now_s - approval['asked_s'])} ago"),
         ("expires", _expires(approval, now_s)),
@@ -56,6 +58,12 @@ def whole(approval: dict[str, Any], now_s: float) -> str:
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:<{width}}  {text}" for name, text in rows if text]
     return "\n".join([*lines, *_arguments(approval)])
+
+
+def _target(approval: dict[str, Any]) -> str:
+    if approval["kind"] == OWN:
+        return "none: the agent does it by itself, and meshd neither sends it nor sees it"
+    return f"{approval['kind']} {visible(approval['target'])}"
 
 
 def _workflow(approval: dict[str, Any]) -> str:
@@ -87,6 +95,8 @@ def _decision(one: dict[str, Any]) -> str:
 def _used(approval: dict[str, Any]) -> str:
     if not approval["used_by"]:
         return ""
+    if approval["kind"] == OWN:
+        return f"the agent, as {visible(approval['used_by'])}"
     ended = approval["outcome"] or "how it ended is not known: it runs, or its sidecar ended with it"
     return f"the call {approval['used_by']} ({ended})"
 

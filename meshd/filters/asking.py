@@ -298,7 +298,7 @@ def nobody_words(call: Call, settings: ApprovalSettings, why: str) -> str:
 
 def _what(call: Call) -> str:
     rpc: Any = getattr(call, "rpc", None)
-    did = (rpc.tool or rpc.method) if rpc is not None else f"{call.method} {call.path.partition('?')[0][:200]}"
+    did = (rpc.tool or rpc.method) if rpc is not None else f"{call.method} {call.path.partition('?')[0][:200]}".lstrip()
     return f"{did} at the {call.target.kind.value} {call.target.name}"
 
 

@@ -192,6 +192,8 @@ class Checker:
             self.report.error(here, f"fits no operation; did you mean {shown(f'{method.upper()} {path}')}?")
         elif not space and any(target.dialect in RPC for target in fitting):
             return  # Whatever method a message has: servers may have their own.
+        elif not space and all(target.name == INBOUND_NAME for target in fitting):
+            return  # What the agent itself asks people about (`meshd.api.approvals`) has names of its own.
         elif not space and is_literal(glob) and not 0 < glob.find("/") < len(glob) - 1:
             hint = nearest(glob, sorted(OPERATIONS))
             known = ", ".join(sorted(OPERATIONS))

@@ -11,6 +11,7 @@ import dataclasses
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
+from meshd_sdk.approvals import Approval, Wish, granted
 from meshd_sdk.bodies import JSON, Lines, decode, encode, is_lines
 from meshd_sdk.carry import TOKENS_MAX
 from meshd_sdk.current import Current, current, using
@@ -257,6 +258,32 @@ class Ctx:
         """
         usage = Usage(model, input_tokens, output_tokens, cached_tokens, is_estimated)
         return await self._link.report_usage(self._acting().token, report_id or new_id(), usage)
+
+    # People
+
+    async def ask_approval(
+        self,
+        operation: str,
+        arguments: Any = None,
+        *,
+        summary: str = "",
+        timeout: float | None = None,  # noqa: ASYNC109 - what was asked for stays
+        expires: float | None = None,
+        quorum: int = 0,
+    ) -> Approval:
+        """Ask people about something that this agent is about to do by itself; return once they have allowed it.
+
+        What was allowed holds for this operation with these arguments, once: do it now. `summary` is shown to people
+        and binds nothing; after `expires` seconds no answer is a no. Raises ApprovalDenied, ApprovalExpired, and
+        ApprovalPending after `timeout` seconds: asked again for the same, it attaches to the same approval.
+        """
+        payload = b"" if arguments is None else encode(arguments)[0]
+        wish = Wish(operation, payload, summary, expires, quorum)
+        return await granted(self._link, self._acting().token, wish, timeout)
+
+    async def approvals(self, state: str = "") -> list[Approval]:
+        """Return the approvals of this workflow, oldest first; with a `state` (`pending`, say) only those."""
+        return await self._link.approvals(self._acting().token, state)
 
     # Events
 

@@ -166,7 +166,11 @@ class ApprovalPending(Refused):
 
 
 class ApprovalDenied(Refused):
-    """A person said no."""
+    """A person said no, or took the question back."""
+
+
+class ApprovalExpired(ApprovalDenied):
+    """Nobody decided in time on what `Ctx.ask_approval` asked for: silence is a no."""
 
 
 class CircuitOpen(Refused):

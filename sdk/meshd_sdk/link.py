@@ -15,6 +15,8 @@ from meshd_sdk.current import Current
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from meshd_sdk.approvals import Approval, Wish
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Given:
@@ -228,4 +230,19 @@ class Link(Protocol):
 
     async def report_usage(self, token: str, id: str, usage: Usage) -> Charged:
         """Charge what was used."""
+        ...
+
+    async def ask_approval(self, token: str, wish: Wish) -> Approval:
+        """Ask people; return the approval that is in force for it."""
+        ...
+
+    async def wait_for_approval(
+        self, token: str, id: str, use_id: str, timeout_s: float | None
+    ) -> tuple[Approval, bool]:
+        """Wait for the decision, over restarts of the sidecar; return the approval as it stands when it is there, or
+        after `timeout_s` seconds, and whether it is used under `use_id` now."""
+        ...
+
+    async def approvals(self, token: str, state: str) -> list[Approval]:
+        """List those of the workflow, in a state; in any where that is empty."""
         ...

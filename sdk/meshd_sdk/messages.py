@@ -9,18 +9,30 @@ from typing import TYPE_CHECKING, Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from meshd_sdk.approvals import Approval, Decision
 from meshd_sdk.current import Current
 from meshd_sdk.errors import failure
 from meshd_sdk.link import Amounts, Balance, Event, Given, Published
-from meshd_sdk.v1 import budget_pb2, context_pb2, discovery_pb2, events_pb2, session_pb2, status_pb2, trace_pb2
+from meshd_sdk.v1 import (
+    approvals_pb2,
+    budget_pb2,
+    context_pb2,
+    discovery_pb2,
+    events_pb2,
+    session_pb2,
+    status_pb2,
+    trace_pb2,
+)
 
 if TYPE_CHECKING:
+    from meshd_sdk.approvals import Wish
     from meshd_sdk.errors import Failure
     from meshd_sdk.handlers import Subscription, Tool
     from meshd_sdk.link import Ask, Entry, Opening
 
 SECONDS_MAX = 999_999_999.0
 TEXT_CHARACTERS_MAX = 4096
+_STATE = "APPROVAL_STATE_"
 
 
 def duration(seconds: float) -> Duration:
@@ -217,6 +229,44 @@ def balance_of(one: budget_pb2.Balance) -> Balance:
         _amounts(one.tokens) if one.HasField("tokens") else None,
         _amounts(one.microdollars) if one.HasField("microdollars") else None,
         unix_s(one.window_ends) if one.HasField("window_ends") else None,
+    )
+
+
+def ask_of(token: str, wish: Wish) -> approvals_pb2.AskApprovalRequest:
+    """Return the request that asks people."""
+    return approvals_pb2.AskApprovalRequest(
+        token=token,
+        summary=wish.summary,
+        payload=wish.payload,
+        operation=wish.operation,
+        expires=None if wish.expires_s is None else duration(wish.expires_s),
+        quorum=wish.quorum,
+    )
+
+
+def state_of(name: str) -> approvals_pb2.ApprovalState.ValueType:
+    """Return a state by its name; empty for any. Raises ValueError for what is none."""
+    return approvals_pb2.ApprovalState.Value(f"{_STATE}{(name or 'unspecified').upper()}")
+
+
+def approval_of(one: approvals_pb2.Approval) -> Approval:
+    """Return an approval as it stands."""
+    known = approvals_pb2.ApprovalState.DESCRIPTOR.values_by_number.get(one.state)
+    return Approval(
+        one.id,
+        known.name.removeprefix(_STATE).lower() if known is not None else "",
+        one.operation,
+        one.summary,
+        one.agent,
+        one.workflow,
+        one.kind,
+        one.target,
+        unix_s(one.asked),
+        unix_s(one.expires),
+        one.quorum,
+        tuple(Decision(made.approver, made.is_approved, made.reason, unix_s(made.decided)) for made in one.decisions),
+        one.used_by,
+        one.cancelled_for,
     )
 
 

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, overload
 
 from meshd_sdk import ctx as _async
+from meshd_sdk.approvals import Approval
 from meshd_sdk.current import Current
 from meshd_sdk.link import Balance, Charged, Event, Published
 from meshd_sdk.step import Step
@@ -195,6 +196,24 @@ class Ctx:
 
         A report with one `report_id` is charged once; without one, each call is a report of its own.
         """
+    def ask_approval(
+        self,
+        operation: str,
+        arguments: Any = ...,
+        *,
+        summary: str = ...,
+        timeout: float | None = ...,
+        expires: float | None = ...,
+        quorum: int = ...,
+    ) -> Approval:
+        """Ask people about something that this agent is about to do by itself; return once they have allowed it.
+
+        What was allowed holds for this operation with these arguments, once: do it now. `summary` is shown to people
+        and binds nothing; after `expires` seconds no answer is a no. Raises ApprovalDenied, ApprovalExpired, and
+        ApprovalPending after `timeout` seconds: asked again for the same, it attaches to the same approval.
+        """
+    def approvals(self, state: str = ...) -> list[Approval]:
+        """Return the approvals of this workflow, oldest first; with a `state` (`pending`, say) only those."""
     def publish(
         self,
         topic: str,

@@ -20,6 +20,7 @@ from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Opening, 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from meshd_sdk.approvals import Approval, Wish
     from meshd_sdk.handlers import Subscription
     from meshd_sdk.serving import Serving
 
@@ -150,6 +151,20 @@ class Ungoverned:
     async def report_usage(self, token: str, id: str, usage: Usage) -> Charged:
         """Nothing is charged."""
         return Charged(0, is_exhausted=False)
+
+    async def ask_approval(self, token: str, wish: Wish) -> Approval:
+        """Raise NoSidecar: nothing passes unasked."""
+        raise NoSidecar(f"{wish.operation} needs a person's approval, and without a sidecar nobody can be asked")
+
+    async def wait_for_approval(
+        self, token: str, id: str, use_id: str, timeout_s: float | None
+    ) -> tuple[Approval, bool]:
+        """Raise NoSidecar."""
+        raise NoSidecar(f"without a sidecar nobody decides on the approval {id}")
+
+    async def approvals(self, token: str, state: str) -> list[Approval]:
+        """Nothing was asked."""
+        return []
 
 
 def _stamped(event: Event, source: str, sequence: str) -> Event:

@@ -13,14 +13,17 @@ import grpc
 
 from meshd.api.door import Door
 from meshd.api.mesh import Mesh
+from meshd.approvals.desk import Desk
 from meshd.assembly import build_chain
 from meshd.config import Address
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.document import load
 from meshd.proxy.proxy import Proxy
+from meshd.telemetry import redact
 from meshd.telemetry.telemetry import Telemetry
 from meshd_sdk.v1 import (
+    approvals_pb2_grpc,
     budget_pb2_grpc,
     context_pb2,
     context_pb2_grpc,
@@ -53,17 +56,22 @@ class House:
         keys, telemetry = MeshKeys(self.home / "mesh.key"), Telemetry(version="1.2.3")
         chain = build_chain(keys=keys, ledger=ledger, agent="", shadowed=telemetry.shadowed)
         proxy = Proxy(asyncio.get_running_loop(), policy=policy, chain=chain, telemetry=telemetry)
+        self.desk = Desk(ledger.store, lambda: proxy.policy, clean=redact.argument, clock=self.wall_clock)
         self.mesh = Mesh(
             proxy=proxy,
             chain=chain,
             keys=keys,
             ledger=ledger,
             telemetry=telemetry,
-            wall_clock=lambda: time.time() + self.ahead_s,
+            desk=self.desk,
+            wall_clock=self.wall_clock,
         )
         self.door = Door(self.mesh, home=self.home, **more)
         await self.door.start(ANY_PORT)
         self.channel = grpc.aio.insecure_channel(self.address)
+
+    def wall_clock(self) -> float:
+        return time.time() + self.ahead_s
 
     @property
     def address(self) -> str:
@@ -76,6 +84,10 @@ class House:
     @property
     def budgets(self) -> Any:
         return budget_pb2_grpc.BudgetServiceStub(self.channel)
+
+    @property
+    def approvals(self) -> Any:
+        return approvals_pb2_grpc.ApprovalServiceStub(self.channel)
 
     @property
     def traces(self) -> Any:
@@ -106,6 +118,7 @@ class House:
         await self.channel.close(grace=None)
         await self.door.close()
         self.mesh.proxy.close()
+        await self.desk.close()
         await self.mesh.ledger.close()
 
 

@@ -319,6 +319,18 @@ def test_mistake(text: str | bytes, expected: list[str]) -> None:
         assert problem.startswith(f"p.yaml:{start}"), found
 
 
+@pytest.mark.parametrize("operation", ["deploy", "billing/refund", "destroy*"])
+def test_what_the_agent_asks_about_by_itself_has_names_of_its_own(tmp_path: Path, operation: str) -> None:
+    path = tmp_path / "policy.yaml"
+    path.write_text(
+        f"approvers: {{ana: {{key: 'sha256:{'0' * 64}'}}}}\n"
+        f"rules: [{{match: {{target: app, operation: '{operation}'}}, approval: {{expires: 60s}}}}]\n"
+    )
+    plan = load([path]).plan(Target(Kind.AGENT, "app"), "agent", operation.replace("*", "-all"))
+    assert plan.approval is not None
+    assert plan.approval.expires == 60.0
+
+
 def test_the_operations_are_those_of_the_dialects() -> None:
     paths = ("/v1/messages", *(f"/v1/{path}" for path in openai_paths.OPERATIONS))
     read_by = {dialect.recognise("POST", path) for dialect in DIALECTS.values() for path in paths}

@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshd/v1/approvals.proto\x12\x08meshd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x08\x41pproval\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.meshd.v1.ApprovalState\x12)\n\x05\x61sked\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdecisions\x18\n \x03(\x0b\x32\x1a.meshd.v1.ApprovalDecision\"v\n\x10\x41pprovalDecision\x12\x10\n\x08\x61pprover\x18\x01 \x01(\t\x12\x13\n\x0bis_approved\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12+\n\x07\x64\x65\x63ided\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"E\n\x12\x41skApprovalRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\"M\n\x14ListApprovalsRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.meshd.v1.ApprovalState\">\n\x15ListApprovalsResponse\x12%\n\tapprovals\x18\x01 \x03(\x0b\x32\x12.meshd.v1.Approval*\xb8\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x19\n\x15\x41PPROVAL_STATE_DENIED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x17\n\x13\x41PPROVAL_STATE_USED\x10\x05\x42\x30\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshd/v1/approvals.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf0\x02\n\x08\x41pproval\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\r\n\x05\x61gent\x18\x03 \x01(\t\x12\x10\n\x08workflow\x18\x04 \x01(\t\x12\x11\n\toperation\x18\x05 \x01(\t\x12\x0e\n\x06\x64igest\x18\x06 \x01(\t\x12&\n\x05state\x18\x07 \x01(\x0e\x32\x17.meshd.v1.ApprovalState\x12)\n\x05\x61sked\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x07\x65xpires\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tdecisions\x18\n \x03(\x0b\x32\x1a.meshd.v1.ApprovalDecision\x12\x0e\n\x06target\x18\x0b \x01(\t\x12\x0c\n\x04kind\x18\x0c \x01(\t\x12\x0e\n\x06quorum\x18\r \x01(\x05\x12\x0f\n\x07used_by\x18\x0e \x01(\t\x12\x15\n\rcancelled_for\x18\x0f \x01(\t\"v\n\x10\x41pprovalDecision\x12\x10\n\x08\x61pprover\x18\x01 \x01(\t\x12\x13\n\x0bis_approved\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12+\n\x07\x64\x65\x63ided\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x94\x01\n\x12\x41skApprovalRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07summary\x18\x02 \x01(\t\x12\x0f\n\x07payload\x18\x03 \x01(\x0c\x12\x11\n\toperation\x18\x04 \x01(\t\x12*\n\x07\x65xpires\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06quorum\x18\x06 \x01(\x05\";\n\x13\x41skApprovalResponse\x12$\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x12.meshd.v1.Approval\"x\n\x16WaitForApprovalRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x13\n\x0b\x61pproval_id\x18\x02 \x01(\t\x12*\n\x07timeout\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06use_id\x18\x04 \x01(\t\"S\n\x17WaitForApprovalResponse\x12$\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x12.meshd.v1.Approval\x12\x12\n\nis_granted\x18\x02 \x01(\x08\"M\n\x14ListApprovalsRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12&\n\x05state\x18\x02 \x01(\x0e\x32\x17.meshd.v1.ApprovalState\">\n\x15ListApprovalsResponse\x12%\n\tapprovals\x18\x01 \x03(\x0b\x32\x12.meshd.v1.Approval*\xd6\x01\n\rApprovalState\x12\x1e\n\x1a\x41PPROVAL_STATE_UNSPECIFIED\x10\x00\x12\x1a\n\x16\x41PPROVAL_STATE_PENDING\x10\x01\x12\x1b\n\x17\x41PPROVAL_STATE_APPROVED\x10\x02\x12\x19\n\x15\x41PPROVAL_STATE_DENIED\x10\x03\x12\x1a\n\x16\x41PPROVAL_STATE_EXPIRED\x10\x04\x12\x17\n\x13\x41PPROVAL_STATE_USED\x10\x05\x12\x1c\n\x18\x41PPROVAL_STATE_CANCELLED\x10\x06\x32\x87\x02\n\x0f\x41pprovalService\x12J\n\x0b\x41skApproval\x12\x1c.meshd.v1.AskApprovalRequest\x1a\x1d.meshd.v1.AskApprovalResponse\x12V\n\x0fWaitForApproval\x12 .meshd.v1.WaitForApprovalRequest\x1a!.meshd.v1.WaitForApprovalResponse\x12P\n\rListApprovals\x12\x1e.meshd.v1.ListApprovalsRequest\x1a\x1f.meshd.v1.ListApprovalsResponseB0\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,16 +34,24 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'meshd.v1.approvals_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\013io.meshd.v1P\001Z\037meshd.io/proto/meshd/v1;meshdv1'
-  _globals['_APPROVALSTATE']._serialized_start=691
-  _globals['_APPROVALSTATE']._serialized_end=875
-  _globals['_APPROVAL']._serialized_start=72
-  _globals['_APPROVAL']._serialized_end=354
-  _globals['_APPROVALDECISION']._serialized_start=356
-  _globals['_APPROVALDECISION']._serialized_end=474
-  _globals['_ASKAPPROVALREQUEST']._serialized_start=476
-  _globals['_ASKAPPROVALREQUEST']._serialized_end=545
-  _globals['_LISTAPPROVALSREQUEST']._serialized_start=547
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=624
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=626
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=688
+  _globals['_APPROVALSTATE']._serialized_start=1157
+  _globals['_APPROVALSTATE']._serialized_end=1371
+  _globals['_APPROVAL']._serialized_start=104
+  _globals['_APPROVAL']._serialized_end=472
+  _globals['_APPROVALDECISION']._serialized_start=474
+  _globals['_APPROVALDECISION']._serialized_end=592
+  _globals['_ASKAPPROVALREQUEST']._serialized_start=595
+  _globals['_ASKAPPROVALREQUEST']._serialized_end=743
+  _globals['_ASKAPPROVALRESPONSE']._serialized_start=745
+  _globals['_ASKAPPROVALRESPONSE']._serialized_end=804
+  _globals['_WAITFORAPPROVALREQUEST']._serialized_start=806
+  _globals['_WAITFORAPPROVALREQUEST']._serialized_end=926
+  _globals['_WAITFORAPPROVALRESPONSE']._serialized_start=928
+  _globals['_WAITFORAPPROVALRESPONSE']._serialized_end=1011
+  _globals['_LISTAPPROVALSREQUEST']._serialized_start=1013
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=1090
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=1092
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=1154
+  _globals['_APPROVALSERVICE']._serialized_start=1374
+  _globals['_APPROVALSERVICE']._serialized_end=1637
 # @@protoc_insertion_point(module_scope)

@@ -6,6 +6,7 @@ isort:skip_file
 import builtins
 import collections.abc
 import google.protobuf.descriptor
+import google.protobuf.duration_pb2
 import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
@@ -37,7 +38,9 @@ class _ApprovalStateEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._
     APPROVAL_STATE_EXPIRED: _ApprovalState.ValueType  # 4
     """Nobody decided in time."""
     APPROVAL_STATE_USED: _ApprovalState.ValueType  # 5
-    """Allowed and used: it holds for one call."""
+    """Allowed and used: it holds once."""
+    APPROVAL_STATE_CANCELLED: _ApprovalState.ValueType  # 6
+    """Taken back, by whoever looks after the sidecar or since whoever allowed it may not any more."""
 
 class ApprovalState(_ApprovalState, metaclass=_ApprovalStateEnumTypeWrapper):
     """Where an approval stands."""
@@ -53,7 +56,9 @@ APPROVAL_STATE_DENIED: ApprovalState.ValueType  # 3
 APPROVAL_STATE_EXPIRED: ApprovalState.ValueType  # 4
 """Nobody decided in time."""
 APPROVAL_STATE_USED: ApprovalState.ValueType  # 5
-"""Allowed and used: it holds for one call."""
+"""Allowed and used: it holds once."""
+APPROVAL_STATE_CANCELLED: ApprovalState.ValueType  # 6
+"""Taken back, by whoever looks after the sidecar or since whoever allowed it may not any more."""
 global___ApprovalState = ApprovalState
 
 @typing.final
@@ -72,20 +77,35 @@ class Approval(google.protobuf.message.Message):
     ASKED_FIELD_NUMBER: builtins.int
     EXPIRES_FIELD_NUMBER: builtins.int
     DECISIONS_FIELD_NUMBER: builtins.int
+    TARGET_FIELD_NUMBER: builtins.int
+    KIND_FIELD_NUMBER: builtins.int
+    QUORUM_FIELD_NUMBER: builtins.int
+    USED_BY_FIELD_NUMBER: builtins.int
+    CANCELLED_FOR_FIELD_NUMBER: builtins.int
     id: builtins.str
     """Its id."""
     summary: builtins.str
-    """What is asked for, as the sidecar will carry it out."""
+    """What is asked for, in a line."""
     agent: builtins.str
     """The agent that asks."""
     workflow: builtins.str
     """The workflow."""
     operation: builtins.str
-    """The target and operation of the call that waits."""
+    """The operation of the call that waits; of what an agent does by itself, its name."""
     digest: builtins.str
     """SHA-256 over what the approval holds for, in hex: any change asks anew."""
     state: global___ApprovalState.ValueType
     """Where it stands."""
+    target: builtins.str
+    """What it is for: the target of a call; of what an agent does by itself, the agent."""
+    kind: builtins.str
+    """llm, tool, agent or host of a call; workflow of a supervisor's question; own of what an agent does by itself."""
+    quorum: builtins.int
+    """How many people must allow it."""
+    used_by: builtins.str
+    """By whom it was used: a call's id, or the `use_id` of a WaitForApproval; empty until then."""
+    cancelled_for: builtins.str
+    """Why it was taken back, where it was."""
     @property
     def asked(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When it was asked."""
@@ -111,9 +131,14 @@ class Approval(google.protobuf.message.Message):
         asked: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         expires: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         decisions: collections.abc.Iterable[global___ApprovalDecision] | None = ...,
+        target: builtins.str = ...,
+        kind: builtins.str = ...,
+        quorum: builtins.int = ...,
+        used_by: builtins.str = ...,
+        cancelled_for: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["asked", b"asked", "expires", b"expires"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "asked", b"asked", "decisions", b"decisions", "digest", b"digest", "expires", b"expires", "id", b"id", "operation", b"operation", "state", b"state", "summary", b"summary", "workflow", b"workflow"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "asked", b"asked", "cancelled_for", b"cancelled_for", "decisions", b"decisions", "digest", b"digest", "expires", b"expires", "id", b"id", "kind", b"kind", "operation", b"operation", "quorum", b"quorum", "state", b"state", "summary", b"summary", "target", b"target", "used_by", b"used_by", "workflow", b"workflow"]) -> None: ...
 
 global___Approval = Approval
 
@@ -152,33 +177,129 @@ global___ApprovalDecision = ApprovalDecision
 
 @typing.final
 class AskApprovalRequest(google.protobuf.message.Message):
-    """Asks."""
+    """See ApprovalService.AskApproval."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: builtins.int
     SUMMARY_FIELD_NUMBER: builtins.int
     PAYLOAD_FIELD_NUMBER: builtins.int
+    OPERATION_FIELD_NUMBER: builtins.int
+    EXPIRES_FIELD_NUMBER: builtins.int
+    QUORUM_FIELD_NUMBER: builtins.int
     token: builtins.str
-    """A context token."""
+    """The context token of the workflow that it is done in."""
     summary: builtins.str
-    """What is to be done, in words for a person."""
+    """What it is about, in the agent's words, at most 1,000 characters: people read it as that, and it binds nothing."""
     payload: builtins.bytes
-    """What exactly, as bytes: the approval holds for these alone."""
+    """The arguments, at most 128 kB: the approval holds for these alone. JSON is the same whatever the order of its keys."""
+    operation: builtins.str
+    """What is to be done: a name of 1 to 128 visible ASCII characters, such as `deploy`."""
+    quorum: builtins.int
+    """How many must allow it, and at least what the rule says; 0 for that."""
+    @property
+    def expires(self) -> google.protobuf.duration_pb2.Duration:
+        """After which no answer is a no, and at most what the rule says; absent for that."""
+
     def __init__(
         self,
         *,
         token: builtins.str = ...,
         summary: builtins.str = ...,
         payload: builtins.bytes = ...,
+        operation: builtins.str = ...,
+        expires: google.protobuf.duration_pb2.Duration | None = ...,
+        quorum: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["payload", b"payload", "summary", b"summary", "token", b"token"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["expires", b"expires"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["expires", b"expires", "operation", b"operation", "payload", b"payload", "quorum", b"quorum", "summary", b"summary", "token", b"token"]) -> None: ...
 
 global___AskApprovalRequest = AskApprovalRequest
 
 @typing.final
+class AskApprovalResponse(google.protobuf.message.Message):
+    """See ApprovalService.AskApproval."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: builtins.int
+    @property
+    def approval(self) -> global___Approval:
+        """The approval that is in force for this: a new one, or one that was asked for before."""
+
+    def __init__(
+        self,
+        *,
+        approval: global___Approval | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["approval", b"approval"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["approval", b"approval"]) -> None: ...
+
+global___AskApprovalResponse = AskApprovalResponse
+
+@typing.final
+class WaitForApprovalRequest(google.protobuf.message.Message):
+    """See ApprovalService.WaitForApproval."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    APPROVAL_ID_FIELD_NUMBER: builtins.int
+    TIMEOUT_FIELD_NUMBER: builtins.int
+    USE_ID_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token of the approval's workflow."""
+    approval_id: builtins.str
+    """The approval's id."""
+    use_id: builtins.str
+    """Chosen by the caller, at most 64 visible ASCII characters: an approval that is allowed is used under this id, once.
+    Empty to look only.
+    """
+    @property
+    def timeout(self) -> google.protobuf.duration_pb2.Duration:
+        """How long to wait; at most 50 seconds, which hold where it is absent."""
+
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        approval_id: builtins.str = ...,
+        timeout: google.protobuf.duration_pb2.Duration | None = ...,
+        use_id: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["timeout", b"timeout"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["approval_id", b"approval_id", "timeout", b"timeout", "token", b"token", "use_id", b"use_id"]) -> None: ...
+
+global___WaitForApprovalRequest = WaitForApprovalRequest
+
+@typing.final
+class WaitForApprovalResponse(google.protobuf.message.Message):
+    """See ApprovalService.WaitForApproval."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    APPROVAL_FIELD_NUMBER: builtins.int
+    IS_GRANTED_FIELD_NUMBER: builtins.int
+    is_granted: builtins.bool
+    """Whether it was allowed and is used under this `use_id`: what was asked for may be done now, once."""
+    @property
+    def approval(self) -> global___Approval:
+        """The approval as it stands; still pending where the time was over."""
+
+    def __init__(
+        self,
+        *,
+        approval: global___Approval | None = ...,
+        is_granted: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["approval", b"approval"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["approval", b"approval", "is_granted", b"is_granted"]) -> None: ...
+
+global___WaitForApprovalResponse = WaitForApprovalResponse
+
+@typing.final
 class ListApprovalsRequest(google.protobuf.message.Message):
-    """Waits for the answer, or lists what waits."""
+    """See ApprovalService.ListApprovals."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -200,14 +321,14 @@ global___ListApprovalsRequest = ListApprovalsRequest
 
 @typing.final
 class ListApprovalsResponse(google.protobuf.message.Message):
-    """Answers a ListApprovalsRequest."""
+    """See ApprovalService.ListApprovals."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     APPROVALS_FIELD_NUMBER: builtins.int
     @property
     def approvals(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Approval]:
-        """Oldest first."""
+        """The newest 200, oldest first."""
 
     def __init__(
         self,
