@@ -65,13 +65,24 @@ class Server:
             self.process.wait()
 
     def freeze(self) -> None:
-        """Let it accept and never answer."""
+        """Let it accept and never answer, from now on: a thread that runs stops a little after the signal."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{self.process.pid}/task")
+        while not all(_state(thread) in ("T", "Z", "X") for thread in threads.iterdir()):
+            time.sleep(0.001)
 
     def thaw(self) -> None:
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
+
+
+def _state(thread: Path) -> str:
+    """One letter, as the kernel has it; X for a thread that has ended meanwhile."""
+    try:
+        return (thread / "stat").read_text().rpartition(") ")[2][:1]
+    except OSError:
+        return "X"
 
 
 @contextlib.asynccontextmanager
