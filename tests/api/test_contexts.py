@@ -231,7 +231,7 @@ LESS = st.fixed_dictionaries(
 
 
 @given(chain=st.lists(LESS, min_size=1, max_size=6))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_chain_of_narrowings_allows_more(tmp_path: Path, chain: list[dict[str, Any]]) -> None:
     """Attenuation: whatever is asked for, what comes back allows a subset, or nothing comes back."""
     nothing: Any = None

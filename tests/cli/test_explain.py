@@ -225,7 +225,7 @@ x-meshd-context: a|x-meshd-hops: 9|\
 CONNECT api.openai.com:443|\0|:| """.split(b"|")
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.lists(st.sampled_from(LINES) | st.binary(max_size=6), max_size=14).map(b"".join))
 def test_any_bytes_are_explained_or_refused(policy: Path, data: bytes) -> None:
     assert run(policy, data).exit_code in (0, 2)

@@ -158,7 +158,7 @@ def test_help_shows_an_example() -> None:
 
 
 @given(data=st.binary(max_size=80) | st.text(max_size=80).map(str.encode), is_bare=st.booleans())
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_bytes_are_answered_or_named(data: bytes, is_bare: bool) -> None:
     result = run(data, *(("--dialect", "openai") if is_bare else ()))
     assert result.exit_code in (0, 1, 2)

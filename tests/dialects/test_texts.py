@@ -53,7 +53,7 @@ messages = st.lists(
 
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4-turbo", "gpt-5.2", "gpt-3.5-turbo", "gpt-oss:20b"])
 @given(given=messages, is_ascii=st.booleans())
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 def test_a_count_lies_between_the_published_one_and_the_bytes(
     model: str, given: list[dict[str, str]], is_ascii: bool
 ) -> None:

@@ -100,7 +100,7 @@ def simplest(messages: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 
 @given(chats())
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_there_and_back(chat: dict[str, Any]) -> None:
     there = sent("openai", chat)
     back = sent("anthropic", there, model="gpt-4o")
@@ -174,7 +174,7 @@ def translated(caller: str, events: list[Any]) -> list[bytes]:
 
 
 @given(completions(), st.integers(1, 9))
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 def test_an_answer_goes_there_and_back_plain_and_streamed(answer: dict[str, Any], size: int) -> None:
     message = json.loads(asking("anthropic").reply(json.dumps(answer).encode()))
     events = translated("anthropic", chunks_of(answer, size))
@@ -237,7 +237,7 @@ def put_together_chunks(events: list[bytes]) -> Any:
 
 @pytest.mark.parametrize("caller", ["openai", "anthropic"])
 @given(data=like_json | like_object | st.binary(max_size=60))
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_answer_is_translated_or_a_typed_error(caller: str, data: bytes) -> None:
     made = asking(caller)
     with contextlib.suppress(TranslationError):
@@ -252,7 +252,7 @@ def test_any_answer_is_translated_or_a_typed_error(caller: str, data: bytes) -> 
 
 @pytest.mark.parametrize("caller", ["openai", "anthropic"])
 @given(data=like_object)
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 def test_any_request_is_translated_or_has_a_reason(caller: str, data: bytes) -> None:
     try:
         ask = DIALECTS[caller].read("chat", data)
@@ -268,7 +268,7 @@ def test_any_request_is_translated_or_has_a_reason(caller: str, data: bytes) -> 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 @given(data=st.data())
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_golden_requests_and_answers_with_a_part_put_out_of_place(folder: Any, data: st.DataObject) -> None:
     """One value somewhere is another; a request then has a reason or is translated, an answer too."""
     asked = json.loads((folder / "asked.json").read_bytes())

@@ -169,7 +169,5 @@ def test_an_engine_does_what_the_model_does(engine: str) -> None:
     Named.engine = engine
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Named,
-        settings=settings(
-            max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-        ),
+        settings=settings(max_examples=60, stateful_step_count=40, suppress_health_check=list(HealthCheck)),
     )

@@ -280,7 +280,7 @@ async def test_many_at_once_share_one_store(place: Place) -> None:
 
 
 @pytest.mark.parametrize("engine", [name for name in PLACES if name != "memory"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(changes, max_size=12))
 def test_an_engine_does_what_the_model_does(
     engine: str, batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory

@@ -152,7 +152,7 @@ class Books(RuleBasedStateMachine):
 
 
 TestBooks = Books.TestCase
-TestBooks.settings = settings(max_examples=250, stateful_step_count=50, deadline=None)
+TestBooks.settings = settings(max_examples=250, stateful_step_count=50)
 
 
 def _lease(owner: Owner, holder: Holder, need: int, largest: int = 0) -> None:

@@ -152,7 +152,7 @@ def test_a_missing_segment_is_damage(tmp_path: Path) -> None:
     journal.close()
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_is_known(at: float, bit: int, tmp_path: Path) -> None:
     path = _written(tmp_path)
@@ -168,7 +168,7 @@ def test_a_flipped_bit_is_known(at: float, bit: int, tmp_path: Path) -> None:
     assert log.damage or log.torn, f"a flip in byte {place} went by"
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(0, SEGMENT_BYTES - 1))
 def test_a_cut_file_is_known(size: int, tmp_path: Path) -> None:
     path = _written(tmp_path)
@@ -176,7 +176,7 @@ def test_a_cut_file_is_known(size: int, tmp_path: Path) -> None:
     assert _read(tmp_path).damage
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(size=st.integers(HEAD_BYTES, WRITTEN_BYTES))
 def test_a_log_cut_short_is_known_unless_it_ends_with_a_record(size: int, tmp_path: Path) -> None:
     """What a process leaves that is killed while it stores a record, at any byte."""
@@ -191,7 +191,7 @@ def test_a_log_cut_short_is_known_unless_it_ends_with_a_record(size: int, tmp_pa
         assert log.damage or log.torn == {1}
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tail=st.binary(min_size=1, max_size=200))
 def test_garbage_at_the_end_is_known(tail: bytes, tmp_path: Path) -> None:
     path = _written(tmp_path)
@@ -202,7 +202,7 @@ def test_garbage_at_the_end_is_known(tail: bytes, tmp_path: Path) -> None:
     assert log.owed == {1: 140}, "what stands before it is read all the same"
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(tail=st.binary(min_size=1, max_size=170), gap=st.integers(0, 10))
 def test_garbage_after_the_records_is_known(tail: bytes, gap: int, tmp_path: Path) -> None:
     path = _written(tmp_path)

@@ -133,7 +133,7 @@ STEPS = st.lists(
 
 
 @given(STEPS, st.integers(1, 4))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_over_a_link_that_breaks_every_frame_is_handled_once_and_in_order(
     steps: list[tuple[str, str]], window: int
 ) -> None:

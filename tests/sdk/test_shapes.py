@@ -179,7 +179,7 @@ HINTS = [hint for hint, _, _ in FITS if hint is not Model]
 
 
 @given(st.sampled_from(HINTS), JSON)
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 def test_whatever_comes_is_read_or_named_and_never_raises(hint: Any, value: Any) -> None:
     _, faults = read(hint, value)
     shapes = Shapes()

@@ -158,7 +158,7 @@ def test_no_library_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
 @given(text=any_text)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_count_never_passes_the_bytes_of_a_text_as_a_server_takes_it(encoding: str, text: str) -> None:
     counter = Counter(load=encode)
     counts = counter.count_here(encoding, [text, text])

@@ -20,7 +20,7 @@ words = st.lists(
 
 
 @given(text=any_text | words, least=st.integers(1, 20), more=st.integers(1, 20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_pieces_are_the_text(text: str, least: int, more: int) -> None:
     pieces = list(pieces_of(text, least=least, most=least + more))
     assert "".join(piece.text for piece in pieces) == text
@@ -29,7 +29,7 @@ def test_pieces_are_the_text(text: str, least: int, more: int) -> None:
 
 @of_each
 @given(text=any_text | words, least=st.integers(1, 12), more=st.integers(1, 12))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_pieces_that_can_be_counted_add_up_to_the_whole(encoding: str, text: str, least: int, more: int) -> None:
     text = whole(text)
     pieces = list(pieces_of(text, least=least, most=least + more))
@@ -45,7 +45,7 @@ def test_a_cut_anywhere_would_be_no_bound() -> None:
 
 @of_each
 @given(text=any_text | words)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_a_count_is_exact_and_never_above_the_bytes(encoding: str, text: str) -> None:
     text = whole(text)
     found = tokens_of(text, encode(encoding))

@@ -34,7 +34,7 @@ def test_the_licence_lies_beside_the_files() -> None:
 
 @of_each
 @given(text=any_text)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_another_implementation_finds_the_same_tokens(encoding: str, text: str) -> None:
     assert encode(encoding)(whole(text)) == reference(encoding)(whole(text))
 

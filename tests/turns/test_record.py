@@ -34,7 +34,7 @@ def counts(workflow: Workflow) -> dict[tuple[str, str], int]:
     return {key: edge.tenths for key, edge in workflow.edges.items() if edge.tenths}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(CALLS)
 def test_a_record_fits_and_keeps_the_counts(calls: list[tuple[str, str, str, bytes, bytes]]) -> None:
     workflow = played(calls)
@@ -66,7 +66,7 @@ def test_the_worst_that_can_be_said_fits() -> None:
     assert max(sizes) > RECORD_BYTES_MAX // 2, "it was put to the test"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(CALLS, CALLS, CALLS)
 def test_merging_commutes_and_is_idempotent(one: Any, two: Any, three: Any) -> None:
     records = [encoded(played(calls), number, number, 1.0) for number, calls in enumerate((one, two, three), 1)]

@@ -18,7 +18,7 @@ from tests.wire.reading import Replies, Requests, forget
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-FUZZ = settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
 TOKENS = st.sampled_from(
     [
         b"GET ", b"POST ", b"CONNECT ", b"PRI ", b"/a", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\r\n\r\n", b"\n", b"\r", b" ",
