@@ -123,7 +123,7 @@ class Desk:
         """Ids that nobody has decided on, as far as is known here, and when they expire."""
         self.sidecar = sidecar
         self._rules = rules
-        self._clean = clean
+        self.clean = clean
         self._told = told
         self.clock = clock
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -156,7 +156,7 @@ class Desk:
                 return known
             raise Flooded(f"{PENDING_MAX} approvals wait for a decision already")
         found, is_new = await self.shelf.add(
-            lambda id: draft(id, digest, question, now_s, self._clean, self.sidecar), digest, now_s
+            lambda id: draft(id, digest, question, now_s, self.clean, self.sidecar), digest, now_s
         )
         if is_new:
             self.tally.asked += 1

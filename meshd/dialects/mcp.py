@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.call import Reply
+from meshd.dialects import mcp_tasks
 from meshd.dialects.canonical import canonical
+from meshd.dialects.held_task import PREFIX, decoded
 from meshd.dialects.json_pairs import member, read_object, text, write
 from meshd.dialects.jsonrpc import (
     INVALID_PARAMS,
@@ -58,7 +60,12 @@ READ_ONLY: Final = frozenset(
 )  # fmt: skip
 """Methods that change nothing but what the client is told. Others that are not known may change something."""
 
-_NAMED: Final = {TOOLS_CALL: "name", "prompts/get": "name", "resources/read": "uri"}
+_NAMED: Final = {
+    TOOLS_CALL: "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(mcp_tasks.METHODS, "taskId"),
+}
 """The parameter that `Mcp-Name` repeats (2026-07-28), by method."""
 _FOR_THE_MODEL: Final = frozenset(
     {Reason.LOOP, Reason.MAX_TURNS, Reason.APPROVAL_DENIED, Reason.APPROVAL_PENDING}
@@ -97,6 +104,9 @@ class Mcp(Plain):
         rpc.is_read_only = rpc.method in READ_ONLY or rpc.method.startswith("notifications/")
         _read_meta(rpc, params)
         if rpc.method != TOOLS_CALL:
+            if rpc.method in mcp_tasks.METHODS:
+                task = text(params, "taskId", "params") or ""
+                rpc.task = task if task.startswith(PREFIX) else ""
             rpc.arguments = rest_of(params, ("_meta",), "params")
             return
         rpc.tool = name_in(params, "name", "params")
@@ -104,6 +114,7 @@ class Mcp(Plain):
             raise invalid("A tools/call names its tool in params.name", INVALID_PARAMS)
         is_stateless = _first(headers, VERSION_FIELD) >= _STATELESS_SINCE
         rpc.is_resumable = is_stateless and "requestState" not in params and "inputResponses" not in params
+        rpc.takes_task = rpc.is_resumable and rpc.declares_tasks
         if len(params) > 3 or not params.keys() <= {"name", "arguments", "_meta"}:
             # A later leg of the same call brings what the server has asked for: it is another call.
             rpc.arguments = rest_of(params, ("name", "_meta"), "params")
@@ -164,6 +175,9 @@ def _read_meta(rpc: Rpc, params: Pairs) -> None:
         return
     meta = read_object(raw, "_meta")
     rpc.key = key_in(meta, KEY_IN_META, "_meta")
+    capabilities = member(meta, mcp_tasks.CAPABILITIES)
+    if capabilities is not None:
+        rpc.declares_tasks = mcp_tasks.declares_tasks(decoded(bytes(capabilities)))
     token = member(meta, "progressToken")
     if token is not None and len(bytes(token)) <= _TOKEN_BYTES_MAX and bytes(token)[0] in b'"-0123456789':
         rpc.progress_token = bytes(token)

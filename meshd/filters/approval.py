@@ -24,6 +24,8 @@ from meshd.filters.asking import (
     question_of,
     why_asked,
 )
+from meshd.filters.deferring import hold_s as task_hold_s
+from meshd.filters.deferring import takes_task
 from meshd.filters.holding import hold_s
 from meshd.refusal import Reason, Refused
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 
     from meshd.approvals.desk import Desk
     from meshd.approvals.record import Approval as Record
-    from meshd.call import Call, NeedBody
+    from meshd.call import Call, NeedBody, Reply
+    from meshd.filters.deferring import Deferring
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
 
@@ -40,7 +43,7 @@ if TYPE_CHECKING:
 class Approval:
     """Asks people, and holds the call until they have decided."""
 
-    __slots__ = ("_desk", "_hold_s", "_observe", "_shadowed", "ledger")
+    __slots__ = ("_deferring", "_desk", "_hold_s", "_observe", "_shadowed", "ledger")
 
     name = "approval"
 
@@ -51,15 +54,17 @@ class Approval:
         ledger: Ledger | None = None,
         hold_s: Callable[[Call], float] = hold_s,
         observe: Callable[[float], None] | None = None,
+        deferring: Deferring | None = None,
     ) -> None:
         """`shadowed` is told what a rule on trial would have asked beside one that binds. Without a `desk` nobody can
         be asked, and what must ask is refused. `ledger` says what is left; `hold_s` how long a caller can be held;
-        `observe` hears how many seconds each was."""
+        `observe` hears how many seconds each was; `deferring` makes tasks of calls whose clients take one."""
         self._shadowed = shadowed
         self._desk = desk
         self.ledger = ledger
         self._hold_s = hold_s
         self._observe = observe
+        self._deferring = deferring
 
     def admit(self, call: Call) -> Wait | NeedBody | None:
         """Let a call pass that need not ask, or hold it. Raises Refused: approval_pending where nobody can be asked."""
@@ -70,7 +75,13 @@ class Approval:
                     refused = would_ask(call, trial, why)
                     refused.is_shadow = True
                     self._shadowed(call, refused)
-        settings: ApprovalSettings | None = plan.approval
+        rpc = call.rpc
+        if rpc is not None and rpc.task and self._deferring is not None and not call.is_resumed:
+            return Wait(self._of_task(self._deferring, call))
+        return self._judge(call)
+
+    def _judge(self, call: Call) -> Wait | NeedBody | None:
+        settings: ApprovalSettings | None = call.plan.approval
         if settings is None:
             return None
         why = why_asked(call, settings)
@@ -97,11 +108,28 @@ class Approval:
         who = ", ".join(approvers_of(call, settings))
         return f"{rule} asks {settings.quorum} of {who or 'nobody'} first, since {why}. It covers {covered(settings)}."
 
-    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used:
-        """Hold the call until it is allowed, and return the ticket for what it uses. Raises Refused otherwise."""
+    async def _of_task(self, deferring: Deferring, call: Call) -> Reply | Used | None:
+        """Answer a request that names a task of ours; judge one that is to go on to the upstream, as any call."""
+        reply = await deferring.answer(call)
+        if reply is not None:
+            return reply
+        decision = self._judge(call)
+        if isinstance(decision, Wait):
+            found: Reply | Used | None = await decision.coroutine
+            return found
+        return None
+
+    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used | Reply:
+        """Hold the call until it is allowed, and return the ticket for what it uses, or the answer that there is a
+        task now. Raises Refused otherwise."""
         holding = Holding()
         call.holding = holding
         hold_s = self._hold_of(call, settings, desk)
+        later = self._deferring if self._deferring is not None and takes_task(call) else None
+        if later is not None:
+            hold_s = min(hold_s, task_hold_s(call))
+        elif call.is_resumed:
+            hold_s = 0.0
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
@@ -110,6 +138,10 @@ class Approval:
             holding.approval = error.approval
             reason = Reason.APPROVAL_DENIED
             if error.state is State.PENDING:
+                if later is not None and not holding.is_gone:
+                    reply = await self._deferred(later, call, error.approval, settings)
+                    if reply is not None:
+                        return reply
                 reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
             else:
                 words = denied_words(error.approval, call, error.state.value)
@@ -125,6 +157,14 @@ class Approval:
             if self._observe is not None:
                 self._observe(holding.held_s)
         return Used(desk, call, approval)
+
+    @staticmethod
+    async def _deferred(later: Deferring, call: Call, approval: Record, settings: ApprovalSettings) -> Reply | None:
+        try:
+            return await later.defer(call, approval)
+        except StoreError as error:
+            words = f"An approval is needed, and that it is asked for cannot be written down: {error}."
+            raise Refused(Reason.STORE_UNAVAILABLE, words, rule=settings.rule) from error
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
