@@ -56,7 +56,7 @@ _DROPPED: Final = frozenset(
     }
 )  # fmt: skip
 _ASKED_FOR: Final = mcp_tasks.METHODS | a2a_tasks.GETS
-"""Methods whose answers are short, and are given under the id that their caller knows. `Mcp-Name` must be changed too."""
+"""Methods whose answers are short, and are given under the id that their caller knows."""
 _TASK_PART: Final = len(PREFIX) + 15
 """Where, in the id of a task, what is random begins: behind the id of its approval."""
 
