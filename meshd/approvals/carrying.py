@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -17,7 +17,7 @@ from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from meshd.approvals.held_calls import HeldCall, HeldCalls, Kept
 
@@ -25,6 +25,8 @@ log = logging.getLogger("meshd.approvals")
 
 NOT_OVER: Final = frozenset({Reason.APPROVAL_DENIED, Reason.DRAINING, Reason.STORE_UNAVAILABLE})
 """Refusals after which the call is as it was: whoever asks for its task next is told what its approval says."""
+NOTED_S: Final = 5.0
+"""For which the end waits for what is still to be written down."""
 END_TRIES: Final = 8
 END_S: Final = 0.25
 """Between two tries to write an answer down, doubling."""
@@ -52,6 +54,8 @@ class Carrying:
         """Makes a call: direction, path with its upstream's name before it, header fields, body. Raises Refused."""
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._held_here: dict[str, asyncio.Task[None]] = {}
+        self._noting: set[asyncio.Task[None]] = set()
 
     async def carry_out(
         self, kept: Kept, fields: Headers, read: Callable[[Answer], tuple[bytes, str]], wait_s: float
@@ -73,9 +77,42 @@ class Carrying:
             running.add_done_callback(lambda _: self._running.pop(id, None))
         await asyncio.wait((running,), timeout=wait_s)
 
+    async def hold(self, kept: Kept) -> bool:
+        """Claim a call whose caller waits for its stream here, so that nobody else carries it out; False where another
+        has it. Raises StoreError."""
+        now_s = self._clock()
+        claimed = msgspec.structs.replace(kept.call, state=RUNNING, beat_s=now_s)
+        id = kept.call.id
+        if id in self._held_here or not await self.held.change(kept, claimed):
+            return False
+        self._held_here[id] = asyncio.get_running_loop().create_task(self._beat(id))
+        return True
+
+    def let_go(self, id: str, *, is_free: bool) -> None:
+        """Its caller waits no more. `is_free`: it never went out, so whoever asks for its task may have it done."""
+        beating = self._held_here.pop(id, None)
+        if beating is not None:
+            beating.cancel()
+            if is_free:
+                self._note(self._put_back(id))
+
+    def over(self, id: str, answer: bytes, other: str) -> None:
+        """The stream of such a call is over: write down what was said in it."""
+        self._note(self._end(id, answer, "", other))
+
+    def _note(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._noting.add(task)
+        task.add_done_callback(self._noted)
+
+    def _noted(self, task: asyncio.Task[None]) -> None:
+        self._noting.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("where a held call stands could not be written down: %s", error)
+
     def is_lost(self, call: HeldCall) -> bool:
         """Say whether whoever carried a call out has gone without a word."""
-        if call.id in self._running:
+        if call.id in self._running or call.id in self._held_here:
             return False
         return self._clock() - max(call.beat_s, call.changed_s) > LOST_S
 
@@ -127,7 +164,9 @@ class Carrying:
 
     async def close(self) -> None:
         """End what runs: nobody knows whether it was carried out, and its approval stays used."""
-        running = tuple(self._running.values())
+        running = (*self._running.values(), *self._held_here.values())
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
+        if self._noting:
+            await asyncio.wait(tuple(self._noting), timeout=NOTED_S)

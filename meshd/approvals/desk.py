@@ -65,13 +65,17 @@ class Flooded(Exception):
 class Holding:
     """One call that is held: whoever holds its connection says `leave` when its caller has gone."""
 
-    __slots__ = ("_future", "approval", "held_s", "is_gone")
+    __slots__ = ("_future", "approval", "held_s", "is_gone", "over", "task")
 
     def __init__(self) -> None:
         self.is_gone = False
         self.held_s = 0.0
         self.approval: Approval | None = None
         """What it waits for, once that is there."""
+        self.task: Any = None
+        """The task that its caller may be shown while it is held, as `meshd.dialects.held_task.HeldTask`."""
+        self.over: Callable[[bytes, str], None] | None = None
+        """Told of the answer once the call was carried out, where its caller was shown a task."""
         self._future: asyncio.Future[Found | None] | None = None
 
     def leave(self) -> None:

@@ -110,12 +110,12 @@ def _read_sending(rpc: Rpc, params: Pairs, members: Pairs) -> None:
     """Set what a message says of tasks: whether one may be its answer, and whether its sender waits for that."""
     _name_task(rpc, members, "taskId", "the message")
     # One that goes on with a task can only be answered with that.
-    rpc.takes_task = rpc.method not in STREAMED and member(members, "taskId") is None
+    rpc.takes_task = member(members, "taskId") is None
     context = member(members, "contextId")
     if context is not None:
         rpc.context_id = text(members, "contextId", "the message") or ""
     configuration = member(params, "configuration")
-    if configuration is not None and rpc.takes_task:
+    if configuration is not None and rpc.takes_task and not rpc.is_stream:
         settings = read_object(configuration, "the configuration")
         if is_old(rpc.method):
             rpc.is_impatient = flag(settings, "blocking") is False

@@ -29,6 +29,7 @@ _STATES: Final = {
     Stage.FAILED: "FAILED",
     Stage.ENDED: "COMPLETED",
 }
+_INTERRUPTED: Final = frozenset({"input-required", "input_required", "auth-required", "auth_required"})
 _OVER: Final = frozenset({"completed", "failed", "canceled", "rejected"})
 
 
@@ -63,7 +64,12 @@ def outcome_of(body: bytes, *, is_stream: bool) -> tuple[bytes, str]:
             error = message["error"] if isinstance(message["error"], dict) else {}
             return msgspec.json.encode({"error": error}), ""
         if isinstance(message["result"], dict):
-            found = _folded(found, message["result"])
+            found = folded(found, message["result"])
+    return outcome_in(found)
+
+
+def outcome_in(found: dict[str, Any]) -> tuple[bytes, str]:
+    """Return the same of a message or task that was said whole."""
     answer = msgspec.json.encode({"result": found})
     if _is_message(found) or _state_of(found) in _OVER:
         return answer, ""
@@ -90,6 +96,41 @@ def task_of(task: HeldTask, *, is_old: bool) -> dict[str, Any]:
         shown["history"] = [said]
         return shown
     return under(result, task.id)
+
+
+def event_of(task: HeldTask, *, is_old: bool, is_first: bool) -> dict[str, Any]:
+    """Return the event of a stream that says where a task stands: the task itself as the first, then its status."""
+    shown = _shown(task, _text(task, task.words, is_old=is_old), is_old=is_old)
+    if is_first:
+        return shown if is_old else {"task": shown}
+    return _status_event(task, shown["status"], is_old=is_old)
+
+
+def events_of(task: HeldTask, result: dict[str, Any], *, is_old: bool) -> list[dict[str, Any]]:
+    """Return what an agent says in its stream as events of a task that its caller has been shown: a stream has one."""
+    said = _unwrapped(result)
+    if _is_message(said):
+        over = task._replace(stage=Stage.ENDED)
+        message = {**said, "taskId": task.id, "contextId": said.get("contextId") or task.context_id}
+        return [_status_event(over, _shown(over, message, is_old=is_old)["status"], is_old=is_old)]
+    if "id" not in said:
+        return [renamed(result, lambda _: task.id)]
+    events = []
+    artifacts = said.get("artifacts")
+    for artifact in artifacts if isinstance(artifacts, list) else []:
+        event = {"taskId": task.id, "contextId": said.get("contextId") or task.context_id, "artifact": artifact}
+        events.append({"kind": "artifact-update", **event} if is_old else {"artifactUpdate": event})
+    status = renamed(said.get("status") or {}, lambda _: task.id)
+    events.append(_status_event(task._replace(context_id=said.get("contextId") or ""), status, is_old=is_old))
+    return events
+
+
+def _status_event(task: HeldTask, status: dict[str, Any], *, is_old: bool) -> dict[str, Any]:
+    event = {"taskId": task.id, "contextId": task.context_id, "status": status}
+    if not is_old:
+        return {"statusUpdate": event}
+    state = _state_of({"status": status})
+    return {"kind": "status-update", "final": state in _OVER or state in _INTERRUPTED, **event}
 
 
 def under(result: dict[str, Any], id: str) -> dict[str, Any]:
@@ -127,13 +168,9 @@ def _state_of(task: dict[str, Any]) -> str:
     return str(state).removeprefix("TASK_STATE_").lower()
 
 
-def _folded(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
+def folded(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     """Return what a stream has said so far: its message, or its task with what came to it. 1.0 wraps each event."""
-    for name in ("task", "message", "statusUpdate", "artifactUpdate"):
-        wrapped = result.get(name)
-        if isinstance(wrapped, dict) and "kind" not in result and "id" not in result and "messageId" not in result:
-            result = wrapped
-            break
+    result = _unwrapped(result)
     if "messageId" in result or ("id" in result and "status" in result):
         return result
     now = dict(before)
@@ -146,6 +183,15 @@ def _folded(before: dict[str, Any], result: dict[str, Any]) -> dict[str, Any]:
     if result.get("kind"):
         now.setdefault("kind", "task")
     return now
+
+
+def _unwrapped(result: dict[str, Any]) -> dict[str, Any]:
+    if "kind" not in result and "id" not in result and "messageId" not in result:
+        for name in ("task", "message", "statusUpdate", "artifactUpdate"):
+            wrapped = result.get(name)
+            if isinstance(wrapped, dict):
+                return wrapped
+    return result
 
 
 def _gathered(before: Any, event: dict[str, Any]) -> list[Any]:

@@ -25,7 +25,7 @@ from meshd.filters.asking import (
     why_asked,
 )
 from meshd.filters.deferring import hold_s as task_hold_s
-from meshd.filters.deferring import takes_task
+from meshd.filters.deferring import is_streamed, takes_task
 from meshd.filters.holding import hold_s
 from meshd.refusal import Reason, Refused
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.approvals.desk import Desk
+    from meshd.approvals.question import Question
     from meshd.approvals.record import Approval as Record
     from meshd.call import Call, NeedBody, Reply
     from meshd.filters.deferring import Deferring
@@ -125,23 +126,16 @@ class Approval:
         holding = Holding()
         call.holding = holding
         hold_s = self._hold_of(call, settings, desk)
-        later = self._deferring if self._deferring is not None and takes_task(call) else None
-        if later is not None:
-            hold_s = min(hold_s, task_hold_s(call))
-        elif call.is_resumed:
+        if call.is_resumed:
             hold_s = 0.0
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
-            approval = await desk.obtain(question, hold_s, holding)
+            return await self._obtain(desk, call, question, hold_s, holding)
         except NotAllowed as error:
             holding.approval = error.approval
             reason = Reason.APPROVAL_DENIED
             if error.state is State.PENDING:
-                if later is not None and not holding.is_gone:
-                    reply = await self._deferred(later, call, error.approval, settings)
-                    if reply is not None:
-                        return reply
                 reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
             else:
                 words = denied_words(error.approval, call, error.state.value)
@@ -156,15 +150,34 @@ class Approval:
             holding.held_s = max(0.0, desk.clock() - began_s)
             if self._observe is not None:
                 self._observe(holding.held_s)
-        return Used(desk, call, approval)
 
-    @staticmethod
-    async def _deferred(later: Deferring, call: Call, approval: Record, settings: ApprovalSettings) -> Reply | None:
+    async def _obtain(
+        self, desk: Desk, call: Call, question: Question, hold_s: float, holding: Holding
+    ) -> Used | Reply:
+        """Wait for what is allowed; where that takes longer than a moment, and the caller takes a task, make one: for
+        an answer, or to be shown while its stream is held. Raises NotAllowed; Flooded; StoreError."""
+        later = self._deferring
+        if later is None or not takes_task(call):
+            return Used(desk, call, await desk.obtain(question, hold_s, holding))
+        began_s = desk.clock()
         try:
-            return await later.defer(call, approval)
-        except StoreError as error:
-            words = f"An approval is needed, and that it is asked for cannot be written down: {error}."
-            raise Refused(Reason.STORE_UNAVAILABLE, words, rule=settings.rule) from error
+            return Used(desk, call, await desk.obtain(question, min(hold_s, task_hold_s(call)), holding))
+        except NotAllowed as error:
+            if error.state is not State.PENDING or holding.is_gone:
+                raise
+            asked = error.approval
+        held = ""
+        if is_streamed(call):
+            held = await later.hold(call, asked, holding)
+        elif (reply := await later.defer(call, asked)) is not None:
+            return reply
+        try:
+            approval = await desk.obtain(question, hold_s - (desk.clock() - began_s), holding)
+        except BaseException:
+            if held:
+                later.let_go(held, is_free=True)
+            raise
+        return Used(desk, call, approval, later if held else None)
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
@@ -181,17 +194,21 @@ class Approval:
 class Used:
     """The ticket of a call that has used an approval."""
 
-    __slots__ = ("_approval", "_call", "_desk")
+    __slots__ = ("_approval", "_call", "_deferring", "_desk")
 
-    def __init__(self, desk: Desk, call: Call, approval: Record) -> None:
+    def __init__(self, desk: Desk, call: Call, approval: Record, deferring: Deferring | None = None) -> None:
+        """`deferring` is where the call is held too, where its caller may have been shown a task."""
         self._desk = desk
         self._call = call
         self._approval = approval
+        self._deferring = deferring
 
     def settle(self, outcome: Outcome) -> None:
         """Note how the call ended; where nothing of it can have reached the upstream, give the approval back."""
         is_unsent = not (outcome.is_forwarded or self._call.is_forwarded)
         how = f"{outcome.status}" if outcome.status else outcome.fault.value
+        if self._deferring is not None:
+            self._deferring.let_go(self._approval.id, is_free=is_unsent)
         self._desk.settled(self._approval.id, self._call.id, is_unsent=is_unsent, outcome=how)
 
 

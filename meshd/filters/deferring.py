@@ -9,6 +9,7 @@ ours, or not this caller's, goes on to the upstream untouched.
 from __future__ import annotations
 
 import hmac
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.approvals.carrying import Answer, Carrying
-    from meshd.approvals.desk import Desk
+    from meshd.approvals.desk import Desk, Holding
     from meshd.approvals.record import Approval
     from meshd.call import Call, Headers, Rpc
     from meshd.mesh_key import MeshKeys
@@ -72,9 +73,15 @@ def takes_task(call: Call) -> bool:
 
 
 def hold_s(call: Call) -> float:
-    """Return the seconds for which a caller is held that takes a task."""
+    """Return the seconds for which a caller is held before there is a task: a stream is held on with one."""
     rpc = call.rpc
-    return 0.0 if rpc is not None and rpc.is_impatient else HOLD_S
+    return 0.0 if is_streamed(call) or (rpc is not None and rpc.is_impatient) else HOLD_S
+
+
+def is_streamed(call: Call) -> bool:
+    """Say whether a call that takes a task is answered with a stream of events, in which its caller is shown one."""
+    rpc = call.rpc
+    return rpc is not None and rpc.protocol == "a2a" and rpc.is_stream
 
 
 class Deferring:
@@ -107,8 +114,36 @@ class Deferring:
 
     async def defer(self, call: Call, approval: Approval) -> Reply | None:
         """Write a call down and answer it with its task; None where that cannot be done. Raises StoreError."""
-        rpc, context = call.rpc, call.context
+        rpc = call.rpc
         assert rpc is not None
+        kept = await self._written(call, rpc, approval)
+        if kept is None:
+            return None
+        task = self._waiting(kept.call, approval)
+        if rpc.protocol == "mcp":
+            return _reply(call, mcp_tasks.created(rpc.id, task))
+        return _reply(call, a2a_tasks.created(rpc.id, rpc.method, task))
+
+    async def hold(self, call: Call, approval: Approval, holding: Holding) -> str:
+        """Write a call down whose caller waits for a stream, so that it can be shown a task in it. Return the id under
+        which it is to be let go; empty where it is held without. Raises StoreError."""
+        rpc = call.rpc
+        assert rpc is not None
+        kept = await self._written(call, rpc, approval)
+        if kept is None or not await self._carrying.hold(kept):
+            return ""
+        holding.task = self._waiting(kept.call, approval)
+        holding.over = partial(self._carrying.over, approval.id)
+        return approval.id
+
+    def let_go(self, id: str, *, is_free: bool) -> None:
+        """The caller of such a stream waits no more. `is_free`: its call never went out."""
+        self._carrying.let_go(id, is_free=is_free)
+
+    def _waiting(self, held: HeldCall, approval: Approval) -> HeldTask:
+        return self._task(held, approval, Stage.WAITING, self._waiting_words(approval))
+
+    async def _written(self, call: Call, rpc: Rpc, approval: Approval) -> Kept | None:
         try:
             token = self._token(call)
         except (codec.TokenTooLongError, ValueError):
@@ -128,14 +163,10 @@ class Deferring:
             ttl_s=2 * approval.lasts_s + LASTS_S,
             pieces=count_of(body),
             fields=self._fields_kept(call),
-            token=token if context is not None else "",
+            token=token,
             context_id=rpc.context_id,
         )
-        kept = await self._held.add(made, body)
-        task = self._task(kept.call, approval, Stage.WAITING, self._waiting_words(approval))
-        if rpc.protocol == "mcp":
-            return _reply(call, mcp_tasks.created(rpc.id, task))
-        return _reply(call, a2a_tasks.created(rpc.id, rpc.method, task))
+        return await self._held.add(made, body)
 
     def _token(self, call: Call) -> str:
         """Return what ties the call to its workflow when it is made again."""
@@ -231,7 +262,7 @@ class Deferring:
                 return self._task(held, approval, Stage.FAILED, "The answer is gone from the store.")
             return self._task(held, approval, Stage.ENDED, "It was carried out.", answer)
         if state is State.PENDING:
-            return self._task(held, approval, Stage.WAITING, self._waiting_words(approval))
+            return self._waiting(held, approval)
         if state is State.USED:
             if not self._carrying.is_lost(held):
                 return self._task(held, approval, Stage.RUNNING, "It was allowed, and is being carried out.")
@@ -254,7 +285,8 @@ class Deferring:
 
     async def _cancelled(self, call: Call, kept: Kept) -> HeldTask:
         held = kept.call
-        if held.state == ASKED:
+        approval = await self._desk.show(held.id)
+        if held.state == ASKED or approval.state is State.PENDING:
             try:
                 await self._desk.cancel(held.id, f"{call.agent} cancelled its task")
             except Declined:

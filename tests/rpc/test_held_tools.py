@@ -264,7 +264,8 @@ async def test_what_is_not_a_task_of_this_client_goes_to_the_server(mesh: Any, u
     known = {"error": {"code": -32602, "message": "the server knows no such task"}}
     server, made = await server_of(mesh, upstream, known, known, known)
     id = await asked(made)
-    for foreign in (id[:-1] + ("1" if id[-1] == "0" else "0"), "meshd-", "S1"):
+    foreign_ids = [id[:-1] + ("1" if id[-1] == "0" else "0"), "meshd-", "S1"]
+    for foreign in foreign_ids:
         assert await get(made, foreign) == {"jsonrpc": "2.0", "id": "i", **known}
     assert [one["params"]["taskId"] for one in server.asked] == [
         id[:-1] + ("1" if id[-1] == "0" else "0"),
