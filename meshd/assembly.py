@@ -21,6 +21,7 @@ from meshd.filters.fallback import Fallback
 from meshd.filters.forwarding import Forwarding
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.idempotency import Idempotency
+from meshd.filters.resuming import Resuming
 from meshd.filters.routing import Routing
 from meshd.filters.turns import Turns
 
@@ -62,7 +63,14 @@ def build_chain(
             ledger, wall_clock=time.time, nonce=lambda: os.urandom(12).hex(), spill=spill_in(home)
         ),
         Turns: Turns(shadowed, judge),
-        Approval: Approval(shadowed, desk, ledger, observe=held, deferring=_deferring(desk, carrying, keys)),
+        Approval: Approval(
+            shadowed,
+            desk,
+            ledger,
+            observe=held,
+            deferring=_deferring(desk, carrying, keys),
+            resuming=Resuming(keys),
+        ),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random, judge),
         Budget: Budget(ledger, shadowed, bounds, judge),

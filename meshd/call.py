@@ -185,9 +185,9 @@ class Rpc:
     """What a JSON-RPC call (MCP, A2A) asks for, as its dialect read it and never changes it."""
 
     __slots__ = (
-        "arguments", "context_id", "declares_tasks", "forwarded", "id", "is_impatient", "is_json_taken", "is_read_only",
-        "is_reply", "is_resumable", "is_stream", "key", "leg", "method", "progress_token", "protocol", "takes_task",
-        "task", "tool",
+        "arguments", "context_id", "declares_tasks", "elicits_urls", "forwarded", "id", "is_declined", "is_impatient",
+        "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key", "leg", "method",
+        "progress_token", "protocol", "state", "takes_task", "task", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -233,7 +233,10 @@ class Rpc:
         self.is_resumable = False
         """Its client makes the call again by itself when it is told that it must wait (MCP from 2026-07-28)."""
         self.leg = 0
-        """How often it has done so."""
+        """How often it has done so, by the state that it brings along."""
+        self.state = ""  # that state, where it is of our making; see `meshd.filters.resuming`
+        self.is_declined = False  # its user did not want to be shown where people decide
+        self.elicits_urls = False  # its client can show its user an address
         self.forwarded: bytes | None = None
         """The body to forward in place of the one that came: without what was told to the client and nobody else."""
         self.task = ""  # the id of a task that it names, where that looks like one of ours

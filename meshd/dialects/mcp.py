@@ -76,8 +76,9 @@ _STATELESS_SINCE: Final = b"2026"
 """Revisions from then on ask for `resultType` in every result, and have clients make a call again that must wait."""
 LEGS_MAX: Final = 8
 """Official clients give up after 10, with an exception: before that, the model is told."""
-_STATE: Final = "meshd."
-_LEGS: Final = frozenset(str(leg) for leg in range(1, LEGS_MAX + 1))
+STATE_PREFIX: Final = "meshd."
+_STATE: Final = re.compile(r"meshd\.([1-8])\.[0-9]{1,12}\.[0-9a-z-]{14}\.[A-Za-z0-9_-]{22}\Z")
+"""The leg, until when it holds, the approval, and the seal over these and the call."""
 
 
 class Mcp(Plain):
@@ -144,8 +145,10 @@ class Mcp(Plain):
             return error_answer(b"" if rpc is None else rpc.id, refused, found)
         found["jsonrpc"] = refused.jsonrpc
         result: dict[str, Any] = {"_meta": {"meshd/refusal": found}}
-        if refused.reason is Reason.APPROVAL_PENDING and rpc.is_resumable and rpc.leg < LEGS_MAX:
-            result |= {"resultType": "input_required", "requestState": f"{_STATE}{rpc.leg + 1}"}
+        if refused.state:
+            result |= {"resultType": "input_required", "requestState": refused.state}
+            if refused.asks:
+                result["inputRequests"] = refused.asks
         else:
             result |= {"content": [{"type": "text", "text": refused.message}], "isError": True}
             if _first(call.headers, VERSION_FIELD) >= _STATELESS_SINCE:
@@ -154,18 +157,24 @@ class Mcp(Plain):
 
 
 def _resume(rpc: Rpc, pairs: Pairs, params: Pairs) -> None:
-    """Take our own state out of a call that its client makes again, as it was told to: the server knows nothing of it.
+    """Take our own state, and what was answered to our question, out of a call that its client makes again, as it was
+    told to: the server knows nothing of either.
 
-    The state grants nothing, so it is not sealed: an approval is found by what the call is.
+    What the client says that its user answered decides nothing: it can answer itself. A no is taken for one.
     """
     state = text(params, "requestState", "params") or ""
-    if not state.startswith(_STATE):
+    if not state.startswith(STATE_PREFIX):
         return
-    leg = state.removeprefix(_STATE)
-    if leg not in _LEGS:
+    match = _STATE.match(state)
+    if match is None:
         raise invalid("params.requestState is none that meshd has given out", INVALID_PARAMS)
-    rpc.leg = int(leg)
+    rpc.leg = int(match[1])
+    rpc.state = state
     del params["requestState"]
+    if "inputResponses" in params:
+        answers = decoded(bytes(params.pop("inputResponses")))
+        found = answers.values() if isinstance(answers, dict) else ()
+        rpc.is_declined = any(isinstance(one, dict) and one.get("action") in ("decline", "cancel") for one in found)
     rpc.forwarded = write(pairs, {"params": write(params, {})})
 
 
@@ -177,7 +186,10 @@ def _read_meta(rpc: Rpc, params: Pairs) -> None:
     rpc.key = key_in(meta, KEY_IN_META, "_meta")
     capabilities = member(meta, mcp_tasks.CAPABILITIES)
     if capabilities is not None:
-        rpc.declares_tasks = mcp_tasks.declares_tasks(decoded(bytes(capabilities)))
+        declared = decoded(bytes(capabilities))
+        rpc.declares_tasks = mcp_tasks.declares_tasks(declared)
+        elicitation = declared.get("elicitation") if isinstance(declared, dict) else None
+        rpc.elicits_urls = isinstance(elicitation, dict) and isinstance(elicitation.get("url"), dict)
     token = member(meta, "progressToken")
     if token is not None and len(bytes(token)) <= _TOKEN_BYTES_MAX and bytes(token)[0] in b'"-0123456789':
         rpc.progress_token = bytes(token)

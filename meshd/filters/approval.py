@@ -27,6 +27,7 @@ from meshd.filters.asking import (
 from meshd.filters.deferring import hold_s as task_hold_s
 from meshd.filters.deferring import is_streamed, takes_task
 from meshd.filters.holding import hold_s
+from meshd.filters.resuming import ASK_S, asks_user
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from meshd.approvals.record import Approval as Record
     from meshd.call import Call, NeedBody, Reply
     from meshd.filters.deferring import Deferring
+    from meshd.filters.resuming import Resuming
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
 
@@ -44,7 +46,7 @@ if TYPE_CHECKING:
 class Approval:
     """Asks people, and holds the call until they have decided."""
 
-    __slots__ = ("_deferring", "_desk", "_hold_s", "_observe", "_shadowed", "ledger")
+    __slots__ = ("_deferring", "_desk", "_hold_s", "_observe", "_resuming", "_shadowed", "ledger")
 
     name = "approval"
 
@@ -56,16 +58,19 @@ class Approval:
         hold_s: Callable[[Call], float] = hold_s,
         observe: Callable[[float], None] | None = None,
         deferring: Deferring | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
         """`shadowed` is told what a rule on trial would have asked beside one that binds. Without a `desk` nobody can
         be asked, and what must ask is refused. `ledger` says what is left; `hold_s` how long a caller can be held;
-        `observe` hears how many seconds each was; `deferring` makes tasks of calls whose clients take one."""
+        `observe` hears how many seconds each was; `deferring` makes tasks of calls whose clients take one;
+        `resuming` lets those who do not make the call again by themselves."""
         self._shadowed = shadowed
         self._desk = desk
         self.ledger = ledger
         self._hold_s = hold_s
         self._observe = observe
         self._deferring = deferring
+        self._resuming = resuming
 
     def admit(self, call: Call) -> Wait | NeedBody | None:
         """Let a call pass that need not ask, or hold it. Raises Refused: approval_pending where nobody can be asked."""
@@ -77,6 +82,8 @@ class Approval:
                     refused.is_shadow = True
                     self._shadowed(call, refused)
         rpc = call.rpc
+        if rpc is not None and rpc.state and self._resuming is not None and self._desk is not None:
+            self._resuming.check(call, self._desk.clock())
         if rpc is not None and rpc.task and self._deferring is not None and not call.is_resumed:
             return Wait(self._of_task(self._deferring, call))
         return self._judge(call)
@@ -126,8 +133,10 @@ class Approval:
         holding = Holding()
         call.holding = holding
         hold_s = self._hold_of(call, settings, desk)
-        if call.is_resumed:
+        if call.is_resumed or (call.rpc is not None and call.rpc.is_declined):
             hold_s = 0.0
+        elif self._resuming is not None and asks_user(call):
+            hold_s = min(hold_s, ASK_S)
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
@@ -139,7 +148,10 @@ class Approval:
                 reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
             else:
                 words = denied_words(error.approval, call, error.state.value)
-            raise Refused(reason, words, rule=settings.rule) from None
+            refused = Refused(reason, words, rule=settings.rule)
+            if reason is Reason.APPROVAL_PENDING and self._resuming is not None:
+                self._resuming.offer(call, error.approval, refused)
+            raise refused from None
         except Flooded as error:
             words = f"Nobody can be asked now: {error}."
             raise Refused(Reason.OVERLOADED, words, rule=settings.rule, is_retryable=False) from None

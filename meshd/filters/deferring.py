@@ -25,6 +25,7 @@ from meshd.dialects.json_pairs import read_object, write
 from meshd.dialects.jsonrpc import event
 from meshd.engines.port import StoreError
 from meshd.filters.minting import moved
+from meshd.filters.resuming import principal_of
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 
@@ -344,12 +345,6 @@ class Deferring:
         if held.token:
             fields.append((codec.HEADER_CONTEXT, held.token.encode()))
         return fields
-
-
-def principal_of(call: Call) -> str:
-    """Return whose call it is: the agent's, or, of one that comes in, the one's before it."""
-    path = call.context.path if call.context is not None and call.direction is _INBOUND else ()
-    return f"{path[-1]} > {call.agent}" if path else call.agent
 
 
 def reader_of(held: HeldCall) -> Callable[[Answer], tuple[bytes, str]]:
