@@ -348,8 +348,7 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None  # what the body asks for; None where the dialect has no request to read
         self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)
-        self.earlier: Ask | None = None
-        """What an earlier call asked for, of which this one's reply may say what it has cost."""
+        self.earlier: Ask | None = None  # what an earlier call asked for, whose cost this one's reply may tell
         self.context: Context | None = None
         self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE

@@ -24,8 +24,8 @@ from meshd.filters.asking import (
     question_of,
     why_asked,
 )
+from meshd.filters.deferring import SHOWN_S, is_streamed, takes_task
 from meshd.filters.deferring import hold_s as task_hold_s
-from meshd.filters.deferring import is_streamed, takes_task
 from meshd.filters.holding import hold_s
 from meshd.filters.resuming import ASK_S, asks_user
 from meshd.refusal import Reason, Refused
@@ -179,7 +179,7 @@ class Approval:
                 raise
             asked = error.approval
         held = ""
-        if is_streamed(call):
+        if is_streamed(call) and hold_s >= SHOWN_S:
             held = await later.hold(call, asked, holding)
         elif (reply := await later.defer(call, asked)) is not None:
             return reply

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 HOLD_S: Final = 2.5
 """For which a caller is held that takes a task: what is decided at once is answered at once. Below the first sign of
 life, and below the 5 s after which clients of A2A give up."""
+SHOWN_S: Final = 5.0
+"""A stream that is held for less is answered with its task: it would see no sign of life."""
 WAIT_S: Final = 2.0
 """For which whoever asks for a task waits while its call is carried out."""
 LASTS_S: Final = 86_400.0

@@ -11,7 +11,7 @@ import httpx2
 import pytest
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import ElicitRequestURLParams, ElicitResult
+from mcp.types import ElicitRequestURLParams, ElicitResult
 
 from meshd.dialects.mcp import LEGS_MAX
 from meshd.dialects.mcp_tasks import CAPABILITIES

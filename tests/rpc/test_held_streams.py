@@ -153,6 +153,21 @@ async def test_what_is_decided_at_once_is_shown_no_task(mesh: Any, agent_port: i
         assert [event.message.parts[0].text for event in stream.events] == ["you said hello"]
 
 
+@pytest.mark.parametrize("version", VERSIONS)
+async def test_a_stream_that_is_not_held_is_its_task(mesh: Any, agent_port: int, echo: Echo, version: str) -> None:
+    made = await mesh(document("echo", agent_port, "agent", "a2a", "hold: 0s"), store=MemoryStore())
+    async with client(made, version) as one:
+        stream = Stream(one)
+        assert await stream.over() == []
+        (shown,) = stream.events
+        assert state_of(shown.task) == "AUTH_REQUIRED"
+        await decide(made)
+        while state_of(kept := await one.get_task(GetTaskRequest(id=shown.task.id))) in ("WORKING", "AUTH_REQUIRED"):
+            await asyncio.sleep(0)
+        assert (state_of(kept), kept.id) == ("COMPLETED", shown.task.id)
+        assert echo.told == ["hello"]
+
+
 class Teller:
     """An agent whose stream is scripted."""
 

@@ -14,7 +14,7 @@ import pytest
 from mcp import Client, MCPError
 from mcp.client.extension import ClientExtension, ResultClaim
 from mcp.client.streamable_http import streamable_http_client
-from mcp_types import CallToolResult, Request, RequestParams, Result
+from mcp.types import CallToolResult, Request, RequestParams, Result
 
 from meshd.dialects.mcp_tasks import CAPABILITIES, EXTENSION
 from meshd.engines.memory import MemoryStore
