@@ -148,5 +148,7 @@ def _killed_at_each_step(world: World) -> None:
     world.restart()
     upstream.gate.set()
     for _ in range(3):
-        assert world.state(second)[0] == "working"
+        # Working for a while yet, since another sidecar could be at it; then nobody knows.
+        state, said = world.state(second)
+        assert state == "working" or (state == "failed" and "nobody knows" in said)
     assert len(upstream.asked) == 2

@@ -275,7 +275,8 @@ async def test_what_is_not_a_task_of_this_client_goes_to_the_server(mesh: Any, u
     # Header and body must name the same task, and the extension must be declared each time.
     assert (await rpc(made, "tasks/get", {"taskId": id, "_meta": META}, name="S1"))["error"]["code"] == -32020
     assert (await get(made, id, {}))["error"]["code"] == -32021
-    for bad in (None, 7, [], {}, {"extensions": 3}, {"extensions": {EXTENSION: 1}}):
+    undeclared: tuple[Any, ...] = (None, 7, [], {}, {"extensions": 3}, {"extensions": {EXTENSION: 1}})
+    for bad in undeclared:
         assert (await get(made, id, {CAPABILITIES: bad}))["error"]["code"] == -32021
     assert (await rpc(made, "tasks/get", {"taskId": 7, "_meta": META}, name="7"))["error"]["code"] == -32700
     assert len(server.asked) == 3
