@@ -6,7 +6,9 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from meshd.approvals import webhook
+from meshd.approvals.carrying import Carrying
 from meshd.approvals.desk import Desk
+from meshd.approvals.held_calls import HeldCalls
 from meshd.approvals.notices import Notices
 from meshd.approvals.state import State
 from meshd.refusal import Refused
@@ -34,6 +36,8 @@ class Approving:
     ) -> None:
         """`ledger` and `policy` return those of the moment; `bus` is a Bus, or None."""
         self.desk = Desk(lambda: ledger().store(), policy, clean=redact.argument, told=self._changed, sidecar=sidecar)
+        self.carrying = Carrying(HeldCalls(self.desk.shelf), self.desk.clock)
+        """The calls that were answered with a task; `send` is set once there is a proxy."""
         self.notices = Notices(self.desk, lambda: policy().approvals, bus, webhook.post)
         self.held = Histogram(metrics.SECONDS_BUCKETS)
         """For how many seconds calls were held."""
@@ -73,6 +77,7 @@ class Approving:
 
     async def close(self) -> None:
         """Stop; what is owed is told at the next start."""
+        await self.carrying.close()
         await self.notices.close()
         await self.desk.close()
 

@@ -185,8 +185,9 @@ class Rpc:
     """What a JSON-RPC call (MCP, A2A) asks for, as its dialect read it and never changes it."""
 
     __slots__ = (
-        "arguments", "forwarded", "id", "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key",
-        "leg", "method", "progress_token", "protocol", "tool",
+        "arguments", "context_id", "declares_tasks", "elicits_urls", "forwarded", "id", "is_declined", "is_impatient",
+        "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key", "leg", "method",
+        "progress_token", "protocol", "state", "takes_task", "task", "tool",
     )  # fmt: skip
 
     def __init__(
@@ -232,9 +233,17 @@ class Rpc:
         self.is_resumable = False
         """Its client makes the call again by itself when it is told that it must wait (MCP from 2026-07-28)."""
         self.leg = 0
-        """How often it has done so."""
+        """How often it has done so, by the state that it brings along."""
+        self.state = ""  # that state, where it is of our making; see `meshd.filters.resuming`
+        self.is_declined = False  # its user did not want to be shown where people decide
+        self.elicits_urls = False  # its client can show its user an address
         self.forwarded: bytes | None = None
         """The body to forward in place of the one that came: without what was told to the client and nobody else."""
+        self.task = ""  # the id of a task that it names, where that looks like one of ours
+        self.takes_task = False  # its client takes a task for an answer
+        self.declares_tasks = False  # its client declares MCP's tasks extension
+        self.is_impatient = False  # its client wants an answer at once, though it be a task that is not over
+        self.context_id = ""  # of A2A: to which conversation the message belongs
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -294,8 +303,8 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
         "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_body_late",
-        "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan", "policy",
-        "reply_headers", "reply_heard_by", "rpc", "run_token", "span", "substitution", "target", "timeout_s",
+        "is_forwarded", "is_resumed", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan",
+        "policy", "reply_headers", "reply_heard_by", "rpc", "run_token", "span", "substitution", "target", "timeout_s",
         "upstream", "wall_s",
     )  # fmt: skip
 
@@ -339,8 +348,7 @@ class Call:
         self.dialect: Any = None
         self.ask: Ask | None = None  # what the body asks for; None where the dialect has no request to read
         self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)
-        self.earlier: Ask | None = None
-        """What an earlier call asked for, of which this one's reply may say what it has cost."""
+        self.earlier: Ask | None = None  # what an earlier call asked for, whose cost this one's reply may tell
         self.context: Context | None = None
         self.lasting: Context | None = None  # the context before `timeout_s` narrowed it; None where that did not
         self.evidence: Evidence = _EVIDENCE_NONE
@@ -354,6 +362,7 @@ class Call:
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
+        self.is_resumed = False  # it was answered with a task before, and is made again for whoever asks for that
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place

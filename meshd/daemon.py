@@ -8,6 +8,7 @@ import logging
 import os
 import ssl
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from meshd import register
@@ -32,6 +33,7 @@ from meshd.policy.addressing import APP
 from meshd.policy.document import LoadError, Overrides, load
 from meshd.policy.reload import Reloader, Watch
 from meshd.policy.upstreams import agent_upstream
+from meshd.proxy.errand import repeat
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.supervisor.ways import supervisor_of
@@ -126,6 +128,7 @@ class Daemon:
             bounds=self.bounds,
             desk=self.approving.desk,
             held=self.approving.held.observe,
+            carrying=self.approving.carrying,
             home=config.home,
         )
         await self._listen(policy)
@@ -191,6 +194,7 @@ class Daemon:
             app=app,
             listen_hosts=(config.listen.host,),
         )
+        self.approving.carrying.send = partial(repeat, self.proxy)
         self.listen = await self._open_port(Direction.OUTBOUND, config.listen)
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)

@@ -128,6 +128,10 @@ class Refused(Exception):
         self.is_repeated = False
         """The model was told before: a tool call is now refused with an error, and no longer with a result that says
         so."""
+        self.state = ""
+        """What an MCP client is told to bring along when it makes the call again; empty where it is not to."""
+        self.asks: dict[str, Any] = {}
+        """What it is asked to show its user meanwhile, as MCP's `inputRequests`."""
         self.short: Any = None
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final
 from meshd.api.fields import checked_id, malformed, moment, seconds
 from meshd.api.limits import call_in
 from meshd.approvals.deciding import Declined, Why
-from meshd.approvals.desk import Flooded, Holding
+from meshd.approvals.desk import Flooded
+from meshd.approvals.holding import Holding
 from meshd.approvals.question import Question, canonical
 from meshd.approvals.record import ARGUMENTS_BYTES_MAX, OWN, read_id
 from meshd.approvals.state import State

@@ -8,7 +8,10 @@
     keys        approvers' keys: made once, known by their hash; wrong ones counted   new_key, Guard
     desk        asks, waits, uses and lists, over the store                           Desk
     shelf       the records and their index in the store                              Shelf
+    holding     one call that waits, for whoever keeps its connection                 Holding
     line        the calls that wait, and the changes that wake them                   Line
+    held_calls  calls that were answered with a task, until they are carried out       HeldCalls
+    carrying    carries them out: each by one sidecar, once                            Carrying
     notices     what people are told, until it has been taken                         Notices
     webhook     one POST, signed
 

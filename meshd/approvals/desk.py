@@ -14,6 +14,7 @@ import msgspec
 
 from meshd.approvals.deciding import Declined, Why, decided, holds, over
 from meshd.approvals.drafting import draft
+from meshd.approvals.holding import Holding
 from meshd.approvals.keys import Guard, approver_of, is_made
 from meshd.approvals.line import LOOK_S, Line
 from meshd.approvals.record import Approval, Damaged
@@ -60,29 +61,6 @@ class NotAllowed(Exception):
 
 class Flooded(Exception):
     """More waits for people than anybody could look through."""
-
-
-class Holding:
-    """One call that is held: whoever holds its connection says `leave` when its caller has gone."""
-
-    __slots__ = ("_future", "approval", "held_s", "is_gone")
-
-    def __init__(self) -> None:
-        self.is_gone = False
-        self.held_s = 0.0
-        self.approval: Approval | None = None
-        """What it waits for, once that is there."""
-        self._future: asyncio.Future[Found | None] | None = None
-
-    def leave(self) -> None:
-        """Nobody waits for the call any more. What it asked for stays."""
-        self.is_gone = True
-        if self._future is not None and not self._future.done():
-            self._future.set_result(None)
-
-    def on(self, future: asyncio.Future[Found | None]) -> None:
-        """It waits for this now."""
-        self._future = future
 
 
 class Tally:

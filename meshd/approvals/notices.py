@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from meshd.approvals.held_calls import HeldCalls
 from meshd.approvals.record import Damaged
 from meshd.approvals.state import State
 from meshd.engines.bus_port import Event as BusEvent
@@ -220,6 +221,7 @@ class Notices:
             return False
         is_open = state in (State.PENDING, State.APPROVED)
         if not is_open and now_s > max(approval.ended_s, approval.expires_s) + KEEP_S:
+            await HeldCalls(self._desk.shelf).forget(approval.id)
             await self._desk.shelf.forget(found)
             return False
         self.tell(approval)

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.call import Reply
+from meshd.dialects.a2a_tasks import METHODS, SENDS, STREAMED, is_old
 from meshd.dialects.canonical import canonical
 from meshd.dialects.grpc import NAMES
-from meshd.dialects.json_pairs import member, read_object
+from meshd.dialects.held_task import PREFIX
+from meshd.dialects.json_pairs import flag, member, read_object, text
 from meshd.dialects.jsonrpc import (
     MESSAGE,
     answer,
@@ -34,7 +36,6 @@ if TYPE_CHECKING:
     from meshd.dialects.json_pairs import Pairs
 
 VERSION_FIELD: Final = b"a2a-version"
-SENDS: Final = frozenset({"SendMessage", "SendStreamingMessage", "message/send", "message/stream"})
 READ_ONLY: Final = frozenset(
     {
         "GetTask", "ListTasks", "SubscribeToTask", "GetTaskPushNotificationConfig", "ListTaskPushNotificationConfigs",
@@ -44,7 +45,6 @@ READ_ONLY: Final = frozenset(
     }
 )  # fmt: skip
 
-_STREAMED: Final = frozenset({"SendStreamingMessage", "SubscribeToTask", "message/stream", "tasks/resubscribe"})
 _REST: Final = re.compile(
     r"/(?:message:(?:send|stream)|tasks(?:/[^/:]+)?(?::cancel|:subscribe)?"
     r"|tasks/[^/]+/pushNotificationConfigs(?:/[^/]+)?|extendedAgentCard|card)\Z"
@@ -76,15 +76,18 @@ class A2A(Plain):
             rpc.arguments = rest_of(pairs, ("id", "jsonrpc"), "the reply")
             return
         # That a method streams is in its name: its client may accept anything.
-        rpc.is_stream = rpc.method in _STREAMED
+        rpc.is_stream = rpc.method in STREAMED
         rpc.is_json_taken = rpc.is_json_taken or not rpc.is_stream
         rpc.is_read_only = rpc.method in READ_ONLY
         params = read_params(pairs)
         message = member(params, "message") if rpc.method in SENDS else None
         if message is None:
+            if rpc.method in METHODS:
+                _name_task(rpc, params, "id", "params")
             rpc.arguments = rest_of(params, (), "params")
             return
         members = read_object(message, "the message")
+        _read_sending(rpc, params, members)
         rpc.key = next(filter(None, (key_in(members, name, "the message") for name in _MESSAGE_IDS)), "")
         content = rest_of(members, _MESSAGE_IDS, "the message")
         rest = {name: bytes(raw) for name, raw in params.items() if name != "message"}
@@ -101,6 +104,29 @@ class A2A(Plain):
         """See `RpcDialect.error_message`: the details stand as ErrorInfo, as A2A has them."""
         rpc = call.rpc
         return error_answer(b"" if rpc is None else rpc.id, refused, [_info(refused, call, workflow)])
+
+
+def _read_sending(rpc: Rpc, params: Pairs, members: Pairs) -> None:
+    """Set what a message says of tasks: whether one may be its answer, and whether its sender waits for that."""
+    _name_task(rpc, members, "taskId", "the message")
+    # One that goes on with a task can only be answered with that.
+    rpc.takes_task = member(members, "taskId") is None
+    context = member(members, "contextId")
+    if context is not None:
+        rpc.context_id = text(members, "contextId", "the message") or ""
+    configuration = member(params, "configuration")
+    if configuration is not None and rpc.takes_task and not rpc.is_stream:
+        settings = read_object(configuration, "the configuration")
+        if is_old(rpc.method):
+            rpc.is_impatient = flag(settings, "blocking") is False
+        else:
+            rpc.is_impatient = flag(settings, "returnImmediately") is True
+
+
+def _name_task(rpc: Rpc, pairs: Pairs, name: str, where: str) -> None:
+    raw = member(pairs, name)
+    if raw is not None and bytes(raw)[:7] == b'"' + PREFIX.encode():
+        rpc.task = text(pairs, name, where) or ""
 
 
 def _together(content: bytes, rest: Pairs | dict[str, bytes]) -> bytes:

@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.call import Reply
+from meshd.dialects import mcp_tasks
 from meshd.dialects.canonical import canonical
+from meshd.dialects.held_task import PREFIX, decoded
 from meshd.dialects.json_pairs import member, read_object, text, write
 from meshd.dialects.jsonrpc import (
     INVALID_PARAMS,
@@ -58,7 +60,12 @@ READ_ONLY: Final = frozenset(
 )  # fmt: skip
 """Methods that change nothing but what the client is told. Others that are not known may change something."""
 
-_NAMED: Final = {TOOLS_CALL: "name", "prompts/get": "name", "resources/read": "uri"}
+_NAMED: Final = {
+    TOOLS_CALL: "name",
+    "prompts/get": "name",
+    "resources/read": "uri",
+    **dict.fromkeys(mcp_tasks.METHODS, "taskId"),
+}
 """The parameter that `Mcp-Name` repeats (2026-07-28), by method."""
 _FOR_THE_MODEL: Final = frozenset(
     {Reason.LOOP, Reason.MAX_TURNS, Reason.APPROVAL_DENIED, Reason.APPROVAL_PENDING}
@@ -69,8 +76,9 @@ _STATELESS_SINCE: Final = b"2026"
 """Revisions from then on ask for `resultType` in every result, and have clients make a call again that must wait."""
 LEGS_MAX: Final = 8
 """Official clients give up after 10, with an exception: before that, the model is told."""
-_STATE: Final = "meshd."
-_LEGS: Final = frozenset(str(leg) for leg in range(1, LEGS_MAX + 1))
+STATE_PREFIX: Final = "meshd."
+_STATE: Final = re.compile(r"meshd\.([1-8])\.[0-9]{1,12}\.[0-9a-z-]{14}\.[A-Za-z0-9_-]{22}\Z")
+"""The leg, until when it holds, the approval, and the seal over these and the call."""
 
 
 class Mcp(Plain):
@@ -97,6 +105,9 @@ class Mcp(Plain):
         rpc.is_read_only = rpc.method in READ_ONLY or rpc.method.startswith("notifications/")
         _read_meta(rpc, params)
         if rpc.method != TOOLS_CALL:
+            if rpc.method in mcp_tasks.METHODS:
+                task = text(params, "taskId", "params") or ""
+                rpc.task = task if task.startswith(PREFIX) else ""
             rpc.arguments = rest_of(params, ("_meta",), "params")
             return
         rpc.tool = name_in(params, "name", "params")
@@ -104,6 +115,7 @@ class Mcp(Plain):
             raise invalid("A tools/call names its tool in params.name", INVALID_PARAMS)
         is_stateless = _first(headers, VERSION_FIELD) >= _STATELESS_SINCE
         rpc.is_resumable = is_stateless and "requestState" not in params and "inputResponses" not in params
+        rpc.takes_task = rpc.is_resumable and rpc.declares_tasks
         if len(params) > 3 or not params.keys() <= {"name", "arguments", "_meta"}:
             # A later leg of the same call brings what the server has asked for: it is another call.
             rpc.arguments = rest_of(params, ("name", "_meta"), "params")
@@ -133,8 +145,10 @@ class Mcp(Plain):
             return error_answer(b"" if rpc is None else rpc.id, refused, found)
         found["jsonrpc"] = refused.jsonrpc
         result: dict[str, Any] = {"_meta": {"meshd/refusal": found}}
-        if refused.reason is Reason.APPROVAL_PENDING and rpc.is_resumable and rpc.leg < LEGS_MAX:
-            result |= {"resultType": "input_required", "requestState": f"{_STATE}{rpc.leg + 1}"}
+        if refused.state:
+            result |= {"resultType": "input_required", "requestState": refused.state}
+            if refused.asks:
+                result["inputRequests"] = refused.asks
         else:
             result |= {"content": [{"type": "text", "text": refused.message}], "isError": True}
             if _first(call.headers, VERSION_FIELD) >= _STATELESS_SINCE:
@@ -143,18 +157,24 @@ class Mcp(Plain):
 
 
 def _resume(rpc: Rpc, pairs: Pairs, params: Pairs) -> None:
-    """Take our own state out of a call that its client makes again, as it was told to: the server knows nothing of it.
+    """Take our own state, and what was answered to our question, out of a call that its client makes again, as it was
+    told to: the server knows nothing of either.
 
-    The state grants nothing, so it is not sealed: an approval is found by what the call is.
+    What the client says that its user answered decides nothing: it can answer itself. A no is taken for one.
     """
     state = text(params, "requestState", "params") or ""
-    if not state.startswith(_STATE):
+    if not state.startswith(STATE_PREFIX):
         return
-    leg = state.removeprefix(_STATE)
-    if leg not in _LEGS:
+    match = _STATE.match(state)
+    if match is None:
         raise invalid("params.requestState is none that meshd has given out", INVALID_PARAMS)
-    rpc.leg = int(leg)
+    rpc.leg = int(match[1])
+    rpc.state = state
     del params["requestState"]
+    if "inputResponses" in params:
+        answers = decoded(bytes(params.pop("inputResponses")))
+        found = answers.values() if isinstance(answers, dict) else ()
+        rpc.is_declined = any(isinstance(one, dict) and one.get("action") in ("decline", "cancel") for one in found)
     rpc.forwarded = write(pairs, {"params": write(params, {})})
 
 
@@ -164,6 +184,12 @@ def _read_meta(rpc: Rpc, params: Pairs) -> None:
         return
     meta = read_object(raw, "_meta")
     rpc.key = key_in(meta, KEY_IN_META, "_meta")
+    capabilities = member(meta, mcp_tasks.CAPABILITIES)
+    if capabilities is not None:
+        declared = decoded(bytes(capabilities))
+        rpc.declares_tasks = mcp_tasks.declares_tasks(declared)
+        elicitation = declared.get("elicitation") if isinstance(declared, dict) else None
+        rpc.elicits_urls = isinstance(elicitation, dict) and isinstance(elicitation.get("url"), dict)
     token = member(meta, "progressToken")
     if token is not None and len(bytes(token)) <= _TOKEN_BYTES_MAX and bytes(token)[0] in b'"-0123456789':
         rpc.progress_token = bytes(token)

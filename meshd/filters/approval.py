@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from meshd.approvals.desk import Flooded, Holding, NotAllowed
+from meshd.approvals.desk import Flooded, NotAllowed
+from meshd.approvals.holding import Holding
 from meshd.approvals.state import State
 from meshd.call import NEED_BODY, Wait
 from meshd.engines.port import StoreError
@@ -24,15 +25,21 @@ from meshd.filters.asking import (
     question_of,
     why_asked,
 )
+from meshd.filters.deferring import SHOWN_S, is_streamed, takes_task
+from meshd.filters.deferring import hold_s as task_hold_s
 from meshd.filters.holding import hold_s
+from meshd.filters.resuming import ASK_S, asks_user
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.approvals.desk import Desk
+    from meshd.approvals.question import Question
     from meshd.approvals.record import Approval as Record
-    from meshd.call import Call, NeedBody
+    from meshd.call import Call, NeedBody, Reply
+    from meshd.filters.deferring import Deferring
+    from meshd.filters.resuming import Resuming
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
 
@@ -40,7 +47,7 @@ if TYPE_CHECKING:
 class Approval:
     """Asks people, and holds the call until they have decided."""
 
-    __slots__ = ("_desk", "_hold_s", "_observe", "_shadowed", "ledger")
+    __slots__ = ("_deferring", "_desk", "_hold_s", "_observe", "_resuming", "_shadowed", "ledger")
 
     name = "approval"
 
@@ -51,15 +58,20 @@ class Approval:
         ledger: Ledger | None = None,
         hold_s: Callable[[Call], float] = hold_s,
         observe: Callable[[float], None] | None = None,
+        deferring: Deferring | None = None,
+        resuming: Resuming | None = None,
     ) -> None:
         """`shadowed` is told what a rule on trial would have asked beside one that binds. Without a `desk` nobody can
         be asked, and what must ask is refused. `ledger` says what is left; `hold_s` how long a caller can be held;
-        `observe` hears how many seconds each was."""
+        `observe` hears how many seconds each was; `deferring` makes tasks of calls whose clients take one;
+        `resuming` lets those who do not make the call again by themselves."""
         self._shadowed = shadowed
         self._desk = desk
         self.ledger = ledger
         self._hold_s = hold_s
         self._observe = observe
+        self._deferring = deferring
+        self._resuming = resuming
 
     def admit(self, call: Call) -> Wait | NeedBody | None:
         """Let a call pass that need not ask, or hold it. Raises Refused: approval_pending where nobody can be asked."""
@@ -70,7 +82,15 @@ class Approval:
                     refused = would_ask(call, trial, why)
                     refused.is_shadow = True
                     self._shadowed(call, refused)
-        settings: ApprovalSettings | None = plan.approval
+        rpc = call.rpc
+        if rpc is not None and rpc.state and self._resuming is not None and self._desk is not None:
+            self._resuming.check(call, self._desk.clock())
+        if rpc is not None and rpc.task and self._deferring is not None and not call.is_resumed:
+            return Wait(self._of_task(self._deferring, call))
+        return self._judge(call)
+
+    def _judge(self, call: Call) -> Wait | NeedBody | None:
+        settings: ApprovalSettings | None = call.plan.approval
         if settings is None:
             return None
         why = why_asked(call, settings)
@@ -97,15 +117,31 @@ class Approval:
         who = ", ".join(approvers_of(call, settings))
         return f"{rule} asks {settings.quorum} of {who or 'nobody'} first, since {why}. It covers {covered(settings)}."
 
-    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used:
-        """Hold the call until it is allowed, and return the ticket for what it uses. Raises Refused otherwise."""
+    async def _of_task(self, deferring: Deferring, call: Call) -> Reply | Used | None:
+        """Answer a request that names a task of ours; judge one that is to go on to the upstream, as any call."""
+        reply = await deferring.answer(call)
+        if reply is not None:
+            return reply
+        decision = self._judge(call)
+        if isinstance(decision, Wait):
+            found: Reply | Used | None = await decision.coroutine
+            return found
+        return None
+
+    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used | Reply:
+        """Hold the call until it is allowed, and return the ticket for what it uses, or the answer that there is a
+        task now. Raises Refused otherwise."""
         holding = Holding()
         call.holding = holding
         hold_s = self._hold_of(call, settings, desk)
+        if call.is_resumed or (call.rpc is not None and call.rpc.is_declined):
+            hold_s = 0.0
+        elif self._resuming is not None and asks_user(call):
+            hold_s = min(hold_s, ASK_S)
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
-            approval = await desk.obtain(question, hold_s, holding)
+            return await self._obtain(desk, call, question, hold_s, holding)
         except NotAllowed as error:
             holding.approval = error.approval
             reason = Reason.APPROVAL_DENIED
@@ -113,7 +149,10 @@ class Approval:
                 reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
             else:
                 words = denied_words(error.approval, call, error.state.value)
-            raise Refused(reason, words, rule=settings.rule) from None
+            refused = Refused(reason, words, rule=settings.rule)
+            if reason is Reason.APPROVAL_PENDING and self._resuming is not None:
+                self._resuming.offer(call, error.approval, refused)
+            raise refused from None
         except Flooded as error:
             words = f"Nobody can be asked now: {error}."
             raise Refused(Reason.OVERLOADED, words, rule=settings.rule, is_retryable=False) from None
@@ -124,7 +163,34 @@ class Approval:
             holding.held_s = max(0.0, desk.clock() - began_s)
             if self._observe is not None:
                 self._observe(holding.held_s)
-        return Used(desk, call, approval)
+
+    async def _obtain(
+        self, desk: Desk, call: Call, question: Question, hold_s: float, holding: Holding
+    ) -> Used | Reply:
+        """Wait for what is allowed; where that takes longer than a moment, and the caller takes a task, make one: for
+        an answer, or to be shown while its stream is held. Raises NotAllowed; Flooded; StoreError."""
+        later = self._deferring
+        if later is None or not takes_task(call):
+            return Used(desk, call, await desk.obtain(question, hold_s, holding))
+        began_s = desk.clock()
+        try:
+            return Used(desk, call, await desk.obtain(question, min(hold_s, task_hold_s(call)), holding))
+        except NotAllowed as error:
+            if error.state is not State.PENDING or holding.is_gone:
+                raise
+            asked = error.approval
+        held = ""
+        if is_streamed(call) and hold_s >= SHOWN_S:
+            held = await later.hold(call, asked, holding)
+        elif (reply := await later.defer(call, asked)) is not None:
+            return reply
+        try:
+            approval = await desk.obtain(question, hold_s - (desk.clock() - began_s), holding)
+        except BaseException:
+            if held:
+                later.let_go(held, is_free=True)
+            raise
+        return Used(desk, call, approval, later if held else None)
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
@@ -141,17 +207,21 @@ class Approval:
 class Used:
     """The ticket of a call that has used an approval."""
 
-    __slots__ = ("_approval", "_call", "_desk")
+    __slots__ = ("_approval", "_call", "_deferring", "_desk")
 
-    def __init__(self, desk: Desk, call: Call, approval: Record) -> None:
+    def __init__(self, desk: Desk, call: Call, approval: Record, deferring: Deferring | None = None) -> None:
+        """`deferring` is where the call is held too, where its caller may have been shown a task."""
         self._desk = desk
         self._call = call
         self._approval = approval
+        self._deferring = deferring
 
     def settle(self, outcome: Outcome) -> None:
         """Note how the call ended; where nothing of it can have reached the upstream, give the approval back."""
         is_unsent = not (outcome.is_forwarded or self._call.is_forwarded)
         how = f"{outcome.status}" if outcome.status else outcome.fault.value
+        if self._deferring is not None:
+            self._deferring.let_go(self._approval.id, is_free=is_unsent)
         self._desk.settled(self._approval.id, self._call.id, is_unsent=is_unsent, outcome=how)
 
 

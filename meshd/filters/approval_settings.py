@@ -37,6 +37,7 @@ class ApprovalSettings(Settings):
     """Time to decide in; no answer is a no. An approval that was given must be used within the same time."""
     hold: Duration | None = Field(default=None, ge=0, le=86_400)
     """Longest time that the call itself is held. Unset: as long as its client waits. After it the client is told
-    that the approval is pending, and the same call made again attaches to the same approval."""
+    that the approval is pending, and the same call made again attaches to the same approval; or of a task, where it
+    understands one."""
     on_store_error: Literal["refuse"] = "refuse"
     """What holds while no approval can be written: nothing passes unasked."""

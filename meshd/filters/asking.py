@@ -205,15 +205,16 @@ def bound_fields(call: Call) -> tuple[tuple[bytes, bytes], ...]:
     what the call does. An operation may stand in one (`x-amz-target`)."""
     return tuple(
         sorted(
-            [
-                (name, value)
-                for name, value in call.headers
-                if name not in _UNBOUND and name[:1] != b":" and not name.startswith(_UNBOUND_PREFIXES)
-            ],
+            [(name, value) for name, value in call.headers if not is_unbound(name)],
             # Of values under one name the order counts: some readers take the first, others the last.
             key=lambda field: field[0],
         )
     )
+
+
+def is_unbound(name: bytes) -> bool:
+    """Say whether an approval holds whatever a header field says."""
+    return name in _UNBOUND or name[:1] == b":" or name.startswith(_UNBOUND_PREFIXES)
 
 
 def substitutes(call: Call) -> tuple[str, ...]:
@@ -249,14 +250,28 @@ def covered(settings: ApprovalSettings) -> str:
 
 def asked_words(approval: Approval, call: Call, settings: ApprovalSettings) -> str:
     """Return what the caller is told while nobody has decided."""
+    return (
+        f"{_what(call)} needs a person's approval ({settings.rule or 'the policy'}: {approval.why}). "
+        f"{_so_far(approval)} Make the same call again later, unchanged: it attaches to the same approval."
+    )
+
+
+def task_words(approval: Approval) -> str:
+    """Return what a task says of itself while nobody has decided."""
+    what = approval.tool or approval.operation.partition(" at ")[0]
+    return (
+        f"{what} at the {approval.kind} {approval.target} needs a person's approval "
+        f"({approval.rule or 'the policy'}: {approval.why}). {_so_far(approval)} Ask for this task again until then."
+    )
+
+
+def _so_far(approval: Approval) -> str:
     who = ", ".join(approval.approvers[:5])
     more = len(approval.allowed_by)
     so_far = f"{more} of {approval.quorum} have allowed it" if approval.quorum > 1 and more else "nobody has decided"
     return (
-        f"{_what(call)} needs a person's approval ({settings.rule or 'the policy'}: {approval.why}). It was asked for "
-        f"as {approval.id}, and {so_far} yet. {who} can decide with `meshd approvals approve {approval.id}`, until "
-        f"{moment(approval.expires_s)}; no answer is a no. Make the same call again later, unchanged: it attaches to "
-        "the same approval."
+        f"It was asked for as {approval.id}, and {so_far} yet. {who} can decide with "
+        f"`meshd approvals approve {approval.id}`, until {moment(approval.expires_s)}; no answer is a no."
     )
 
 

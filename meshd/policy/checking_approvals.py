@@ -101,7 +101,7 @@ class ApprovalChecker:
                 )
         if short:
             self._short()
-        self._webhook()
+        self._addresses()
         if settings.topic is not None:
             try:
                 check_topic(settings.topic)
@@ -122,7 +122,7 @@ class ApprovalChecker:
         elif not self.able(document.approvers):
             self.report.error(here, "the only approver is the agent's owner, who may not decide", is_key=True)
 
-    def _webhook(self) -> None:
+    def _addresses(self) -> None:
         settings = self.document.approvals
         key = settings.webhook_key
         if key is not None:
@@ -130,18 +130,22 @@ class ApprovalChecker:
                 self.report.error(("approvals", "webhook_key"), "webhook_key needs either env or file", is_key=True)
             if settings.webhook is None:
                 self.report.error(("approvals", "webhook_key"), "there is no webhook to sign for", is_key=True)
-        if settings.webhook is None:
-            return
-        here: Location = ("approvals", "webhook")
+        if settings.webhook is not None:
+            self._url("webhook", settings.webhook, "sign with webhook_key", "notices leave this machine unencrypted")
+        if settings.page is not None:
+            self._url("page", settings.page, "people sign in at the page", "people decide there unencrypted")
+
+    def _url(self, key: str, value: str, instead: str, unencrypted: str) -> None:
+        here: Location = ("approvals", key)
         try:
-            parts = urlsplit(settings.webhook)
+            parts = urlsplit(value)
             is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
         except ValueError:
             is_url = False
-        is_plain = settings.webhook.isascii() and settings.webhook.isprintable() and " " not in settings.webhook
+        is_plain = value.isascii() and value.isprintable() and " " not in value
         if not is_url or not is_plain:
             self.report.error(here, "expected an http or https URL")
         elif parts.username is not None or parts.password is not None:
-            self.report.error(here, "a password does not belong in a URL: sign with webhook_key")
+            self.report.error(here, f"a password does not belong in a URL: {instead}")
         elif parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-            self.report.warn(here, "notices leave this machine unencrypted")
+            self.report.warn(here, unencrypted)

@@ -336,6 +336,9 @@ class ApprovalsSection(Section):
     """Signs each of these, as Standard Webhooks has it. Unset: they are not signed."""
     topic: Annotated[str, Field(min_length=1, max_length=255)] | None = None
     """A topic of the bus, which gets the same as events."""
+    page: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
+    """Where people decide, for clients of MCP that can show their user an address (elicitation by URL). `{id}` in it
+    stands for the approval's id. Showing it decides nothing. Unset: nobody is shown one."""
     above_tokens: Annotated[Count, Field(ge=1)] | None = None
     """With `governance.human_in_the_loop_required`: calls to LLMs that may cost more tokens than this ask, too. Unset:
     half of the workflow's budget."""

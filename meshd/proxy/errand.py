@@ -1,4 +1,7 @@
-"""Calls that meshd itself makes, to an upstream of the policy: judged, sent and counted as every other one."""
+"""Calls that meshd itself makes, to an upstream of the policy: judged, sent and counted as every other one.
+
+Some are its own (`ask`); others it makes again for a caller that was told to come back for the answer (`repeat`).
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from meshd.call import OURS, Direction
+from meshd.proxy.answer import content_type_of
 from meshd.proxy.crash import ending
 from meshd.proxy.exchange import Exchange
 from meshd.refusal import Reason, Refused
@@ -18,14 +22,18 @@ if TYPE_CHECKING:
 REPLY_BYTES_MAX: Final = 1 << 20
 
 
+REPEAT_S_MAX: Final = 86_400.0
+
+
 class Answered:
-    """What came back: a status and a body."""
+    """What came back: a status and a body, which may be a stream of events."""
 
-    __slots__ = ("body", "status")
+    __slots__ = ("body", "is_stream", "status")
 
-    def __init__(self, status: int, body: bytes) -> None:
+    def __init__(self, status: int, body: bytes, is_stream: bool) -> None:
         self.status = status
         self.body = body
+        self.is_stream = is_stream
 
 
 async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: str, timeout_s: float) -> Answered:
@@ -34,13 +42,40 @@ async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: st
     Raises Refused where meshd refuses the call, the reply breaks off or is too long, or the time is over. `errand` says
     for what the call is made: its caller is `meshd:` and that word.
     """
-    caller = _Errand()
-    request = Request("POST", f"/{upstream}{path}", Fields([(b"content-type", b"application/json")]))
-    request.has_body = True
-    request.content_length = len(body)
-    exchange = Exchange(proxy, caller, request, Direction.OUTBOUND)
+    fields = [(b"content-type", b"application/json")]
+    exchange = _exchange(proxy, Direction.OUTBOUND, f"/{upstream}{path}", fields, body)
     exchange.call.agent = OURS + errand
     exchange.call.timeout_s = timeout_s
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await _answer(exchange, body)
+    except TimeoutError:
+        raise Refused(Reason.UPSTREAM_TIMEOUT, f"{upstream} did not answer within {timeout_s:g} s") from None
+
+
+async def repeat(proxy: Proxy, direction: str, path: str, fields: Headers, body: bytes) -> Answered:
+    """Make a call again for its caller, with the header fields that tie it to its workflow.
+
+    Raises Refused as `ask` does. It is never held: what nobody has decided yet is refused as pending.
+    """
+    if proxy.is_draining:
+        raise Refused(Reason.DRAINING, "This sidecar is shutting down")
+    exchange = _exchange(proxy, Direction(direction), path, fields, body)
+    exchange.call.is_resumed = True
+    async with asyncio.timeout(REPEAT_S_MAX):
+        return await _answer(exchange, body)
+
+
+def _exchange(proxy: Proxy, direction: Direction, path: str, fields: Headers, body: bytes) -> Exchange:
+    request = Request("POST", path, Fields(fields))
+    request.has_body = True
+    request.content_length = len(body)
+    return Exchange(proxy, _Errand(), request, direction)
+
+
+async def _answer(exchange: Exchange, body: bytes) -> Answered:
+    caller = exchange.caller
+    assert isinstance(caller, _Errand)
     with ending(exchange):
         exchange.begin()
         if not exchange.is_done:
@@ -48,10 +83,7 @@ async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: st
         if not exchange.is_done:
             exchange.request_end([])
     try:
-        async with asyncio.timeout(timeout_s):
-            return await caller.answered
-    except TimeoutError:
-        raise Refused(Reason.UPSTREAM_TIMEOUT, f"{upstream} did not answer within {timeout_s:g} s") from None
+        return await caller.answered
     finally:
         if not exchange.is_done:
             with ending(exchange):
@@ -61,12 +93,13 @@ async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: st
 class _Errand:
     """The `Caller` of such a call."""
 
-    __slots__ = ("_pieces", "_size", "_status", "answered", "peer")
+    __slots__ = ("_is_stream", "_pieces", "_size", "_status", "answered", "peer")
 
     def __init__(self) -> None:
         self.peer = "meshd"
         self.answered: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._status = 0
+        self._is_stream = False
         self._pieces: list[bytes] = []
         self._size = 0
 
@@ -75,6 +108,7 @@ class _Errand:
 
     def send_head(self, status: int, headers: Headers, content_length: int | None, *, has_body: bool) -> None:
         self._status = status
+        self._is_stream = content_type_of(headers).lower().startswith(b"text/event-stream")
 
     def send_data(self, data: bytes) -> None:
         self._size += len(data)
@@ -85,7 +119,7 @@ class _Errand:
         if self._size > REPLY_BYTES_MAX:
             self.refuse(Refused(Reason.TOO_LARGE, f"The answer is over {REPLY_BYTES_MAX} bytes"))
         elif not self.answered.done():
-            self.answered.set_result(Answered(self._status, b"".join(self._pieces)))
+            self.answered.set_result(Answered(self._status, b"".join(self._pieces), self._is_stream))
 
     def half_close(self) -> None:
         """It is no tunnel."""

@@ -18,6 +18,7 @@ from meshd.outcome import Fault, Outcome, Verdict
 from meshd.proxy.arrival import PLAIN
 from meshd.proxy.attempt import Attempt
 from meshd.proxy.diverting import Diverting
+from meshd.proxy.held_task import HeldTaskCaller
 from meshd.proxy.holding import FIRST_S, HeldCaller
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.recording import Recording, unrecorded
@@ -135,7 +136,9 @@ class Exchange(Diverting):
         if held is None:
             if now_s < self._signs_s:
                 return
-            held = self.held_caller = HeldCaller(self.call, self.caller, now_s)
+            is_task = getattr(self.call.holding, "task", None) is not None
+            made = HeldTaskCaller if is_task else HeldCaller
+            held = self.held_caller = made(self.call, self.caller, now_s)
             self.caller = held
         held.tick(now_s)
 

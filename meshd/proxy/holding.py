@@ -73,6 +73,11 @@ class HeldCaller:
 
     def send_head(self, status: int, headers: Headers, content_length: int | None, *, has_body: bool) -> None:
         """Say how the answer goes on from here: as it is, as an event, or as an error."""
+        self._begin(status, headers, has_body=has_body)
+        if self._state == _WRAPPING:
+            self._caller.send_data(b"event: message\ndata: ")
+
+    def _begin(self, status: int, headers: Headers, *, has_body: bool) -> None:
         self._status = status
         is_readable = not any(name == b"content-encoding" and value.lower() != b"identity" for name, value in headers)
         content_type = content_type_of(headers)[:17].lower()
@@ -82,7 +87,6 @@ class HeldCaller:
             self._state = _STREAMING
         elif self._call.rpc is not None and content_type[:16] == b"application/json":
             self._state = _WRAPPING
-            self._caller.send_data(b"event: message\ndata: ")
         else:
             self._state = _FAILING
 
@@ -95,8 +99,7 @@ class HeldCaller:
             if piece := data.replace(b"\r", b"").replace(b"\n", b"\ndata: "):
                 self._caller.send_data(piece)
         elif state == _FAILING and self._body_bytes < FAILURE_BYTES_MAX:
-            self._body.append(data)
-            self._body_bytes += len(data)
+            self._collect(data)
 
     def send_end(self, trailers: Headers) -> None:
         state, self._state = self._state, _ENDED
@@ -113,6 +116,38 @@ class HeldCaller:
         self._state = _ENDED
         self._caller.send_data(error_event(self._call, refused))
         self._caller.send_end([])
+
+    # ------------------------------------------------------------------ for what says it otherwise
+
+    @property
+    def is_streaming(self) -> bool:
+        """The answer is a stream of events."""
+        return self._state == _STREAMING
+
+    @property
+    def is_failing(self) -> bool:
+        """The answer is an error, or nothing that could be said in a stream."""
+        return self._state == _FAILING
+
+    @property
+    def is_over(self) -> bool:
+        return self._state == _ENDED
+
+    def _collect(self, data: bytes) -> None:
+        self._body.append(data)
+        self._body_bytes += len(data)
+
+    def _collected(self) -> bytes:
+        return b"".join(self._body)
+
+    def _failure(self) -> str:
+        return failure_words(self._call, self._status, self._collected())
+
+    def _close(self, trailers: Headers) -> None:
+        self._state = _ENDED
+        self._caller.send_end(trailers)
+
+    # ------------------------------------------------------------------ Caller, as above
 
     def half_close(self) -> None:
         self._caller.half_close()
@@ -160,13 +195,19 @@ def failure_event(call: Call, status: int, body: bytes) -> bytes:
     error = _error_in(body)
     if call.rpc is not None and error is not None and "code" in error:
         return event(b'{"jsonrpc":"2.0","id":' + call.rpc.id + b',"error":' + msgspec.json.encode(error) + b"}")
-    said = error.get("message") if error is not None else None
-    words = f": {said[:2000]}" if isinstance(said, str) and said else ""
-    what = f"answered {status}" if not 200 <= status < 300 else "answered with something else than a stream of events"
-    refused = Refused(Reason.UPSTREAM_UNREACHABLE, f"{call.target.name} {what}{words}")
+    refused = Refused(Reason.UPSTREAM_UNREACHABLE, failure_words(call, status, body))
     if call.rpc is not None:
         return event(error_answer(call.rpc.id, refused, {"status": status}))
     return error_event(call, refused)
+
+
+def failure_words(call: Call, status: int, body: bytes) -> str:
+    """Say what an upstream's error said."""
+    error = _error_in(body)
+    said = error.get("message") if error is not None else None
+    words = f": {said[:2000]}" if isinstance(said, str) and said else ""
+    what = f"answered {status}" if not 200 <= status < 300 else "answered with something else than a stream of events"
+    return f"{call.target.name} {what}{words}"
 
 
 def _error_in(body: bytes) -> dict[str, Any] | None:

@@ -7,7 +7,8 @@ import json
 import uuid
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.approvals.desk import Flooded, Holding, NotAllowed
+from meshd.approvals.desk import Flooded, NotAllowed
+from meshd.approvals.holding import Holding
 from meshd.approvals.question import Question
 from meshd.approvals.state import State
 from meshd.engines.bus_port import Event, EventMalformed, Verdict

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from meshd.telemetry import names
 
 if TYPE_CHECKING:
-    from meshd.approvals.desk import Holding
+    from meshd.approvals.holding import Holding
 
 
 def of_holding(holding: Holding) -> dict[str, Any]:

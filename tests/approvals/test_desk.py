@@ -10,7 +10,8 @@ import pytest
 
 from meshd.approvals import desk as desk_module
 from meshd.approvals.deciding import Declined, Why
-from meshd.approvals.desk import Desk, Flooded, Holding, NotAllowed
+from meshd.approvals.desk import Desk, Flooded, NotAllowed
+from meshd.approvals.holding import Holding
 from meshd.approvals.keys import WRONG_MAX, new_key
 from meshd.approvals.record import INDEX, SPACE, Approval
 from meshd.approvals.state import State

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd.approvals.deciding import Declined, Why
-from meshd.approvals.desk import Desk, Holding
+from meshd.approvals.desk import Desk
+from meshd.approvals.holding import Holding
 from meshd.approvals.record import OWN, Approval
 from meshd.approvals.state import State
 from meshd.cli.approvals_text import line, whole

@@ -58,11 +58,18 @@ def test_a_later_leg_of_a_call_is_another_call() -> None:
 
 def test_our_own_state_goes_no_further() -> None:
     version = (b"mcp-protocol-version", b"2026-07-28")
-    rpc = read(tool_call(requestState="meshd.3", _meta={"x": 1}), BOTH, version)
+    ours = f"meshd.3.1790000000.abcd-efgh-jkmn.{'A' * 22}"
+    rpc = read(tool_call(requestState=ours, _meta={"x": 1}, inputResponses={"a": {"action": "accept"}}), BOTH, version)
     assert (rpc.leg, rpc.is_resumable, rpc.arguments) == (3, True, b'{"a":1,"b":2}')
+    assert (rpc.state, rpc.is_declined) == (ours, False)
     assert rpc.forwarded is not None
     assert json.loads(rpc.forwarded) == tool_call(_meta={"x": 1})
-    for state in ("meshd.0", "meshd.9", "meshd.", "meshd.-1", "meshd.1.2", "meshd." + "9" * 5000):
+    for answers in ({"a": {"action": "decline"}}, {"a": {"action": "accept"}, "b": {"action": "cancel"}}):
+        assert read(tool_call(requestState=ours, inputResponses=answers), BOTH, version).is_declined
+    for answers in (7, [], {}, {"a": 7}, {"a": {}}, {"a": {"action": ["decline"]}}):
+        assert not read(tool_call(requestState=ours, inputResponses=answers), BOTH, version).is_declined
+    made_up = (ours + "A", ours[:-1], ours.replace("3", "9", 1), ours.replace("abcd", "ab.d"), ours.replace("17", "-7"))
+    for state in (*made_up, "meshd.3", "meshd.", "meshd." + "9" * 5000):
         with pytest.raises(Refused, match="none that meshd has given out"):
             read(tool_call(requestState=state), BOTH, version)
 

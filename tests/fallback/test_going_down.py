@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from meshd.approvals.desk import Holding
+from meshd.approvals.holding import Holding
 from meshd.call import Ask, Call, Target
 from meshd.dialects.table import DIALECTS
 from meshd.filters.allow_list import judge

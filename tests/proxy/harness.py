@@ -7,9 +7,13 @@ import os
 import random
 import socket
 import struct
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meshd.approvals.carrying import Carrying
+from meshd.approvals.desk import Desk
+from meshd.approvals.held_calls import HeldCalls
 from meshd.assembly import build_chain
 from meshd.call import Direction, Wait
 from meshd.config import Address
@@ -17,6 +21,7 @@ from meshd.daemon import app_upstream
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.document import load
+from meshd.proxy.errand import repeat
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry.telemetry import Telemetry
@@ -27,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from meshd.call import Call
+    from meshd.engines.port import Store
     from meshd.outcome import Outcome
 
 READ_LIMIT = 64 * 1024
@@ -117,6 +123,8 @@ class Mesh:
         self.proxy: Proxy
         self.port = self.inbound_port = 0
         self.ahead_s = 0.0
+        self.desk: Desk | None = None
+        self.carrying: Carrying | None = None
         self._listeners: list[Listener] = []
         self._clients: list[Client] = []
 
@@ -125,17 +133,36 @@ class Mesh:
         path.write_text(document)
         return load([path])
 
-    async def start(self, document: str, *, app: str = "", tls: ssl.SSLContext | None = None) -> Mesh:
+    async def start(
+        self,
+        document: str,
+        *,
+        app: str = "",
+        tls: ssl.SSLContext | None = None,
+        store: Store | None = None,
+        key_file: Path | None = None,
+    ) -> Mesh:
+        """`store` is where approvals are kept: without it nobody can be asked."""
         loop = asyncio.get_running_loop()
         policy = self.load(document)
         telemetry = self.telemetry = Telemetry()
+        if store is not None:
+            self.desk = Desk(lambda: store, lambda: self.proxy.policy)
+            self.carrying = Carrying(HeldCalls(self.desk.shelf), self.desk.clock)
         chain = build_chain(
-            keys=MeshKeys(self.home / "mesh.key"), ledger=Ledger.in_memory(), agent="", shadowed=telemetry.shadowed
+            keys=MeshKeys(key_file or self.home / "mesh.key"),
+            ledger=Ledger.in_memory(),
+            agent="",
+            shadowed=telemetry.shadowed,
+            desk=self.desk,
+            carrying=self.carrying,
         )
         chain.per_call = (*chain.per_call, self.per_call)
         chain.per_attempt = (*chain.per_attempt, self.per_attempt)
         chain.fallback._chance = lambda: 0.0
         self.proxy = Proxy(loop, policy=policy, chain=chain, telemetry=telemetry, app=app_upstream(app))
+        if self.carrying is not None:
+            self.carrying.send = partial(repeat, self.proxy)
         self.proxy.clock = lambda: loop.time() + self.ahead_s  # type: ignore[method-assign]
         self.port = await self._listen(Direction.OUTBOUND, tls)
         if app:
@@ -188,7 +215,11 @@ class Mesh:
         for client in self._clients:
             client.close()
         self.stop_listening()
+        if self.carrying is not None:
+            await self.carrying.close()
         await self.proxy.drain(0)
+        if self.desk is not None:
+            await self.desk.close()
         self.proxy.close()
         await turns()
         assert not self.proxy.live

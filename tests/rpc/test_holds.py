@@ -283,32 +283,6 @@ async def test_mcp(mesh: Any, serve: Any, mode: str, is_json: bool, is_progress_
     assert tools.called == [("add", (1, 2)), ("add", (5, 6))]
 
 
-async def test_an_mcp_client_calls_again_by_itself(mesh: Any, upstream: Any, serve: Any, tools: Any) -> None:
-    made = await mesh(mcp_document(await serve(tools.app)))
-    seen: list[Any] = []
-    last = 3
-
-    def pend(call: Any) -> None:
-        if is_tool(call):
-            seen.append(call.rpc)
-            if len(seen) < last:
-                raise Refused(Reason.APPROVAL_PENDING, "Approval ap-1 is pending: call again")
-
-    made.per_call.on_admit = pend
-    async with mcp_client(made, "2026-07-28") as one:
-        assert text_of(await one.call_tool("add", {"a": 1, "b": 2})) == "3"
-        assert [rpc.leg for rpc in seen] == [0, 1, 2]
-        assert {rpc.arguments for rpc in seen} == {b'{"a":1,"b":2}'}
-        assert tools.called == [("add", (1, 2))]
-        # It cannot go on for ever: its client would raise in the end, so the model is told.
-        seen.clear()
-        last = 100
-        result = await one.call_tool("add", {"a": 1, "b": 2})
-        assert result.is_error
-        assert text_of(result) == "Approval ap-1 is pending: call again"
-        assert [rpc.leg for rpc in seen] == list(range(9))
-
-
 async def test_an_mcp_servers_error_becomes_an_event(mesh: Any, upstream: Any) -> None:
     bodies = [
         (b"404 Not Found", JSON, b'{"jsonrpc":"2.0","id":null,"error":{"code":-32001,"message":"no session"}}'),

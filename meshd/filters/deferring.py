@@ -1,0 +1,377 @@
+"""Deferring: a caller that is told of a task, in place of being held for as long as a person takes.
+
+The second half of Approval. A call of MCP or A2A whose client understands tasks is held for a moment only; then it is
+written down, and its client is given a task that it may ask for. Whoever asks once the call was allowed has it carried
+out, with the credentials of that request and the rules of that moment. A task is its caller's alone: an id that is not
+ours, or not this caller's, goes on to the upstream untouched.
+"""
+
+from __future__ import annotations
+
+import hmac
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from meshd.approvals.deciding import Declined
+from meshd.approvals.held_calls import ASKED, BODY_BYTES_MAX, ENDED, HeldCall, HeldCalls, Kept, count_of, new_task
+from meshd.approvals.record import read_id
+from meshd.approvals.state import State
+from meshd.call import OURS, Direction, Kind, Reply
+from meshd.dialects import a2a_tasks, mcp_tasks
+from meshd.dialects.held_task import PREFIX, HeldTask, Stage, decoded, messages_in, rpc_answer, rpc_error
+from meshd.dialects.json_pairs import read_object, write
+from meshd.dialects.jsonrpc import event
+from meshd.engines.port import StoreError
+from meshd.filters.minting import moved
+from meshd.filters.resuming import principal_of
+from meshd.refusal import Reason, Refused
+from meshd_sdk import context as codec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from meshd.approvals.carrying import Answer, Carrying
+    from meshd.approvals.desk import Desk
+    from meshd.approvals.holding import Holding
+    from meshd.approvals.record import Approval
+    from meshd.call import Call, Headers, Rpc
+    from meshd.mesh_key import MeshKeys
+
+HOLD_S: Final = 2.5
+"""For which a caller is held that takes a task: what is decided at once is answered at once. Below the first sign of
+life, and below the 5 s after which clients of A2A give up."""
+SHOWN_S: Final = 5.0
+"""A stream that is held for less is answered with its task: it would see no sign of life."""
+WAIT_S: Final = 2.0
+"""For which whoever asks for a task waits while its call is carried out."""
+LASTS_S: Final = 86_400.0
+"""For which a task's answer can be fetched, beyond the time to decide in and to use."""
+MISSING_CAPABILITY: Final = -32021
+
+_INBOUND: Final = Direction.INBOUND
+_LLM: Final = Kind.LLM
+_KEPT: Final = frozenset({b"accept", b"a2a-version", b"a2a-extensions", b"idempotency-key"})
+"""Fields that an approval does not bind, and without which the call would be another."""
+_DROPPED: Final = frozenset(
+    {
+        b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"content-length", b"expect",
+        b"upgrade", b"origin", b"accept-encoding", b"last-event-id",
+    }
+)  # fmt: skip
+_ASKED_FOR: Final = mcp_tasks.METHODS | a2a_tasks.GETS
+"""Methods whose answers are short, and are given under the id that their caller knows."""
+_TASK_PART: Final = len(PREFIX) + 15
+"""Where, in the id of a task, what is random begins: behind the id of its approval."""
+
+
+def takes_task(call: Call) -> bool:
+    """Say whether a call's client takes a task for an answer, and the call can be made again later."""
+    rpc, upstream = call.rpc, call.upstream
+    if rpc is None or not rpc.id or call.is_resumed or call.agent.startswith(OURS):
+        return False
+    if upstream is None or not upstream.is_dialect_told or len(call.body or b"") > BODY_BYTES_MAX:
+        return False
+    return bool(rpc.takes_task)
+
+
+def hold_s(call: Call) -> float:
+    """Return the seconds for which a caller is held before there is a task: a stream is held on with one."""
+    rpc = call.rpc
+    return 0.0 if is_streamed(call) or (rpc is not None and rpc.is_impatient) else HOLD_S
+
+
+def is_streamed(call: Call) -> bool:
+    """Say whether a call that takes a task is answered with a stream of events, in which its caller is shown one."""
+    rpc = call.rpc
+    return rpc is not None and rpc.protocol == "a2a" and rpc.is_stream
+
+
+class Deferring:
+    """What Approval asks where a call may be answered with a task."""
+
+    __slots__ = ("_bound", "_carrying", "_desk", "_held", "_keys", "_nonce", "_unbound", "_waiting_words")
+
+    def __init__(
+        self,
+        desk: Desk,
+        carrying: Carrying,
+        keys: MeshKeys,
+        nonce: Callable[[], bytes],
+        *,
+        bound: Callable[[Call], tuple[tuple[bytes, bytes], ...]],
+        unbound: Callable[[bytes], bool],
+        waiting_words: Callable[[Approval], str],
+    ) -> None:
+        """`bound` and `unbound` say for which header fields an approval holds; `nonce` returns 8 random bytes."""
+        self._desk = desk
+        self._carrying = carrying
+        self._held: HeldCalls = carrying.held
+        self._keys = keys
+        self._nonce = nonce
+        self._bound = bound
+        self._unbound = unbound
+        self._waiting_words = waiting_words
+
+    # ------------------------------------------------------------------ the call itself
+
+    async def defer(self, call: Call, approval: Approval) -> Reply | None:
+        """Write a call down and answer it with its task; None where that cannot be done. Raises StoreError."""
+        rpc = call.rpc
+        assert rpc is not None
+        kept = await self._written(call, rpc, approval)
+        if kept is None:
+            return None
+        task = self._waiting(kept.call, approval)
+        if rpc.protocol == "mcp":
+            return _reply(call, mcp_tasks.created(rpc.id, task))
+        return _reply(call, a2a_tasks.created(rpc.id, rpc.method, task))
+
+    async def hold(self, call: Call, approval: Approval, holding: Holding) -> str:
+        """Write a call down whose caller waits for a stream, so that it can be shown a task in it. Return the id under
+        which it is to be let go; empty where it is held without. Raises StoreError."""
+        rpc = call.rpc
+        assert rpc is not None
+        kept = await self._written(call, rpc, approval)
+        if kept is None or not await self._carrying.hold(kept):
+            return ""
+        holding.task = self._waiting(kept.call, approval)
+        holding.over = partial(self._carrying.over, approval.id)
+        return approval.id
+
+    def let_go(self, id: str, *, is_free: bool) -> None:
+        """The caller of such a stream waits no more. `is_free`: its call never went out."""
+        self._carrying.let_go(id, is_free=is_free)
+
+    def _waiting(self, held: HeldCall, approval: Approval) -> HeldTask:
+        return self._task(held, approval, Stage.WAITING, self._waiting_words(approval))
+
+    async def _written(self, call: Call, rpc: Rpc, approval: Approval) -> Kept | None:
+        try:
+            token = self._token(call)
+        except (codec.TokenTooLongError, ValueError):
+            return None
+        now_s, body = self._desk.clock(), call.body or b""
+        made = HeldCall(
+            id=approval.id,
+            task=new_task(PREFIX, approval.id),
+            principal=principal_of(call),
+            target=call.target.name,
+            direction=call.direction.value,
+            protocol=rpc.protocol,
+            method=rpc.method,
+            path=call.path if call.direction is _INBOUND else f"/{call.target.name}{call.path}",
+            asked_s=now_s,
+            changed_s=now_s,
+            ttl_s=2 * approval.lasts_s + LASTS_S,
+            pieces=count_of(body),
+            fields=self._fields_kept(call),
+            token=token,
+            context_id=rpc.context_id,
+        )
+        return await self._held.add(made, body)
+
+    def _token(self, call: Call) -> str:
+        """Return what ties the call to its workflow when it is made again."""
+        context = call.context
+        if context is None:
+            return ""
+        audience = codec.Audience.LOCAL
+        if call.direction is _INBOUND:
+            # Whoever reads a peer's token counts the edge.
+            context = moved(context, context.agent, max(context.hops - 1, 0), context.path)
+            audience = codec.Audience.PEER
+        expires_s = int(self._desk.clock() + 30 * LASTS_S)
+        ring = self._keys.ring
+        return codec.mint(context, ring, audience=audience, expires_s=expires_s, nonce=self._nonce()).decode()
+
+    def _fields_kept(self, call: Call) -> tuple[tuple[str, str], ...]:
+        """Return the fields that make the call what it is. What looks like a secret is not written down."""
+        kept = list(self._bound(call))
+        kept += [one for one in call.headers if one[0] in _KEPT or (one[0][:4] == b"mcp-" and b"session" not in one[0])]
+        texts = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in kept if name not in _DROPPED]
+        return tuple([one for one in texts if not self._is_secret(*one)])
+
+    def _is_secret(self, name: str, value: str) -> bool:
+        return self._desk.clean(name, value) != value
+
+    # ------------------------------------------------------------------ whoever asks for a task
+
+    async def answer(self, call: Call) -> Reply | None:
+        """Answer a request that names a task of ours; None where it is to go on to the upstream, whose it is then."""
+        rpc = call.rpc
+        assert rpc is not None
+        try:
+            kept = await self._known(call, rpc)
+            return None if kept is None else await self._answer(call, rpc, kept)
+        except Declined:
+            return None  # Its approval is long forgotten, and so is the task.
+        except StoreError as error:
+            raise Refused(Reason.STORE_UNAVAILABLE, f"The task cannot be looked up: {error}.") from error
+
+    async def _known(self, call: Call, rpc: Rpc) -> Kept | None:
+        """Return the call of a task that is this caller's."""
+        id = read_id(rpc.task[len(PREFIX) : _TASK_PART - 1])
+        kept = await self._held.read(id) if id else None
+        if kept is None:
+            return None
+        held = kept.call
+        is_theirs = hmac.compare_digest(held.task.encode(), rpc.task.encode("utf-8", "replace"))
+        where = (principal_of(call), call.target.name, call.direction.value, rpc.protocol)
+        return kept if is_theirs and where == (held.principal, held.target, held.direction, held.protocol) else None
+
+    async def _answer(self, call: Call, rpc: Rpc, kept: Kept) -> Reply | None:
+        is_mcp = rpc.protocol == "mcp"
+        if is_mcp and not rpc.declares_tasks:
+            error = rpc_error(rpc.id, MISSING_CAPABILITY, f"Missing required client capability: {mcp_tasks.EXTENSION}")
+            return _reply(call, error)
+        if kept.call.other:
+            return await self._of_other(call, rpc, kept.call)
+        if rpc.method in a2a_tasks.SENDS:
+            return None
+        if rpc.method in (mcp_tasks.CANCEL, *a2a_tasks.CANCELS):
+            task = await self._cancelled(call, kept)
+            if not is_mcp and task.stage not in (Stage.CANCELLED, Stage.DENIED):
+                words = "The task cannot be cancelled: it is being carried out, or is over."
+                return _reply(call, rpc_error(rpc.id, a2a_tasks.NOT_CANCELABLE, words))
+        else:
+            task = await self._looked_at(call, kept)
+            if task.stage is Stage.ENDED and not task.answer:
+                # Its upstream made a task of its own just now.
+                return await self._answer(call, rpc, await self._held.read(kept.call.id) or kept)
+        if is_mcp:
+            return _reply(call, mcp_tasks.answered(rpc.id, rpc.method, task))
+        return _reply(call, a2a_tasks.answered(rpc.id, rpc.method, task))
+
+    async def _looked_at(self, call: Call, kept: Kept) -> HeldTask:
+        """Return where a task stands; carry its call out where it was allowed."""
+        held = kept.call
+        approval = await self._desk.show(held.id)
+        state = approval.state_at(self._desk.clock())
+        is_free = held.state == ASKED or (held.state != ENDED and self._carrying.is_lost(held))
+        if state is State.APPROVED and is_free:
+            await self._carrying.carry_out(kept, self._fields(call, held), reader_of(held), WAIT_S)
+            kept = await self._held.read(held.id) or kept
+            approval = await self._desk.show(held.id)
+        return await self._stands(kept.call, approval)
+
+    async def _stands(self, held: HeldCall, approval: Approval) -> HeldTask:
+        state = approval.state_at(self._desk.clock())
+        if held.state == ENDED:
+            if held.failure:
+                return self._task(held, approval, Stage.FAILED, held.failure)
+            answer = await self._held.answer(held)
+            if answer is None:
+                return self._task(held, approval, Stage.FAILED, "The answer is gone from the store.")
+            return self._task(held, approval, Stage.ENDED, "It was carried out.", answer)
+        if state is State.PENDING:
+            return self._waiting(held, approval)
+        if state is State.USED:
+            if not self._carrying.is_lost(held):
+                return self._task(held, approval, Stage.RUNNING, "It was allowed, and is being carried out.")
+            words = (
+                "It was allowed, and the sidecar that carried it out ended before the answer was there: nobody knows "
+                "whether it was carried out. It is not tried again by itself."
+            )
+            return self._task(held, approval, Stage.FAILED, words)
+        if state is State.APPROVED:
+            return self._task(held, approval, Stage.RUNNING, "It was allowed, and is about to be carried out.")
+        denial = approval.denied_by
+        if denial is not None:
+            words = f"It was denied by {denial.approver} (approval {approval.id}): {denial.reason.strip()}"
+            return self._task(held, approval, Stage.DENIED, words)
+        if state is State.CANCELLED:
+            words = f"It was cancelled: {approval.cancelled_for or 'taken back'}"
+            return self._task(held, approval, Stage.CANCELLED, words)
+        words = f"Nobody decided on the approval {approval.id} in time, and no answer is a no."
+        return self._task(held, approval, Stage.DENIED, words)
+
+    async def _cancelled(self, call: Call, kept: Kept) -> HeldTask:
+        held = kept.call
+        approval = await self._desk.show(held.id)
+        if held.state == ASKED or approval.state is State.PENDING:
+            try:
+                await self._desk.cancel(held.id, f"{call.agent} cancelled its task")
+            except Declined:
+                # Decided meanwhile: what it says now is the answer.
+                pass
+        return await self._stands(held, await self._desk.show(held.id))
+
+    def _task(self, held: HeldCall, approval: Approval, stage: Stage, words: str, answer: bytes = b"") -> HeldTask:
+        changed_s = max(held.changed_s, approval.ended_s)
+        return HeldTask(
+            held.task, approval.id, stage, words, held.asked_s, changed_s, held.ttl_s, answer, held.context_id
+        )
+
+    # ------------------------------------------------------------------ a task of the upstream's own
+
+    async def _of_other(self, call: Call, rpc: Rpc, held: HeldCall) -> Reply | None:
+        """Ask the upstream for the task that it made of the call, and answer under the id that the caller knows."""
+        body = _renamed(call.body or b"", held.task, held.other)
+        if rpc.method not in _ASKED_FOR:
+            # A stream, another message of the same task, or its end: it goes on as any call and is judged as one, for
+            # the task as it is called there.
+            call.body = body
+            return None
+        send = self._carrying.send
+        assert send is not None
+        fields = [
+            (b"mcp-name", held.other.encode()) if one[0] == b"mcp-name" else one
+            for one in call.headers
+            if one[0] not in _DROPPED
+        ]
+        path = call.path if call.direction is _INBOUND else f"/{call.target.name}{call.path}"
+        answer = await send(call.direction.value, path, fields, body)
+        found = messages_in(answer.body, is_stream=answer.is_stream)
+        if not found:
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{call.target.name} answered with something else than a task")
+        result = found[-1].get("result")
+        if not isinstance(result, dict):
+            return _reply(call, msgspec.json.encode({"jsonrpc": "2.0", "id": decoded(rpc.id), **_error(found[-1])}))
+        if rpc.protocol == "mcp":
+            if "taskId" in result:
+                result["taskId"] = held.task
+            return _reply(call, rpc_answer(rpc.id, result))
+        return _reply(call, rpc_answer(rpc.id, a2a_tasks.under(result, held.task)))
+
+    def _fields(self, call: Call, held: HeldCall) -> Headers:
+        """Return the fields with which a call is made again: its own, and the credentials of who asks for its task."""
+        fields = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in held.fields]
+        names = {name for name, _ in fields} | _DROPPED | _KEPT
+        for name, value in call.headers:
+            if name in names or name.startswith(b"x-meshd-"):
+                continue
+            is_unbound = name == b"mcp-session-id" or (name[:4] != b"mcp-" and self._unbound(name))
+            if is_unbound or self._is_secret(name.decode("latin-1"), value.decode("latin-1")):
+                fields.append((name, value))
+        if held.token:
+            fields.append((codec.HEADER_CONTEXT, held.token.encode()))
+        return fields
+
+
+def reader_of(held: HeldCall) -> Callable[[Answer], tuple[bytes, str]]:
+    """Return what reads the answer to a call."""
+    outcome_of = mcp_tasks.outcome_of if held.protocol == "mcp" else a2a_tasks.outcome_of
+    return lambda answer: outcome_of(answer.body, is_stream=answer.is_stream)
+
+
+def _error(message: dict[str, Any]) -> dict[str, Any]:
+    error = message.get("error")
+    return {"error": error if isinstance(error, dict) else {"code": -32603, "message": "no result"}}
+
+
+def _renamed(body: bytes, ours: str, theirs: str) -> bytes:
+    """Return a request that names the upstream's task in the place of ours; every other byte stays."""
+    pairs = read_object(body, "the request body")
+    params = bytes(pairs["params"]).replace(msgspec.json.encode(ours), msgspec.json.encode(theirs))
+    return write(pairs, {"params": params})
+
+
+def _reply(call: Call, message: bytes) -> Reply:
+    rpc = call.rpc
+    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store"), *call.reply_headers]
+    if rpc is not None and rpc.is_stream and (rpc.method in a2a_tasks.STREAMED or not rpc.is_json_taken):
+        headers[0] = (b"content-type", b"text/event-stream")
+        return Reply(200, headers, event(message))
+    return Reply(200, headers, message)
