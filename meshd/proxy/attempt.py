@@ -336,7 +336,7 @@ class Attempt(Degrading):
         claim = self.call.claim
         if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
             return False
-        outcome.is_too_long = is_too_long
+        outcome.is_too_long, outcome.is_final = is_too_long, self._is_final
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False

@@ -37,6 +37,8 @@ class Degrading(Sending):
         """Say whether an upstream's error does not go to the caller: another attempt follows, or something else may
         serve the call, or nothing else did and the caller is told of that."""
         substitution = self.call.substitution
+        # As the official SDKs do, whose own providers send it.
+        self._is_final = (b"x-should-retry", b"false") in headers
         if (status >= 500 or status == 429 or substitution is not None) and self._try_again(_FAULT_NONE):
             return True
         exchange, chain = self.exchange, self.call.plan.chain

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -98,6 +99,51 @@ def test_a_short_retry_after_is_waited_out_by_meshd(sdk: Sdk, provider: Provider
     pause = {"retry-after": "1", "retry-after-ms": "300"}
     assert sdk.ask(model, retries=0, statuses=[429, 200], id=id, headers=pause).model == model
     assert len(provider.of(id)) == 2
+
+
+WORDLESS = {"retry-after-ms": None}
+
+
+@pytest.fixture
+def alone(sdk: Sdk, provider: Provider, sidecar: Sidecar) -> Iterator[Sdk]:
+    """An SDK that calls through a sidecar of its own, whose retries nobody else has spent."""
+    one = Sdk(sdk.library, sidecar.start(document(provider.url, RULES, tokens=None)).url)
+    with one.client:
+        yield one
+
+
+def test_one_that_does_not_say_for_how_long_it_is_full_is_asked_again(alone: Sdk, provider: Provider) -> None:
+    sdk = alone
+    model, id = f"wordless-{sdk.name}", uuid.uuid4().hex
+    assert sdk.ask(model, retries=0, statuses=[429, 429, 200], id=id, headers=WORDLESS).model == model
+    assert len(provider.of(id)) == 3
+
+
+def test_what_stays_full_is_told_in_its_own_words_within_the_retry_budget(
+    alone: Sdk, sidecar: Sidecar, provider: Provider
+) -> None:
+    sdk = alone
+    model, ids = f"stays-{sdk.name}", [uuid.uuid4().hex for _ in range(20)]
+    begun_s = time.monotonic()
+    for id in ids:
+        error = sdk.fails("RateLimitError", model, retries=0, statuses=[429], id=id, headers=WORDLESS)
+        assert "words of theirs" in str(error.body)
+    attempts = [len(provider.of(id)) for id in ids]
+    assert (attempts[0], min(attempts), max(attempts)) == (3, 1, 3)
+    # A fifth of the calls, and what a quiet upstream always has, which it gets back in ten seconds each.
+    assert sum(attempts) - len(ids) <= 0.2 * len(ids) + 2 + 0.1 * (time.monotonic() - begun_s)
+    breaker = of(sidecar, model)
+    assert (breaker["state"], breaker["error_share"]) == ("closed", 0.0)
+    assert breaker["limit"] < 1024
+
+
+def test_one_that_says_that_it_ends_the_same_is_asked_once(sdk: Sdk, provider: Provider) -> None:
+    model, id = f"final-{sdk.name}", uuid.uuid4().hex
+    final = {"x-should-retry": "false", **WORDLESS}
+    # The SDK would try twice more, and obeys it as well.
+    error = sdk.fails("RateLimitError", model, retries=2, statuses=[429, 200], id=id, headers=final)
+    assert error.status_code == 429
+    assert len(provider.of(id)) == 1
 
 
 def test_a_provider_that_is_overloaded_shrinks_what_is_sent_and_counts_as_failing(
