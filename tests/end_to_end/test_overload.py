@@ -169,6 +169,48 @@ def test_a_provider_that_is_overloaded_shrinks_what_is_sent_and_counts_as_failin
     assert breaker["in_flight"] == breaker["queued"] == 0
 
 
+ERRORS = {
+    "openai": ("server_is_overloaded", 'data: {"error": {"message": "full", "type": "x", "code": "%s"}}\n\n'),
+    "anthropic": (
+        "overloaded_error",
+        'event: error\ndata: {"type": "error", "error": {"type": "%s", "message": "full"}}\n\n',
+    ),
+}
+
+
+def broken_stream(sdk: Sdk, model: str, error: str) -> str:
+    """Read a stream that ends in this error; return the type of what the SDK raises."""
+    client = sdk.client.with_options(max_retries=0)
+    create = client.chat.completions.create if sdk.library is openai else client.messages.create
+    headers = {"x-act": json.dumps({"id": uuid.uuid4().hex, "events": error, "times": 1})}
+    ask = [{"role": "user", "content": "say something short"}]
+    with pytest.raises(sdk.library.APIError) as caught:
+        for _ in create(model=model, max_tokens=8, messages=ask, stream=True, extra_headers=headers):
+            pass
+    return type(caught.value).__name__
+
+
+def test_one_that_says_within_a_stream_that_it_is_overloaded_is_sent_less(sdk: Sdk, through: Sidecar) -> None:
+    model, (code, event) = f"midstream-{sdk.name}", ERRORS[sdk.name]
+    for count in range(1, 6):
+        broken_stream(sdk, model, event % code)
+        until(lambda: of(through, model)["in_flight"] == 0)
+        breaker = of(through, model)
+        assert breaker["limit"] < 1024
+        assert (breaker["last_failure"], breaker["error_share"]) == ("529", 1.0)
+        assert (breaker["state"] == "open") is (count == 5)
+
+
+def test_one_that_says_within_a_stream_that_there_are_too_many_is_only_sent_less(sdk: Sdk, through: Sidecar) -> None:
+    model, (_, event) = f"midrate-{sdk.name}", ERRORS[sdk.name]
+    for _ in range(7):
+        broken_stream(sdk, model, event % ("rate_limit_error" if sdk.library is anthropic else "rate_limit_exceeded"))
+    until(lambda: of(through, model)["in_flight"] == 0)
+    breaker = of(through, model)
+    assert breaker["limit"] < 1024
+    assert (breaker["state"], breaker["error_share"], breaker["last_failure"]) == ("closed", 0.0, "")
+
+
 def of(through: Sidecar, model: str) -> dict[str, Any]:
     """What the admin API says of the breaker of a model."""
     (found,) = [one for one in through.admin("/v1/breakers")["breakers"] if one["model"] == model]
