@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from meshd.call import ReplyHead
 from meshd.dialects import too_long
 from meshd.outcome import Fault, Verdict, classify
-from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, watchers_in
+from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, decoded, is_encoding_known, watchers_in
 from meshd.proxy.onward import onward_for
 from meshd.proxy.refusing import failure_of
 from meshd.proxy.sending import Sending
@@ -65,7 +65,7 @@ class Degrading(Sending):
             and "context" in chain.on
             and status in too_long.STATUSES
             and self.call.ask is not None
-            and not any(name == b"content-encoding" for name, _ in headers)
+            and is_encoding_known(headers)
         ):
             self._error = []
             self._head = (status, headers, content_length)
@@ -82,7 +82,9 @@ class Degrading(Sending):
         """The error that was held is whole: return whether something else serves the call, else pass it on."""
         pieces, self._error = self._error, None
         body = b"".join(pieces or ())
-        if too_long.is_too_long(body) and self._try_again(_FAULT_NONE, is_too_long=True):
+        assert self._head is not None
+        said = decoded(body, self._head[1], too_long.ERROR_BYTES_MAX)
+        if too_long.is_too_long(said) and self._try_again(_FAULT_NONE, is_too_long=True):
             return True
         self._pass_error_on(body)
         return False
