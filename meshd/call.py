@@ -187,7 +187,7 @@ class Rpc:
     __slots__ = (
         "arguments", "context_id", "declares_tasks", "elicits_urls", "forwarded", "id", "is_declined", "is_impatient",
         "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key", "leg", "method",
-        "progress_token", "protocol", "state", "takes_task", "task", "tool",
+        "progress_token", "protocol", "state", "takes_task", "task", "tool", "tool_call_id",
     )  # fmt: skip
 
     def __init__(
@@ -222,6 +222,8 @@ class Rpc:
         self.key = key
         """What names the call when it is made again: A2A's `messageId`, or `meshd/idempotency-key` in `_meta`; empty
         where it has none."""
+        self.tool_call_id = ""
+        """Which of the model's tool calls it carries out, where its client says so in `_meta`."""
         self.is_stream = is_stream
         """The caller takes an event stream for an answer."""
         self.is_json_taken = is_json_taken

@@ -204,8 +204,11 @@ class Daemon:
         attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds, turns)
         # A number of this process alone: what it counts stands beside what others count, and outlives it.
         number = int.from_bytes(os.urandom(4), "big") | 1
-        self.sharing = turns.sharing = Sharing(turns.book, lambda: self.ledger.store(), number, time.time)
-        self._tasks.append(asyncio.get_running_loop().create_task(self.sharing.run()))
+        loop, proxy = asyncio.get_running_loop(), self.proxy
+        self.sharing = turns.sharing = Sharing(
+            turns.book, lambda: self.ledger.store(), number, time.time, loop.time, lambda: proxy.policy.turns_span_s
+        )
+        self._tasks.append(loop.create_task(self.sharing.run()))
         self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry, self.approving.desk)
         idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
         self.telemetry.sources.claims = lambda: idempotency.book.results

@@ -74,9 +74,9 @@ class Outcome:
     """How one attempt ended. Every ticket is settled with one, exactly once."""
 
     __slots__ = (
-        "duration_s", "fault", "first_byte_s", "first_token_s", "grpc_status", "held", "is_answered", "is_forwarded",
-        "is_terminal", "is_too_long", "microdollars", "now_s", "reason", "retry_after_s", "status", "taken_s", "usage",
-        "verdict",
+        "duration_s", "error_status", "fault", "first_byte_s", "first_token_s", "grpc_status", "held", "is_answered",
+        "is_final", "is_forwarded", "is_terminal", "is_too_long", "microdollars", "now_s", "reason", "retry_after_s",
+        "status", "taken_s", "usage", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -122,6 +122,10 @@ class Outcome:
         """Seconds from sending to the first output of a model in a stream; None where there was none."""
         self.grpc_status = -1
         """With what a gRPC reply ended, by google.rpc.Code; -1 where there was no such reply, or no end of it."""
+        self.error_status = 0
+        """The status that an error within the answer stands for, 429 or 529; 0 where there was none."""
+        self.is_final = False
+        """The upstream says that the same request would end the same (`x-should-retry: false`)."""
         self.is_too_long = False
         """The request is longer than its model can read: so the upstream says, or its counted tokens."""
         self.microdollars: int | None = None

@@ -19,7 +19,7 @@ from meshd_sdk import context as codec
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
 
-NO_CONTEXT: Final[tuple[None, bytes]] = (None, b"")
+_NO_CONTEXT: Final[tuple[None, bytes]] = (None, b"")
 log = logging.getLogger("meshd.api")
 
 
@@ -30,11 +30,7 @@ def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, by
     events come to an end at the hop limit where their agents pass on what they were handed, else at that account's.
     """
     wall_s, limits = mesh.wall_clock(), mesh.policy.limits
-    if token:
-        context = mesh.read(token, agent)
-    else:
-        payer = agent if limits.names_workflows else mesh.agent
-        context = codec.Context("", agent, account=f"unattributed/{payer}/{utc_day(wall_s)}")
+    context = mesh.read(token, agent) if token else _own(mesh, agent, wall_s)
     if context.hops >= limits.hops:
         workflow = f"workflow {context.workflow}" if context.workflow else f"the calls charged to {context.account}"
         raise Refused(
@@ -51,18 +47,28 @@ def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, by
 def for_consumer(mesh: Mesh, agent: str, token: bytes) -> tuple[codec.Context, bytes] | tuple[None, bytes]:
     """Return the context to handle an event in, and its token; none where the one that came with it does not hold.
 
-    The event is handed over all the same: the agent then acts on its own shared account.
+    The event is handed over all the same: the agent then acts on its own shared account. What meshd itself publishes
+    comes with none: then it is that account's, so that what is published under its token is known to follow from it.
     """
     wall_s = mesh.wall_clock()
     try:
+        if not token:
+            context = _own(mesh, agent, wall_s)
+            return context, mesh.issue(context, agent)
         context, audience, _ = codec.verify(token, mesh.keys.ring, now_s=wall_s)
         if audience is not codec.Audience.PEER:
-            return NO_CONTEXT
+            return _NO_CONTEXT
         received = moved(context, agent, context.hops + 1, context.path)
         return received, mesh.issue(received, agent)
     except (codec.TokenInvalidError, Refused) as error:
         log.warning("an event's context cannot be used: %s", error)
-        return NO_CONTEXT
+        return _NO_CONTEXT
+
+
+def _own(mesh: Mesh, agent: str, wall_s: float) -> codec.Context:
+    """Return the context of an agent's shared account, as for calls."""
+    payer = agent if mesh.policy.limits.names_workflows else mesh.agent
+    return codec.Context("", agent, account=f"unattributed/{payer}/{utc_day(wall_s)}")
 
 
 def _minted(mesh: Mesh, context: codec.Context, audience: codec.Audience, expires_s: float) -> bytes:

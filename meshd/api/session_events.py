@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.api import session_frames as frames
 from meshd.api.failing import refused_by
 from meshd.api.fields import unix_ns
-from meshd.api.session_contexts import NO_CONTEXT, for_consumer, for_publisher
+from meshd.api.session_contexts import for_consumer, for_publisher
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
@@ -320,7 +320,7 @@ class Events:
             may_have_been_handled=delivery.may_have_been_handled,
         )
         token = ""
-        context, minted = for_consumer(session.mesh, session.name, delivery.token) if delivery.token else NO_CONTEXT
+        context, minted = for_consumer(session.mesh, session.name, delivery.token)
         if context is not None:
             token = minted.decode("ascii")
             frame.context.CopyFrom(frames.context_frame(context, token, "token"))

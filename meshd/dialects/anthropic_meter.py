@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.anthropic_shapes import Block, Delta, Message, StreamEvent, UsageShape
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.dialects.stream_errors import status_of
 from meshd.prices.billed import Billed
 from meshd.wire.sse import data_of
 
@@ -66,6 +67,7 @@ class AnthropicMeter:
         "_open",
         "_stop_reason",
         "_written_long",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -95,6 +97,7 @@ class AnthropicMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""
@@ -173,6 +176,7 @@ class AnthropicMeter:
             self.is_terminal = not self._is_failed
         elif kind == "error":
             self._is_failed = True
+            self.error_status = status_of(said.error)
 
     def _take_effect(self) -> None:
         kind, index = self._next

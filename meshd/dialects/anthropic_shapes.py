@@ -49,3 +49,4 @@ class StreamEvent(msgspec.Struct, gc=False):
     content_block: Block | None = None
     message: Message | None = None
     usage: UsageShape | None = None
+    error: Any = None

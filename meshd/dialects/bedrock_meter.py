@@ -11,6 +11,7 @@ import msgspec
 from meshd.call import Usage
 from meshd.dialects.anthropic_meter import AnthropicMeter
 from meshd.dialects.counting import count
+from meshd.dialects.stream_errors import status_of_word
 from meshd.prices.billed import Billed
 from meshd.wire import event_stream, sse
 
@@ -56,6 +57,7 @@ class BedrockMeter(AnthropicMeter):
                 data = _carried(frame.payload).replace(b"\n", b" ").strip()
             else:
                 self._is_failed = True
+                self.error_status = status_of_word(frame.headers.get(":exception-type"))
         event = super().read_event(b"data: " + data + b"\n\n")
         if event is not None:
             event.raw = raw

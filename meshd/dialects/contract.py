@@ -42,6 +42,8 @@ class Meter(Protocol):
     response_id: str
     response_model: str
     finish_reasons: tuple[str, ...]
+    error_status: int
+    """The HTTP status that an error within a stream stands for, 429 or 529: its provider is full. Else 0."""
 
     def read_message(self, body: bytes) -> Event:
         """Read a plain reply's whole body (or as much as was kept of it). Never raises on nonsense."""

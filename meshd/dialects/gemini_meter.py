@@ -10,6 +10,7 @@ from meshd.call import Ask, Usage
 from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
 from meshd.dialects.gemini_shapes import Answer, Candidate, Content, Feedback, UsageShape
+from meshd.dialects.stream_errors import status_of
 from meshd.prices.billed import Billed
 from meshd.wire import json_array, sse
 
@@ -94,6 +95,7 @@ class GeminiMeter:
         "_is_failed",
         "_next",
         "_seen",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -124,6 +126,7 @@ class GeminiMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
         """See `FramedMeter.splitter_for`: events with `alt=sse`, else an array where the request was to be streamed."""
@@ -181,6 +184,7 @@ class GeminiMeter:
     def _read(self, answer: Answer, event: Event) -> None:
         if answer.error is not None:
             self._is_failed = True
+            self.error_status = status_of(answer.error)
         if type(answer.response_id) is str and answer.response_id:
             self.response_id = answer.response_id
         if type(answer.model_version) is str and answer.model_version:

@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 TOOLS_CALL: Final = "tools/call"
 KEY_IN_META: Final = "meshd/idempotency-key"
 """No revision of MCP names a key of its own (2026-07-28 has none)."""
+TOOL_CALL_IN_META: Final = "meshd/tool-call-id"
+CLIENTS_OWN: Final = "claudecode/toolUseId"
+"""In which Claude Code says it by itself. Others (Codex's `callId`) write it under names that may mean anything."""
 HEADER_MISMATCH: Final = -32020
 METHOD_FIELD: Final = b"mcp-method"
 NAME_FIELD: Final = b"mcp-name"
@@ -72,6 +75,12 @@ _FOR_THE_MODEL: Final = frozenset(
 )  # fmt: skip
 _BASE64: Final = re.compile(rb"=\?base64\?(.*)\?=\Z", re.IGNORECASE)
 _TOKEN_BYTES_MAX: Final = 256
+_TOOL_CALL_BYTES_MAX: Final = 128
+_RANDOM: Final = re.compile(
+    rb'"((?=[A-Za-z_-]*[0-9])[A-Za-z0-9_-]*[A-Za-z0-9]{16}[A-Za-z0-9_-]*'
+    rb'|[A-Za-z_-]*[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"'
+)
+"""Sixteen letters and digits in a row (`toolu_01A09q90qw90lq917835lq9`, `call_...`), or a UUID."""
 _STATELESS_SINCE: Final = b"2026"
 """Revisions from then on ask for `resultType` in every result, and have clients make a call again that must wait."""
 LEGS_MAX: Final = 8
@@ -113,6 +122,9 @@ class Mcp(Plain):
         rpc.tool = name_in(params, "name", "params")
         if not rpc.tool:
             raise invalid("A tools/call names its tool in params.name", INVALID_PARAMS)
+        raw = member(params, "_meta")
+        if raw is not None:
+            rpc.tool_call_id = _tool_call_in(read_object(raw, "_meta"))
         is_stateless = _first(headers, VERSION_FIELD) >= _STATELESS_SINCE
         rpc.is_resumable = is_stateless and "requestState" not in params and "inputResponses" not in params
         rpc.takes_task = rpc.is_resumable and rpc.declares_tasks
@@ -193,6 +205,22 @@ def _read_meta(rpc: Rpc, params: Pairs) -> None:
     token = member(meta, "progressToken")
     if token is not None and len(bytes(token)) <= _TOKEN_BYTES_MAX and bytes(token)[0] in b'"-0123456789':
         rpc.progress_token = bytes(token)
+
+
+def _tool_call_in(meta: Pairs) -> str:
+    """Return the id of the model's tool call; empty where none is said that no other call can have.
+
+    What is written for us is taken at its word. What a client writes for others is taken where it is random: some
+    models number their calls anew in each turn, and then the same call of a later turn would get an old answer.
+    """
+    ours = key_in(meta, TOOL_CALL_IN_META, "_meta")
+    if ours:
+        return ours
+    raw = member(meta, CLIENTS_OWN)
+    if raw is None or len(bytes(raw)) > _TOOL_CALL_BYTES_MAX:
+        return ""
+    found = _RANDOM.fullmatch(bytes(raw))
+    return "" if found is None else found[1].decode()
 
 
 def _first(headers: Headers, name: bytes) -> bytes:

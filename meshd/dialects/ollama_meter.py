@@ -54,6 +54,7 @@ class OllamaMeter:
         "_is_failed",
         "_is_generate",
         "_is_last",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -78,6 +79,7 @@ class OllamaMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def splitter_for(self, content_type: bytes, event_bytes_max: int) -> Splitter | None:
         """See `FramedMeter.splitter_for`."""

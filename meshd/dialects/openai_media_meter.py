@@ -14,6 +14,7 @@ from meshd.dialects.contract import Event
 from meshd.dialects.openai_meter import error_object
 from meshd.dialects.openai_responses_shapes import Response, StreamEvent
 from meshd.dialects.openai_usage import usage_in
+from meshd.dialects.stream_errors import status_of
 from meshd.refusal import Reason, Refused
 from meshd.wire.sse import data_of
 
@@ -40,6 +41,7 @@ class MediaMeter:
         "_ends",
         "_event",
         "_is_failed",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -59,6 +61,7 @@ class MediaMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`. Sound, and a transcript as plain text, say nothing of tokens."""
@@ -87,6 +90,7 @@ class MediaMeter:
         kind = said.type if type(said.type) is str else ""
         if said.error is not None or kind == "error":
             self._is_failed = True
+            self.error_status = status_of(said.error)
         elif kind in _ENDS:
             event.has_content = True
             self._read_end(usage_in(said.usage, has_output=True))

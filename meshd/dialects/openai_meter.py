@@ -11,6 +11,7 @@ from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
 from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX, served, usage_of
+from meshd.dialects.stream_errors import status_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class OpenAIMeter:
         "_is_failed",
         "_seen",
         "_tier",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -104,6 +106,7 @@ class OpenAIMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""
@@ -156,6 +159,7 @@ class OpenAIMeter:
     def _read(self, answer: Chunk, event: Event) -> None:
         if answer.error is not None:
             self._is_failed = True
+            self.error_status = status_of(answer.error)
         for choice in answer.choices or ():
             content = choice.delta or choice.message
             if content is not None:

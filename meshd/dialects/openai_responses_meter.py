@@ -15,6 +15,7 @@ from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.openai_meter import error_object
 from meshd.dialects.openai_responses_shapes import Item, Response, StreamEvent, WholeResponse
 from meshd.dialects.openai_usage import served, usage_in
+from meshd.dialects.stream_errors import status_of
 from meshd.wire.sse import data_of
 
 if TYPE_CHECKING:
@@ -86,6 +87,7 @@ class ResponsesMeter:
         "_open",
         "_pending",
         "_sequence",
+        "error_status",
         "finish_reasons",
         "is_terminal",
         "output_estimate",
@@ -115,6 +117,7 @@ class ResponsesMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""
@@ -159,6 +162,9 @@ class ResponsesMeter:
             self._read_item(said.item, event)
         elif kind in _ENDS:
             self._read_end(kind, said)
+        elif kind == "error":
+            # As the API documents it, or as it comes.
+            self.error_status = status_of(said.error) or status_of({"code": said.code})
         elif said.response and not self.response_id:
             self._read_response(_decoded(_response, said.response))
         return event
@@ -179,7 +185,10 @@ class ResponsesMeter:
             event.has_content = True
 
     def _read_end(self, kind: str, said: StreamEvent) -> None:
-        self._read_response(_decoded(_response, said.response))
+        response = _decoded(_response, said.response)
+        self._read_response(response)
+        if kind == "response.failed" and response is not None:
+            self.error_status = status_of(response.error)
         # One that failed and says what it used has run to its end; without that, it broke on the way.
         self.is_terminal = kind != "response.failed" or self.usage is not None
 

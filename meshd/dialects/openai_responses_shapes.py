@@ -22,6 +22,7 @@ class StreamEvent(msgspec.Struct, gc=False):
     response: msgspec.Raw = _ABSENT
     usage: Any = None
     error: Any = None
+    code: Any = None
 
 
 class Item(msgspec.Struct, gc=False):

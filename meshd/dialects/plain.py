@@ -70,7 +70,10 @@ def _problem(refused: Refused) -> dict[str, str | int | bool]:
 class PlainMeter:
     """See `Meter`. Understands nothing, so a stream's end is its end of file."""
 
-    __slots__ = ("_event", "finish_reasons", "is_terminal", "output_estimate", "response_id", "response_model", "usage")
+    __slots__ = (
+        "_event", "error_status", "finish_reasons", "is_terminal", "output_estimate", "response_id", "response_model",
+        "usage",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._event = Event()
@@ -80,6 +83,7 @@ class PlainMeter:
         self.response_id = ""
         self.response_model = ""
         self.finish_reasons: tuple[str, ...] = ()
+        self.error_status = 0
 
     def read_message(self, body: bytes) -> Event:
         """See `Meter.read_message`."""

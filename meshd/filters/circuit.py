@@ -180,7 +180,7 @@ class Circuit:
         verdict, now_s = outcome.verdict, max(outcome.now_s, self._latest_s)
         self._latest_s = now_s
         if verdict is _FAILURE:
-            self.failure = Failure(now_s, outcome.status, outcome.fault)
+            self.failure = Failure(now_s, outcome.error_status or outcome.status, outcome.fault)
         if self.state is _HALF_OPEN:
             self._probes_out -= 1
             self._record_probe(outcome, now_s, chance)
@@ -196,7 +196,11 @@ class Circuit:
     def _record_probe(self, outcome: Outcome, now_s: float, chance: float) -> None:
         if outcome.verdict is _FAILURE:
             self._move(Sign.FAILED, now_s, chance)
-        elif outcome.verdict is _SUCCESS or 400 <= outcome.status < 500 or _is_refused_by_grpc(outcome):
+        elif (
+            outcome.verdict is _SUCCESS
+            or 400 <= (outcome.error_status or outcome.status) < 500
+            or _is_refused_by_grpc(outcome)
+        ):
             # A 4xx is no success of the call, but an answer: whoever gives one is there again.
             self._passed += 1
             self._move(Sign.RECOVERED if self._passed > self.settings.probes else Sign.PASSED, now_s)

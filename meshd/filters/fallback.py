@@ -172,7 +172,7 @@ class Fallback:
 
 def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> bool:
     """Say whether the attempt ended in a way after which another may be made."""
-    if outcome.is_answered or outcome.reason is not None:
+    if outcome.is_answered or outcome.is_final or outcome.reason is not None:
         return False
     cause = cause_of(outcome)
     if cause is None or cause not in causes(call, settings):
@@ -181,10 +181,9 @@ def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> b
         return False
     if cause == "5xx" and call.target.kind is not _LLM and outcome.status not in _TRANSIENT_GATEWAY:
         return False
-    if outcome.retry_after_s is not None:
-        return outcome.retry_after_s <= RETRY_AFTER_S_MAX
-    # An upstream that is full and does not say for how long is left alone.
-    return cause != "backpressure"
+    # One that is full and does not say for how long is asked again: the breaker's limit has fallen meanwhile, so the
+    # retry may have to wait for its turn first.
+    return outcome.retry_after_s is None or outcome.retry_after_s <= RETRY_AFTER_S_MAX
 
 
 def cause_of(outcome: Outcome) -> RetryOn | None:

@@ -87,7 +87,7 @@ class Idempotency:
         if call.target.kind is _LLM:
             return ""
         value = value_of(call.keyed, TOOL_CALL)
-        named = value.decode("latin-1") if value is not None else str(getattr(rpc, "tool_call_id", "") or "")
+        named = value.decode("latin-1") if value is not None else rpc.tool_call_id if rpc is not None else ""
         return checked(named, "id of the tool call") if named else ""
 
     def _unkeyed(self, call: Call, settings: IdempotencySettings, rpc: Any) -> Any:

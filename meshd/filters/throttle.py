@@ -115,7 +115,9 @@ class Throttle:
             if self._pressed > 0 and self.limit < settings.max:
                 self._pressed -= 1
                 self._grow(settings, now_s)
-        elif settings.adaptive and (outcome.verdict is _BACKPRESSURE or outcome.status == OVERLOADED_STATUS):
+        elif settings.adaptive and (
+            outcome.verdict is _BACKPRESSURE or OVERLOADED_STATUS in (outcome.status, outcome.error_status)
+        ):
             self._shrink(settings, epoch, now_s)
         asked_s = outcome.retry_after_s
         # Not a number is not greater than zero either.

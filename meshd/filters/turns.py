@@ -354,8 +354,6 @@ class Turns:
             self._limits.clear()
         # The settings are kept beside, so that no others can come to have their id.
         self._limits[key] = (settings, limits)
-        if self.sharing is not None:
-            self.sharing.span_s = max([known.span for known, _ in self._limits.values()])
         return limits
 
     def explain(self, call: Call) -> str:

@@ -211,6 +211,7 @@ def policy(
         matcher=Matcher(rules, planner(document.limits.turns)),
         workflow_tokens=_workflow_tokens(rules),
         prices=price_book(document),
+        turns_span_s=max([document.limits.turns.span, *[rule.turns.span for rule in rules if rule.turns is not None]]),
         tenant=document.tenant or "",
         expose_amounts=document.errors.expose_amounts,
         owner=document.owner or "",

@@ -185,6 +185,8 @@ class Policy:
     """In the document's order; the last is the short form's, where it sets something."""
     matcher: Matcher
     prices: PriceBook
+    turns_span_s: float = 86_400.0
+    """How long a workflow without a turn is remembered: the longest of what `limits.turns` and the rules say."""
     tenant: str = ""
     """Whose sidecar this is, for budgets that are counted so."""
     workflow_tokens: int | None = None

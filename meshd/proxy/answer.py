@@ -252,6 +252,24 @@ def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
     return Inflater(bytes_max)
 
 
+def is_encoding_known(headers: Headers) -> bool:
+    """Say whether a body of such a reply can be read here."""
+    try:
+        inflater_for(headers, 0)
+    except AnswerError:
+        return False
+    return True
+
+
+def decoded(body: bytes, headers: Headers, bytes_max: int) -> bytes:
+    """Return what a whole body says; empty where it cannot be read, or is more than `bytes_max`."""
+    try:
+        inflater = inflater_for(headers, bytes_max)
+        return body if inflater is None else inflater.feed(body)
+    except AnswerError:
+        return b""
+
+
 def forbidden_reply(cut: Cut) -> Refused:
     """Return the refusal that stands in place of an answer, or after its beginning."""
     return Refused(Reason.NOT_ALLOWED, cut.message)

@@ -12,7 +12,7 @@ from meshd.call import ReplyHead
 from meshd.chain import settle
 from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
 from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
-from meshd.proxy.degrading import FAILED, Degrading
+from meshd.proxy.degrading import Degrading, verdict_of
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
 from meshd.proxy.refusing import failure_of
@@ -33,7 +33,6 @@ _REFUSED_STREAM: Final = Fault.REFUSED_STREAM
 _RESET: Final = Fault.RESET
 _REFUSED_CODE: Final = 0x7
 """REFUSED_STREAM (RFC 9113, section 7): nothing of the request was processed."""
-_FAILURE: Final = Verdict.FAILURE
 _NEUTRAL: Final = Verdict.NEUTRAL
 _SUCCESS: Final = Verdict.SUCCESS
 
@@ -336,7 +335,7 @@ class Attempt(Degrading):
         claim = self.call.claim
         if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
             return False
-        outcome.is_too_long = is_too_long
+        outcome.is_too_long, outcome.is_final = is_too_long, self._is_final
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False
@@ -359,11 +358,10 @@ class Attempt(Degrading):
         is_terminal = meter is None or meter.is_terminal
         if self.is_late or (not sent_s and fault is _FAULT_NONE):
             verdict = _NEUTRAL
+        elif meter is None:
+            verdict = classify(self.status, fault, True)
         else:
-            verdict = classify(self.status, fault, is_terminal)
-            if verdict is _SUCCESS and meter is not None and meter.finish_reasons == FAILED:
-                # OpenAI's responses come to an end that says so, and counts what was used.
-                verdict = _FAILURE
+            verdict = verdict_of(meter, self.status, fault)
         # By position, in the order of the class: keywords cost half as much again, and every call pays.
         outcome = Outcome(
             verdict,
@@ -381,6 +379,8 @@ class Attempt(Degrading):
             now_s - sent_s if sent_s else 0.0,
         )
         outcome.first_token_s = self._first_token_s
+        if meter is not None:
+            outcome.error_status = meter.error_status
         return outcome
 
     def settle(self, outcome: Outcome) -> None:

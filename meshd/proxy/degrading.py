@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.call import ReplyHead
 from meshd.dialects import too_long
-from meshd.outcome import Fault
-from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, watchers_in
+from meshd.outcome import Fault, Verdict, classify
+from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, decoded, is_encoding_known, watchers_in
 from meshd.proxy.onward import onward_for
 from meshd.proxy.refusing import failure_of
 from meshd.proxy.sending import Sending
@@ -17,15 +17,30 @@ from meshd.proxy.substituting import answered
 
 if TYPE_CHECKING:
     from meshd.call import Headers
+    from meshd.dialects.contract import Meter
     from meshd.refusal import Refused
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
+_FAILURE: Final = Verdict.FAILURE
 _FAULT_NONE: Final = Fault.NONE
+_SUCCESS: Final = Verdict.SUCCESS
 
 FAILED: Final = ("failed",)
 """Why a response of OpenAI's ended that its provider could not bring to an end."""
 BEFORE_BYTES_MAX: Final = 65_536
 """Most that is held of a stream before its first token."""
+
+
+def verdict_of(meter: Meter, status: int, fault: Fault) -> Verdict:
+    """Say what an answer that was read says of its upstream."""
+    if meter.error_status:
+        # After a 200 there is no other way to say it. Whatever came then (most clients hang up), it was said.
+        return classify(meter.error_status, _FAULT_NONE, False)
+    verdict = classify(status, fault, meter.is_terminal)
+    if verdict is _SUCCESS and meter.finish_reasons == FAILED:
+        # OpenAI's responses come to an end that says so, and counts what was used.
+        return _FAILURE
+    return verdict
 
 
 class Degrading(Sending):
@@ -37,6 +52,8 @@ class Degrading(Sending):
         """Say whether an upstream's error does not go to the caller: another attempt follows, or something else may
         serve the call, or nothing else did and the caller is told of that."""
         substitution = self.call.substitution
+        # As the official SDKs do, whose own providers send it.
+        self._is_final = (b"x-should-retry", b"false") in headers
         if (status >= 500 or status == 429 or substitution is not None) and self._try_again(_FAULT_NONE):
             return True
         exchange, chain = self.exchange, self.call.plan.chain
@@ -48,7 +65,7 @@ class Degrading(Sending):
             and "context" in chain.on
             and status in too_long.STATUSES
             and self.call.ask is not None
-            and not any(name == b"content-encoding" for name, _ in headers)
+            and is_encoding_known(headers)
         ):
             self._error = []
             self._head = (status, headers, content_length)
@@ -65,7 +82,9 @@ class Degrading(Sending):
         """The error that was held is whole: return whether something else serves the call, else pass it on."""
         pieces, self._error = self._error, None
         body = b"".join(pieces or ())
-        if too_long.is_too_long(body) and self._try_again(_FAULT_NONE, is_too_long=True):
+        assert self._head is not None
+        said = decoded(body, self._head[1], too_long.ERROR_BYTES_MAX)
+        if too_long.is_too_long(said) and self._try_again(_FAULT_NONE, is_too_long=True):
             return True
         self._pass_error_on(body)
         return False

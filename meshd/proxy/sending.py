@@ -19,8 +19,8 @@ class Sending:
 
     __slots__ = (
         "_answer", "_before", "_detached_bytes", "_error", "_fields_added", "_first_byte_s", "_first_token_s", "_head",
-        "_heard_s", "_is_paused", "_is_request_paused", "_onward", "_path", "_retry_after_s", "_sent_s", "call",
-        "exchange", "has_streamed", "is_late", "is_over", "pool", "request", "status", "stream", "tickets",
+        "_heard_s", "_is_final", "_is_paused", "_is_request_paused", "_onward", "_path", "_retry_after_s", "_sent_s",
+        "call", "exchange", "has_streamed", "is_late", "is_over", "pool", "request", "status", "stream", "tickets",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
@@ -55,6 +55,8 @@ class Sending:
         self._first_token_s: float | None = None
         """Seconds from sending to the first output of the model in a stream."""
         self._detached_bytes = 0
+        self._is_final = False
+        """The upstream says that the same request would end the same."""
         self._is_paused = self._is_request_paused = False
         self._fields_added: Headers = []
         self._path = ""

@@ -164,7 +164,8 @@ class Topic:
                 await answers.settle(delivery, Verdict.SUCCESS)
                 event = delivery.event
                 answer, parties = self._waiting.get(event.causation_id, (None, frozenset()))
-                if answer is not None and not answer.done() and event.source not in parties:
+                # An agent may put a slash and a word of its own behind its name.
+                if answer is not None and not answer.done() and event.source.partition("/")[0] not in parties:
                     answer.set_result(event.data)
         except StoreError as error:
             for answer, _ in self._waiting.values():

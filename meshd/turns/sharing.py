@@ -30,7 +30,8 @@ TRIES_MAX: Final = 4
 """To write a record that others change meanwhile."""
 BATCH_MAX: Final = 128
 SWEEP_S: Final = 3600.0
-"""How often records that nobody needs any more are looked for."""
+"""How often what nobody needs any more is looked for; more often where that is sooner, but not more than"""
+SWEEP_S_MIN: Final = 60.0
 PAGE: Final = 200
 
 log = logging.getLogger("meshd.turns")
@@ -40,19 +41,28 @@ class Sharing:
     """Keeps the book of one sidecar and the store together."""
 
     __slots__ = (
-        "_awake", "_book", "_sidecar", "_stamp", "_stop_watching", "_store",
-        "_told", "_wall_clock", "_wanted",
-        "_watched", "fault", "flushes", "span_s",
+        "_awake", "_book", "_clock", "_sidecar", "_span_s", "_stamp", "_stop_watching", "_store", "_told",
+        "_wall_clock", "_wanted", "_watched", "fault", "flushes",
     )  # fmt: skip
 
     def __init__(
-        self, book: Book, store: Callable[[], Store | None], sidecar: int, wall_clock: Callable[[], float]
+        self,
+        book: Book,
+        store: Callable[[], Store | None],
+        sidecar: int,
+        wall_clock: Callable[[], float],
+        clock: Callable[[], float],
+        span_s: Callable[[], float],
     ) -> None:
-        """`store()` is asked each time; `sidecar` is a number from 1 to 2**32 - 1 that no other process has."""
+        """`store()` is asked each time; `sidecar` is a number from 1 to 2**32 - 1 that no other process has. `clock`
+        returns the monotonic seconds that turns are counted by, and `span_s` for how long a workflow without a turn is
+        remembered."""
         self._book = book
         self._store = store
         self._sidecar = sidecar
         self._wall_clock = wall_clock
+        self._clock = clock
+        self._span_s = span_s
         self._stamp = 0
         self._awake = asyncio.Event()
         self._wanted: dict[str, Workflow] = {}
@@ -64,7 +74,6 @@ class Sharing:
         self.fault: StoreError | None = None
         """Why the store could not be read or written the last time; None where it could."""
         self.flushes = 0
-        self.span_s = 86_400.0
         book.dropped = self._dropped
 
     # ------------------------------------------------------------------ from the filter
@@ -98,7 +107,7 @@ class Sharing:
                 flushed_s = self._wall_clock()
             if is_due or self.fault is None:
                 await self.flush(writes=is_due)
-            if self._wall_clock() - swept_s > SWEEP_S:
+            if self._wall_clock() - swept_s > min(SWEEP_S, max(self._span_s(), SWEEP_S_MIN)):
                 swept_s = self._wall_clock()
                 await self.sweep()
 
@@ -126,6 +135,9 @@ class Sharing:
             if self.fault is not None:
                 log.info("the turns of workflows are shared again")
             self.fault = None
+        self._let_go()
+
+    def _let_go(self) -> None:
         for key in [key for key, one in self._told.items() if not one.is_changed and not self._is_kept(key, one)]:
             del self._told[key]
 
@@ -194,9 +206,11 @@ class Sharing:
                     self._take(key, workflow, record)
 
     async def sweep(self) -> None:
-        """Delete records without a turn for so long that nobody needs them."""
-        store, after = self._store(), ""
-        before_s = self._wall_clock() - self.span_s
+        """Forget workflows without a turn for so long that nobody needs them, here and in the store."""
+        store, after, span_s = self._store(), "", self._span_s()
+        before_s = self._wall_clock() - span_s
+        self._book.forget(self._clock() - span_s)
+        self._let_go()
         try:
             while store is not None:
                 keys = await store.keys(SPACE, after, PAGE)

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from meshd.api import session_events
 from meshd.engines.bus_memory import MemoryBus
+from meshd.engines.bus_port import Event
 from meshd_sdk.v1 import events_pb2 as ev
 from meshd_sdk.v1 import session_pb2 as pb
 from tests.api.session_peer import Peer
@@ -310,3 +311,19 @@ async def test_an_agent_that_settles_nothing_is_handed_a_bounded_number(
     await a.reply(id)
     await settle(b, handed[0])
     assert (await b.next("event")).event.data == b"3"
+
+
+async def test_what_follows_from_an_event_of_the_sidecars_own_names_it_as_its_cause(door: Any) -> None:
+    """A question for a supervisor is published without a context: then that of the agent's shared account comes."""
+    bus = MemoryBus()
+    one = await door(ALONE, bus)
+    boss, heard = await one.peer("boss"), await bus.subscribe("ops.answers", "test")
+    assert (await subscribe(boss, "ops")).status.code == 0
+    await bus.publish([Event("ops", source="meshd:supervisor", id="question-1")])
+    delivery = await boss.next("event")
+    context = delivery.context
+    assert (context.workflow, context.hops, list(context.path), context.agent) == ("", 0, [], "boss")
+    assert context.account.startswith("unattributed/boss/")
+    assert (await publish(boss, "ops.answers", token=context.token, data=b"{}")).status.code == 0
+    answer = (await heard.next()).event
+    assert (answer.source, answer.causation_id) == ("boss", "question-1")

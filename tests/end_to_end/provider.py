@@ -130,6 +130,7 @@ class Provider:
 
     def _failure(self, request: web.Request, status: int, act: dict[str, Any]) -> web.Response:
         headers = {"x-provider": "yes", "retry-after-ms": "5", **act.get("headers", {})}
+        headers = {name: value for name, value in headers.items() if value is not None}
         if request.path.endswith("/messages"):
             body: Any = {"type": "error", "error": {"type": "overloaded_error", "message": f"words of theirs {status}"}}
         else:

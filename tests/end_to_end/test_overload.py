@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import uuid
 from typing import TYPE_CHECKING, Any
 
@@ -100,6 +101,51 @@ def test_a_short_retry_after_is_waited_out_by_meshd(sdk: Sdk, provider: Provider
     assert len(provider.of(id)) == 2
 
 
+WORDLESS = {"retry-after-ms": None}
+
+
+@pytest.fixture
+def alone(sdk: Sdk, provider: Provider, sidecar: Sidecar) -> Iterator[Sdk]:
+    """An SDK that calls through a sidecar of its own, whose retries nobody else has spent."""
+    one = Sdk(sdk.library, sidecar.start(document(provider.url, RULES, tokens=None)).url)
+    with one.client:
+        yield one
+
+
+def test_one_that_does_not_say_for_how_long_it_is_full_is_asked_again(alone: Sdk, provider: Provider) -> None:
+    sdk = alone
+    model, id = f"wordless-{sdk.name}", uuid.uuid4().hex
+    assert sdk.ask(model, retries=0, statuses=[429, 429, 200], id=id, headers=WORDLESS).model == model
+    assert len(provider.of(id)) == 3
+
+
+def test_what_stays_full_is_told_in_its_own_words_within_the_retry_budget(
+    alone: Sdk, sidecar: Sidecar, provider: Provider
+) -> None:
+    sdk = alone
+    model, ids = f"stays-{sdk.name}", [uuid.uuid4().hex for _ in range(20)]
+    begun_s = time.monotonic()
+    for id in ids:
+        error = sdk.fails("RateLimitError", model, retries=0, statuses=[429], id=id, headers=WORDLESS)
+        assert "words of theirs" in str(error.body)
+    attempts = [len(provider.of(id)) for id in ids]
+    assert (attempts[0], min(attempts), max(attempts)) == (3, 1, 3)
+    # A fifth of the calls, and what a quiet upstream always has, which it gets back in ten seconds each.
+    assert sum(attempts) - len(ids) <= 0.2 * len(ids) + 2 + 0.1 * (time.monotonic() - begun_s)
+    breaker = of(sidecar, model)
+    assert (breaker["state"], breaker["error_share"]) == ("closed", 0.0)
+    assert breaker["limit"] < 1024
+
+
+def test_one_that_says_that_it_ends_the_same_is_asked_once(sdk: Sdk, provider: Provider) -> None:
+    model, id = f"final-{sdk.name}", uuid.uuid4().hex
+    final = {"x-should-retry": "false", **WORDLESS}
+    # The SDK would try twice more, and obeys it as well.
+    error = sdk.fails("RateLimitError", model, retries=2, statuses=[429, 200], id=id, headers=final)
+    assert error.status_code == 429
+    assert len(provider.of(id)) == 1
+
+
 def test_a_provider_that_is_overloaded_shrinks_what_is_sent_and_counts_as_failing(
     sdk: Sdk, through: Sidecar, provider: Provider
 ) -> None:
@@ -121,6 +167,48 @@ def test_a_provider_that_is_overloaded_shrinks_what_is_sent_and_counts_as_failin
     breaker = of(through, model)
     assert 0 < breaker["reopens_in_s"] <= 17
     assert breaker["in_flight"] == breaker["queued"] == 0
+
+
+ERRORS = {
+    "openai": ("server_is_overloaded", 'data: {"error": {"message": "full", "type": "x", "code": "%s"}}\n\n'),
+    "anthropic": (
+        "overloaded_error",
+        'event: error\ndata: {"type": "error", "error": {"type": "%s", "message": "full"}}\n\n',
+    ),
+}
+
+
+def broken_stream(sdk: Sdk, model: str, error: str) -> str:
+    """Read a stream that ends in this error; return the type of what the SDK raises."""
+    client = sdk.client.with_options(max_retries=0)
+    create = client.chat.completions.create if sdk.library is openai else client.messages.create
+    headers = {"x-act": json.dumps({"id": uuid.uuid4().hex, "events": error, "times": 1})}
+    ask = [{"role": "user", "content": "say something short"}]
+    with pytest.raises(sdk.library.APIError) as caught:
+        for _ in create(model=model, max_tokens=8, messages=ask, stream=True, extra_headers=headers):
+            pass
+    return type(caught.value).__name__
+
+
+def test_one_that_says_within_a_stream_that_it_is_overloaded_is_sent_less(sdk: Sdk, through: Sidecar) -> None:
+    model, (code, event) = f"midstream-{sdk.name}", ERRORS[sdk.name]
+    for count in range(1, 6):
+        broken_stream(sdk, model, event % code)
+        until(lambda: of(through, model)["in_flight"] == 0)
+        breaker = of(through, model)
+        assert breaker["limit"] < 1024
+        assert (breaker["last_failure"], breaker["error_share"]) == ("529", 1.0)
+        assert (breaker["state"] == "open") is (count == 5)
+
+
+def test_one_that_says_within_a_stream_that_there_are_too_many_is_only_sent_less(sdk: Sdk, through: Sidecar) -> None:
+    model, (_, event) = f"midrate-{sdk.name}", ERRORS[sdk.name]
+    for _ in range(7):
+        broken_stream(sdk, model, event % ("rate_limit_error" if sdk.library is anthropic else "rate_limit_exceeded"))
+    until(lambda: of(through, model)["in_flight"] == 0)
+    breaker = of(through, model)
+    assert breaker["limit"] < 1024
+    assert (breaker["state"], breaker["error_share"], breaker["last_failure"]) == ("closed", 0.0, "")
 
 
 def of(through: Sidecar, model: str) -> dict[str, Any]:

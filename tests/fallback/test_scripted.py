@@ -6,14 +6,18 @@ The data plane is in this process, its clock in the test's hand; every ticket mu
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import tracemalloc
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from meshd.call import Wait
+from meshd.proxy.answer import decoded
 from meshd.refusal import Reason, Refused
-from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, until
+from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +76,59 @@ async def test_another_error_of_the_same_status_passes_as_it_is(mesh: Any, upstr
     reply = await one.fetch(post(PATH, CHAT))
     assert (reply.status, reply.body, reply.get(SERVED)) == (400, body, None)
     assert [record.outcome.status for record in one.attempts] == [400]
+
+
+def compressed(encoding: bytes, body: bytes) -> Callable[[Peer], Any]:
+    async def run(peer: Peer) -> None:
+        await peer.request()
+        # Not whole at once: what is held must wait for its last byte.
+        lines = (b"HTTP/1.1 400 Bad Request", b"content-length: %d" % len(body), b"content-encoding: " + encoding, JSON)
+        peer.send(b"\r\n".join(lines) + b"\r\n\r\n" + body[:9])
+        await turns()
+        peer.send(body[9:])
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [(b"gzip", gzip.compress(TOO_LONG)), (b"X-GZip", gzip.compress(TOO_LONG)), (b"deflate", zlib.compress(TOO_LONG)),
+     (b"identity", TOO_LONG), (b"gzip, identity", gzip.compress(TOO_LONG))],
+)  # fmt: skip
+async def test_a_compressed_error_is_read_too(mesh: Any, upstream: Any, encoding: bytes, body: bytes) -> None:
+    first, second = await upstream(compressed(encoding, body)), await upstream(script(WELL))
+    one = await mesh(document(first.port, second.port, "{upstream: spare, model: m2}", on="context"))
+    reply = await one.fetch(post(PATH, CHAT))
+    assert (reply.status, reply.get(SERVED), reply.body) == (200, b"spare/m2", CHAT_REPLY)
+
+
+BOMB = gzip.compress(TOO_LONG[:-2] + b" " * 50_000_000 + b"}}")
+CUT_SHORT = gzip.compress(TOO_LONG)[:60]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [(b"gzip", gzip.compress(OTHER)), (b"gzip", TOO_LONG), (b"gzip", BOMB), (b"gzip", CUT_SHORT), (b"deflate", BOMB),
+     (b"gzip", gzip.compress(TOO_LONG + b" " * 70_000)), (b"br", TOO_LONG), (b"gzip, gzip", gzip.compress(TOO_LONG)),
+     (b"gzip", b"\x1f\x8b" + b"x" * 20)],
+)  # fmt: skip
+async def test_one_that_says_something_else_or_is_no_such_thing_passes_as_it_is(
+    mesh: Any, upstream: Any, encoding: bytes, body: bytes
+) -> None:
+    first = await upstream(compressed(encoding, body))
+    one = await mesh(document(first.port, free_port(), "{reply: here}", on="context"))
+    reply = await one.fetch(post(PATH, CHAT))
+    assert (reply.status, reply.body, reply.get(b"content-encoding")) == (400, body, encoding)
+    assert reply.get(SERVED) is None
+
+
+def test_a_bomb_is_not_decoded_whole() -> None:
+    tracemalloc.start()
+    try:
+        assert decoded(BOMB, [(b"content-encoding", b"gzip")], 65_536) == b""
+        assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    finally:
+        tracemalloc.stop()
 
 
 async def test_an_error_whose_connection_dies_is_a_failed_attempt(mesh: Any, upstream: Any) -> None:

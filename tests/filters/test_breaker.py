@@ -160,6 +160,15 @@ def test_it_opens_for_fifteen_seconds_doubling_to_five_minutes_with_jitter() -> 
             assert circuit.state is OPEN
 
 
+def test_a_probe_that_hears_within_its_answer_that_there_are_too_many_is_answered() -> None:
+    circuit = opened()
+    heard = outcome(429, now_s=16.0)
+    heard.status, heard.error_status = 200, 429
+    circuit.record(circuit.admit(DEFAULT, 15.0), heard, 0.5)
+    assert circuit.state is HALF_OPEN
+    assert min(circuit.admit(DEFAULT, 16.0) for _ in range(3)) >= 0, "it has succeeded, so more may go"
+
+
 def test_one_probe_then_three_then_closed() -> None:
     circuit = opened()
     first = circuit.admit(DEFAULT, 15.0)

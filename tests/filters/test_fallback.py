@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -45,6 +47,7 @@ CONNECT, RESET = outcome(0, Fault.CONNECT), outcome(0, Fault.RESET, is_forwarded
         outcome(0, Fault.REFUSED_STREAM, is_forwarded=True),
         outcome(200, Fault.TRUNCATED, is_forwarded=True),
         *[outcome(status, is_forwarded=True) for status in (500, 502, 503, 504, 529)],
+        outcome(429),
         outcome(429, retry_after_s=2.0),
         outcome(503, retry_after_s=0.0),
     ],
@@ -63,7 +66,6 @@ def test_an_llm_is_asked_again_after_what_may_pass(ended: Outcome) -> None:
         outcome(404),
         outcome(408),
         outcome(501),
-        outcome(429),
         outcome(429, retry_after_s=2.1),
         outcome(503, retry_after_s=60.0),
         outcome(503, is_answered=True),
@@ -93,6 +95,13 @@ def test_what_may_change_something_is_sent_again_only_where_it_did_not_arrive(ta
             assert following(made(target, method), ended) is not None
         for ended in (outcome(500), outcome(529), outcome(429, retry_after_s=1.0)):
             assert following(made(target, method), ended) is None
+
+
+@pytest.mark.parametrize("ended", [outcome(429), outcome(503), outcome(503, retry_after_s=1.0)])
+def test_one_that_says_that_it_ends_the_same_is_not_asked_again(ended: Outcome) -> None:
+    assert following(made(), ended) is not None
+    ended.is_final = True
+    assert following(made(), ended) is None
 
 
 def test_a_body_that_is_gone_is_not_sent_again() -> None:
@@ -136,11 +145,12 @@ def test_a_short_retry_after_is_honoured() -> None:
     assert following(made(), ended, 0.0) == Next(made().target, 1.5)
 
 
-def test_no_attempt_begins_past_the_deadline() -> None:
+@pytest.mark.parametrize("full", [{"status": 0, "fault": Fault.CONNECT}, {"status": 429}], ids=["out", "full"])
+def test_no_attempt_begins_past_the_deadline(full: dict[str, Any]) -> None:
     one = made()
     for deadline_s, is_tried in ((WALL_S + 3.2, False), (WALL_S + 3.25, False), (WALL_S + 3.3, True)):
         one.context = Context("w", "a", deadline_s=deadline_s)
-        ended = outcome(0, Fault.CONNECT, now_s=NOW_S + 3.0)
+        ended = outcome(**full, now_s=NOW_S + 3.0)
         assert (following(one, ended) is not None) is is_tried
 
 
@@ -155,13 +165,14 @@ def test_a_quiet_upstream_has_one_calls_retries_and_gets_them_back_in_time() -> 
     assert one.next(made(attempt=2), backwards) is None
 
 
-def test_an_outage_adds_a_fifth_to_the_traffic() -> None:
+@pytest.mark.parametrize("ended", [CONNECT, outcome(429)], ids=["out", "full"])
+def test_an_outage_adds_a_fifth_to_the_traffic(ended: Outcome) -> None:
     one = Fallback(lambda: 0.0)
     retries = 0
     for _ in range(1000):
         attempt = 1
         while True:
-            if one.next(made(attempt=attempt), CONNECT) is None:
+            if one.next(made(attempt=attempt), ended) is None:
                 break
             attempt += 1
             retries += 1

@@ -55,6 +55,16 @@ def test_whoever_is_never_told_to_slow_down_is_never_slowed_down() -> None:
         assert (one.limit, one.room, one.is_strained, one.in_flight) == (64, 64, False, 0)
 
 
+def test_one_that_says_within_its_answer_that_it_is_full_is_sent_less() -> None:
+    one = Throttle(settings())
+    (epoch, *_) = fill(one)
+    one.in_flight -= 1
+    ended = outcome(200, is_terminal=False)
+    ended.error_status = 529
+    one.ended(epoch, ended, 0.0)
+    assert one.limit == pytest.approx(64 * 0.95)
+
+
 @pytest.mark.parametrize("status", [429, 529])
 def test_a_refusal_takes_a_twentieth_of_what_was_out(status: int) -> None:
     one = Throttle(settings())

@@ -243,3 +243,11 @@ def test_long_texts_are_judged_and_not_kept() -> None:
     assert matcher.plan(GPT, "a", "GET /" + "a" * 10_000, "").rules == ("r",)
     assert matcher.plan(Target(Kind.LLM, "openai", "m" * 10_000), "a", "GET /b", "").rules == ()
     assert matcher.memo_entries <= 2
+
+
+def test_a_workflow_is_remembered_for_the_longest_span_that_is_set() -> None:
+    other = "  - {match: {}, retry: {attempts: 1}}\n"
+    assert read(other).turns_span_s == 86_400
+    assert read(f"{other}limits: {{turns: {{span: 1h}}}}\n").turns_span_s == 3600
+    longer = f"  - {{match: {{target: billing}}, turns: {{span: 48h}}}}\n{other}"
+    assert read(f"{longer}limits: {{turns: {{span: 1h}}}}\n").turns_span_s == 2 * 86_400

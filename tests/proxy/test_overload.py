@@ -520,6 +520,18 @@ ENDS = {
         said("message_start", message={"id": "m1"}) + said("ping"),
         Verdict.FAILURE,
     ),
+    "messages, too many on the way": (
+        "/claude/v1/messages",
+        STREAM,
+        said("message_start", message={"id": "m1"}) + said("error", error={"type": "rate_limit_error"}),
+        Verdict.BACKPRESSURE,
+    ),
+    "responses, failed since there are too many": (
+        "/llm/v1/responses",
+        RESPONSES,
+        said("response.failed", response={"id": "r1", "status": "failed", "error": {"code": "rate_limit_exceeded"}}),
+        Verdict.BACKPRESSURE,
+    ),
     "messages, overloaded on the way": (
         "/claude/v1/messages",
         STREAM,
@@ -544,6 +556,28 @@ async def test_a_stream_succeeds_at_its_terminal_event(mesh: Any, upstream: Any,
     with contextlib.suppress(ConnectionError):
         await one.fetch(post(path, body))
     assert one.attempts[0].outcome.verdict is verdict
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"), [("server_is_overloaded", Verdict.FAILURE), ("rate_limit_exceeded", Verdict.BACKPRESSURE)]
+)
+async def test_a_client_that_hangs_up_at_an_error_does_not_hide_it(
+    mesh: Any, upstream: Any, code: str, verdict: Verdict
+) -> None:
+    error = f'data: {{"error": {{"code": "{code}"}}}}\n\n'.encode()
+    up = await upstream(Streamer([ROLE + TOKEN + error]))
+    one = await mesh(llm_policy(up.port))
+    client = await one.connect()
+    client.send(post(CHAT_PATH, STREAM))
+    await client.reader.readuntil(error)
+    client.abort()
+    await until(lambda: one.proxy.live and all(each.is_caller_gone for each in one.proxy.live))
+    one.expire(61.0)
+    await until(lambda: one.attempts[0].outcomes)
+    outcome = one.attempts[0].outcome
+    assert (outcome.verdict, outcome.fault, outcome.status) == (verdict, Fault.CALLER_GONE, 200)
+    (view,) = breaker(one).snapshot()
+    assert view.limit < 1024
 
 
 # ---------------------------------------------------------------------- the breaker

@@ -37,6 +37,93 @@ async def test_an_mcp_client_that_names_a_key_in_meta(mesh: Any, serve: Any, too
     assert len(tools.called) == 3
 
 
+CLAUDES = "claudecode/toolUseId"
+OURS = "meshd/tool-call-id"
+RANDOM = "toolu_01A09q90qw90lq917835lq9"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("meta", [{CLAUDES: RANDOM}, {OURS: "call_1"}])
+async def test_the_models_tool_call_is_carried_out_once(
+    mesh: Any, serve: Any, tools: Tools, mode: str, meta: dict[str, Any]
+) -> None:
+    made = await mesh(document(await serve(tools.app)))
+    async with client(made, mode) as one:
+        for _ in range(3):
+            assert text_of(await one.call_tool("delete", {"name": "x"}, meta=meta)) == "x is gone"
+        # Other arguments, or another of the model's calls, are another call.
+        await one.call_tool("delete", {"name": "y"}, meta=meta)
+        await one.call_tool("delete", {"name": "x"}, meta={OURS: "call_2"})
+    # Its client has begun anew, and does not know whether it was done.
+    async with client(made, mode) as one:
+        assert text_of(await one.call_tool("delete", {"name": "x"}, meta=meta)) == "x is gone"
+    assert tools.called == [("delete", "x"), ("delete", "y"), ("delete", "x")]
+
+
+@pytest.mark.parametrize(
+    ("meta", "is_known"),
+    [
+        ({CLAUDES: RANDOM}, True),
+        ({CLAUDES: "toolu_bdrk_01A09q90qw90lq917835lq9"}, True),
+        ({CLAUDES: "call_8fT2x0zZkQ3mN5pR7sV1wY4a"}, True),
+        ({CLAUDES: "chatcmpl-tool-0c3ab1f2d4e5968778695a4b3c2d1e0f"}, True),
+        ({CLAUDES: "3f2504e0-4f89-41d3-9a0c-0305e82c3301"}, True),
+        # Numbered anew in each turn, by some models.
+        ({CLAUDES: "call_0"}, False),
+        ({CLAUDES: "functions.search_the_documents:0"}, False),
+        ({CLAUDES: "getTheWeatherForecast"}, False),
+        ({CLAUDES: ""}, False),
+        ({CLAUDES: "7" + "a" * 200}, False),
+        ({CLAUDES: 17}, False),
+        ({CLAUDES: None}, False),
+        ({CLAUDES: ["toolu_01A09q90qw90lq917835lq9"]}, False),
+        # Of others, whose names may mean anything.
+        ({"callId": RANDOM}, False),
+        ({"vscode.requestId": "3f2504e0-4f89-41d3-9a0c-0305e82c3301"}, False),
+        ({"progressToken": RANDOM}, False),
+    ],
+)
+async def test_which_ids_of_a_tool_call_count(mesh: Any, upstream: Any, meta: dict[str, Any], is_known: bool) -> None:
+    asked = await twice(mesh, upstream, meta)
+    assert asked == (1 if is_known else 2)
+
+
+async def test_derived_keys_can_be_switched_off(mesh: Any, upstream: Any) -> None:
+    rules = "rules:\n  - {name: none, match: {target: tools}, idempotency: {derived: false}}\n"
+    assert await twice(mesh, upstream, {CLAUDES: RANDOM}, rules) == 2
+
+
+async def twice(mesh: Any, upstream: Any, meta: dict[str, Any], rules: str = "") -> int:
+    """Make the same call two times; return how often its server is asked."""
+    asked = 0
+
+    async def server(peer: Any) -> None:
+        nonlocal asked
+        while True:
+            id = json.loads((await peer.request()).body)["id"]
+            asked += 1
+            body = json.dumps({"jsonrpc": "2.0", "id": id, "result": {"content": []}}).encode()
+            peer.reply(body, b"content-type: application/json")
+
+    made = await mesh(document((await upstream(server)).port, rules))
+    for id in (1, 2):
+        params = {"name": "delete", "arguments": {"name": "x"}, "_meta": meta}
+        message = json.dumps({"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}).encode()
+        fields = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
+        assert json.loads((await made.fetch(post("/tools/mcp", message, *fields))).body)["id"] == id
+        await made.idle()
+    return asked
+
+
+@pytest.mark.parametrize("id", [17, "x" * 256, "a\nb"])
+async def test_nonsense_under_our_own_name_is_refused(mesh: Any, serve: Any, tools: Tools, id: Any) -> None:
+    made = await mesh(document(await serve(tools.app)))
+    async with client(made) as one:
+        with pytest.raises(Exception, match=r"tool-call-id|tool call"):
+            await one.call_tool("delete", {"name": "x"}, meta={OURS: id})
+    assert tools.called == []
+
+
 @pytest.mark.parametrize("mode", MODES)
 async def test_progress_is_not_told_twice(mesh: Any, serve: Any, tools: Tools, mode: str) -> None:
     made = await mesh(document(await serve(tools.app)))

@@ -169,6 +169,7 @@ async def test_a_topic_is_answered_by_an_event_that_it_caused() -> None:
         said = {"topic": "ops.loops.answers", "data": GO_ON, "causation_id": question.id}
         await bus.publish([
             Event(source="writer", id="1", **said),  # a party to it: nobody decides about itself
+            Event(source="writer/in-another-voice", id="1", **said),
             Event(source="ops", id="2", **{**said, "causation_id": "another question"}),
             Event(source="ops", id="3", **{**said, "data": STOP}),
         ])  # fmt: skip

@@ -12,6 +12,7 @@ from meshd.engines.port import Ability, Change, StoreError
 from meshd.turns.book import Book
 from meshd.turns.sharing import SPACE, Sharing
 from meshd.turns.turn import LOOP, MAX_TURNS, PASS, Limits
+from tests.proxy.harness import until
 from tests.turns.talk import Talk
 
 WALL_S = 1_790_000_000.0
@@ -20,10 +21,13 @@ WALL_S = 1_790_000_000.0
 class Sidecar:
     """A book and its share in a store."""
 
-    def __init__(self, store: MemoryStore | None, number: int) -> None:
+    def __init__(self, store: MemoryStore | None, number: int, span_s: float = 86_400.0) -> None:
         self.book = Book()
         self.wall_s = WALL_S
-        self.sharing = Sharing(self.book, lambda: store, number, lambda: self.wall_s)
+        self.span_s = span_s
+        self.sharing = Sharing(
+            self.book, lambda: store, number, lambda: self.wall_s, lambda: self.wall_s, lambda: self.span_s
+        )
 
     def talk(self, key: str = "wf", limits: Limits | None = None) -> Talk:
         workflow = self.book.of(key)
@@ -145,6 +149,64 @@ async def test_records_that_nobody_needs_are_swept() -> None:
     sweeper.wall_s = one.wall_s
     await sweeper.sharing.sweep()
     assert await store.keys(SPACE) == ["new"]
+
+
+@pytest.mark.parametrize(("span_s", "kept"), [(3600.0, []), (90_001.0, ["wf"])])
+async def test_the_span_of_the_policy_is_how_long_a_workflow_is_remembered(span_s: float, kept: list[str]) -> None:
+    """Of its own book too, and from its start on: no call need have come before."""
+    store = shared()
+    one, two = Sidecar(store, 1, span_s), Sidecar(store, 2, span_s)
+    talk = one.talk()
+    talk.now_s = one.wall_s
+    for _ in range(3):
+        talk.ask("Review the draft", "It needs work")
+    await one.sharing.flush()
+    one.wall_s = two.wall_s = WALL_S + 90_000
+    await two.sharing.sweep()
+    assert await store.keys(SPACE) == kept
+    await one.sharing.sweep()
+    assert list(one.book.workflows) == kept
+    await one.sharing.flush()
+    assert await store.keys(SPACE) == kept, "and it is not written again"
+    again = one.talk()
+    await one.sharing.flush()
+    assert again.ask("Review the draft", "It needs work").verdict == (LOOP if kept else PASS)
+
+
+@pytest.mark.parametrize(("span_s", "every_s"), [(1.0, 60.0), (120.0, 120.0)])
+async def test_it_is_looked_for_as_often_as_the_span_is_over(span_s: float, every_s: float) -> None:
+    store = shared()
+    old = Sidecar(store, 1)
+    old.talk("old").ask("a question", "an answer")
+    await old.sharing.flush()
+    one = Sidecar(store, 2, span_s)
+    task = asyncio.create_task(one.sharing.run())
+    try:
+        # Twice each: what is looked for comes behind the writing.
+        for age_s, kept in ((0.0, ["old"]), (every_s - 1, ["old"]), (every_s + 2, [])):
+            one.wall_s = WALL_S + age_s
+            for _ in range(2):
+                before = one.sharing.flushes
+                one.talk(f"at {age_s} {before}")
+                await until(lambda before=before: one.sharing.flushes > before)
+            assert await store.keys(SPACE) == kept
+    finally:
+        task.cancel()
+
+
+async def test_what_is_not_written_yet_is_not_lost_with_its_workflow() -> None:
+    store = shared()
+    one = Sidecar(store, 1, 60.0)
+    talk = one.talk()
+    talk.now_s = one.wall_s
+    talk.ask("a question", "an answer")
+    store.fault = StoreError("away")
+    one.wall_s += 3600
+    await one.sharing.flush()
+    await one.sharing.sweep()
+    store.fault = None
+    await one.sharing.flush()
+    assert await store.keys(SPACE) == ["wf"]
 
 
 async def test_a_workflow_that_only_asks_models_is_never_written() -> None:

@@ -599,7 +599,7 @@ class EventDelivery(google.protobuf.message.Message):
 
     @property
     def context(self) -> meshd_sdk.v1.context_pb2.Context:
-        """The context to act in, issued to this agent; absent where it was published without one."""
+        """The context to act in, issued to this agent; absent where the one that it was published in does not hold."""
 
     def __init__(
         self,
