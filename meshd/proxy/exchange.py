@@ -125,14 +125,27 @@ class Exchange(Diverting):
             return
         self._is_waiting = True
         self._hold_task = proxy.wait(self, pending, tickets, go_on)
-        # A caller that no wire lies before is told nothing: see `is_told`.
-        if is_kept_alive(self.call) and not hasattr(self.caller, "refuse"):
+        if self.call.claim is not None:
+            self.call.claim.is_held = True
+        if self._is_shown_life:
             self._signs_s = proxy.now_s + FIRST_S
+
+    @property
+    def _is_shown_life(self) -> bool:
+        # A caller that no wire lies before is told nothing: see `is_told`.
+        return is_kept_alive(self.call) and not hasattr(self.caller, "refuse")
 
     def _show_life(self, now_s: float) -> None:
         held = self.held_caller
-        if self.is_caller_gone or not self._signs_s:
+        if self.is_caller_gone:
             return
+        if not self._signs_s:
+            # It waits for no person itself; the same call, made before it, may.
+            if not getattr(self.call.on_gone, "is_held", False) or not self._is_shown_life:
+                return
+            if now_s < self.call.now_s + FIRST_S:
+                return
+            self._signs_s = now_s
         if held is None:
             if now_s < self._signs_s:
                 return
@@ -151,7 +164,10 @@ class Exchange(Diverting):
     def waited(self, tickets: list[Ticket], result: Any, go_on: Any, resume_at: int) -> None:
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
-        self._hold_task = None
+        if self._hold_task is not None:
+            self._hold_task = None
+            if self.call.claim is not None:
+                self.call.claim.is_held = False
         if self.held_caller is None:
             self._signs_s = 0.0  # What is waited for from here on is no person.
         if self.is_done:
