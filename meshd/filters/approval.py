@@ -7,9 +7,9 @@ once, before the call goes on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from meshd.approvals.desk import Flooded, Holding, NotAllowed
+from meshd.approvals.desk import Flooded, Holding, NotAllowed, SentAlready
 from meshd.approvals.state import State
 from meshd.call import NEED_BODY, Wait
 from meshd.engines.port import StoreError
@@ -97,15 +97,26 @@ class Approval:
         who = ", ".join(approvers_of(call, settings))
         return f"{rule} asks {settings.quorum} of {who or 'nobody'} first, since {why}. It covers {covered(settings)}."
 
-    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used:
-        """Hold the call until it is allowed, and return the ticket for what it uses. Raises Refused otherwise."""
+    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Any:
+        """Hold the call until it is allowed, and return the ticket for what it uses. Raises Refused otherwise.
+
+        Where the same call, by its key, goes out at another sidecar: return that one's answer.
+        """
         holding = Holding()
         call.holding = holding
-        hold_s = self._hold_of(call, settings, desk)
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
-            approval = await desk.obtain(question, hold_s, holding)
+            while True:
+                try:
+                    approval = await desk.obtain(question, self._hold_of(call, settings, desk), holding)
+                    break
+                except SentAlready as sent:
+                    holding.approval = sent.approval
+                    decision = await call.claim.elsewhere()
+                    if decision is not call.claim:
+                        return decision
+                # Not written down as sent yet, or it was not: the approval is looked at again.
         except NotAllowed as error:
             holding.approval = error.approval
             reason = Reason.APPROVAL_DENIED
