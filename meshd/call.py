@@ -256,13 +256,19 @@ _NOWHERE: Final = Target(Kind.HOST, "")
 class Reply:
     """An answer that meshd gives itself, here and now."""
 
-    __slots__ = ("body", "headers", "status", "trailers")
+    __slots__ = ("body", "headers", "rest", "size", "status", "trailers")
 
-    def __init__(self, status: int, headers: Headers, body: bytes = b"", trailers: Headers | None = None) -> None:
+    def __init__(
+        self, status: int, headers: Headers, body: bytes = b"", trailers: Headers | None = None, rest: Any = None,
+        size: int | None = None,
+    ) -> None:  # fmt: skip
         self.status = status
         self.headers = headers
         self.body = body
         self.trailers: Headers = [] if trailers is None else trailers
+        self.rest = rest
+        """`meshd.claims.rest.Rest`: what follows `body`, read while it is sent; None where `body` is all."""
+        self.size = len(body) if rest is None else size  # of both; None where that shows only at the end
 
 
 class ReplyHead(NamedTuple):

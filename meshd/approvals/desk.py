@@ -59,6 +59,14 @@ class NotAllowed(Exception):
         self.state = state
 
 
+class SentAlready(Exception):
+    """The very same call, by its key, has used the approval: look at its claim, and ask anew where there is none."""
+
+    def __init__(self, approval: Approval) -> None:
+        super().__init__(approval.id)
+        self.approval = approval
+
+
 class Flooded(Exception):
     """More waits for people than anybody could look through."""
 
@@ -110,31 +118,32 @@ class Desk:
 
     async def obtain(self, question: Question, hold_s: float, holding: Holding | None = None) -> Approval:
         """Ask, wait for at most `hold_s` seconds, and use what is allowed: return it, used. Who gets it sends the call,
-        and owes `settled`. Raises NotAllowed; Flooded; StoreError."""
+        and owes `settled`. Raises NotAllowed; SentAlready; Flooded; StoreError."""
         holding = holding or Holding()
         ends_s = asyncio.get_running_loop().time() + hold_s
         await self.line.watch()
         while True:
             found = await self.ask(question)
             holding.approval = found.approval
-            settled = await self._decided(found, ends_s, holding)
+            settled = await self._decided(found, ends_s, holding, question.key)
             if settled is None:
                 continue  # used by another, or gone: this call asks for itself
-            used = await self._use(settled, question.call)
+            used = await self._use(settled, question.call, question.key)
             if used is not None:
                 holding.approval = used
                 return used
+            _look_whether_sent(await self._reread(settled.approval.id), question.key)
 
     async def ask(self, question: Question) -> Found:
         """Return the approval that is in force for a call: an earlier one, or a new one that people are told of."""
         now_s = self.clock()
         digest = question.digest
         if len(self.pending) >= PENDING_MAX:
-            if (known := (await self.shelf.in_force(digest, now_s))[0]) is not None:
+            if (known := (await self.shelf.in_force(digest, now_s, question.key))[0]) is not None:
                 return known
             raise Flooded(f"{PENDING_MAX} approvals wait for a decision already")
         found, is_new = await self.shelf.add(
-            lambda id: draft(id, digest, question, now_s, self.clean, self.sidecar), digest, now_s
+            lambda id: draft(id, digest, question, now_s, self.clean, self.sidecar), digest, now_s, question.key
         )
         if is_new:
             self.tally.asked += 1
@@ -153,7 +162,7 @@ class Desk:
             if use and found.approval.used_by == use:
                 return found.approval
             try:
-                settled = await self._decided(found, ends_s, holding)
+                settled = await self._decided(found, ends_s, holding, "")
             except NotAllowed as error:
                 return error.approval
             if settled is None or not use:
@@ -163,8 +172,8 @@ class Desk:
             if (used := await asyncio.shield(using)) is not None:
                 return used
 
-    async def _decided(self, found: Found, ends_s: float, holding: Holding) -> Found | None:
-        """Return an approval once it is allowed; None where the call must ask anew. Raises NotAllowed."""
+    async def _decided(self, found: Found, ends_s: float, holding: Holding, key: str) -> Found | None:
+        """Return an approval once it is allowed; None where the call must ask anew. Raises NotAllowed; SentAlready."""
         loop = asyncio.get_running_loop()
         id = found.approval.id
         now: Found | None = None
@@ -174,6 +183,7 @@ class Desk:
             try:
                 # It may have changed before the call stood in the line.
                 now = now or await self._reread(id)
+                _look_whether_sent(now, key)
                 if now is None or now.approval.state is State.USED:
                     return None
                 state = now.approval.state_at(self.clock())
@@ -200,14 +210,14 @@ class Desk:
             log.error("%s: whoever waits for it asks anew", error)
             return None
 
-    async def _use(self, found: Found, call: str) -> Approval | None:
+    async def _use(self, found: Found, call: str, key: str = "") -> Approval | None:
         """Use what is allowed; None where somebody else has, or where it holds no more."""
         approval = found.approval
         if not holds(approval, self._rules().approvers):
             log.warning("the approval %s has lost its quorum: whoever allowed it may not any more", approval.id)
             await self.cancel(approval.id, "whoever allowed it may not any more")
             return None
-        used = msgspec.structs.replace(approval.after(Event.USE, self.clock()), used_by=call)
+        used = msgspec.structs.replace(approval.after(Event.USE, self.clock()), used_by=call, used_key=key)
         writing = self._keep(self.shelf.change(found, used))
         try:
             # Whoever is told to end must not leave in doubt whether it was used.
@@ -238,7 +248,9 @@ class Desk:
                     return
                 approval = found.approval
                 if is_unsent:
-                    changed = msgspec.structs.replace(approval.after(Event.GIVE_BACK, self.clock()), used_by="")
+                    changed = msgspec.structs.replace(
+                        approval.after(Event.GIVE_BACK, self.clock()), used_by="", used_key=""
+                    )
                 else:
                     changed = msgspec.structs.replace(approval, outcome=outcome)
                 if await self.shelf.change(found, changed):
@@ -365,6 +377,11 @@ class Desk:
         await self.line.close()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks), timeout=5.0)
+
+
+def _look_whether_sent(found: Found | None, key: str) -> None:
+    if key and found is not None and found.approval.used_key == key:
+        raise SentAlready(found.approval)
 
 
 def _ring(future: asyncio.Future[Found | None]) -> None:

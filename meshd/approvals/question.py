@@ -53,6 +53,9 @@ class Question:
     left_tokens: int | None = None
     left_microdollars: int | None = None
     call: str = ""
+    key: str = ""
+    """By what the call is known when it is made again: its claim. It is no part of the digest: what is allowed is the
+    call, of which a key that its caller chooses says nothing."""
 
     @property
     def digest(self) -> str:

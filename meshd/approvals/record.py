@@ -20,6 +20,8 @@ OWN: Final = "own"
 allowed of the one never holds for the other."""
 ARGUMENTS_BYTES_MAX: Final = 128 * 1024
 """Of the arguments as they are shown; every engine can carry a record of that size."""
+SENDING_S: Final = 20.0
+"""A call that was let go is written down as under way by then, or its sidecar has ended."""
 _ALPHABET: Final = "0123456789abcdefghjkmnpqrstvwxyz"
 """Crockford's base 32: no letter that is read as another."""
 ID_LETTERS: Final = 12
@@ -101,6 +103,8 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     """When it was decided, used, cancelled or expired; 0 while it is pending."""
     used_by: str = ""
     """The call that went out with it; of what an agent does by itself, the id that the agent gave the deed."""
+    used_key: str = ""
+    """By what that call is known again: its claim; empty where it has none."""
     outcome: str = ""
     """How that call ended. Empty while it runs; for good, where the sidecar ended with it."""
     cancelled_for: str = ""
@@ -120,6 +124,12 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
         if self.state in (State.PENDING, State.APPROVED) and now_s >= self.expires_s:
             return State.EXPIRED
         return self.state
+
+    def is_sending(self, key: str, now_s: float) -> bool:
+        """Say whether the very call that has `key` has used it a moment ago, perhaps at another sidecar, and nobody has
+        noted yet how that ended."""
+        is_its = bool(key) and self.state is State.USED and self.used_key == key
+        return is_its and not self.outcome and now_s < self.ended_s + SENDING_S
 
     @property
     def allowed_by(self) -> tuple[str, ...]:

@@ -69,11 +69,12 @@ class Shelf:
                 log.error("%s", error)
         return found
 
-    async def in_force(self, digest: str, now_s: float) -> tuple[Found | None, int, str]:
+    async def in_force(self, digest: str, now_s: float, key: str = "") -> tuple[Found | None, int, str]:
         """Return the approval that is in force for a call, the version of its index, and the id that this names.
 
         One that is pending, or allowed and not used, is in force until its time is over; so is a denial, lest who was
-        told no asks until somebody says yes. Anything else must be asked anew.
+        told no asks until somebody says yes, and one that a call with `key` is being sent with. Anything else must be
+        asked anew.
         """
         index = (await self.store.read(INDEX, (digest,))).get(digest)
         if index is None:
@@ -91,14 +92,16 @@ class Shelf:
             log.error("the approval %s is not of the call that its index names: the call must ask anew", id)
             return None, index.version, id
         is_denial = approval.state is State.DENIED and now_s < approval.expires_s
-        if approval.state_at(now_s) in _IN_FORCE or is_denial:
+        if approval.state_at(now_s) in _IN_FORCE or is_denial or approval.is_sending(key, now_s):
             return found, index.version, id
         return None, index.version, id
 
-    async def add(self, draft: Callable[[str], Approval], digest: str, now_s: float) -> tuple[Found, bool]:
+    async def add(
+        self, draft: Callable[[str], Approval], digest: str, now_s: float, key: str = ""
+    ) -> tuple[Found, bool]:
         """Return the approval in force for a call, and whether it is new: `draft` makes it, of an id."""
         for _ in range(TRIES_MAX):
-            found, version, id = await self.in_force(digest, now_s)
+            found, version, id = await self.in_force(digest, now_s, key)
             if found is not None:
                 return found, False
             if not version or not await self._is_free(id):

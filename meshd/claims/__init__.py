@@ -8,6 +8,7 @@ Read in this order:
     fate        what the end of a call says of its claim
     tape        what left for the caller, kept as it left
     replay      a tape becomes a reply to another call
+    rest        what follows its beginning, read while it is sent
     claim       one call's claim, from the moment it is made to the moment that its record is final
     shelf       the records in the store, by compare-and-set
     book        who claims, who waits, and who is told: the facade for claims with a key

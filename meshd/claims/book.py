@@ -19,6 +19,7 @@ from meshd.claims import words
 from meshd.claims.claim import Claim
 from meshd.claims.record import ClaimRecord
 from meshd.claims.replay import reply_of
+from meshd.claims.rest import RestBroken
 from meshd.claims.shelf import BEAT_S, CLAIMS, DIED, Shelf
 from meshd.claims.states import Event, State
 from meshd.claims.tape import Tape
@@ -185,19 +186,26 @@ class Book:
             return claim
 
     async def _replay(self, shelf: Shelf, record: ClaimRecord, call: Call, settings: Any) -> Any:
-        body = await shelf.body_of(record)
-        if body is None or record.answer is None:
+        answer = record.answer
+        if answer is None or answer.is_too_long:
             raise self._no("unknown", words.too_long(settings.rule, record))
+        try:
+            rest = await shelf.rest_of(record, answer)
+        except RestBroken:
+            raise self._no("unknown", words.too_long(settings.rule, record)) from None
         self.results["replayed"] += 1
-        return reply_of(record.answer, body, call)
+        return reply_of(answer, answer.body, call, rest)
 
     async def _changed(self, shelf: Shelf, claim: Claim, call: Call) -> bool:
         """Wait until a claim of another sidecar may have changed; False where the caller has hung up."""
+        await self._watch(shelf)
+        self._check_deadline(call)
+        return await claim.wait(call, POLL_S)
+
+    async def _watch(self, shelf: Shelf) -> None:
         if self._watched is not shelf:
             self._watched = shelf
             await shelf.store.watch(CLAIMS, self._told)
-        self._check_deadline(call)
-        return await claim.wait(call, POLL_S)
 
     def _told(self, identity: str) -> None:
         for claim in [self.under_way.get(identity)] if identity else list(self.under_way.values()):
@@ -242,7 +250,25 @@ class Book:
                 # Nobody waits for it any more. To say nothing here would be to let it go out.
                 raise words.in_flight(settings.rule)
             if decision is not claim:
+                self._forget(claim)  # who waits for it here need not wait until that answer has been read
                 return decision
+
+    async def elsewhere(self, claim: Claim, call: Call) -> Any:
+        """The call is being sent by another sidecar, or was just now: return its answer, the claim where nothing of it
+        is written down, None where the caller has hung up. Raises Refused."""
+        shelf = self._shelf
+        decision: Any = claim
+        if shelf is not None and claim.is_durable:
+            try:
+                await self._watch(shelf)
+            except StoreError:
+                pass  # then it is looked at from time to time
+            decision = await self._look(claim, call)
+        if decision is claim:
+            return claim if await claim.wait(call, POLL_S) else None
+        if decision is not None:
+            self._forget(claim)
+        return decision
 
     # ------------------------------------------------------------------ it has ended
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from meshd.call import Kind
 from meshd.claims.fate import fate_of, may_have_run
 from meshd.claims.replay import answer_of, reply_of
+from meshd.claims.rest import START_BYTES, Taped
 from meshd.claims.states import Event
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ class Owner(Protocol):
 
     async def forward(self, claim: Claim, call: Call) -> Any: ...
 
+    async def elsewhere(self, claim: Claim, call: Call) -> Any: ...
+
 
 class Claim:
     """The ticket of one claimed call, and what those who made the same call wait on."""
 
-    __slots__ = ("_waiting", "answer", "call", "ended_s", "event", "fingerprint", "has_run",
-                 "identity", "is_durable", "is_logged", "is_orphaned", "is_uncertain", "key", "nonce", "owner",
-                 "settings", "tape", "version")  # fmt: skip
+    __slots__ = ("_waiting", "answer", "call", "ended_s", "event", "fingerprint", "has_run", "identity", "is_durable",
+                 "is_held", "is_logged", "is_orphaned", "is_uncertain", "key", "nonce", "owner", "settings", "tape",
+                 "version")  # fmt: skip
 
     def __init__(
         self, owner: Owner, call: Call, settings: Any, tape: Tape, *, identity: str = "", fingerprint: bytes = b""
@@ -51,6 +54,8 @@ class Claim:
         """Of the record that its forwarding replaces; 0 where there must be none."""
         self.is_durable = False
         """Its forwarding is written down before the call's first byte goes out."""
+        self.is_held = False
+        """Its call waits for people."""
         self.is_logged = False
         """That has been done."""
         self.is_uncertain = False
@@ -77,6 +82,11 @@ class Claim:
     def forward(self) -> Any:
         """Write down that the call goes out: a coroutine that ends in a ticket of the attempt, or as `admit` may."""
         return self.owner.forward(self, self.call)
+
+    def elsewhere(self) -> Any:
+        """Look whether another sidecar has sent the same call: a coroutine that ends as `admit` may, and in this claim
+        where nothing is written down of that, after a while."""
+        return self.owner.elsewhere(self, self.call)
 
     def attempted(self) -> Attempted:
         """Return the ticket of an attempt that goes out."""
@@ -107,16 +117,10 @@ class Claim:
         """Wait until something has changed, or for `timeout_s` seconds; False where the caller has hung up first."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[None] = loop.create_future()
-        is_gone = False
-
-        def gone() -> None:
-            nonlocal is_gone
-            is_gone = True
-            _wake(waiter)
-
+        waiting = Waiting(self, waiter)
         timer = None if timeout_s is None else loop.call_later(max(timeout_s, 0.0), _wake, waiter)
         self._waiting.append(waiter)
-        call.on_gone = gone
+        call.on_gone = waiting
         try:
             await waiter
         finally:
@@ -125,7 +129,7 @@ class Claim:
                 timer.cancel()
             if waiter in self._waiting:
                 self._waiting.remove(waiter)
-        return not is_gone
+        return not waiting.is_gone
 
     def wake(self) -> None:
         """Tell all who wait to look again."""
@@ -135,14 +139,42 @@ class Claim:
 
     def reply_to(self, call: Call) -> Reply | None:
         """Return its answer as the reply to another call; None where the answer is not here any more."""
-        answer = self.answer
-        body = self.tape.body() if answer is not None else None
-        return None if answer is None or body is None else reply_of(answer, body, call)
+        answer, tape = self.answer, self.tape
+        if answer is None or answer.is_too_long:
+            return None
+        # Under another id the whole of it must be read, which is at hand here.
+        is_whole = tape.size <= START_BYTES or (call.rpc is not None and call.rpc.id != answer.rpc_id)
+        size = tape.size if is_whole else START_BYTES
+        body = tape.read(0, size)
+        if len(body) != size:
+            return None
+        return reply_of(answer, body, call, None if is_whole else Taped(tape, size))
 
 
 def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
+
+
+class Waiting:
+    """One call that waits for another's claim; called when nobody waits for it any more: see `Call.on_gone`."""
+
+    __slots__ = ("_claim", "_waiter", "is_gone")
+
+    def __init__(self, claim: Claim, waiter: asyncio.Future[None]) -> None:
+        self._claim = claim
+        self._waiter = waiter
+        self.is_gone = False
+
+    def __call__(self) -> None:
+        """Its caller has hung up."""
+        self.is_gone = True
+        _wake(self._waiter)
+
+    @property
+    def is_held(self) -> bool:
+        """People are waited for, so its caller is shown signs of life."""
+        return self._claim.is_held
 
 
 class Attempted:

@@ -13,20 +13,25 @@ FORMAT: Final = 1
 
 
 class Answer(msgspec.Struct, array_like=True, frozen=True):
-    """What was answered. The body stands here where it is short, and in pieces of its own where it is long."""
+    """What was answered. The body stands here where it is short; of a long one the rest is in pieces of its own."""
 
     status: int
     headers: list[tuple[bytes, bytes]]
     trailers: list[tuple[bytes, bytes]]
     body: bytes = b""
+    """How the body begins: all of it, where it is short."""
     pieces: int = 0
-    """How many pieces the body is in; 0 where it stands in `body`."""
+    """How many pieces the rest of it is in."""
     size: int = 0
     """Bytes of the whole body."""
     is_too_long: bool = False
     """It was longer than is kept: only that it was given is known."""
     rpc_id: bytes = b""
     """The JSON-RPC id in the answer, as it stands in JSON; empty where it has none."""
+    sums: tuple[int, ...] = ()
+    """CRC-32 of each piece."""
+    rpc_at: int = -1
+    """Where that id stands in a long body that is one message; -1 where it does not, or nobody has looked."""
 
 
 class ClaimRecord(msgspec.Struct, array_like=True, frozen=True):

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Reply
 from meshd.claims.record import Answer
-from meshd.claims.rpc import readdressed
+from meshd.claims.rest import Readdressed
+from meshd.claims.rpc import Events, Splice, readdressed
 from meshd.wire.fields import CALL_ID, OURS
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
+    from meshd.claims.rest import Rest
     from meshd.claims.tape import Tape
 
 REPLAYED: Final = (b"idempotent-replayed", b"true")
@@ -41,12 +43,26 @@ def answer_of(tape: Tape, call: Call) -> Answer:
     )
 
 
-def reply_of(answer: Answer, body: bytes, call: Call) -> Reply:
-    """Return an answer as the reply to `call`."""
+def reply_of(answer: Answer, body: bytes, call: Call, rest: Rest | None = None) -> Reply:
+    """Return an answer as the reply to `call`. `body` is how it begins, and `rest` what follows."""
     headers = [*answer.headers, REPLAYED, (CALL_ID, call.id.encode()), *call.reply_headers]
     rpc: Any = getattr(call, "rpc", None)
+    size: int | None = answer.size
     if rpc is not None and answer.rpc_id and rpc.id != answer.rpc_id:
-        types = [value for name, value in headers if name == b"content-type"]
-        is_stream = bool(types) and types[0][:17].lower() == b"text/event-stream"
-        body = readdressed(body, answer.rpc_id, rpc.id, is_stream=is_stream)
-    return Reply(answer.status, headers, body, answer.trailers[:])
+        is_stream = is_event_stream(headers)
+        if rest is None:
+            body = readdressed(body, answer.rpc_id, rpc.id, is_stream=is_stream)
+        elif is_stream:
+            events = Events(answer.rpc_id, rpc.id)
+            body, rest, size = events.feed(body), Readdressed(rest, events), None
+        elif answer.rpc_at >= 0:
+            splice = Splice(answer.rpc_at, answer.rpc_id, rpc.id)
+            size = answer.size - len(answer.rpc_id) + len(rpc.id)
+            body, rest = splice.feed(body), Readdressed(rest, splice)
+    return Reply(answer.status, headers, body, answer.trailers[:], rest, size)
+
+
+def is_event_stream(headers: Headers) -> bool:
+    """Say whether an answer with these fields is a stream of events."""
+    types = [value for name, value in headers if name == b"content-type"]
+    return bool(types) and types[0][:17].lower() == b"text/event-stream"

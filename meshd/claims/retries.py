@@ -101,6 +101,10 @@ class Retries:
         """Nothing is written down."""
         return claim.attempted()
 
+    async def elsewhere(self, claim: Claim, call: Call) -> Any:
+        """Nobody else knows of it."""
+        return claim
+
     def ended(self, claim: Claim, event: Event) -> None:
         """An attempt has ended: see `Claim.settle`."""
         claim.event = event

@@ -1,18 +1,22 @@
 """The records of claims in a store, each changed by compare-and-set, and who of their holders is alive.
 
-A long answer stands in pieces of its own, written before the record that names them: a crash between the two leaves
-pieces that the sweep removes. The same holds for the index by which the sweep finds what has expired: it stands before
-the claim does.
+Of a long answer all but the beginning stands in pieces of its own, written before the record that names them: a crash
+between the two leaves pieces that the sweep removes. The same holds for the index by which the sweep finds what has
+expired: it stands before the claim does.
 """
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 import msgspec
 
 from meshd.claims.record import DELETED, ClaimRecord, decode, encode, step
+from meshd.claims.replay import is_event_stream
+from meshd.claims.rest import PIECE_BYTES, PIECES, START_BYTES, Pieces, RestBroken, piece_name
+from meshd.claims.rpc import place_of_id
 from meshd.claims.states import Event, State
 from meshd.engines.port import Ability, Change, StoreCorrupt
 from meshd.ledger.desk import Desk
@@ -21,17 +25,13 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.claims.record import Answer
+    from meshd.claims.rest import Rest
     from meshd.claims.tape import Tape
     from meshd.engines.port import Store
 
 CLAIMS: Final = "claim"
-PIECES: Final = "claim-piece"
 DUE: Final = "claim-due"
 HOLDERS: Final = "claim-holder"
-PIECE_BYTES: Final = 262_144
-"""Of a long answer: a quarter of what NATS takes in one message by default, the narrowest of the engines."""
-PIECES_READ: Final = 8
-"""At once: 2 MB, so that no reply of an engine grows beyond measure."""
 BEAT_S: Final = 5.0
 """How often a holder with claims in flight says that it is alive."""
 DEAD_S: Final = 20.0
@@ -42,6 +42,7 @@ LOOK_AGAIN_S: Final = 3600.0
 PIECES_MAX: Final = 1024
 """As many as the longest answer has that a policy may keep (256 MB)."""
 TRIES_MAX: Final = 100
+DOUBTED_MAX: Final = 1024
 
 DIED: Final = "the sidecar that forwarded the call has ended since"
 
@@ -51,7 +52,7 @@ _log = logging.getLogger("meshd.claims")
 class Shelf:
     """The claims of all sidecars that share a store, as one of them sees them. Every method may raise StoreError."""
 
-    __slots__ = ("_beat", "_beaten_s", "_clock", "_seen", "epoch", "holder", "is_shared", "store")
+    __slots__ = ("_beat", "_beaten_s", "_clock", "_doubted", "_seen", "epoch", "holder", "is_shared", "store")
 
     def __init__(self, store: Store, holder: str, epoch: int, clock: Callable[[], float]) -> None:
         self.store = store
@@ -61,6 +62,8 @@ class Shelf:
         self._clock = clock
         self._beat = 0
         self._beaten_s = -BEAT_S
+        self._doubted: set[str] = set()
+        """Nonces of answers that a replay could not read to their end."""
         self._seen: dict[str, tuple[int, float]] = {}
         """By holder: the version of its last sign of life, and when it was first seen."""
 
@@ -110,40 +113,50 @@ class Shelf:
     async def keep(self, identity: str, nonce: str, answer: Answer, tape: Tape) -> ClaimRecord | None:
         """Write down an answer with its body."""
         if not answer.is_too_long:
-            if answer.size <= PIECE_BYTES:
-                body = tape.read(0, answer.size)
-                answer = msgspec.structs.replace(answer, body=body, is_too_long=len(body) != answer.size)
+            start = tape.read(0, min(START_BYTES, answer.size))
+            if len(start) != min(START_BYTES, answer.size):
+                answer = msgspec.structs.replace(answer, is_too_long=True)
             else:
+                answer = msgspec.structs.replace(answer, body=start)
+            if len(start) < answer.size and not answer.is_too_long:
                 answer = await self._keep_pieces(nonce, answer, tape)
         return await self.tell(identity, Event.ANSWERED, nonce=nonce, answer=answer)
 
     async def _keep_pieces(self, nonce: str, answer: Answer, tape: Tape) -> Answer:
-        count = 0
-        for at in range(0, answer.size, PIECE_BYTES):
-            piece = tape.read(at, min(PIECE_BYTES, answer.size - at))
-            if len(piece) != min(PIECE_BYTES, answer.size - at):
-                return msgspec.structs.replace(answer, is_too_long=True)
-            await self.store.write([Change(PIECES, _piece(nonce, count), piece)])
-            count += 1
-        return msgspec.structs.replace(answer, pieces=count)
+        sums: list[int] = []
+        for at in range(START_BYTES, answer.size, PIECE_BYTES):
+            size = min(PIECE_BYTES, answer.size - at)
+            piece = tape.read(at, size)
+            if len(piece) != size:
+                return msgspec.structs.replace(answer, body=b"", is_too_long=True)
+            await self.store.write([Change(PIECES, piece_name(nonce, len(sums)), piece)])
+            sums.append(crc32(piece))
+        at = -1
+        if answer.rpc_id and not is_event_stream(answer.headers):
+            at = place_of_id(tape.body() or b"", answer.rpc_id)
+        return msgspec.structs.replace(answer, pieces=len(sums), sums=tuple(sums), rpc_at=at)
 
-    async def body_of(self, record: ClaimRecord) -> bytes | None:
-        """Return the body of an answer that was kept; None where it is not there any more."""
-        answer = record.answer
-        if answer is None or answer.is_too_long:
-            return None
+    async def rest_of(self, record: ClaimRecord, answer: Answer) -> Rest | None:
+        """Return what follows the beginning of an answer, None where that is all.
+
+        It is read while it is sent. Where that has failed before, it is looked through first. Raises RestBroken.
+        """
         if not answer.pieces:
-            return answer.body
-        names = [_piece(record.nonce, number) for number in range(answer.pieces)]
-        found: list[bytes] = []
-        for at in range(0, len(names), PIECES_READ):
-            some = names[at : at + PIECES_READ]
-            pieces = await self.store.read(PIECES, some)
-            if len(pieces) != len(some):
-                return None
-            found += [pieces[name].value for name in some]
-        body = b"".join(found)
-        return body if len(body) == answer.size else None
+            return None
+        if len(answer.sums) != answer.pieces:
+            raise RestBroken("the kept answer says nothing of its pieces")
+        if record.nonce in self._doubted:
+            look = Pieces(self, record, answer)
+            while await look.next():
+                pass
+            self._doubted.discard(record.nonce)
+        return Pieces(self, record, answer)
+
+    def doubt(self, nonce: str) -> None:
+        """An answer could not be read to its end: the next who asks for it is told before it begins."""
+        if len(self._doubted) >= DOUBTED_MAX:
+            self._doubted.clear()
+        self._doubted.add(nonce)
 
     async def is_dead(self, record: ClaimRecord, *, is_known: Callable[[str], bool]) -> bool:
         """Say whether the holder of a claim in flight is gone. `is_known`: whether this process has that nonce."""
@@ -209,7 +222,3 @@ class Shelf:
 
 def _due(ends_s: float, identity: str) -> str:
     return f"{int(ends_s) + 1:012d}/{identity}"
-
-
-def _piece(nonce: str, number: int) -> str:
-    return f"{nonce}/{number:05d}"

@@ -27,14 +27,16 @@ def spill_in(folder: Path | None) -> Callable[[], Any]:
 class Tape:
     """One answer on its way. Nothing here raises: an answer that cannot be kept is one that is too long."""
 
-    __slots__ = ("_bytes_max", "_file", "_pieces", "_spill", "headers", "is_too_long", "is_whole", "size", "status",
-                 "trailers")  # fmt: skip
+    __slots__ = ("_bytes_max", "_file", "_is_closed", "_pieces", "_readers", "_spill", "headers", "is_too_long",
+                 "is_whole", "size", "status", "trailers")  # fmt: skip
 
     def __init__(self, bytes_max: int, spill: Callable[[], Any]) -> None:
         self._bytes_max = bytes_max
         self._spill = spill
         self._pieces: list[bytes] = []
         self._file: Any = None
+        self._readers = 0
+        self._is_closed = False
         self.size = 0
         """Bytes of the body so far."""
         self.status = 0
@@ -101,8 +103,21 @@ class Tape:
         body = self.read(0, self.size)
         return body if len(body) == self.size else None
 
+    def hold(self) -> None:
+        """Keep it open, even when it is closed, until `let_go`: it is still being read."""
+        self._readers += 1
+
+    def let_go(self) -> None:
+        """One who has held it has read enough."""
+        self._readers -= 1
+        if self._is_closed:
+            self.close()
+
     def close(self) -> None:
-        """Let go of the file, and of what is in memory."""
+        """Let go of the file, and of what is in memory, as soon as nobody reads it any more."""
+        self._is_closed = True
+        if self._readers:
+            return
         file, self._file = self._file, None
         self._pieces = []
         if file is not None:

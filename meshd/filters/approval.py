@@ -7,9 +7,9 @@ once, before the call goes on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from meshd.approvals.desk import Flooded, NotAllowed
+from meshd.approvals.desk import Flooded, NotAllowed, SentAlready
 from meshd.approvals.holding import Holding
 from meshd.approvals.state import State
 from meshd.call import NEED_BODY, Wait
@@ -128,20 +128,26 @@ class Approval:
             return found
         return None
 
-    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Used | Reply:
+    async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Any:
         """Hold the call until it is allowed, and return the ticket for what it uses, or the answer that there is a
-        task now. Raises Refused otherwise."""
+        task now. Raises Refused otherwise.
+
+        Where the same call, by its key, goes out at another sidecar: return that one's answer.
+        """
         holding = Holding()
         call.holding = holding
-        hold_s = self._hold_of(call, settings, desk)
-        if call.is_resumed or (call.rpc is not None and call.rpc.is_declined):
-            hold_s = 0.0
-        elif self._resuming is not None and asks_user(call):
-            hold_s = min(hold_s, ASK_S)
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
-            return await self._obtain(desk, call, question, hold_s, holding)
+            while True:
+                try:
+                    return await self._obtain(desk, call, question, self._hold_of(call, settings, desk), holding)
+                except SentAlready as sent:
+                    holding.approval = sent.approval
+                    decision = await call.claim.elsewhere()
+                    if decision is not call.claim:
+                        return decision
+                # Not written down as sent yet, or it was not: the approval is looked at again.
         except NotAllowed as error:
             holding.approval = error.approval
             reason = Reason.APPROVAL_DENIED
@@ -194,6 +200,8 @@ class Approval:
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
+        if call.is_resumed or (call.rpc is not None and call.rpc.is_declined):
+            return 0.0
         # Its client has waited since it sent the call: for the body, or for the same call made before.
         seconds = self._hold_s(call) - max(0.0, desk.clock() - call.wall_s)
         if settings.hold is not None and settings.hold < seconds:
@@ -201,6 +209,8 @@ class Approval:
         context = call.context
         if context is not None and context.deadline_s is not None:
             seconds = min(seconds, context.deadline_s - desk.clock())
+        if self._resuming is not None and asks_user(call):
+            seconds = min(seconds, ASK_S)
         return max(seconds, 0.0)
 
 

@@ -190,6 +190,7 @@ def question_of(call: Call, settings: ApprovalSettings, why: str, left: Cost) ->
         left_tokens=left.tokens,
         left_microdollars=left.microdollars,
         call=call.id,
+        key=call.claim.identity if call.claim is not None else "",
     )
 
 

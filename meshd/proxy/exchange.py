@@ -23,6 +23,7 @@ from meshd.proxy.holding import FIRST_S, HeldCaller
 from meshd.proxy.patience import is_body_too_slow
 from meshd.proxy.recording import Recording, unrecorded
 from meshd.proxy.refusing import is_told, refusal_reply
+from meshd.proxy.replaying import Replaying
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -125,14 +126,27 @@ class Exchange(Diverting):
             return
         self._is_waiting = True
         self._hold_task = proxy.wait(self, pending, tickets, go_on)
-        # A caller that no wire lies before is told nothing: see `is_told`.
-        if is_kept_alive(self.call) and not hasattr(self.caller, "refuse"):
+        if self.call.claim is not None:
+            self.call.claim.is_held = True
+        if self._is_shown_life:
             self._signs_s = proxy.now_s + FIRST_S
+
+    @property
+    def _is_shown_life(self) -> bool:
+        # A caller that no wire lies before is told nothing: see `is_told`.
+        return is_kept_alive(self.call) and not hasattr(self.caller, "refuse")
 
     def _show_life(self, now_s: float) -> None:
         held = self.held_caller
-        if self.is_caller_gone or not self._signs_s:
+        if self.is_caller_gone:
             return
+        if not self._signs_s:
+            # It waits for no person itself; the same call, made before it, may.
+            if not getattr(self.call.on_gone, "is_held", False) or not self._is_shown_life:
+                return
+            if now_s < self.call.now_s + FIRST_S:
+                return
+            self._signs_s = now_s
         if held is None:
             if now_s < self._signs_s:
                 return
@@ -153,7 +167,10 @@ class Exchange(Diverting):
     def waited(self, tickets: list[Ticket], result: Any, go_on: Any, resume_at: int) -> None:
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""
         self._is_waiting = False
-        self._hold_task = None
+        if self._hold_task is not None:
+            self._hold_task = None
+            if self.call.claim is not None:
+                self.call.claim.is_held = False
         if self.held_caller is None:
             self._signs_s = 0.0  # What is waited for from here on is no person.
         if self.is_done:
@@ -181,6 +198,8 @@ class Exchange(Diverting):
             go_on(resume_at)
 
     def _settle_late(self, result: Any) -> None:
+        if isinstance(result, Reply) and result.rest is not None:
+            result.rest.close()
         if hasattr(result, "settle"):
             now_s = self.proxy.now_s
             settle([result], Outcome(_NEUTRAL, now_s, fault=_CALLER_GONE, duration_s=now_s - self.call.now_s))
@@ -203,11 +222,15 @@ class Exchange(Diverting):
         """The caller cannot take more for now."""
         if self.attempt is not None:
             self.attempt.pause_reply()
+        if self._replaying is not None:
+            self._replaying.pause()
 
     def resume_reply(self) -> None:
         """The caller can take more again."""
         if self.attempt is not None:
             self.attempt.resume_reply()
+        if self._replaying is not None:
+            self._replaying.resume()
 
     def pause_request(self) -> None:
         """The upstream cannot take more for now."""
@@ -267,6 +290,8 @@ class Exchange(Diverting):
         elif not self.is_request_whole and (self._held is not None or self._collected is not None):
             if is_body_too_slow(call.policy.limits, now_s - call.now_s, self._body_bytes):
                 self.refuse(Refused(Reason.MALFORMED, "The request's body came too slowly", status=408))
+        elif self._replaying is not None:
+            self._replaying.expire(now_s)
         elif attempt is not None:
             attempt.expire(now_s)
 
@@ -276,11 +301,18 @@ class Exchange(Diverting):
             self._end_with(_SHUTDOWN, "This sidecar is shutting down")
 
     def _end_with(self, fault: Fault, message: str) -> None:
-        if self.attempt is not None:
+        reason = Reason.DEADLINE if fault is _DEADLINE else Reason.DRAINING
+        if self._replaying is not None:
+            self.break_reply(Refused(reason, message), fault)
+        elif self.attempt is not None:
             self.attempt.abandon(fault, message)
         else:
-            reason = Reason.DEADLINE if fault is _DEADLINE else Reason.DRAINING
             self.refuse(Refused(reason, message), fault)
+
+    def break_reply(self, refused: Refused, fault: Fault) -> None:
+        """A reply of ours has begun and cannot go on: end it so that it cannot be taken for a whole one."""
+        self.finish(self.attempt, fault)
+        self.caller.abort()
 
     def refuse(self, refused: Refused, fault: Fault = Fault.NONE) -> None:
         """Answer with a refusal, or with our own words for an upstream's failure."""
@@ -293,19 +325,30 @@ class Exchange(Diverting):
         self.finish(attempt, fault, refused)
 
     def _answer_here(self, reply: Reply) -> None:
+        rest = reply.rest
         if not self.is_caller_gone:
+            if rest is not None:
+                self.caller = unrecorded(self.caller)
             self._write(reply)
+            if rest is not None:
+                self._replaying = Replaying(self, rest, reply.trailers)
+                self.proxy.follow(self._replaying.run())
+                return
+        elif rest is not None:
+            rest.close()
         self.finish(self.attempt, _FAULT_NONE)
 
     def _write(self, reply: Reply) -> None:
+        """Send a reply, or its beginning where there is a rest."""
         self.is_answered = True
-        has_body = self.call.method != "HEAD" and bool(reply.body)
+        has_body = self.call.method != "HEAD" and bool(reply.body or reply.rest)
         # Trailers need a body whose end they follow; with a 304 a length is that of what is not sent.
-        length = None if reply.trailers or reply.status == 304 else len(reply.body)
+        length = None if reply.trailers or reply.status == 304 else reply.size
         self.caller.send_head(reply.status, reply.headers, length, has_body=has_body)
-        if has_body:
+        if has_body and reply.body:
             self.caller.send_data(reply.body)
-        self.caller.send_end(reply.trailers)
+        if reply.rest is None:
+            self.caller.send_end(reply.trailers)
 
     def finish(self, attempt: Attempt | None, fault: Fault, refused: Refused | None = None) -> None:
         """Settle everything, and tell it. Whatever comes later finds the call done."""
@@ -313,6 +356,9 @@ class Exchange(Diverting):
             return
         self.is_done = True
         self.let_go()
+        if self._replaying is not None:
+            self._replaying.stop()
+            self._replaying = None
         proxy, call = self.proxy, self.call
         if self._is_waiting and call.on_gone is not None:
             call.on_gone()

@@ -131,6 +131,10 @@ class GrpcExchange(Exchange):
         self.caller.send_end(self._status_fields(refused))
         self.finish(attempt, fault)
 
+    def break_reply(self, refused: Refused, fault: Fault) -> None:
+        """See `Exchange.break_reply`: here its end is a status too."""
+        self.refuse(refused, fault)
+
     def _status_fields(self, refused: Refused) -> Headers:
         context = self.call.context
         return status_fields(refused, self.call.id, context.workflow if context is not None else "")
@@ -138,10 +142,12 @@ class GrpcExchange(Exchange):
     def _write(self, reply: Reply) -> None:
         """Send a reply. Without a body it is one of trailers alone: its only frame ends the stream."""
         self.is_answered = True
-        self.caller.send_head(reply.status, reply.headers, None, has_body=bool(reply.body or reply.trailers))
+        has_body = bool(reply.body or reply.rest or reply.trailers)
+        self.caller.send_head(reply.status, reply.headers, None, has_body=has_body)
         if reply.body:
             self.caller.send_data(reply.body)
-        self.caller.send_end(reply.trailers)
+        if reply.rest is None:
+            self.caller.send_end(reply.trailers)
 
     def finish(self, attempt: Attempt | None, fault: Fault, refused: Refused | None = None) -> None:
         """See `Exchange.finish`."""

@@ -21,7 +21,7 @@ from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from meshd.call import Direction
     from meshd.chain import Chain, Pending
@@ -183,10 +183,11 @@ class Proxy:
     def later(self, delay_s: float, callback: Callable[[], None], exchange: Exchange | None = None) -> asyncio.Handle:
         """Call `callback` after `delay_s` seconds, flushing what it writes. A fault in it ends `exchange`."""
         if delay_s <= 0:
-            return self.loop.call_soon(self._run, callback, exchange)
-        return self.loop.call_later(delay_s, self._run, callback, exchange)
+            return self.loop.call_soon(self.run, callback, exchange)
+        return self.loop.call_later(delay_s, self.run, callback, exchange)
 
-    def _run(self, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
+    def run(self, callback: Callable[[], None], exchange: Exchange | None = None) -> None:
+        """Make a call of the loop into one that may write. A fault in it ends `exchange`."""
         self.enter()
         try:
             callback()
@@ -198,7 +199,7 @@ class Proxy:
     # ------------------------------------------------------------------ waiting
 
     def wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> asyncio.Task[None]:
-        """Let one call wait for a filter. This is the only task that a call can cost."""
+        """Let one call wait for a filter. No call costs a task but for this, and for `follow`."""
         task = self.loop.create_task(self._wait(exchange, pending, tickets, go_on))
         self._tasks.add(task)
 
@@ -208,7 +209,7 @@ class Proxy:
                 # Before it had begun: then nothing in it has run, and nobody else will say so.
                 pending.wait.coroutine.close()
                 result = _cancelled(exchange)
-                self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
+                self.run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
 
         task.add_done_callback(ended)
         return task
@@ -222,7 +223,13 @@ class Proxy:
             result = _cancelled(exchange)
         except Exception as error:  # noqa: BLE001 - whatever a rule ends in, its call must end too
             result = error
-        self._run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
+        self.run(lambda: exchange.waited(tickets, result, go_on, pending.resume_at), exchange)
+
+    def follow(self, sending: Coroutine[Any, Any, None]) -> None:
+        """Let a reply be sent while it is read: a task of one call, as a wait is."""
+        task = self.loop.create_task(sending)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     # ------------------------------------------------------------------ time and the end
 
@@ -246,7 +253,7 @@ class Proxy:
         for exchange in tuple(self.live):
             exchange.let_go()
         for session in tuple(self.sessions):
-            self._run(session.drain)
+            self.run(session.drain)
         try:
             async with asyncio.timeout(deadline_s):
                 while self.live:
@@ -256,7 +263,7 @@ class Proxy:
             pass
         is_clean = not self.live
         for exchange in tuple(self.live):
-            self._run(exchange.shut_down, exchange)
+            self.run(exchange.shut_down, exchange)
         # Calls that wait for a filter end when their wait does, so that what it took is settled.
         for task in self._tasks:
             task.cancel()

@@ -10,10 +10,10 @@ import pytest
 
 from meshd.approvals import desk as desk_module
 from meshd.approvals.deciding import Declined, Why
-from meshd.approvals.desk import Desk, Flooded, NotAllowed
+from meshd.approvals.desk import Desk, Flooded, NotAllowed, SentAlready
 from meshd.approvals.holding import Holding
 from meshd.approvals.keys import WRONG_MAX, new_key
-from meshd.approvals.record import INDEX, SPACE, Approval
+from meshd.approvals.record import INDEX, SENDING_S, SPACE, Approval
 from meshd.approvals.state import State
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import Change, StoreError
@@ -83,6 +83,51 @@ async def test_of_two_calls_that_are_the_same_one_goes_out_and_the_other_asks_an
     assert again != holding.approval.id
     await approve(asked_at, again)
     assert (await first).id != (await second).id
+
+
+async def test_the_same_call_by_its_key_is_not_asked_about_again(store: MemoryStore) -> None:
+    clock = Clock()
+    desks = [desk(store, clock=clock) for _ in range(2)]
+    first, holding = await held(desks[0], key="k1")
+    second, _ = await held(desks[1], key="k1", call="c-2")
+    assert holding.approval is not None
+    await approve(desks[0], holding.approval.id)
+    assert ((await first).used_by, (await first).used_key) == ("c-1", "k1")
+    with pytest.raises(SentAlready) as caught:
+        await second
+    assert caught.value.approval.id == holding.approval.id
+    # One that comes while it is sent is told so too; another key, or none, is another call, and asks.
+    with pytest.raises(SentAlready):
+        await desks[1].obtain(question(key="k1", call="c-3"), 0.0)
+    for key in ("k2", ""):
+        with pytest.raises(NotAllowed) as anew:
+            await desks[1].obtain(question(key=key, call="c-4"), 0.0)
+        assert anew.value.approval.id != holding.approval.id
+    for one in desks:
+        await one.close()
+
+
+@pytest.mark.parametrize("end", ["sent", "died", "given back"])
+async def test_what_became_of_it_decides_whether_the_same_call_asks_anew(store: MemoryStore, end: str) -> None:
+    clock = Clock()
+    at = desk(store, clock=clock)
+    task, holding = await held(at, key="k1")
+    assert holding.approval is not None
+    await approve(at, holding.approval.id)
+    used = await task
+    if end == "died":
+        clock.now_s += SENDING_S
+    else:
+        at.settled(used.id, "c-1", is_unsent=end == "given back", outcome="500")
+        await until(lambda: not at._tasks)
+    if end == "given back":
+        again = await at.obtain(question(key="k1", call="c-2"), 0.0)
+        assert (again.id, again.used_by, again.used_key) == (used.id, "c-2", "k1")
+    else:
+        with pytest.raises(NotAllowed) as caught:
+            await at.obtain(question(key="k1", call="c-2"), 0.0)
+        assert (caught.value.state, caught.value.approval.id == used.id) == (State.PENDING, False)
+    await at.close()
 
 
 async def test_two_sidecars_use_it_once(store: MemoryStore) -> None:

@@ -20,6 +20,9 @@ from tests.end_to_end.sidecar import Sidecar, until
 from tests.engines.places import PLACES, Place
 
 HOW_MANY = 200
+LONG_MANY = 100
+SIZES = {"1kB": 1000, "300kB": 300_000, "1MB": 1_000_000, "8MB": 8_000_000}
+"""Of replies that are given again; 8 MB is as long as is kept by default."""
 AIM_MS = 5.0
 BODY = b'{"buy":1}'
 
@@ -49,29 +52,41 @@ def spread(times: list[float]) -> str:
     return f"p50 {p50:7.2f} ms   p99 {p99:7.2f} ms   under {AIM_MS:g} ms {soon:6.1%}"
 
 
-def measure(sidecar: Sidecar, engine: str) -> float:
-    """Print what an engine's claims take; return the median of a short replay in milliseconds."""
+def measure(sidecar: Sidecar, engine: str) -> list[str]:
+    """Print what an engine's claims take; return the sizes whose replays begin too late, by their median."""
     with socket.create_connection(("127.0.0.1", sidecar.port)) as client:
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         plain = [first_byte_ms(client, "", 1000)[0] for _ in range(HOW_MANY)]
         first = [first_byte_ms(client, f"k{number}", 1000)[0] for number in range(HOW_MANY)]
-        short = replays(client, "k0", 1000)
-        first_byte_ms(client, "long", 1_000_000)
-        until(lambda: first_byte_ms(client, "long", 1_000_000)[1])
-        long = replays(client, "long", 1_000_000)
-    print(f"{engine:<9} no key            {spread(plain)}")
-    print(f"{'':<9} first with a key  {spread(first)}")
-    print(f"{'':<9} replay of 1 kB    {spread(short)}")
-    print(f"{'':<9} replay of 1 MB    {spread(long)}", flush=True)
-    return short[len(short) // 2]
+        print(f"{engine:<9} no key            {spread(plain)}")
+        print(f"{'':<9} first with a key  {spread(first)}", flush=True)
+        for key, size in SIZES.items():
+            first_byte_ms(client, key, size)
+            # Out of the store, and not what the sidecar still has of it.
+            until(lambda key=key, size=size: is_kept(sidecar, client, key, size))
+        times = replays(client)
+    late = []
+    for key, some in times.items():
+        print(f"{'':<9} replay of {key:<6}  {spread(some)}", flush=True)
+        if some[len(some) // 2] > AIM_MS:
+            late.append(f"{key} on {engine}")
+    return late
 
 
-def replays(client: socket.socket, key: str, size: int) -> list[float]:
-    times = []
-    for _ in range(HOW_MANY):
-        took_ms, is_replay = first_byte_ms(client, key, size)
-        assert is_replay
-        times.append(took_ms)
+def is_kept(sidecar: Sidecar, client: socket.socket, key: str, size: int) -> bool:
+    before = sidecar.metric("meshd_claims_total", result="replayed")
+    first_byte_ms(client, key, size)
+    return sidecar.metric("meshd_claims_total", result="replayed") > before
+
+
+def replays(client: socket.socket) -> dict[str, list[float]]:
+    """Ask for each in turn, so that what else the machine does falls on all of them alike."""
+    times: dict[str, list[float]] = {key: [] for key in SIZES}
+    for _ in range(LONG_MANY):
+        for key, size in SIZES.items():
+            took_ms, is_replay = first_byte_ms(client, key, size)
+            assert is_replay
+            times[key].append(took_ms)
     return times
 
 
@@ -95,16 +110,13 @@ def main() -> int:
             place, sidecar = kind(Path(folder)), Sidecar(Path(folder) / "home")
             try:
                 sidecar.start(document(provider.url, rules), *(["--store", place.url] if kind.address else []))
-                if measure(sidecar, engine) > AIM_MS:
-                    late.append(engine)
+                late += measure(sidecar, engine)
             finally:
                 sidecar.kill()
                 asyncio.run(place.remove())
     provider.close()
-    which = "all" if not late else f"all but {', '.join(late)}"
-    print(
-        f"a replay's first byte comes within {AIM_MS:g} ms (p50; the p99 is the machine's, when it is busy) on {which}"
-    )
+    which = "at every size on every engine" if not late else f"but for {', '.join(late)}"
+    print(f"a replay's first byte comes within {AIM_MS:g} ms (p50; the p99 is the machine's, when it is busy) {which}")
     return 1 if late else 0
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from meshd.claims.rpc import readdressed
+from meshd.claims.rpc import Events, Splice, place_of_id, readdressed
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,37 @@ def test_a_stream_gives_its_answers_again(end: bytes) -> None:
         b'event: message\ndata: {"jsonrpc":"2.0",\ndata: "id":8,"result":{"n":1}}\n\n'
         b'data: {"id":8,"result":{"n":2}}\n\n'
     )
+
+
+STREAM = (
+    b'data: {"id":7,"method":"ping"}\r\n\r\n: here\n\nevent: message\ndata: {"id":7,"result":{"n":1}}\n\n'
+    b'\r\rdata: {"id":7,\rdata: "error":{}}\r\rdata: {"id":7,"result":2}'
+)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 64, 1000])
+def test_a_stream_in_pieces_is_the_same_stream(size: int) -> None:
+    events = Events(b"7", b'"new"')
+    found = b"".join(events.feed(STREAM[at : at + size]) for at in range(0, len(STREAM), size)) + events.end()
+    assert found == readdressed(STREAM, b"7", b'"new"', is_stream=True)
+    assert found.count(b'"id":"new"') == 3
+
+
+def test_an_answer_leaves_as_soon_as_its_event_has_ended() -> None:
+    events = Events(b"7", b"8")
+    assert events.feed(b'data: {"id":7,"result":1}\n') == b""
+    assert events.feed(b'\ndata: {"id"') == b'data: {"id":8,"result":1}\n\n'
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("new", [b"8", b'"a-new-one"', b"0"])
+@pytest.mark.parametrize("body", [b'{"result":{"id":123},"id":123}', b'{"id":123}', b'{ "id" : 123 ,"x":1}'])
+def test_a_message_in_pieces_is_the_same_message(size: int, new: bytes, body: bytes) -> None:
+    splice = Splice(place_of_id(body, b"123"), b"123", new)
+    found = b"".join(splice.feed(body[at : at + size]) for at in range(0, len(body), size)) + splice.end()
+    assert found == readdressed(body, b"123", new, is_stream=False) != body
+
+
+@pytest.mark.parametrize("body", [b"", b"no json", b'{"id":8}', b'{"id":7,"method":"x"}', b"[7]"])
+def test_what_is_no_answer_has_no_place(body: bytes) -> None:
+    assert place_of_id(body, b"7") == -1

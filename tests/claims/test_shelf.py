@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import msgspec
 import pytest
 
 from meshd.claims.record import Answer, ClaimRecord
-from meshd.claims.shelf import BEAT_S, CLAIMS, DEAD_S, DUE, HOLDERS, PIECE_BYTES, PIECES, Shelf
+from meshd.claims.rest import PIECE_BYTES, PIECES, PIECES_READ, START_BYTES, RestBroken
+from meshd.claims.shelf import BEAT_S, CLAIMS, DEAD_S, DUE, HOLDERS, Shelf
 from meshd.claims.states import Event, State
 from meshd.claims.tape import Tape, spill_in
 from meshd.engines.memory import MemoryStore
@@ -56,29 +58,89 @@ def taped(body: bytes) -> Tape:
     return tape
 
 
-@pytest.mark.parametrize("size", [0, 1, PIECE_BYTES, PIECE_BYTES + 1, 3 * PIECE_BYTES])
-async def test_an_answer_comes_back_as_it_was_and_is_swept_whole(size: int) -> None:
+LONG = START_BYTES + 3 * PIECE_BYTES
+"""An answer in three whole pieces."""
+
+
+async def kept(body: bytes) -> Shelf:
+    """Return a shelf with an answer under `id`."""
     shelf = Shelf(MemoryStore(), "h1", 1, Clock())
     await shelf.forward("id", flight(), 0)
-    body = os.urandom(size)
-    await shelf.keep("id", "n1", Answer(200, [], [], size=size), taped(body))
+    await shelf.keep("id", "n1", Answer(200, [], [], size=len(body)), taped(body))
+    return shelf
+
+
+async def read_out(rest: Any) -> bytes:
+    body = b""
+    while piece := await rest.next():
+        body += piece
+    return body
+
+
+async def given(shelf: Shelf) -> bytes:
+    """Read the answer as a replay does. Raises RestBroken."""
     record, _ = await shelf.read("id")
     assert record is not None
-    assert await shelf.body_of(record) == body
-    assert await count(shelf.store, PIECES) == (0 if size <= PIECE_BYTES else -(-size // PIECE_BYTES))
+    assert record.answer is not None
+    assert not record.answer.is_too_long
+    rest = await shelf.rest_of(record, record.answer)
+    return record.answer.body + (await read_out(rest) if rest is not None else b"")
+
+
+@pytest.mark.parametrize(
+    "size", [0, 1, START_BYTES, START_BYTES + 1, START_BYTES + PIECE_BYTES, LONG + 1, (PIECES_READ + 1) * LONG]
+)
+async def test_an_answer_comes_back_as_it_was_and_is_swept_whole(size: int) -> None:
+    body = os.urandom(size)
+    shelf = await kept(body)
+    assert await given(shelf) == body
+    assert await count(shelf.store, PIECES) == -(-max(0, size - START_BYTES) // PIECE_BYTES)
     assert await shelf.sweep(99.0, is_known=known) == 0
     assert await shelf.sweep(101.5, is_known=known) == 1
     assert [await count(shelf.store, space) for space in (CLAIMS, PIECES, DUE)] == [0, 0, 0]
 
 
-async def test_a_piece_that_is_missing_is_no_answer() -> None:
-    shelf = Shelf(MemoryStore(), "h1", 1, Clock())
-    await shelf.forward("id", flight(), 0)
-    await shelf.keep("id", "n1", Answer(200, [], [], size=3 * PIECE_BYTES), taped(bytes(3 * PIECE_BYTES)))
-    await shelf.store.write([Change(PIECES, "n1/00001", None)])
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda piece: None, "lacks its piece 1"),
+        (lambda piece: piece[:-1], "damaged in its piece 1"),
+        (lambda piece: piece + b"x", "damaged in its piece 1"),
+        (lambda piece: b"", "damaged in its piece 1"),
+        (lambda piece: piece[:99] + bytes([piece[99] ^ 1]) + piece[100:], "damaged in its piece 1"),
+    ],
+    ids=["gone", "short", "long", "empty", "one bit"],
+)
+async def test_a_piece_that_is_not_as_it_was_is_never_given(damage: Any, said: str) -> None:
+    body = os.urandom(LONG)
+    shelf = await kept(body)
+    piece = (await shelf.store.read(PIECES, ("n1/00001",)))["n1/00001"].value
+    before = await shelf.store.read(CLAIMS, ("id",))
+    await shelf.store.write([Change(PIECES, "n1/00001", damage(piece))])
+    # It shows in the midst of the first replay, and before the beginning of the next one.
     record, _ = await shelf.read("id")
     assert record is not None
-    assert await shelf.body_of(record) is None
+    assert record.answer is not None
+    rest = await shelf.rest_of(record, record.answer)
+    assert rest is not None
+    with pytest.raises(RestBroken, match=said):
+        await read_out(rest)
+    with pytest.raises(RestBroken, match=said):
+        await shelf.rest_of(record, record.answer)
+    assert await shelf.store.read(CLAIMS, ("id",)) == before
+    # Whole again, it is given again.
+    await shelf.store.write([Change(PIECES, "n1/00001", piece)])
+    assert await given(shelf) == body
+
+
+async def test_an_answer_in_pieces_that_says_nothing_of_them_is_not_begun() -> None:
+    shelf = await kept(bytes(LONG))
+    record, _ = await shelf.read("id")
+    assert record is not None
+    assert record.answer is not None
+    for sums in ((), record.answer.sums[:-1]):
+        with pytest.raises(RestBroken):
+            await shelf.rest_of(record, msgspec.structs.replace(record.answer, sums=sums))
 
 
 async def test_what_a_crash_left_between_pieces_and_record_is_swept() -> None:

@@ -44,6 +44,20 @@ def test_a_long_one_goes_into_a_file_without_a_name(tmp_path: Path) -> None:
     assert tape.body() is None
 
 
+@pytest.mark.parametrize("size", [MEMORY_BYTES, MEMORY_BYTES * 2])
+def test_it_stays_open_while_it_is_read(tmp_path: Path, size: int) -> None:
+    tape, body = Tape(1 << 20, spill_in(tmp_path)), os.urandom(size)
+    tape.data(body)
+    tape.hold()
+    tape.hold()
+    tape.close()
+    assert tape.read(0, size) == body
+    tape.let_go()
+    assert tape.read(5, 9) == body[5:14]
+    tape.let_go()
+    assert tape.read(0, size) == b""
+
+
 def test_what_is_too_long_is_let_go(tmp_path: Path) -> None:
     tape = Tape(MEMORY_BYTES * 2, spill_in(tmp_path))
     for _ in range(5):

@@ -183,7 +183,8 @@ class Sidecar:
             for each in (self.filter, self.forwarding):
                 decision = await self._admit(each, one, payload)
                 if isinstance(decision, Reply):
-                    return f"replayed {decision.status}", decision.body
+                    body = await whole(decision)
+                    return ("broken off", b"") if body is None else (f"replayed {decision.status}", body)
                 if decision is not None:
                     tickets.append(decision)
                 elif each is self.filter:
@@ -216,6 +217,20 @@ class Sidecar:
             one.body = payload
             decision = each.admit(one)
         return await decision.coroutine if isinstance(decision, Wait) else decision
+
+
+async def whole(reply: Reply) -> bytes | None:
+    """Read a reply as whoever sends it does; None where its rest cannot be read."""
+    body, rest = reply.body, reply.rest
+    if rest is not None:
+        try:
+            while piece := await rest.next():
+                body += piece
+        except StoreError:
+            return None
+        finally:
+            rest.close()
+    return body
 
 
 def hang_up(one: Call) -> None:

@@ -266,6 +266,46 @@ def test_an_approval_is_given_back_where_the_call_never_went_out(sidecar: Sideca
     assert port
 
 
+async def test_two_sidecars_with_one_key_ask_once_and_send_once(tool: Tool, tmp_path: Path) -> None:
+    async with place_of("redis", tmp_path) as place:
+        pair = [Sidecar(tmp_path / name) for name in ("first", "second")]
+        try:
+            await asyncio.to_thread(_asked_once, pair, tool, place.url)
+        finally:
+            for one in pair:
+                one.kill()
+
+
+def _asked_once(pair: list[Sidecar], tool: Tool, store: str) -> None:
+    key = (pair[0].home.parent / "mesh.key").as_posix()
+    for one in pair:
+        one.start(document(tool, "hold: 20s"), "--store", store, "--mesh-key", key)
+    for number in range(3):  # more of the same would be a loop
+        fields = {"idempotency-key": f"order-{number}"}
+        tool.gate.clear()
+        calls = [Held(one, fields=fields) for one in pair]
+        until(lambda: all(one.metric("meshd_approval_calls_held") == 1 for one in pair), "both are held")
+        # One question of both.
+        (asked,) = pending(pair[0])
+        assert decide(pair[number % 2], asked["id"], "approve", ANA)[0] == 200
+        until(lambda number=number: len(tool.asked) == number + 1, "one of them went out")
+        # It is under way: a third that comes now waits for it as well.
+        calls.append(Held(pair[0], fields=fields))
+        tool.gate.set()
+        assert [call.end() for call in calls] == [(200, "done")] * 3
+        assert len(tool.asked) == number + 1
+        # Nobody was asked a second time, and nothing is left to be decided.
+        assert listed(pair[0], "pending") == []
+        assert len(listed(pair[0], "used")) == number + 1
+        assert listed(pair[0], "approved") == []
+    # What was used for one key is nothing to another.
+    other = Held(pair[1], fields={"idempotency-key": "another"})
+    (asked,) = pending(pair[1])
+    assert decide(pair[1], asked["id"], "deny", BEN, {"reason": "enough"})[0] == 200
+    assert other.end()[0] == 403
+    assert len(tool.asked) == 3
+
+
 @pytest.mark.parametrize("engine", ["sqlite", "redis", "nats"])
 async def test_a_daemon_that_is_killed_loses_nothing(sidecar: Sidecar, tool: Tool, engine: str, tmp_path: Path) -> None:
     async with place_of(engine, tmp_path) as place:

@@ -15,10 +15,13 @@ import anthropic
 import openai
 import pytest
 
+from meshd.claims.rest import PIECES
+from meshd.claims.shelf import CLAIMS
+from meshd.engines.port import Change
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider
 from tests.end_to_end.sidecar import Sidecar, fetch, until
-from tests.engines.places import Place, place_of
+from tests.engines.places import SHARED, Place, place_of
 
 ASK: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "say something short"}]}
 MORE = "limits: {unattributed_tokens: 1000000}\nrules:\n  - {name: once, match: {target: plain}, idempotency: {%s}}\n"
@@ -283,6 +286,48 @@ async def test_another_sidecar_replays_waits_and_never_steals(
         assert len(provider.of(f"{id}-k")) == 1
         provider.go_on(f"{id}-k")
         pending.close()
+
+
+@pytest.mark.parametrize("engine", SHARED)
+async def test_a_long_answer_of_another_sidecar_is_given_whole_or_broken(
+    engine: str, tmp_path: Path, sidecars: Callable[[str], Sidecar], provider: Provider, id: str
+) -> None:
+    async with place_of(engine, tmp_path) as place:
+        first, second = sidecars("first"), sidecars("second")
+        first.start(policy(provider), "--store", place.url)
+        second.start(policy(provider), "--store", place.url)
+        headers = {"idempotency-key": id, **act(id=id, events="data: x\n\n", times=400_000)}
+        answer = order(first, headers)
+        until(lambda: order(second, headers) == answer)
+        assert len(answer[1]) == 3_600_000
+        assert len(provider.of(id)) == 1
+        store = await place.open()
+        lost = (await store.keys(PIECES))[9]
+        piece = (await store.read(PIECES, (lost,)))[lost].value
+        claims = await store.read(CLAIMS, await store.keys(CLAIMS))
+        await store.write([Change(PIECES, lost, None)])
+        head, body = cut_off(second, headers)
+        assert b"200 OK" in head
+        assert b"content-length: 3600000" in head
+        assert answer[1].encode().startswith(body)
+        assert len(body) < 3_600_000
+        status, said = order(second, headers)
+        assert (status, "not carried out again" in said) == (409, True)
+        assert await store.read(CLAIMS, list(claims)) == claims
+        await store.write([Change(PIECES, lost, piece)])
+        assert order(second, headers) == answer
+        assert len(provider.of(id)) == 1
+        await store.close()
+
+
+def cut_off(sidecar: Sidecar, headers: dict[str, str]) -> tuple[bytes, bytes]:
+    """Return head and body of an answer that ends with its connection."""
+    with begin(sidecar, headers) as one:
+        data = b""
+        while piece := one.recv(1 << 20):
+            data += piece
+    head, _, body = data.partition(b"\r\n\r\n")
+    return head, body
 
 
 def test_a_drain_writes_down_what_it_cut_off(sidecar: Sidecar, provider: Provider, id: str) -> None:

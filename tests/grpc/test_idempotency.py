@@ -8,6 +8,9 @@ from typing import Any
 import grpc
 import pytest
 
+from meshd.claims.rest import PIECES
+from meshd.engines.port import Change
+from meshd.filters.idempotency import Idempotency
 from tests.grpc import testing_pb2 as pb
 from tests.grpc.conftest import policy
 from tests.grpc.service import TRAILING
@@ -103,3 +106,27 @@ async def test_a_call_that_its_client_cancels_goes_on_and_is_joined(mesh: Any, s
     assert (await second)[0].username == "slow"
     assert slow.calls == 1
     assert server.port
+
+
+async def test_a_long_answer_is_given_whole_or_ends_with_a_status_that_says_so(
+    mesh: Any, serve: Any, stub: Any
+) -> None:
+    server = await serve()
+    one = await mesh(policy(server.port))
+    client = stub(one.port)
+    size = 2_000_000
+    first = await unary(client, size)
+    (keeper,) = [each for each in one.proxy.chain.per_call if isinstance(each, Idempotency)]
+    await until(lambda: not keeper.book.under_way)
+    again = await unary(client, size)
+    assert again[0] == first[0]
+    assert dict(again[2])[TRAILING] == b"\x01\x02"
+    assert again[1]["idempotent-replayed"] == "true"
+    store = keeper.book._shelf.store
+    await store.write([Change(PIECES, (await store.keys(PIECES))[-1], None)])
+    for words in ("breaks off", "is not carried out again"):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await unary(client, size)
+        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert words in (caught.value.details() or "")
+    assert server.servicer.calls == 1

@@ -232,3 +232,93 @@ async def test_signs_of_life_end_with_the_hold(mesh: Any, upstream: Any) -> None
     one.expire(30)
     later.set_exception(Refused(Reason.BUDGET_EXHAUSTED, "no"))
     assert (await client.reply("POST")).status == 402
+
+
+KEY = "Idempotency-Key: order-1"
+
+
+async def joined(one: Any, client: Any) -> None:
+    """Let a duplicate arrive that waits for the call before it."""
+    count = len(one.proxy.live)
+    client.send(post(PATH, CHAT_STREAM, KEY))
+    await until(lambda: len(one.proxy.live) > count)
+    await turns()
+
+
+async def test_who_waits_for_one_that_is_held_is_shown_signs_of_life_too(mesh: Any, upstream: Any) -> None:
+    up = await upstream(stream)
+    one = await mesh(llm_policy(up.port))
+    gate = one.per_call.hold(is_hold=True)
+    first, second = await one.connect(), await one.connect()
+    first.send(post(PATH, CHAT_STREAM, KEY))
+    await at_the_gate(one)
+    await joined(one, second)
+    one.expire(2.9)
+    await turns()
+    assert not second.reader._buffer
+    for ahead_s in (0.2, 5.0, 5.1, 10.1):
+        one.expire(ahead_s)
+    await second.reader.readuntil(b"\r\n\r\n")
+    await second.reader.readuntil(chunk(COMMENT))
+    gate.set_result(None)
+    assert (await first.reply("POST")).body == COMMENT * 3 + EVENT + DONE
+    # It was told of the three, and then given the same stream.
+    rest = await second.reader.readuntil(b"0\r\n\r\n")
+    assert rest == chunk(COMMENT) * 2 + chunk(EVENT + DONE) + b"0\r\n\r\n"
+    assert bytes(up.received).count(b"POST") == 1
+
+
+async def test_and_in_the_words_of_a_refusal_when_that_is_what_comes(mesh: Any, upstream: Any) -> None:
+    one = await mesh(llm_policy((await upstream(stream)).port))
+    gate = one.per_call.hold(is_hold=True)
+    first, second = await one.connect(), await one.connect()
+    first.send(post(PATH, CHAT_STREAM, KEY))
+    await at_the_gate(one)
+    await joined(one, second)
+    one.expire(3.1)
+    again = one.per_call.hold(is_hold=True)
+    gate.set_exception(Refused(Reason.APPROVAL_DENIED, "no"))
+    assert b"meshd_approval_denied" in (await first.reply("POST")).body
+    # A refusal is no answer: it asks for itself, within the stream that it has.
+    await until(lambda: one.per_call.on_admit is None)
+    await turns()
+    one.expire(10.1)
+    again.set_exception(Refused(Reason.APPROVAL_DENIED, "no again"))
+    reply = await second.reply("POST")
+    assert reply.body.startswith(COMMENT * 2 + b'data: {"error":')
+    assert b"no again" in reply.body
+
+
+async def test_who_waits_for_one_that_no_person_holds_is_shown_nothing(mesh: Any, upstream: Any) -> None:
+    one = await mesh(llm_policy((await upstream(stream)).port))
+    gate = one.per_call.hold()
+    first, second = await one.connect(), await one.connect()
+    first.send(post(PATH, CHAT_STREAM, KEY))
+    await at_the_gate(one)
+    await joined(one, second)
+    for _ in range(3):
+        one.expire(5)
+        await turns()
+    assert not second.reader._buffer
+    gate.set_result(None)
+    assert (await first.reply("POST")).body == EVENT + DONE
+    assert (await second.reply("POST")).body == EVENT + DONE
+
+
+async def test_signs_begin_only_while_the_other_is_held(mesh: Any, upstream: Any) -> None:
+    one = await mesh(llm_policy((await upstream(stream)).port))
+    gate = one.per_call.hold(is_hold=True)
+    later = one.per_attempt.hold()
+    first, second = await one.connect(), await one.connect()
+    first.send(post(PATH, CHAT_STREAM, KEY))
+    await at_the_gate(one)
+    await joined(one, second)
+    gate.set_result(None)
+    await until(lambda: one.per_attempt.on_admit is None)
+    await turns()
+    one.expire(30)
+    await turns()
+    assert not second.reader._buffer
+    later.set_result(None)
+    assert (await second.reply("POST")).body == EVENT + DONE
+    await first.reply("POST")

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meshd.claims.rest import PIECE_BYTES, PIECES
+from meshd.engines.port import Change
+from meshd.filters.idempotency import Idempotency
 from tests.proxy.harness import post, turns, until
 from tests.rpc.test_mcp_client import MODES, client, document, text_of
 
@@ -236,3 +239,66 @@ async def test_each_leg_of_a_call_is_answered_in_its_turn(mesh: Any, upstream: A
     # Answered otherwise, it is not carried out a second time.
     assert "idempotency key" in (await leg(3, requestState="theirs", **no))["error"]["message"]
     assert len(asked) == 2
+
+
+LONG = "word " * (PIECE_BYTES // 5 * 3)
+
+
+class Long:
+    """A server with a long answer, plain or as the last event of a stream."""
+
+    def __init__(self, *, is_stream: bool) -> None:
+        self.is_stream = is_stream
+        self.asked = 0
+
+    async def __call__(self, peer: Any) -> None:
+        while True:
+            id = json.loads((await peer.request()).body)["id"]
+            self.asked += 1
+            answer = b'{"jsonrpc":"2.0","result":{"said":"%b","id":77},"id":%d}' % (LONG.encode(), id)
+            if not self.is_stream:
+                peer.reply(answer, b"content-type: application/json")
+                continue
+            told = b'data: {"jsonrpc":"2.0","method":"notifications/progress","params":{"progressToken":1}}\n\n'
+            peer.reply(told + b"event: message\ndata: " + answer + b"\n\n", b"content-type: text/event-stream")
+
+
+@pytest.mark.parametrize("is_stream", [False, True], ids=["plain", "stream"])
+async def test_a_long_answer_is_given_under_the_new_id_while_it_is_read(
+    mesh: Any, upstream: Any, is_stream: bool
+) -> None:
+    server = Long(is_stream=is_stream)
+    made = await mesh(document((await upstream(server)).port))
+    fields = ("Content-Type: application/json", "Accept: application/json, text/event-stream")
+
+    def asked(id: int) -> bytes:
+        params = {"name": "delete", "arguments": {"name": "x"}, "_meta": META}
+        message = {"jsonrpc": "2.0", "id": id, "method": "tools/call", "params": params}
+        return post("/tools/mcp", json.dumps(message).encode(), *fields)
+
+    def answer_in(body: bytes) -> Any:
+        return json.loads(body.removeprefix(b"event: message\ndata: "))
+
+    await made.fetch(asked(5))
+    (keeper,) = [one for one in made.proxy.chain.per_call if isinstance(one, Idempotency)]
+    await until(lambda: not keeper.book.under_way)
+    # The new id is longer, shorter, as long, and the same.
+    for id in (123_456, 6, 5):
+        reply = await made.fetch(asked(id))
+        assert reply.get(b"idempotent-replayed") == b"true"
+        if id == 5 and is_stream:
+            assert b"notifications/progress" in reply.body
+            continue
+        assert answer_in(reply.body) == {"jsonrpc": "2.0", "result": {"said": LONG, "id": 77}, "id": id}
+        # How long a stream is shows when its events have been read.
+        assert (reply.get(b"content-length") is None) is (is_stream and id != 5)
+    assert server.asked == 1
+    # What is lost is not left out.
+    store = keeper.book._shelf.store
+    await store.write([Change(PIECES, (await store.keys(PIECES))[-1], None)])
+    client = await made.connect(limit=1 << 22)
+    client.send(asked(7))
+    data = await client.rest()
+    assert b"HTTP/1.1 200" in data
+    assert b"0\r\n\r\n" not in data[-10:]
+    assert b'"id":7}' not in data
