@@ -49,6 +49,7 @@ WAIT_S: Final = 2.0
 LASTS_S: Final = 86_400.0
 """For which a task's answer can be fetched, beyond the time to decide in and to use."""
 MISSING_CAPABILITY: Final = -32021
+_CANCELS: Final = frozenset((mcp_tasks.CANCEL, *a2a_tasks.CANCELS))
 
 _INBOUND: Final = Direction.INBOUND
 _LLM: Final = Kind.LLM
@@ -230,7 +231,7 @@ class Deferring:
             return await self._of_other(call, rpc, kept.call)
         if rpc.method in a2a_tasks.SENDS:
             return None
-        if rpc.method in (mcp_tasks.CANCEL, *a2a_tasks.CANCELS):
+        if rpc.method in _CANCELS:
             task = await self._cancelled(call, kept)
             if not is_mcp and task.stage not in (Stage.CANCELLED, Stage.DENIED):
                 words = "The task cannot be cancelled: it is being carried out, or is over."
