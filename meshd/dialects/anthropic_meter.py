@@ -8,8 +8,8 @@ import msgspec
 
 from meshd.call import Ask, Usage
 from meshd.dialects.anthropic_shapes import Block, Delta, Message, StreamEvent, UsageShape
-from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.dialects.event import Event
 from meshd.dialects.stream_errors import status_of
 from meshd.prices.billed import Billed
 from meshd.wire.sse import data_of

@@ -16,7 +16,8 @@ from meshd.prices.billed import Billed
 from meshd.wire import event_stream, sse
 
 if TYPE_CHECKING:
-    from meshd.dialects.contract import Event, Splitter
+    from meshd.dialects.contract import Splitter
+    from meshd.dialects.event import Event
     from meshd.refusal import Refused
 
 _CONTENT_TYPE: Final = b"application/vnd.amazon.eventstream"

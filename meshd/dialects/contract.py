@@ -6,28 +6,9 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Headers, Usage
+    from meshd.dialects.event import Event
     from meshd.refusal import Refused
     from meshd.tokens.counter import Texts
-
-
-class Event:
-    """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
-
-    __slots__ = ("begun", "ended", "has_content", "output_estimate", "raw", "tool_names")
-
-    def __init__(self) -> None:
-        self.raw = b""
-        """The bytes to forward; the meter may have rewritten them, a ticket may too."""
-        self.tool_names: tuple[str, ...] = ()
-        """Names of the tools that this piece begins to call."""
-        self.has_content = False
-        """The piece carries output that was generated (not a ping, role or usage alone)."""
-        self.output_estimate = 0
-        """`Meter.output_estimate` with this piece counted in, for those who see events and not the meter."""
-        self.begun = ""
-        """The id of work that goes on at the provider when this reply has ended, for a later call to read."""
-        self.ended = ""
-        """The id of such work, where the reply says that it is over."""
 
 
 class Meter(Protocol):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.call import Ask, Usage
-from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, COUNT_MAX, count, respelled, size_of
+from meshd.dialects.event import Event
 from meshd.dialects.gemini_shapes import Answer, Candidate, Content, Feedback, UsageShape
 from meshd.dialects.stream_errors import status_of
 from meshd.prices.billed import Billed

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.call import Ask, Usage
-from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, count, respelled, size_of
+from meshd.dialects.event import Event
 from meshd.dialects.ollama_shapes import Answer, Message, ToolCall
 from meshd.wire import ndjson
 

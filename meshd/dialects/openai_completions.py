@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import msgspec
 
     from meshd.call import Headers
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
 
 _HEADS: Final = b'"[0123456789'
 _QUOTE, _BRACKET = 0x22, 0x5B

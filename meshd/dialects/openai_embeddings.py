@@ -23,7 +23,7 @@ from meshd.tokens.encodings import BYTES, WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Headers
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
 
 # Servers cut a long document into pieces and rank each with the query; Cohere's are of 510 tokens and Jina's of 1,024,
 # and a token covers at least a byte.

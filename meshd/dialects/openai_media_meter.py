@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.openai_meter import error_object
 from meshd.dialects.openai_responses_shapes import Response, StreamEvent
 from meshd.dialects.openai_usage import usage_in

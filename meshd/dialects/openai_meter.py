@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 import msgspec
 
 from meshd.call import Ask, Usage
-from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
+from meshd.dialects.event import Event
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
 from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX, served, usage_of
 from meshd.dialects.stream_errors import status_of
@@ -169,10 +169,12 @@ class OpenAIMeter:
             index = choice.index
             if index != 0 and type(index) is int and index not in self._seen and len(self._seen) < _CHOICES_MAX:
                 self._seen.add(index)
-            if choice.finish_reason is not None:
-                self._read_finish(index, choice.finish_reason)
-        if answer.usage is not None:
-            self._read_usage(answer.usage, event)
+            reason = choice.finish_reason
+            if reason is not None:
+                self._read_finish(index, reason)
+        usage = answer.usage
+        if usage is not None:
+            self._read_usage(usage, event)
 
     def _read_finish(self, index: Any, reason: Any) -> None:
         if type(index) is not int:
@@ -183,12 +185,13 @@ class OpenAIMeter:
             self.finish_reasons += (reason,)
 
     def _read_identity(self, answer: Answer) -> None:
-        if type(answer.id) is str and answer.id:
-            self.response_id = answer.id
-        if type(answer.model) is str and answer.model:
-            self.response_model = answer.model
-        if type(answer.service_tier) is str:
-            self._tier = answer.service_tier[:TIER_CHARACTERS_MAX]
+        id, model, tier = answer.id, answer.model, answer.service_tier
+        if type(id) is str and id:
+            self.response_id = id
+        if type(model) is str and model:
+            self.response_model = model
+        if type(tier) is str:
+            self._tier = tier[:TIER_CHARACTERS_MAX]
         # Azure's first chunk has neither: only the next one says who answers.
         if self.response_id:
             self._created = answer.created if type(answer.created) is int else 0

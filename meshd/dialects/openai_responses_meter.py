@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from meshd.dialects.contract import Event
 from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
+from meshd.dialects.event import Event
 from meshd.dialects.openai_meter import error_object
 from meshd.dialects.openai_responses_shapes import Item, Response, StreamEvent, WholeResponse
 from meshd.dialects.openai_usage import served, usage_in

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshd.call import Ask, Usage
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 
 if TYPE_CHECKING:
     from meshd.call import Headers

@@ -17,8 +17,8 @@ from meshd.refusal import Reason, Refused
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.call import Call, ReplyHead, Target
-    from meshd.dialects.contract import Event
+    from meshd.call import Call, Target
+    from meshd.dialects.event import Event
     from meshd.filters.globs import Names
     from meshd.outcome import Outcome
 
@@ -167,9 +167,6 @@ class ToolWatch:
         self._allow = allow
         self._tools: Names = names(allow.tools or ())
         self._shadowed = shadowed
-
-    def on_head(self, head: ReplyHead) -> None:
-        """Nothing in a head is a tool call."""
 
     def on_event(self, event: Event) -> Event | Cut:
         """Return the event, or a Cut with an error where it begins to call a tool that is not allowed."""

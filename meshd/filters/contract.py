@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 if TYPE_CHECKING:
     from meshd.call import Call, NeedBody, Reply, ReplyHead, Wait
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
     from meshd.outcome import Outcome
 
 

@@ -24,7 +24,7 @@ from meshd.filters.correlation_words import Words, texts_in
 
 if TYPE_CHECKING:
     from meshd.call import Call
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
     from meshd.dialects.marks import Marks
     from meshd.dialects.marks_answer import AnswerMarks
     from meshd.outcome import Outcome

@@ -9,7 +9,7 @@ from meshd.ledger.cost import charge_of, cost_of
 
 if TYPE_CHECKING:
     from meshd.call import Ask
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger, Reservation
     from meshd.ledger.entry import Entry

@@ -9,9 +9,10 @@ from meshd.turns.sample import Sample
 
 if TYPE_CHECKING:
     from meshd.call import Call
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
     from meshd.dialects.marks_answer import AnswerMarks
     from meshd.outcome import Outcome
+    from meshd.turns.question import Question
     from meshd.turns.turn import Turn
     from meshd.turns.workflow import Workflow
 
@@ -22,6 +23,8 @@ _NOTHING_YET: Final = (202, 204)
 """Accepted, and nothing to say: who asks again polls."""
 EVENTS_MAX: Final = 4096
 """Of one answer that are read."""
+PLAIN_BYTES_MAX: Final = 4096
+"""What a longer answer says is not kept beside its question."""
 
 
 class Hearing:
@@ -73,7 +76,7 @@ class Hearing:
 class HearingModel:
     """The ticket of a call of a model that was asked the same before."""
 
-    __slots__ = ("_events", "_marks", "_names", "_turn", "_workflow")
+    __slots__ = ("_events", "_marks", "_names", "_plain", "_turn", "_workflow")
 
     judges_whole = False
 
@@ -83,12 +86,18 @@ class HearingModel:
         self._marks = marks
         self._names: tuple[str, ...] = ()
         self._events = 0
+        self._plain: bytes | None = None
+        """An answer that came whole: read only where it is not the very one that came before."""
 
     def on_event(self, event: Event) -> Event:
         """Read a piece of the answer."""
-        if self._marks is not None and event.raw and self._events < EVENTS_MAX:
+        raw = event.raw
+        if self._marks is not None and raw and self._events < EVENTS_MAX:
             self._events += 1
-            self._marks.read(event.raw)
+            if self._events == 1 and raw[:1] == b"{":
+                self._plain = raw
+            else:
+                self._marks.read(raw)
             if event.tool_names:
                 self._names += event.tool_names
         return event
@@ -100,12 +109,23 @@ class HearingModel:
             workflow.withdraw(turn)
             return
         verdict, usage = outcome.verdict, outcome.usage
-        answer: bytes | None = None
-        if self._marks is not None and self._events:
-            said = (*self._names, *self._marks.arguments(), *self._marks.texts())
-            answer = "\n".join(said).encode("utf-8", "replace")
+        answer = self._said(turn.question) if self._events else None
         tokens = usage.total if usage is not None else 0
         workflow.answered(turn, answer, tokens, is_failed=verdict is _FAILURE or verdict is _BACKPRESSURE)
+
+    def _said(self, question: Question | None) -> bytes:
+        """Return what the answer says: the tools that it calls, with what, and its text."""
+        marks, plain = self._marks, self._plain
+        assert marks is not None
+        if plain is not None:
+            mark = hash(plain)
+            if question is not None and question.plain_mark == mark and question.plain_size == len(plain):
+                return question.plain_said
+            marks.read(plain)
+        said = "\n".join((*self._names, *marks.arguments(), *marks.texts())).encode("utf-8", "replace")
+        if plain is not None and question is not None and len(said) <= PLAIN_BYTES_MAX:
+            question.plain_mark, question.plain_size, question.plain_said = hash(plain), len(plain), said
+        return said
 
 
 def hears(call: Call, hearing: Hearing) -> None:

@@ -15,7 +15,7 @@ from meshd.filters.held import Held
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Call
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
     from meshd.filters.bounds import Bounds
     from meshd.filters.held import Rest
     from meshd.ledger import Ledger

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Any, Final
 
+from meshd.call import ReplyHead
 from meshd.filters.contract import Cut
 from meshd.refusal import Reason, Refused
 from meshd.wire.event_stream import FrameBroken
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 
     from meshd.call import Call, Headers
     from meshd.dialects import contract
-    from meshd.dialects.contract import Event, Meter
+    from meshd.dialects.contract import Meter
+    from meshd.dialects.event import Event
     from meshd.filters.contract import Ticket
 
 RATIO_MAX: Final = 100
@@ -277,6 +279,8 @@ def forbidden_reply(cut: Cut) -> Refused:
 
 _WATCHES: Final[dict[type, bool]] = {}
 """Whether tickets of a class see the answer; there are as many as filters."""
+_SEES_HEAD: Final[dict[type, bool]] = {}
+"""The same of its head."""
 
 
 def watchers_in(*ticket_lists: list[Ticket]) -> tuple[Ticket, ...]:
@@ -291,6 +295,18 @@ def watchers_in(*ticket_lists: list[Ticket]) -> tuple[Ticket, ...]:
             if watches:
                 found += (ticket,)
     return found
+
+
+def show_head(watching: tuple[Any, ...], status: int, headers: Headers) -> None:
+    """Let the tickets that look at the reply's head see it."""
+    for ticket in watching:
+        kind = ticket.__class__
+        sees = _SEES_HEAD.get(kind)
+        if sees is None:
+            # To ask for a method that is not there costs a microsecond: once for each class, then.
+            sees = _SEES_HEAD[kind] = hasattr(kind, "on_head")
+        if sees:
+            ticket.on_head(ReplyHead(status, headers))
 
 
 def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> Answer | None:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import ReplyHead
 from meshd.chain import settle
 from meshd.outcome import NOT_FORWARDED, Fault, Outcome, Verdict, classify
-from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, watchers_in
+from meshd.proxy.answer import Answer, AnswerError, choose_answer, forbidden_reply, show_head, watchers_in
 from meshd.proxy.degrading import Degrading, verdict_of
 from meshd.proxy.forwarding import added_fields, path_to_send
 from meshd.proxy.patience import DETACHED_BYTES_MAX, DETACHED_S_MAX, overdue
@@ -85,10 +84,8 @@ class Attempt(Degrading):
                 return
         if (self.call.plan.chain is not None or self.call.substitution is not None) and not self._go_onward(headers):
             return
-        for ticket in watching:
-            on_head = getattr(ticket, "on_head", None)
-            if on_head is not None:
-                on_head(ReplyHead(status, headers))
+        if watching:
+            show_head(watching, status, headers)
         answer = self._answer
         if answer is not None:
             if answer.is_held or (answer.is_stream and self.call.upstream.first_token_timeout_s is not None):

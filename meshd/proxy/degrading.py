@@ -6,10 +6,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.call import ReplyHead
 from meshd.dialects import too_long
 from meshd.outcome import Fault, Verdict, classify
-from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, decoded, is_encoding_known, watchers_in
+from meshd.proxy.answer import Answer, AnswerError, StreamAnswer, decoded, is_encoding_known, show_head, watchers_in
 from meshd.proxy.onward import onward_for
 from meshd.proxy.refusing import failure_of
 from meshd.proxy.sending import Sending
@@ -93,10 +92,7 @@ class Degrading(Sending):
         self._error = None
         assert self._head is not None
         (status, headers, content_length), self._head = self._head, None
-        for ticket in watchers_in(self.exchange.tickets, self.tickets):
-            on_head = getattr(ticket, "on_head", None)
-            if on_head is not None:
-                on_head(ReplyHead(status, headers))
+        show_head(watchers_in(self.exchange.tickets, self.tickets), status, headers)
         self._send_head(status, headers, content_length)
         if body and not self.exchange.is_caller_gone:
             self.exchange.caller.send_data(body)

@@ -20,7 +20,7 @@ class Question:
 
     __slots__ = (
         "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "is_program", "last_s", "mark",
-        "models_at", "news_at", "next_s", "number", "open", "rounds",
+        "models_at", "news_at", "next_s", "number", "open", "plain_mark", "plain_said", "plain_size", "rounds",
     )  # fmt: skip
 
     def __init__(self, asked: Said, mark: int, number: int) -> None:
@@ -49,6 +49,11 @@ class Question:
         """Between the last two times."""
         self.growth = 0
         """How often in a row that gap has grown, as it does for one who backs off."""
+        self.plain_mark = 0
+        """Hash of the model's last answer, byte for byte, where it came whole; 0 for none."""
+        self.plain_size = 0
+        self.plain_said = b""
+        """What that answer says."""
         self.next_s = 0.0
         """When it may be asked again, where it is polling."""
 

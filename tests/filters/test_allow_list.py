@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from meshd.call import Call
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.openai import OpenAI
 from meshd.filters.allow_list import AllowList, ToolWatch
 from meshd.filters.allow_list_settings import AllowSettings

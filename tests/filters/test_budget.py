@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshd.call import Ask, Call, Usage, Wait
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.openai import OpenAI
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError

@@ -256,7 +256,7 @@ async def test_what_the_provider_cached_is_charged_at_its_own_price(ledger: Ledg
 
 
 async def test_a_stream_that_ran_on_is_charged_what_it_ran(ledger: Ledger, budget: Budget) -> None:
-    from meshd.dialects.contract import Event
+    from meshd.dialects.event import Event
 
     ticket = await held(budget, asked(document("{match: {kind: llm}, budget: {dollars: 1}}"), is_stream=True))
     assert isinstance(ticket, HeldStream)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meshd.call import Ask, Call, Direction, Evidence
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.marks import marks_of
 from meshd.dialects.marks_answer import answer_marks
 from meshd.dialects.table import DIALECTS

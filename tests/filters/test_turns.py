@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from meshd.call import Direction, NeedBody, Reply, Usage, Wait
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.table import DIALECTS
 from meshd.filters.allow_list import judge
 from meshd.filters.turns import Turns

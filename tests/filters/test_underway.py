@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from meshd.dialects.contract import Event
+from meshd.dialects.event import Event
 from meshd.dialects.openai import OpenAI
 from meshd.filters.budget import Budget
 from meshd.filters.underway import UNDERWAY_MAX, UNDERWAY_S_MAX, Begun, Reading
