@@ -125,6 +125,19 @@ class Desk:
                 holding.approval = used
                 return used
 
+    async def redeem(self, id: str, digest: str, call: str) -> Approval:
+        """Use what was allowed for a call that is made again, and ask nobody. `digest` is of that call as it is now;
+        empty where nobody would be asked about it any more. Raises NotAllowed, APPROVED where it is for another call;
+        Declined; StoreError."""
+        while True:
+            found = await self._known(id)
+            state = found.approval.state_at(self.clock())
+            if state is not State.APPROVED or digest not in ("", found.approval.digest):
+                raise NotAllowed(found.approval, state)
+            used = await self._use(found, call)
+            if used is not None:
+                return used
+
     async def ask(self, question: Question) -> Found:
         """Return the approval that is in force for a call: an earlier one, or a new one that people are told of."""
         now_s = self.clock()
