@@ -63,6 +63,7 @@ class Approving:
 
     def _changed(self, approval: Approval) -> None:
         self.notices.tell(approval)
+        self.carrying.closed(approval)
         fields = {"approval": approval.id, "workflow": approval.workflow, "agent": approval.agent}
         if approval.state is State.PENDING and not approval.decisions:
             log.warning("a person must decide: %s (%s)", approval.summary, approval.id, extra={"fields": fields})

@@ -311,9 +311,9 @@ class Call:
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
         "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_body_late",
-        "is_forwarded", "is_resumed", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan",
-        "policy", "reply_headers", "reply_heard_by", "rpc", "run_token", "span", "substitution", "target", "timeout_s",
-        "upstream", "wall_s",
+        "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan",
+        "policy", "reply_headers", "reply_heard_by", "resumes", "rpc", "run_token", "span", "substitution", "target",
+        "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -370,7 +370,7 @@ class Call:
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
-        self.is_resumed = False  # it was answered with a task before, and is made again for whoever asks for that
+        self.resumes: str | None = None  # approval of a call that was held as a task; empty where it asks for its task
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.span: Any = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place

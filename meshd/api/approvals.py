@@ -18,6 +18,7 @@ from meshd.approvals.question import Question, canonical
 from meshd.approvals.record import ARGUMENTS_BYTES_MAX, OWN, read_id
 from meshd.approvals.state import State
 from meshd.call import Evidence, Kind, Target
+from meshd.claims.keys import principal_of
 from meshd.engines.port import StoreError
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.asking import approvers_of, nobody_words
@@ -37,6 +38,7 @@ WAIT_S_MAX: Final = 50.0
 """Of one request: below the minute that the face of JSON gives each."""
 WAITING_MAX: Final = 100
 """Questions of one workflow that wait for people at once, of those asked here: more would bury what others ask."""
+BRIEF_S: Final = 60.0
 LIST_MAX: Final = 200
 WHY: Final = "the agent asks before it does this by itself"
 STATES: Final = {
@@ -55,8 +57,8 @@ class ApprovalService:
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._asked: dict[str, str] = {}
-        """Approvals that were asked for here, and of which workflow."""
+        self._asked: dict[str, tuple[str, float, float]] = {}
+        """Approvals that were asked for here: of which workflow, when, and until when they wait."""
         self._waiting: set[Holding] = set()
 
     async def ask_approval(self, request: approvals_pb2.AskApprovalRequest) -> approvals_pb2.AskApprovalResponse:
@@ -75,7 +77,7 @@ class ApprovalService:
         except StoreError as error:
             raise _unavailable(error) from error
         if found.approval.state is State.PENDING:
-            self._asked[found.approval.id] = place
+            self._asked[found.approval.id] = (place, found.approval.asked_s, found.approval.expires_s)
         return approvals_pb2.AskApprovalResponse(approval=self._shown(found.approval))
 
     async def wait_for_approval(
@@ -163,6 +165,7 @@ class ApprovalService:
             approvers=approvers,
             owner=policy.owner,
             quorum=quorum,
+            principal=principal_of(call),
             lasts_s=lasts_s,
             rule=settings.rule,
             said=request.summary,
@@ -172,10 +175,15 @@ class ApprovalService:
         )
 
     async def _check_room(self, desk: Desk, question: Question, place: str) -> None:
-        """Raise Flooded where a workflow has asked for too much that nobody has decided on yet."""
+        """Raise Flooded where a workflow has asked for too much that nobody has decided on yet. What nobody had time to
+        decide counts for a minute: people are told of it all the same, and it is kept."""
         now_s = desk.clock()
-        self._asked = {id: one for id, one in self._asked.items() if desk.pending.get(id, 0.0) > now_s}
-        if sum(one == place for one in self._asked.values()) < WAITING_MAX:
+        self._asked = {
+            id: (whose, asked_s, ends_s)
+            for id, (whose, asked_s, ends_s) in self._asked.items()
+            if (id in desk.pending if now_s < ends_s else now_s < asked_s + BRIEF_S)
+        }
+        if sum(one[0] == place for one in self._asked.values()) < WAITING_MAX:
             return
         if (await desk.shelf.in_force(question.digest, now_s))[0] is None:
             raise Flooded(f"{WAITING_MAX} approvals of this workflow wait for a decision already")

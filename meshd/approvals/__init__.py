@@ -12,6 +12,7 @@
     line        the calls that wait, and the changes that wake them                   Line
     held_calls  calls that were answered with a task, until they are carried out       HeldCalls
     carrying    carries them out: each by one sidecar, once                            Carrying
+    tally       how many were asked for, and what became of them                       Tally
     notices     what people are told, until it has been taken                         Notices
     webhook     one POST, signed
 

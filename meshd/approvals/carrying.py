@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from meshd.approvals.held_calls import ASKED, BEAT_S, ENDED, LOST_S, RUNNING
+from meshd.approvals.state import State
 from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
 
@@ -20,11 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine
 
     from meshd.approvals.held_calls import HeldCall, HeldCalls, Kept
+    from meshd.approvals.record import Approval
 
 log = logging.getLogger("meshd.approvals")
 
-NOT_OVER: Final = frozenset({Reason.APPROVAL_DENIED, Reason.DRAINING, Reason.STORE_UNAVAILABLE})
-"""Refusals after which the call is as it was: whoever asks for its task next is told what its approval says."""
+NEVER: Final = frozenset({State.DENIED, State.EXPIRED, State.CANCELLED})
+"""States of an approval after which its call never goes out."""
+BATCH: Final = 200
 NOTED_S: Final = 5.0
 """For which the end waits for what is still to be written down."""
 END_TRIES: Final = 8
@@ -50,55 +53,105 @@ class Carrying:
     def __init__(self, held: HeldCalls, clock: Callable[[], float]) -> None:
         """`clock` gives unix seconds."""
         self.held = held
-        self.send: Callable[[str, str, Headers, bytes], Awaitable[Answer]] | None = None
-        """Makes a call: direction, path with its upstream's name before it, header fields, body. Raises Refused."""
+        self.send: Callable[[str, Headers, bytes, str], Awaitable[Answer]] | None = None
+        """Makes a call: path with its upstream's name before it, header fields, body; the approval that it uses, empty
+        for a call that only asks for a task. Raises Refused."""
         self._clock = clock
         self._running: dict[str, asyncio.Task[None]] = {}
-        self._held_here: dict[str, asyncio.Task[None]] = {}
+        self._held_here: set[str] = set()
+        self._claimed: set[str] = set()
+        """What this sidecar says that it is at."""
+        self._beating: asyncio.Task[None] | None = None
         self._noting: set[asyncio.Task[None]] = set()
 
+    # ------------------------------------------------------------------ calls that are made for whoever asks
+
     async def carry_out(
-        self, kept: Kept, fields: Headers, read: Callable[[Answer], tuple[bytes, str]], wait_s: float
+        self, kept: Kept, path: str, fields: Headers, read: Callable[[Answer], tuple[bytes, str]], wait_s: float
     ) -> None:
         """Carry a call out that was allowed, unless that is done already; return when it ended, or after a while.
 
         `read` returns what is to be kept of an answer, and the id of the task that the upstream made of the call. The
-        work goes on when nobody waits for it. Raises StoreError.
+        work goes on when nobody waits for it.
         """
         id = kept.call.id
         running = self._running.get(id)
         if running is None:
-            now_s = self._clock()
-            claimed = msgspec.structs.replace(kept.call, state=RUNNING, beat_s=now_s, changed_s=now_s)
-            if self.send is None or not await self.held.change(kept, claimed):
-                return
-            running = asyncio.get_running_loop().create_task(self._run(claimed, fields, read))
+            running = asyncio.get_running_loop().create_task(self._run(kept, path, fields, read))
             self._running[id] = running
             running.add_done_callback(lambda _: self._running.pop(id, None))
         await asyncio.wait((running,), timeout=wait_s)
 
+    async def _run(self, kept: Kept, path: str, fields: Headers, read: Callable[[Answer], tuple[bytes, str]]) -> None:
+        id = kept.call.id
+        try:
+            if self.send is None or not await self._claim(kept, changed_s=self._clock()):
+                return
+        except StoreError as error:
+            log.error("the held call %s could not be claimed: %s", id, error)
+            return
+        try:
+            body = await self.held.body(kept.call)
+            if body is None:
+                await self._end(id, b"", "What was asked for is gone from the store.", "")
+                return
+            await self._end(id, *await self._made(id, self.send(path, fields, body, id), read))
+        except _Back:
+            await self._put_back(id)
+        except _Left:
+            pass
+        except StoreError as error:
+            log.error("the held call %s could not be carried out: %s", id, error)
+        finally:
+            self._claimed.discard(id)
+
+    async def _made(
+        self, id: str, sending: Awaitable[Answer], read: Callable[[Answer], tuple[bytes, str]]
+    ) -> tuple[bytes, str, str]:
+        """Return what came of a call: its answer, why there is none, and the upstream's own task."""
+        try:
+            answer, other = read(await sending)
+        except Refused as refused:
+            if refused.reason is Reason.APPROVAL_DENIED:
+                raise _Left from None
+            if refused.is_retryable:
+                raise _Back from None
+            return b"", refused.message, ""
+        except Exception:
+            log.exception("a fault of meshd ended the held call %s", id)
+            return b"", "meshd met a fault of its own: nobody knows whether it was carried out.", ""
+        return answer, "", other
+
+    # ------------------------------------------------------------------ calls whose callers wait for a stream
+
     async def hold(self, kept: Kept) -> bool:
         """Claim a call whose caller waits for its stream here, so that nobody else carries it out; False where another
         has it. Raises StoreError."""
-        now_s = self._clock()
-        claimed = msgspec.structs.replace(kept.call, state=RUNNING, beat_s=now_s)
         id = kept.call.id
-        if id in self._held_here or not await self.held.change(kept, claimed):
+        is_taken = kept.call.state == ENDED or (kept.call.state == RUNNING and not self.is_lost(kept.call))
+        if is_taken or id in self._held_here or not await self._claim(kept, changed_s=kept.call.changed_s):
             return False
-        self._held_here[id] = asyncio.get_running_loop().create_task(self._beat(id))
+        self._held_here.add(id)
         return True
 
     def let_go(self, id: str, *, is_free: bool) -> None:
         """Its caller waits no more. `is_free`: it never went out, so whoever asks for its task may have it done."""
-        beating = self._held_here.pop(id, None)
-        if beating is not None:
-            beating.cancel()
+        if id in self._held_here:
+            self._held_here.discard(id)
+            self._claimed.discard(id)
             if is_free:
                 self._note(self._put_back(id))
 
     def over(self, id: str, answer: bytes, other: str) -> None:
         """The stream of such a call is over: write down what was said in it."""
         self._note(self._end(id, answer, "", other))
+
+    def closed(self, approval: Approval) -> None:
+        """Hear of an approval that has changed: a call that will never go out need not be kept whole."""
+        if approval.state in NEVER:
+            self._note(self.held.empty(approval.id))
+
+    # ------------------------------------------------------------------ within
 
     def _note(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -116,26 +169,14 @@ class Carrying:
             return False
         return self._clock() - max(call.beat_s, call.changed_s) > LOST_S
 
-    async def _run(self, call: HeldCall, fields: Headers, read: Callable[[Answer], tuple[bytes, str]]) -> None:
-        beating = asyncio.get_running_loop().create_task(self._beat(call.id))
-        try:
-            body = await self.held.body(call)
-            if body is None:
-                await self._end(call.id, b"", "What was asked for is gone from the store.", "")
-                return
-            assert self.send is not None
-            answer = await self.send(call.direction, call.path, fields, body)
-            kept, other = read(answer)
-            await self._end(call.id, kept, "", other)
-        except Refused as refused:
-            if refused.is_retryable or refused.reason in NOT_OVER:
-                await self._put_back(call.id)
-            else:
-                await self._end(call.id, b"", refused.message, "")
-        except StoreError as error:
-            log.error("the held call %s could not be carried out: %s", call.id, error)
-        finally:
-            beating.cancel()
+    async def _claim(self, kept: Kept, changed_s: float) -> bool:
+        claimed = msgspec.structs.replace(kept.call, state=RUNNING, beat_s=self._clock(), changed_s=changed_s)
+        if not await self.held.change(kept, claimed):
+            return False
+        self._claimed.add(kept.call.id)
+        if self._beating is None:
+            self._beating = asyncio.get_running_loop().create_task(self._beat())
+        return True
 
     async def _end(self, id: str, answer: bytes, failure: str, other: str) -> None:
         for tries in range(END_TRIES):
@@ -148,25 +189,39 @@ class Carrying:
                 await asyncio.sleep(END_S * 2**tries)
 
     async def _put_back(self, id: str) -> None:
-        kept = await self.held.read(id)
-        if kept is not None and kept.call.state != ENDED:
-            await self.held.change(kept, msgspec.structs.replace(kept.call, state=ASKED, changed_s=self._clock()))
+        """Let whoever asks next have it done. Its claim is lost after a while where that cannot be written down."""
+        while (kept := await self.held.read(id)) is not None and kept.call.state == RUNNING:
+            freed = msgspec.structs.replace(kept.call, state=ASKED, changed_s=self._clock())
+            if await self.held.change(kept, freed):
+                return
 
-    async def _beat(self, id: str) -> None:
-        while True:
+    async def _beat(self) -> None:
+        """Say of all that runs and is held here that it is: one task, whatever their number."""
+        while self._claimed:
             await asyncio.sleep(BEAT_S)
+            ids = list(self._claimed)
             try:
-                kept = await self.held.read(id)
-                if kept is not None and kept.call.state == RUNNING:
-                    await self.held.change(kept, msgspec.structs.replace(kept.call, beat_s=self._clock()))
+                for at in range(0, len(ids), BATCH):
+                    await self.held.beat(ids[at : at + BATCH], self._clock())
             except StoreError as error:
-                log.warning("the held call %s cannot say that it is alive: %s", id, error)
+                log.warning("held calls cannot say that they are alive: %s", error)
+        self._beating = None
 
     async def close(self) -> None:
         """End what runs: nobody knows whether it was carried out, and its approval stays used."""
-        running = (*self._running.values(), *self._held_here.values())
+        running = [*self._running.values()]
+        if self._beating is not None:
+            running.append(self._beating)
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
         if self._noting:
             await asyncio.wait(tuple(self._noting), timeout=NOTED_S)
+
+
+class _Back(Exception):
+    """Nothing has gone out: the call is as it was, and the next to ask tries again."""
+
+
+class _Left(Exception):
+    """Its approval does not hold here: what it says, or who has used it, is what is told."""

@@ -20,6 +20,7 @@ from meshd.approvals.line import LOOK_S, Line
 from meshd.approvals.record import Approval, Damaged
 from meshd.approvals.shelf import TRIES_MAX, Found, Shelf
 from meshd.approvals.state import TABLE, Event, State
+from meshd.approvals.tally import Tally
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
@@ -71,20 +72,6 @@ class Flooded(Exception):
     """More waits for people than anybody could look through."""
 
 
-class Tally:
-    """Counts since the start of the process."""
-
-    __slots__ = ("asked", "results")
-
-    def __init__(self) -> None:
-        self.asked = 0
-        self.results: dict[str, int] = {}
-
-    def count(self, result: str) -> None:
-        """Count what became of an approval, where this desk has seen to it."""
-        self.results[result] = self.results.get(result, 0) + 1
-
-
 class Desk:
     """One for the process, on the loop's thread. Methods raise StoreError where the store does not answer."""
 
@@ -133,6 +120,19 @@ class Desk:
                 holding.approval = used
                 return used
             _look_whether_sent(await self._reread(settled.approval.id), question.key)
+
+    async def redeem(self, id: str, digest: str, call: str) -> Approval:
+        """Use what was allowed for a call that is made again, and ask nobody. `digest` is of that call as it is now;
+        empty where nobody would be asked about it any more. Raises NotAllowed, APPROVED where it is for another call;
+        Declined; StoreError."""
+        while True:
+            found = await self._known(id)
+            state = found.approval.state_at(self.clock())
+            if state is not State.APPROVED or digest not in ("", found.approval.digest):
+                raise NotAllowed(found.approval, state)
+            used = await self._use(found, call)
+            if used is not None:
+                return used
 
     async def ask(self, question: Question) -> Found:
         """Return the approval that is in force for a call: an earlier one, or a new one that people are told of."""

@@ -19,7 +19,10 @@ import msgspec
 from meshd.engines.port import Change
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshd.approvals.shelf import Shelf
+    from meshd.engines.port import Record
 
 log = logging.getLogger("meshd.approvals")
 
@@ -28,6 +31,8 @@ PIECES: Final = "held-call-piece"
 PIECE_BYTES: Final = 128 * 1024
 """Every engine can carry a record of that size."""
 BODY_BYTES_MAX: Final = 1 << 20
+PIECES_MAX: Final = 100
+"""Of one call, its body and its answer together, and some to spare."""
 BEAT_S: Final = 5.0
 LOST_S: Final = 20.0
 """Without a beat for so long, whoever carried the call out is gone."""
@@ -44,13 +49,17 @@ class HeldCall(msgspec.Struct, frozen=True, omit_defaults=True):
     principal: str
     """Whose it is: nobody else is told of it."""
     target: str
-    direction: str
     protocol: str
     method: str
     path: str
+    """With its upstream's name before it. Where a secret stood in the query, without that."""
     asked_s: float
     ttl_s: float
     pieces: int
+    workflow: str = ""
+    """Where that was proven, and not concluded."""
+    is_query_hidden: bool = False
+    """The query comes with whoever asks for the task, as credentials do."""
     fields: tuple[tuple[str, str], ...] = ()
     token: str = ""
     """Ties it to its workflow."""
@@ -82,14 +91,7 @@ class HeldCalls:
     async def read(self, id: str) -> Kept | None:
         """Return the call of an approval; None where there is none, or its record is damaged."""
         record = (await self._shelf.store.read(SPACE, (id,))).get(id)
-        if record is None:
-            return None
-        try:
-            call = msgspec.json.decode(record.value, type=HeldCall)
-        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-            log.error("the held call %s in the store is damaged: %s", id, error)
-            return None
-        return Kept(call, record.version) if call.id == id and call.version == 1 else None
+        return None if record is None else _decoded(id, record)
 
     async def add(self, call: HeldCall, body: bytes) -> Kept:
         """Keep a call; return the one that was kept before, where the same was asked before."""
@@ -115,24 +117,49 @@ class HeldCalls:
         return await self._read_pieces(call.id, "answer", call.answer_pieces)
 
     async def end(self, id: str, answer: bytes, failure: str, other: str, now_s: float) -> None:
-        """Write down how a call ended."""
+        """Write down how a call ended. What it took to send it is let go."""
         await self._write_pieces(id, "answer", answer)
         while (kept := await self.read(id)) is not None and kept.call.state != ENDED:
             ended = msgspec.structs.replace(
-                kept.call, state=ENDED, answer_pieces=count_of(answer), failure=failure, other=other, changed_s=now_s
+                _emptied(kept.call),
+                state=ENDED,
+                answer_pieces=count_of(answer),
+                failure=failure,
+                other=other,
+                changed_s=now_s,
             )
             if await self.change(kept, ended):
+                await self._delete(_pieces_of(kept.call))
                 return
 
+    async def empty(self, id: str) -> None:
+        """Let go what it would take to send a call that will never go out: whoever asks for its task is told why."""
+        while (kept := await self.read(id)) is not None and kept.call.state != ENDED:
+            if await self.change(kept, _emptied(kept.call)):
+                await self._delete(_pieces_of(kept.call))
+                return
+
+    async def beat(self, ids: Sequence[str], now_s: float) -> None:
+        """Say of calls that are being carried out that whoever does it is there."""
+        changes = []
+        for id, record in (await self._shelf.store.read(SPACE, ids)).items():
+            kept = _decoded(id, record)
+            if kept is not None and kept.call.state == RUNNING:
+                call = msgspec.structs.replace(kept.call, beat_s=now_s)
+                changes.append(Change(SPACE, id, msgspec.json.encode(call), kept.version))
+        if changes:
+            await self._shelf.store.write(changes)
+
     async def forget(self, id: str) -> None:
-        """Delete the call of an approval that is forgotten too."""
-        kept = await self.read(id)
-        if kept is None:
-            return
-        call = kept.call
-        keys = [f"{id}/body/{at}" for at in range(call.pieces)]
-        keys += [f"{id}/answer/{at}" for at in range(call.answer_pieces)]
-        await self._shelf.store.write([Change(SPACE, id, None), *(Change(PIECES, key, None) for key in keys)])
+        """Delete the call of an approval that is forgotten too, and what a crash has left of one."""
+        beginning = f"{id}/"
+        found = await self._shelf.store.keys(PIECES, beginning, PIECES_MAX)
+        await self._delete([key for key in found if key.startswith(beginning)])
+        await self._shelf.store.write([Change(SPACE, id, None)])
+
+    async def _delete(self, pieces: Sequence[str]) -> None:
+        if pieces:
+            await self._shelf.store.write([Change(PIECES, key, None) for key in pieces])
 
     async def _write_pieces(self, id: str, what: str, data: bytes) -> None:
         pieces = [data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)]
@@ -144,6 +171,23 @@ class HeldCalls:
         keys = [f"{id}/{what}/{at}" for at in range(count)]
         found = await self._shelf.store.read(PIECES, keys) if keys else {}
         return b"".join(found[key].value for key in keys) if len(found) == count else None
+
+
+def _decoded(id: str, record: Record) -> Kept | None:
+    try:
+        call = msgspec.json.decode(record.value, type=HeldCall)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        log.error("the held call %s in the store is damaged: %s", id, error)
+        return None
+    return Kept(call, record.version) if call.id == id and call.version == 1 else None
+
+
+def _pieces_of(call: HeldCall) -> list[str]:
+    return [f"{call.id}/body/{at}" for at in range(call.pieces)]
+
+
+def _emptied(call: HeldCall) -> HeldCall:
+    return msgspec.structs.replace(call, pieces=0, fields=(), token="")
 
 
 def count_of(data: bytes) -> int:

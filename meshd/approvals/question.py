@@ -41,6 +41,8 @@ class Question:
     approvers: tuple[str, ...] = ()
     owner: str = ""
     quorum: int = 1
+    principal: str = ""
+    """Whose call it is, where the agent's name does not say it: another tenant's, or another agent's before it."""
     lasts_s: float = 3600.0
     rule: str = ""
     said: str = ""
@@ -71,6 +73,8 @@ class Question:
         approvers = sorted(self.approvers)
         parts += [str(len(approvers)).encode(), *(one.encode() for one in approvers)]
         parts += [str(len(self.fields)).encode(), *(one for pair in self.fields for one in pair)]
+        if self.principal not in ("", self.agent):
+            parts.append(self.principal.encode("utf-8", "surrogatepass"))
         for part in (*parts, self.arguments):
             hashed.update(len(part).to_bytes(8, "big"))
             hashed.update(part)

@@ -117,6 +117,13 @@ def caller_of(call: Call) -> str:
     return f"?{call.peer.rpartition(':')[0] or call.peer}?{secret}"
 
 
+def principal_of(call: Call) -> str:
+    """Return whose call it is, by name: the agent's, or, of one that comes in, the one's before it; with its tenant."""
+    path = call.context.path if call.context is not None and call.direction is _INBOUND else ()
+    agent = f"{path[-1]} > {call.agent}" if path else call.agent
+    return f"{call.policy.tenant}/{agent}" if call.policy.tenant else agent
+
+
 def workflow_of(call: Call) -> str:
     """Return the call's workflow where that is proven, empty where it is inferred: a retry may be tied to another."""
     context = call.context

@@ -56,8 +56,7 @@ def outcome_of(body: bytes, *, is_stream: bool) -> tuple[bytes, str]:
     """Return what an agent answered, as `HeldTask.answer` has it, and the id of its task where that is not over."""
     messages = messages_in(body, is_stream=is_stream)
     if not messages:
-        error = {"code": -32603, "message": "The agent's answer is no JSON-RPC message"}
-        return msgspec.json.encode({"error": error}), ""
+        return _failure("The agent's answer is no JSON-RPC message"), ""
     found: dict[str, Any] = {}
     for message in messages:
         if "error" in message:
@@ -74,7 +73,13 @@ def outcome_in(found: dict[str, Any]) -> tuple[bytes, str]:
     if _is_message(found) or _state_of(found) in _OVER:
         return answer, ""
     id = found.get("id")
-    return answer, id if isinstance(id, str) else ""
+    if not isinstance(id, str) or not id or not isinstance(found.get("status"), dict):
+        return _failure("The agent's answer is neither a message nor a task"), ""
+    return answer, id
+
+
+def _failure(words: str) -> bytes:
+    return msgspec.json.encode({"error": {"code": -32603, "message": words}})
 
 
 def task_of(task: HeldTask, *, is_old: bool) -> dict[str, Any]:
@@ -117,7 +122,7 @@ def events_of(task: HeldTask, result: dict[str, Any], *, is_old: bool) -> list[d
         return [renamed(result, lambda _: task.id)]
     events = []
     artifacts = said.get("artifacts")
-    for artifact in artifacts if isinstance(artifacts, list) else []:
+    for artifact in _listed(artifacts):
         event = {"taskId": task.id, "contextId": said.get("contextId") or task.context_id, "artifact": artifact}
         events.append({"kind": "artifact-update", **event} if is_old else {"artifactUpdate": event})
     status = renamed(said.get("status") or {}, lambda _: task.id)
@@ -194,12 +199,16 @@ def _unwrapped(result: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list) else []
+
+
 def _gathered(before: Any, event: dict[str, Any]) -> list[Any]:
-    artifacts = list(before) if isinstance(before, list) else []
+    artifacts = _listed(before)
     new = event["artifact"]
     if event.get("append"):
         for at, one in enumerate(artifacts):
             if isinstance(one, dict) and one.get("artifactId") == new.get("artifactId"):
-                artifacts[at] = {**one, "parts": [*(one.get("parts") or []), *(new.get("parts") or [])]}
+                artifacts[at] = {**one, "parts": [*_listed(one.get("parts")), *_listed(new.get("parts"))]}
                 return artifacts
     return [*artifacts, new]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from meshd.dialects.json_pairs import read_object, write
 from meshd.wire.sse import EventTooLarge, Splitter, data_of
 
 if TYPE_CHECKING:
@@ -77,6 +78,13 @@ def messages_in(body: bytes, *, is_stream: bool) -> list[dict[str, Any]]:
         if isinstance(message, dict) and ("result" in message or "error" in message):
             found.append(message)
     return found
+
+
+def request_for(body: bytes, ours: str, theirs: str) -> bytes:
+    """Return a request that names the upstream's task in the place of ours; every other byte stays."""
+    pairs = read_object(body, "the request body")
+    params = bytes(pairs["params"]).replace(msgspec.json.encode(ours), msgspec.json.encode(theirs))
+    return write(pairs, {"params": params})
 
 
 def decoded(raw: bytes) -> Any:

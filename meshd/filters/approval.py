@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshd.approvals.deciding import Declined
 from meshd.approvals.desk import Flooded, NotAllowed, SentAlready
 from meshd.approvals.holding import Holding
 from meshd.approvals.state import State
@@ -16,8 +17,10 @@ from meshd.call import NEED_BODY, Wait
 from meshd.engines.port import StoreError
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.asking import (
+    Cost,
     approvers_of,
     asked_words,
+    changed_words,
     covered,
     denied_words,
     left_of,
@@ -85,8 +88,11 @@ class Approval:
         rpc = call.rpc
         if rpc is not None and rpc.state and self._resuming is not None and self._desk is not None:
             self._resuming.check(call, self._desk.clock())
-        if rpc is not None and rpc.task and self._deferring is not None and not call.is_resumed:
-            return Wait(self._of_task(self._deferring, call))
+        if call.resumes and self._desk is not None:
+            return Wait(self._redeem(self._desk, call, call.resumes))
+        if rpc is not None and rpc.task and self._deferring is not None and call.resumes is None:
+            # What is not ours is judged as any call, and may be held for as long.
+            return Wait(self._of_task(self._deferring, call), is_hold=True)
         return self._judge(call)
 
     def _judge(self, call: Call) -> Wait | NeedBody | None:
@@ -127,6 +133,26 @@ class Approval:
             found: Reply | Used | None = await decision.coroutine
             return found
         return None
+
+    async def _redeem(self, desk: Desk, call: Call, id: str) -> Used:
+        """Use the approval of a call that was held as a task, now that it is made again: it goes out with that one or
+        not at all, and once, though the policy asks nobody any more. Raises Refused."""
+        settings: ApprovalSettings | None = call.plan.approval
+        why, digest = "", ""
+        if settings is not None and not settings.is_shadow:
+            why = why_asked(call, settings)
+        if settings is not None and why:
+            digest = question_of(call, settings, why, Cost(None, None)).digest
+        try:
+            return Used(desk, call, await desk.redeem(id, digest, call.id))
+        except NotAllowed as error:
+            if error.state is State.APPROVED:
+                raise Refused(Reason.APPROVAL_PENDING, changed_words(error.approval, call)) from None
+            raise Refused(Reason.APPROVAL_DENIED, denied_words(error.approval, call, error.state.value)) from None
+        except Declined as declined:
+            raise Refused(Reason.APPROVAL_DENIED, f"What was allowed is no more: {declined}") from None
+        except StoreError as error:
+            raise Refused(Reason.STORE_UNAVAILABLE, f"What was allowed cannot be used: {error}.") from error
 
     async def _ask(self, desk: Desk, call: Call, settings: ApprovalSettings, why: str) -> Any:
         """Hold the call until it is allowed, and return the ticket for what it uses, or the answer that there is a
@@ -200,7 +226,7 @@ class Approval:
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
         """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
-        if call.is_resumed or (call.rpc is not None and call.rpc.is_declined):
+        if call.resumes is not None or (call.rpc is not None and call.rpc.is_declined):
             return 0.0
         # Its client has waited since it sent the call: for the body, or for the same call made before.
         seconds = self._hold_s(call) - max(0.0, desk.clock() - call.wall_s)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.approvals.question import Question, canonical
 from meshd.call import Direction, Kind
+from meshd.claims.keys import principal_of
 from meshd.filters.purse import account_of, price_for, terms_for
 from meshd.filters.units import dollars
 from meshd.ledger.cost import bound_of
@@ -182,6 +183,7 @@ def question_of(call: Call, settings: ApprovalSettings, why: str, left: Cost) ->
         quorum=settings.quorum,
         lasts_s=settings.expires,
         rule=settings.rule,
+        principal=principal_of(call),
         why=why,
         evidence=call.evidence.value,
         is_inferred=call.evidence.is_inferred,
@@ -293,6 +295,14 @@ def denied_words(approval: Approval, call: Call, state: str) -> str:
         )
     why = approval.cancelled_for or "taken back"
     return f"{_what(call)} was not allowed: the approval {approval.id} is {state} ({why})."
+
+
+def changed_words(approval: Approval, call: Call) -> str:
+    """Return what is told of a call that was allowed, and is another by the time that it is made."""
+    return (
+        f"{_what(call)} is not what was allowed as {approval.id} any more: who must be asked, or a header field, is "
+        "another by now. It was not sent; make it again, and people are asked anew."
+    )
 
 
 def nobody_words(call: Call, settings: ApprovalSettings, why: str) -> str:

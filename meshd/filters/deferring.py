@@ -18,14 +18,12 @@ from meshd.approvals.deciding import Declined
 from meshd.approvals.held_calls import ASKED, BODY_BYTES_MAX, ENDED, HeldCall, HeldCalls, Kept, count_of, new_task
 from meshd.approvals.record import read_id
 from meshd.approvals.state import State
-from meshd.call import OURS, Direction, Kind, Reply
+from meshd.call import OURS, Direction, Reply
+from meshd.claims.keys import principal_of, workflow_of
 from meshd.dialects import a2a_tasks, mcp_tasks
-from meshd.dialects.held_task import PREFIX, HeldTask, Stage, decoded, messages_in, rpc_answer, rpc_error
-from meshd.dialects.json_pairs import read_object, write
+from meshd.dialects.held_task import PREFIX, HeldTask, Stage, decoded, messages_in, request_for, rpc_answer, rpc_error
 from meshd.dialects.jsonrpc import event
 from meshd.engines.port import StoreError
-from meshd.filters.minting import moved
-from meshd.filters.resuming import principal_of
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 
@@ -48,11 +46,11 @@ WAIT_S: Final = 2.0
 """For which whoever asks for a task waits while its call is carried out."""
 LASTS_S: Final = 86_400.0
 """For which a task's answer can be fetched, beyond the time to decide in and to use."""
+SLACK_S: Final = 60.0
+"""Beyond the time for which a token is needed: clocks differ, and a request takes its time."""
 MISSING_CAPABILITY: Final = -32021
-_CANCELS: Final = frozenset((mcp_tasks.CANCEL, *a2a_tasks.CANCELS))
 
 _INBOUND: Final = Direction.INBOUND
-_LLM: Final = Kind.LLM
 _KEPT: Final = frozenset({b"accept", b"a2a-version", b"a2a-extensions", b"idempotency-key"})
 """Fields that an approval does not bind, and without which the call would be another."""
 _DROPPED: Final = frozenset(
@@ -63,6 +61,7 @@ _DROPPED: Final = frozenset(
 )  # fmt: skip
 _ASKED_FOR: Final = mcp_tasks.METHODS | a2a_tasks.GETS
 """Methods whose answers are short, and are given under the id that their caller knows."""
+_CANCELS: Final = a2a_tasks.CANCELS | {mcp_tasks.CANCEL}
 _TASK_PART: Final = len(PREFIX) + 15
 """Where, in the id of a task, what is random begins: behind the id of its approval."""
 
@@ -70,7 +69,13 @@ _TASK_PART: Final = len(PREFIX) + 15
 def takes_task(call: Call) -> bool:
     """Say whether a call's client takes a task for an answer, and the call can be made again later."""
     rpc, upstream = call.rpc, call.upstream
-    if rpc is None or not rpc.id or call.is_resumed or call.agent.startswith(OURS):
+    if (
+        rpc is None
+        or not rpc.id
+        or call.resumes is not None
+        or call.agent.startswith(OURS)
+        or call.direction is _INBOUND
+    ):
         return False
     if upstream is None or not upstream.is_dialect_told or len(call.body or b"") > BODY_BYTES_MAX:
         return False
@@ -150,8 +155,11 @@ class Deferring:
 
     async def _written(self, call: Call, rpc: Rpc, approval: Approval) -> Kept | None:
         try:
-            token = self._token(call)
+            token = self._token(call, 2 * approval.lasts_s + SLACK_S)
         except (codec.TokenTooLongError, ValueError):
+            return None
+        path, is_query_hidden = self._path_kept(call)
+        if not path:
             return None
         now_s, body = self._desk.clock(), call.body or b""
         made = HeldCall(
@@ -159,10 +167,11 @@ class Deferring:
             task=new_task(PREFIX, approval.id),
             principal=principal_of(call),
             target=call.target.name,
-            direction=call.direction.value,
             protocol=rpc.protocol,
             method=rpc.method,
-            path=call.path if call.direction is _INBOUND else f"/{call.target.name}{call.path}",
+            path=path,
+            is_query_hidden=is_query_hidden,
+            workflow=workflow_of(call),
             asked_s=now_s,
             changed_s=now_s,
             ttl_s=2 * approval.lasts_s + LASTS_S,
@@ -171,21 +180,27 @@ class Deferring:
             token=token,
             context_id=rpc.context_id,
         )
-        return await self._held.add(made, body)
+        kept = await self._held.add(made, body)
+        return kept if kept.call.principal == made.principal else None
 
-    def _token(self, call: Call) -> str:
-        """Return what ties the call to its workflow when it is made again."""
+    def _path_kept(self, call: Call) -> tuple[str, bool]:
+        """Return the path of a call as it is written down, and whether a secret in its query was left out of that;
+        empty where one stands elsewhere."""
+        path = f"/{call.target.name}{call.path}"
+        if not self._is_secret("", path):
+            return path, False
+        path = path.partition("?")[0]
+        return ("" if self._is_secret("", path) else path), True
+
+    def _token(self, call: Call, lasts_s: float) -> str:
+        """Return what ties a call that is made for a task to the workflow of this one, for so long."""
         context = call.context
         if context is None:
             return ""
-        audience = codec.Audience.LOCAL
-        if call.direction is _INBOUND:
-            # Whoever reads a peer's token counts the edge.
-            context = moved(context, context.agent, max(context.hops - 1, 0), context.path)
-            audience = codec.Audience.PEER
-        expires_s = int(self._desk.clock() + 30 * LASTS_S)
+        expires_s = int(self._desk.clock() + lasts_s)
         ring = self._keys.ring
-        return codec.mint(context, ring, audience=audience, expires_s=expires_s, nonce=self._nonce()).decode()
+        token = codec.mint(context, ring, audience=codec.Audience.LOCAL, expires_s=expires_s, nonce=self._nonce())
+        return token.decode()
 
     def _fields_kept(self, call: Call) -> tuple[tuple[str, str], ...]:
         """Return the fields that make the call what it is. What looks like a secret is not written down."""
@@ -219,8 +234,11 @@ class Deferring:
             return None
         held = kept.call
         is_theirs = hmac.compare_digest(held.task.encode(), rpc.task.encode("utf-8", "replace"))
-        where = (principal_of(call), call.target.name, call.direction.value, rpc.protocol)
-        return kept if is_theirs and where == (held.principal, held.target, held.direction, held.protocol) else None
+        where = (principal_of(call), call.target.name, rpc.protocol)
+        # Who came back after a crash may belong to no workflow any more; who belongs to another one is another.
+        workflow = workflow_of(call) or held.workflow
+        is_theirs = is_theirs and call.direction is not _INBOUND and workflow == (held.workflow or workflow)
+        return kept if is_theirs and where == (held.principal, held.target, held.protocol) else None
 
     async def _answer(self, call: Call, rpc: Rpc, kept: Kept) -> Reply | None:
         is_mcp = rpc.protocol == "mcp"
@@ -252,13 +270,16 @@ class Deferring:
         state = approval.state_at(self._desk.clock())
         is_free = held.state == ASKED or (held.state != ENDED and self._carrying.is_lost(held))
         if state is State.APPROVED and is_free:
-            await self._carrying.carry_out(kept, self._fields(call, held), reader_of(held), WAIT_S)
+            path = held.path + ("?" + call.path.partition("?")[2] if held.is_query_hidden else "")
+            await self._carrying.carry_out(kept, path, self._fields(call, held), reader_of(held), WAIT_S)
             kept = await self._held.read(held.id) or kept
             approval = await self._desk.show(held.id)
         return await self._stands(kept.call, approval)
 
     async def _stands(self, held: HeldCall, approval: Approval) -> HeldTask:
         state = approval.state_at(self._desk.clock())
+        if state is State.USED and held.state == ASKED and (now := await self._held.read(held.id)) is not None:
+            held = now.call  # Whoever uses it has claimed it before.
         if held.state == ENDED:
             if held.failure:
                 return self._task(held, approval, Stage.FAILED, held.failure)
@@ -268,6 +289,9 @@ class Deferring:
             return self._task(held, approval, Stage.ENDED, "It was carried out.", answer)
         if state is State.PENDING:
             return self._waiting(held, approval)
+        if state is State.USED and held.state == ASKED and approval.outcome:
+            words = "It was allowed, and the same call, made again, has used that: its answer went there."
+            return self._task(held, approval, Stage.FAILED, words)
         if state is State.USED:
             if not self._carrying.is_lost(held):
                 return self._task(held, approval, Stage.RUNNING, "It was allowed, and is being carried out.")
@@ -309,7 +333,7 @@ class Deferring:
 
     async def _of_other(self, call: Call, rpc: Rpc, held: HeldCall) -> Reply | None:
         """Ask the upstream for the task that it made of the call, and answer under the id that the caller knows."""
-        body = _renamed(call.body or b"", held.task, held.other)
+        body = request_for(call.body or b"", held.task, held.other)
         if rpc.method not in _ASKED_FOR:
             # A stream, another message of the same task, or its end: it goes on as any call and is judged as one, for
             # the task as it is called there.
@@ -320,10 +344,10 @@ class Deferring:
         fields = [
             (b"mcp-name", held.other.encode()) if one[0] == b"mcp-name" else one
             for one in call.headers
-            if one[0] not in _DROPPED
+            if one[0] not in _DROPPED and not one[0].startswith(codec.HEADER_PREFIX)
         ]
-        path = call.path if call.direction is _INBOUND else f"/{call.target.name}{call.path}"
-        answer = await send(call.direction.value, path, fields, body)
+        fields.append((codec.HEADER_CONTEXT, self._token(call, SLACK_S).encode()))
+        answer = await send(f"/{call.target.name}{call.path}", fields, body, "")
         found = messages_in(answer.body, is_stream=answer.is_stream)
         if not found:
             raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{call.target.name} answered with something else than a task")
@@ -360,13 +384,6 @@ def reader_of(held: HeldCall) -> Callable[[Answer], tuple[bytes, str]]:
 def _error(message: dict[str, Any]) -> dict[str, Any]:
     error = message.get("error")
     return {"error": error if isinstance(error, dict) else {"code": -32603, "message": "no result"}}
-
-
-def _renamed(body: bytes, ours: str, theirs: str) -> bytes:
-    """Return a request that names the upstream's task in the place of ours; every other byte stays."""
-    pairs = read_object(body, "the request body")
-    params = bytes(pairs["params"]).replace(msgspec.json.encode(ours), msgspec.json.encode(theirs))
-    return write(pairs, {"params": params})
 
 
 def _reply(call: Call, message: bytes) -> Reply:

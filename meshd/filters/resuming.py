@@ -13,7 +13,7 @@ from base64 import urlsafe_b64encode
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import Direction
+from meshd.claims.keys import principal_of
 from meshd.dialects.mcp import LEGS_MAX, STATE_PREFIX
 from meshd.refusal import Reason, Refused
 
@@ -31,13 +31,6 @@ ID_MARK: Final = "{id}"
 
 _LABEL: Final = b"\0meshd mcp state 1"
 """A token of a context begins otherwise (see `meshd_sdk.context`): no seal is a signature there."""
-_INBOUND: Final = Direction.INBOUND
-
-
-def principal_of(call: Call) -> str:
-    """Return whose call it is: the agent's, or, of one that comes in, the one's before it."""
-    path = call.context.path if call.context is not None and call.direction is _INBOUND else ()
-    return f"{path[-1]} > {call.agent}" if path else call.agent
 
 
 def asks_user(call: Call) -> bool:

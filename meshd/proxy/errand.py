@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from meshd.proxy.proxy import Proxy
 
 REPLY_BYTES_MAX: Final = 1 << 20
-
-
 REPEAT_S_MAX: Final = 86_400.0
 
 
@@ -53,17 +51,26 @@ async def ask(proxy: Proxy, upstream: str, path: str, body: bytes, *, errand: st
         raise Refused(Reason.UPSTREAM_TIMEOUT, f"{upstream} did not answer within {timeout_s:g} s") from None
 
 
-async def repeat(proxy: Proxy, direction: str, path: str, fields: Headers, body: bytes) -> Answered:
-    """Make a call again for its caller, with the header fields that tie it to its workflow.
+async def repeat(proxy: Proxy, path: str, fields: Headers, body: bytes, approval: str) -> Answered:
+    """Make a call of an agent's for a task that its caller was given, with the header fields that tie it to its
+    workflow: the call that was held, by its approval, which is used up and nobody asked; or, without one, another.
 
-    Raises Refused as `ask` does. It is never held: what nobody has decided yet is refused as pending.
+    Raises Refused as `ask` does. One that can be tried again says so only where nothing of the call has gone out.
     """
     if proxy.is_draining:
         raise Refused(Reason.DRAINING, "This sidecar is shutting down")
-    exchange = _exchange(proxy, Direction(direction), path, fields, body)
-    exchange.call.is_resumed = True
-    async with asyncio.timeout(REPEAT_S_MAX):
-        return await _answer(exchange, body)
+    exchange = _exchange(proxy, Direction.OUTBOUND, path, fields, body)
+    exchange.call.resumes = approval
+    try:
+        async with asyncio.timeout(REPEAT_S_MAX):
+            return await _answer(exchange, body)
+    except TimeoutError:
+        raise Refused(Reason.UPSTREAM_TIMEOUT, f"There was no answer within {REPEAT_S_MAX:g} s") from None
+    except Refused as refused:
+        if exchange.call.is_forwarded and (refused.is_retryable or refused.reason is Reason.DRAINING):
+            words = f"{refused.message}. The call had gone out: nobody knows whether it was carried out"
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, words) from refused
+        raise
 
 
 def _exchange(proxy: Proxy, direction: Direction, path: str, fields: Headers, body: bytes) -> Exchange:

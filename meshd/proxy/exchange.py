@@ -147,12 +147,14 @@ class Exchange(Diverting):
             if now_s < self.call.now_s + FIRST_S:
                 return
             self._signs_s = now_s
-        if held is None:
-            if now_s < self._signs_s:
-                return
-            is_task = getattr(self.call.holding, "task", None) is not None
+        if held is None and now_s < self._signs_s:
+            return
+        is_task = getattr(self.call.holding, "task", None) is not None
+        if held is None or (is_task and not isinstance(held, HeldTaskCaller)):
+            # A task may be there only after the first sign: a store takes its time.
+            caller = self.caller if held is None else held.behind
             made = HeldTaskCaller if is_task else HeldCaller
-            held = self.held_caller = made(self.call, self.caller, now_s)
+            held = self.held_caller = made(self.call, caller, now_s, is_begun=held is not None)
             self.caller = held
         held.tick(now_s)
 
@@ -251,7 +253,7 @@ class Exchange(Diverting):
         call, attempt = self.call, self.attempt
         if call.on_gone is not None:
             call.on_gone()
-        if call.claim is not None and attempt is not None and attempt.stream is not None and self._detach():
+        if attempt is not None and attempt.stream is not None and self._detach():
             attempt.resume_reply()
             return
         self.is_caller_gone = True
@@ -270,10 +272,18 @@ class Exchange(Diverting):
             attempt.give_up()
 
     def _detach(self) -> bool:
-        """Go on without the caller, for one who makes the same call again."""
-        if not self.is_detached and self.is_request_whole and isinstance(self.caller, Recording):
+        """Go on without the caller, for one who makes the same call again, or asks for its task."""
+        if self.is_detached or not self.is_request_whole:
+            return self.is_detached
+        held, claim = self.held_caller, self.call.claim
+        if isinstance(held, HeldTaskCaller):
+            held.leave(self)
+            self.is_detached = True
+        elif claim is not None and isinstance(self.caller, Recording):
             self.caller.leave()
-            self.is_detached = self.call.claim.is_orphaned = True
+            self.is_detached = True
+        if self.is_detached and claim is not None:
+            claim.is_orphaned = True
         return self.is_detached
 
     def expire(self, now_s: float, wall_s: float) -> None:

@@ -45,7 +45,8 @@ class HeldCaller:
 
     __slots__ = ("_body", "_body_bytes", "_call", "_caller", "_next_s", "_shown", "_state", "_status", "peer")
 
-    def __init__(self, call: Call, caller: Caller, now_s: float) -> None:
+    def __init__(self, call: Call, caller: Caller, now_s: float, *, is_begun: bool = False) -> None:
+        """`is_begun`: the caller has been given the head already."""
         self._call = call
         self._caller = caller
         self._state = _WAITING
@@ -55,6 +56,8 @@ class HeldCaller:
         self._shown = 0
         self._next_s = now_s
         self.peer = caller.peer
+        if is_begun:
+            return
         fields = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store"), (CALL_ID, call.id.encode())]
         caller.send_head(200, fields + call.reply_headers, None, has_body=True)
 
@@ -118,6 +121,11 @@ class HeldCaller:
         self._caller.send_end([])
 
     # ------------------------------------------------------------------ for what says it otherwise
+
+    @property
+    def behind(self) -> Caller:
+        """The caller itself."""
+        return self._caller
 
     @property
     def is_streaming(self) -> bool:

@@ -308,6 +308,25 @@ async def test_one_workflow_buries_nobody_elses_questions(tmp_path: Path, monkey
         assert (await ask(one, token, "op-4")).id, "what nobody decided in time waits no more"
 
 
+async def test_questions_that_nobody_has_time_for_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "WAITING_MAX", 3)
+    async with house(tmp_path, POLICY) as one:
+        token = await token_of(one)
+        for at in range(3):
+            await ask(one, token, f"op-{at}", expires=Duration(nanos=1_000_000))
+        one.ahead_s = 5.0
+        await one.desk.lapse(next(iter([found async for page in one.desk.shelf.all() for _, found in page])))
+        assert (await refusal(ask(one, token, "op-3"))).code() is grpc.StatusCode.UNAVAILABLE
+        one.ahead_s = 61.0
+        assert (await ask(one, token, "op-3")).id
+
+
+async def test_another_tenants_agent_of_that_name_is_asked_about_anew(tmp_path: Path) -> None:
+    async with house(tmp_path, "tenant: one\n" + POLICY) as one, house(tmp_path, "tenant: two\n" + POLICY) as two:
+        digests = {(await ask(each, await token_of(each))).digest for each in (one, two)}
+    assert len(digests) == 2
+
+
 async def test_a_store_that_is_away_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with house(tmp_path, POLICY) as one:
         token = await token_of(one)

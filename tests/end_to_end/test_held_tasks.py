@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -98,6 +99,18 @@ class World:
         state = str(result["status"]["state"]).removeprefix("TASK_STATE_").lower()
         return {"auth_required": "working"}.get(state, state), json.dumps(result)
 
+    def stream(self, what: str) -> tuple[str, http.client.HTTPConnection]:
+        """Send a message whose answer is a stream, and return the task that is shown in it while it is held."""
+        message = {"messageId": what, "role": "ROLE_USER", "parts": [{"text": what}]}
+        asked = {"jsonrpc": "2.0", "id": 1, "method": "SendStreamingMessage", "params": {"message": message}}
+        connection = http.client.HTTPConnection(self.sidecar.url.removeprefix("http://"), timeout=30)
+        fields = {"x-meshd-workflow": "w1", "content-type": "application/json", "accept": "text/event-stream"}
+        connection.request("POST", "/other/", json.dumps(asked), fields)
+        answer = connection.getresponse()
+        while not (line := answer.readline()).startswith(b"data: "):
+            assert line, answer.status
+        return str(json.loads(line.removeprefix(b"data: "))["result"]["task"]["id"]), connection
+
     def approve(self) -> None:
         (asked,) = pending(self.sidecar)
         assert decide(self.sidecar, asked["id"], "approve", ANA)[0] == 200
@@ -152,3 +165,36 @@ def _killed_at_each_step(world: World) -> None:
         state, said = world.state(second)
         assert state == "working" or (state == "failed" and "nobody knows" in said)
     assert len(upstream.asked) == 2
+
+
+async def test_a_daemon_that_is_killed_while_streams_are_held_loses_none(sidecar: Sidecar) -> None:
+    upstream = Upstream(RESULTS["a2a"])
+    try:
+        world = World("a2a", sidecar, upstream)
+        world.document = world.document.replace("hold: 0s", "")
+        await asyncio.to_thread(_killed_while_streaming, world)
+    finally:
+        upstream.close()
+
+
+def _killed_while_streaming(world: World) -> None:
+    """Killed with one stream under way at its agent, and one that nobody has decided."""
+    upstream = world.upstream
+    upstream.gate.clear()
+    world.restart()
+    under_way, first = world.stream("one")
+    world.approve()
+    until(lambda: len(upstream.asked) == 1)
+    waiting, second = world.stream("two")
+    world.restart()
+    upstream.gate.set()
+    for connection in (first, second):
+        connection.close()
+    assert world.state(waiting)[0] == "working"
+    world.approve()
+    # Whoever held it could still be there: it is not touched for a while, and then it is carried out.
+    state, said = until(lambda: found if (found := world.state(waiting))[0] != "working" else None, "an answer")
+    assert (state, "done" in said) == ("completed", True)
+    state, said = until(lambda: found if (found := world.state(under_way))[0] != "working" else None, "an end")
+    assert (state, "nobody knows" in said) == ("failed", True)
+    assert [one["params"]["message"]["messageId"] for one in upstream.asked] == ["one", "two"]

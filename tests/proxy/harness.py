@@ -24,6 +24,7 @@ from meshd.policy.document import load
 from meshd.proxy.errand import repeat
 from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
+from meshd.telemetry import redact
 from meshd.telemetry.telemetry import Telemetry
 from tests.proxy.messages import Message, read_reply, read_request
 
@@ -147,8 +148,9 @@ class Mesh:
         policy = self.load(document)
         telemetry = self.telemetry = Telemetry()
         if store is not None:
-            self.desk = Desk(lambda: store, lambda: self.proxy.policy)
+            self.desk = Desk(lambda: store, lambda: self.proxy.policy, clean=redact.argument)
             self.carrying = Carrying(HeldCalls(self.desk.shelf), self.desk.clock)
+            self.desk._told = self.carrying.closed
         chain = build_chain(
             keys=MeshKeys(key_file or self.home / "mesh.key"),
             ledger=Ledger.in_memory(),

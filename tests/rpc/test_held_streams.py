@@ -13,7 +13,10 @@ from a2a.client import ClientConfig, ClientFactory
 from a2a.helpers import new_text_message
 from a2a.types import CancelTaskRequest, GetTaskRequest, Role, SendMessageRequest, SubscribeToTaskRequest, TaskState
 
+from meshd.approvals.carrying import Carrying
+from meshd.approvals.held_calls import SPACE
 from meshd.engines.memory import MemoryStore
+from meshd.refusal import Reason, Refused
 from tests.proxy.harness import turns, until
 from tests.rpc.asking import WORKFLOW, decide, document, pending, state_of
 from tests.rpc.servers import card
@@ -240,3 +243,189 @@ async def test_what_fails_at_the_agent_fails_the_task(mesh: Any, upstream: Any, 
         while state_of(kept := await one.get_task(GetTaskRequest(id=task.id))) == "WORKING":
             await asyncio.sleep(0)
         assert state_of(kept) == "FAILED"
+
+
+# ---------------------------------------------------------------------- what goes wrong in between
+
+
+class Gated:
+    """An agent whose stream begins, and goes on when the gate is open."""
+
+    def __init__(self, *then: bytes) -> None:
+        self.gate, self.then, self.count = asyncio.Event(), then, 0
+
+    async def __call__(self, peer: Peer) -> None:
+        await peer.request()
+        self.count += 1
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n")
+        peer.send(event({"task": OWN}))
+        await self.gate.wait()
+        for piece in self.then:
+            peer.send(piece)
+            await turns()
+        peer.close()
+
+
+async def left_under_way(made: Mesh, one: Any, agent: Gated) -> str:
+    """Have a held stream begin, its caller hang up, and the agent go on; return its task."""
+    stream = Stream(one)
+    task = await stream.shown(made)
+    await decide(made)
+    await until(lambda: len(stream.events) > 2)
+    stream.leave()
+    await until(lambda: any(exchange.is_detached for exchange in made.proxy.live) or not made.proxy.live)
+    agent.gate.set()
+    return str(task.id)
+
+
+async def over(one: Any, id: str) -> Any:
+    while state_of(kept := await one.get_task(GetTaskRequest(id=id))) in ("WORKING", "AUTH_REQUIRED"):
+        await asyncio.sleep(0)
+    return kept
+
+
+async def test_a_caller_that_hung_up_under_way_finds_what_was_said(mesh: Any, upstream: Any) -> None:
+    agent = Gated(*TOLD[1:])
+    made = await mesh(document("echo", (await upstream(agent)).port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        kept = await over(one, await left_under_way(made, one, agent))
+        assert state_of(kept) == "COMPLETED"
+        assert [part.text for part in kept.artifacts[0].parts] == ["one", "two"]
+    await made.idle()
+    assert agent.count == 1
+    assert not made.carrying._claimed  # type: ignore[union-attr]
+
+
+async def test_a_stream_that_nobody_reads_ends_where_no_more_is_kept(mesh: Any, upstream: Any) -> None:
+    long = event({"artifactUpdate": {**STATUS, "artifact": {"artifactId": "b", "parts": [{"text": "x" * 200_000}]}}})
+    agent = Gated(*[long] * 8, TOLD[3])
+    made = await mesh(document("echo", (await upstream(agent)).port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        kept = await over(one, await left_under_way(made, one, agent))
+        assert state_of(kept) == "FAILED"
+        assert "longer than is kept" in kept.status.message.parts[0].text
+    await made.idle()
+
+
+async def test_a_stream_that_breaks_off_fails_the_task(mesh: Any, upstream: Any) -> None:
+    async def breaking(peer: Peer) -> None:
+        await peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        said = event({"task": OWN})
+        peer.send(b"%x\r\n%b\r\n" % (len(said), said))
+        await turns()
+        peer.reset()
+
+    made = await mesh(document("echo", (await upstream(breaking)).port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        stream = Stream(one)
+        task = await stream.shown(made)
+        await decide(made)
+        with pytest.raises(Exception, match=r".+"):
+            await stream.over()
+        kept = await over(one, task.id)
+        assert state_of(kept) == "FAILED"
+        assert "broke off" in kept.status.message.parts[0].text
+
+
+@pytest.mark.parametrize("is_json", [True, False], ids=["json", "html"])
+async def test_a_plain_answer_beyond_all_bounds_is_not_kept(mesh: Any, upstream: Any, is_json: bool) -> None:
+    content_type = b"application/json" if is_json else b"text/html"
+    teller = Teller(*[b" " * 100_000] * 60, content_type=content_type)
+    made = await mesh(document("echo", (await upstream(teller)).port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        stream = Stream(one)
+        task = await stream.shown(made)
+        (exchange,) = made.proxy.live
+        held = exchange.held_caller
+        await decide(made)
+        assert said(await stream.over())[-1] == "FAILED"
+        assert held._body_bytes < 2**21
+        assert state_of(await over(one, task.id)) == "FAILED"
+
+
+async def test_what_was_told_to_have_failed_is_not_done_later(mesh: Any, agent_port: int, echo: Echo) -> None:
+    made = await mesh(document("echo", agent_port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        stream = Stream(one)
+        task = await stream.shown(made)
+
+        def poor(call: Any) -> None:
+            if call.rpc.method in ("SendStreamingMessage", "message/stream"):
+                raise Refused(Reason.BUDGET_EXHAUSTED, "There is nothing left.")
+
+        made.per_attempt.on_admit = poor
+        await decide(made)
+        events = await stream.over()
+        assert said(events) == ["FAILED"]
+        made.per_attempt.on_admit = None
+        kept = await over(one, task.id)
+        assert state_of(kept) == "FAILED"
+        assert "nothing left" in kept.status.message.parts[0].text
+        assert not echo.told
+
+
+async def test_a_refusal_that_may_pass_leaves_the_task_open(mesh: Any, agent_port: int, echo: Echo) -> None:
+    made = await mesh(document("echo", agent_port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        stream = Stream(one)
+        task = await stream.shown(made)
+
+        def busy(call: Any) -> None:
+            if call.rpc.method in ("SendStreamingMessage", "message/stream"):
+                raise Refused(Reason.BUDGET_BUSY, "Others hold it.")
+
+        made.per_attempt.on_admit = busy
+        await decide(made)
+        assert said(await stream.over()) == ["WORKING"]
+        made.per_attempt.on_admit = None
+        assert state_of(await over(one, task.id)) == "COMPLETED"
+        assert echo.told == ["hello"]
+
+
+async def test_a_task_that_comes_after_the_first_sign_is_shown_too(mesh: Any, agent_port: int, echo: Echo) -> None:
+    made = await mesh(document("echo", agent_port, "agent", "a2a"), store=(store := SlowStore()))
+    async with client(made) as one:
+        stream = Stream(one)
+        await until(lambda: store.is_waited_for)
+        made.expire(4)
+        (exchange,) = made.proxy.live
+        assert exchange.held_caller is not None
+        store.gate.set()
+        task = await stream.shown(made)
+        await decide(made)
+        assert said(await stream.over()) == ["WORKING", "COMPLETED"]
+        assert state_of(await over(one, task.id)) == "COMPLETED"
+        assert echo.told == ["hello"]
+
+
+class SlowStore(MemoryStore):
+    """One that takes its time over held calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = asyncio.Event()
+        self.is_waited_for = False
+
+    async def read(self, space: str, keys: Any) -> Any:
+        if space == SPACE:
+            self.is_waited_for = True
+            await self.gate.wait()
+        return await super().read(space, keys)
+
+
+async def test_many_held_streams_cost_one_beat(mesh: Any, agent_port: int) -> None:
+    made = await mesh(document("echo", agent_port, "agent", "a2a"), store=MemoryStore())
+    async with client(made) as one:
+        streams = [Stream(one, f"hello {at}") for at in range(8)]
+        await until(lambda: len(made.carrying._held_here) == 8)
+        beating = [task for task in asyncio.all_tasks() if "Carrying._beat" in repr(task.get_coro())]
+        assert len(beating) == 1
+        first = await made.carrying.held.read(next(iter(made.carrying._held_here)))
+        # A second sidecar that is asked the same takes nothing away from the first.
+        assert not await made.carrying.hold(first)
+        other = Carrying(made.carrying.held, made.carrying._clock)
+        assert not await other.hold(first)
+        for stream in streams:
+            stream.leave()
+        await until(lambda: not made.carrying._held_here)
