@@ -4,10 +4,13 @@ Pure: time and bytes are handed in, decisions come out. Read in this order:
 
     turn        what is judged, by which limits, and what comes of it
     features    a payload as what it says: ids and times left out, counters told from content
+    lexicon     what a word says: nothing, thanks, or its stem
+    counters    counters told from content
     protobuf    the texts of a message whose schema nobody knows
     seen        the words of a workflow, in a kilobyte
     said        one payload, and how near it is to another
     question    what was asked on an edge, and what came back
+    rewording   a talk that goes round in other words
     edge        who calls whom, how often, and the questions of late
     counting    the edges of a workflow, and its limits
     connected   agents that call one another in a circle

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.dialects.marks_shapes import ChatMessage, GeminiContent, InputItem
+from meshd.turns.rewording import STRIDES, says_the_same
 from meshd.turns.said import DECORATED, Said
 from meshd.turns.sample import sampled
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT
+from meshd.turns.turn import AGENT, LLM
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Ask
 
-_Message = tuple[bool, bytes]
-"""Whether it is the model's, and what it says."""
+_Message = tuple[bool, bytes, bool]
+"""Whether it is the model's, what it says, and whether it has to do with a tool."""
 
 MESSAGES_MAX: Final = 64
 """At the end of a history that are looked at."""
@@ -70,8 +71,10 @@ def asking_of(dialect: str, ask: Ask, periods: int, bytes_max: int) -> Asking | 
     at = len(messages)
     while at and not messages[at - 1][0]:
         at -= 1
-    payload = b"\n".join([said for _, said in messages[at:]])
-    period = round_of(messages[-MESSAGES_MAX:], periods) if len(messages) > 2 * periods else 0
+    payload = b"\n".join([said for _, said, _ in messages[at:]])
+    period = 0
+    if len(messages) > 2 * periods:
+        period = round_of(messages[-MESSAGES_MAX:], periods) or reworded_round_of(messages[-MESSAGES_MAX:], periods)
     is_sampled = not any(message[0] for message in messages) and bytes(pairs.get("temperature", b"0")) not in _COLD
     return Asking(sampled(payload, bytes_max), periods if period else 0, period, is_sampled)
 
@@ -95,8 +98,26 @@ def round_of(messages: list[_Message], periods: int) -> int:
     return 0
 
 
+def reworded_round_of(messages: list[_Message], periods: int) -> int:
+    """Return how many messages one round is, where a talk without tools goes round in other words; else 0."""
+    if messages[-1][0]:
+        return 0
+    for stride in range(1, STRIDES + 1):
+        period = 2 * stride
+        first = len(messages) - 1 - period * periods
+        if first < 0:
+            return 0
+        if any(one[2] or one[0] is (at % 2 == 0) for at, one in enumerate(messages[first:])):
+            return 0
+        questions = [Said(one[1]) for one in messages[first::period]]
+        answers = [Said(one[1], True) for one in messages[first + period - 1 :: period]]
+        if says_the_same(questions, answers, LLM, is_polled=False):
+            return period
+    return 0
+
+
 def _is_same(messages: list[_Message], at: int, period: int, said: dict[int, Said], seen: Seen) -> bool:
-    (is_model, one), (was_model, before) = messages[at], messages[at - period]
+    (is_model, one, _), (was_model, before, _) = messages[at], messages[at - period]
     if is_model is not was_model:
         return False
     if one == before:
@@ -115,6 +136,7 @@ def _of_chat(raw: Any) -> list[_Message]:
         (
             message.role == "assistant",
             bytes(message.content)[:MESSAGE_BYTES_MAX] + bytes(message.tool_calls)[:MESSAGE_BYTES_MAX],
+            message.role == "tool" or bool(bytes(message.tool_calls)),
         )
         for message in _chat.decode(raw)
     ]
@@ -123,7 +145,7 @@ def _of_chat(raw: Any) -> list[_Message]:
 def _of_response(raw: Any) -> list[_Message]:
     data = bytes(raw)
     if data[:1] != b"[":
-        return [(False, data[:MESSAGE_BYTES_MAX])]
+        return [(False, data[:MESSAGE_BYTES_MAX], False)]
     found: list[_Message] = []
     for item in _items.decode(data):
         kind = item.type if type(item.type) is str else "message"
@@ -131,12 +153,17 @@ def _of_response(raw: Any) -> list[_Message]:
             continue
         arguments = item.arguments.encode() if type(item.arguments) is str else b""
         said = bytes(item.content)[:MESSAGE_BYTES_MAX] + bytes(item.output)[:MESSAGE_BYTES_MAX] + arguments
-        found.append((item.role == "assistant" or kind.endswith("_call"), said))
+        is_call = kind.endswith("_call")
+        found.append((item.role == "assistant" or is_call, said, kind != "message"))
     return found
 
 
 def _of_gemini(raw: Any) -> list[_Message]:
-    return [(one.role == "model", bytes(one.parts)[:MESSAGE_BYTES_MAX]) for one in _contents.decode(raw)]
+    found: list[_Message] = []
+    for one in _contents.decode(raw):
+        said = bytes(one.parts)[:MESSAGE_BYTES_MAX]
+        found.append((one.role == "model", said, b'"function' in said))
+    return found
 
 
 _READERS: Final[dict[tuple[str, str], tuple[str, Callable[[Any], list[_Message]]]]] = {

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from meshd.turns.question import Question
+from meshd.turns.rewording import ROUNDS_KEPT, Round, may_go_round
 from meshd.turns.said import ALIKE, DECORATED, DIFFERENT, EXACT
+from meshd.turns.turn import AGENT, TOOL
 
 if TYPE_CHECKING:
     from meshd.turns.said import Said
@@ -27,7 +29,10 @@ class Hears(Protocol):
 class Edge:
     """From one agent to another, to a tool or to a model, within one workflow."""
 
-    __slots__ = ("elsewhere", "fresh", "is_circle", "kind", "own", "questions", "source", "target", "unasked")
+    __slots__ = (
+        "_looked_at", "_looked_for", "_may_go_round", "elsewhere", "fresh", "is_circle", "kind", "own", "questions",
+        "rounds", "source", "target", "unasked",
+    )  # fmt: skip
 
     def __init__(self, source: str, target: str, kind: str) -> None:
         self.source = source
@@ -43,6 +48,11 @@ class Edge:
         """The same by other sidecars, as they last said: a stamp, and in the lowest bits the count."""
         self.questions: list[Question] = []
         """The one that was asked last at the end."""
+        self.rounds: list[Round] = []
+        """The last that were asked, with their answers, in their order."""
+        self._looked_at: Round | None = None
+        self._looked_for: Said | None = None
+        self._may_go_round = False
         self.unasked: list[Hears] = []
         """Turns whose payload is still being heard."""
 
@@ -109,6 +119,25 @@ class Edge:
             questions.remove(question)
         questions.append(question)
         return question, nearness
+
+    def begin(self, asked: Said, mark: int, at_s: float, *, is_quiet: bool) -> Round:
+        """Return a round that begins with a question."""
+        made = Round(asked, mark, at_s, is_quiet)
+        self.rounds.append(made)
+        if len(self.rounds) > ROUNDS_KEPT:
+            del self.rounds[0]
+        return made
+
+    def may_go_round(self, periods: int) -> bool:
+        """Say whether the next question may be the same again in other words, so that it must be known."""
+        rounds = self.rounds
+        if len(rounds) < periods or self.kind not in (AGENT, TOOL):
+            return False
+        last = rounds[-1]
+        if self._looked_at is not last or self._looked_for is not last.answer:
+            self._looked_at, self._looked_for = last, last.answer
+            self._may_go_round = may_go_round(rounds, periods, self.kind)
+        return self._may_go_round
 
     def _drop(self) -> None:
         """Forget the question that says least: of those that were asked once, the oldest."""

@@ -13,45 +13,59 @@ from hashlib import blake2b
 from typing import Final
 from zlib import crc32
 
+from meshd.turns.counters import COUNTS, PART, is_counter, is_nth, is_numeral, is_roman, of_key
+from meshd.turns.lexicon import (
+    CONTENT,
+    COURTEOUS,
+    GERMAN,
+    NUMERAL,
+    ORDINAL,
+    SHORT,
+    SILENT,
+    UNSPACED,
+    characters,
+    look_up,
+    words_of,
+)
 from meshd.turns.protobuf import texts_of
 
 _CONTENT_MARKS: Final = frozenset("<>+|^")
 """Two texts that differ in one of these say two things."""
-UNSPACED_FROM: Final = 0x2E80
 CAPITALS_MAX: Final = 5
 """A longer word of capitals alone is no abbreviation, but said aloud."""
-CHARACTERS_MAX: Final = 64
 WORDS_MAX: Final = 255
 """Of one payload that are looked at."""
-
-
-def _words(text: str) -> frozenset[str]:
-    return frozenset(text.split())
 
 
 _VOLATILE: Final = re.compile(
     r"(?P<id>[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{4}-[0-9a-fA-F]{12})"
     r"|(?P<time>\d{4}-\d\d-\d\d[T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?(?:Z|[+-]\d\d:?\d\d)?)"
     r"|(?P<day>\d{4}-\d\d-\d\d)"
-    r"|\b\d\d:\d\d:\d\d(?:[.,]\d+)?\b"
+    # All others begin where a word does, or with one of three marks: hardly a place is looked at more than once.
+    r'|(?=[\[("]|\b\w)(?:'
+    r"\b\d\d:\d\d:\d\d(?:[.,]\d+)?\b"
     r"|\b(?i:as of|it is now)\s+\d?\d:\d\d\b"
+    r'|(?:^|(?<=[\[("\n]))\d?\d:\d\d(?=[\])\s])'
+    r"|\b\d+\.\d+\s?(?:s|secs?|seconds)\b"
     r"|(?P<epoch>\b1[4-9]\d{8}(?:\d{3}|\d{6}|\d{9})?(?:\.\d+)?\b)"
     r"|\b\d+(?:\.\d+)?\s?(?:ms|msecs?|milliseconds|us|µs)\b"
-    r"|\b(?:took|elapsed)\s+\d+(?:\.\d+)?\s?(?:s|secs?|seconds)\b"
+    r"|\b(?i:took|elapsed|duration|time)\s*[:=]?\s*\d+(?:\.\d+)?\s?(?:s|secs?|seconds|min)\b"
     r"|[\[(]\s*(?:\d+\s*(?:/|of)\s*\d+|(?=[0-9a-f]*\d)[0-9a-f]{6,})\s*[\])]"
     r"|(?P<hash>\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{12,}\b)"
+    r"|\b(?i:nonce|ref|trace|correlation|span)[-_ ]?(?i:id)?[\s:=#]+(?=[0-9a-f-]*\d)[0-9a-f-]{6,}\b"
     r"|\b(?:call|toolu|msg|chatcmpl|resp|req|run|fc|evt)[_-](?=[\w-]*\d)\w[\w-]{5,}"
     r'|"(?:tool_call_id|tool_use_id|call_id|message_?[iI]d|request_?[iI]d|trace_?[iI]d|span_?[iI]d|correlation_?[iI]d'
-    r'|session_?[iI]d|run_?[iI]d|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+)'
+    r'|session_?[iI]d|context_?[iI]d|run_?[iI]d|nonce|idempotency_?[kK]ey|timestamp|ts)"\s*:\s*(?:"[^"]*"|[\d.]+))'
 )
 _KEY_BEFORE: Final = re.compile(r'"([^"\\{}\[\]]{1,64})"\s*:\s*(?:\[\s*)?"?$')
-_WORD_BEFORE: Final = re.compile(r"([^\W\d_]+)[\s:=]*$")
+_WORD_BEFORE: Final = re.compile(r"([^\W\d_]+)(?:[-_ ]?(?i:id|no|number))?[\s:=]*$")
 _BEFORE_CHARACTERS: Final = 80
 _VALUE_ENDS: Final = ('"', ",", "}", "]", "")
 PATH_BODY_MAX: Final = 48
 """Characters of a body that says little."""
-_TIME_KEYS: Final = frozenset(("at", "time", "now", "sent", "sent_at", "created", "created_at", "updated_at", "when"))
-_ID_WORDS: Final = _words(
+_TIME_KEYS: Final = frozenset(("at", "time", "now", "sent", "created", "when", "timestampms", "epoch", "epochms"))
+_TIME_ENDS: Final = ("_at", "At", "_ts", "Ts", "_time", "Time", "imestamp")
+_ID_WORDS: Final = words_of(
     "trace ref reference request req message msg call correlation session run nonce span conversation thread"
 )
 """An id behind one of these says which message it is, and nothing of what is asked."""
@@ -62,44 +76,9 @@ _TOKEN: Final = re.compile(
     r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)|([<>=+/%&|^]+)'
 )
 _SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
-_COUNTERS: Final = _words(
-    "attempt attempts try tries retry retries round rounds iteration iterations iter seq sequence counter nonce "
-    "version v rev ref revision ping cycle loop reminder again followup draft"
-)
-_PARTS: Final = _words("turn turns n message msg time times nr number no step call request")
-"""What is counted here and is content there: `Step 4: ...` against `execute step 4`."""
-_KEY_COUNTERS: Final = _words(
-    "attempt attempts try tries retry retries round rounds turn iteration iterations iter seq sequence counter nonce "
-    "cycle loop"
-)
-"""Keys of JSON: a number under another one is content."""
-_STOP_ELSEWHERE: Final = _words(
-    "bitte sie was mit der die das dem den des ist sind und oder ich wir ihr nicht ein eine einen welche welchen "
-    "welcher könnten können soll sollen sagen genau für von zum zur auf "
-    "les des une est sont pas vous nous dans pour que qui quelle quel quelles merci plaît dois faut pourriez "
-    "los las una por favor que con para del como cual cuál puede podría son"
-)
-_COURTESY: Final = _words(
-    "thank thanks welcome glad happy pleasure sorry lot much appreciate appreciated grateful hello hi regards cheers "
-    "apologise apologize apologies apologising apologizing confusion excuse pardon help helping helped"
-)
 _WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
-_STOP: Final = _words(
-    "the and for that this with you your are was were will would could should can may might shall have has had not but "
-    "from they them their there here what when where which who whom how why its our out any all some more most than "
-    "then into onto over under about again please kindly just also too very now well yes let get got need want like "
-    "one two once still really maybe perhaps first before after being been does did doing done each such only own "
-    "same both few other nor off down up tell told know sure able exactly "
-    "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
-    "i'll we'll you'll don't can't"
-)
-_GERMAN: Final = _words(
-    "der das und ist nicht ein eine einen einer mit bitte welche welcher welches welchen soll sollen können könnten "
-    "würden sie wir ich für die den dem des du mir mich dir"
-)
-"""With two of them in it, a text is German: there nouns have capitals, and so capitals do not mark names."""
 GERMAN_MIN: Final = 2
-_STOP_CHARACTERS: Final = frozenset("请您你我的了吗呢吧一下谢在是把和")
+"""With so many such words in it, a text is German."""
 _UNDERWAY: Final = re.compile(
     r'\\?"(?:status|state|phase)\\?"\s*:\s*\\?"(?i:pending\w*|queued|in[_ -]?progress|in[_ -]?queue|submitted'
     r'|started|scheduled|accepted|init|not[_ -]?(?:ready|started|done|complete|finished)|[a-z]{3,}ing)\\?"'
@@ -115,9 +94,17 @@ _UNDERWAY_SAID: Final = re.compile(
 )
 UNDERWAY_CHARACTERS_MAX: Final = 160
 """A longer text says more than that."""
-_UNDERWAY_WORDS: Final = _words("pending running queued processing progress")
+_UNDERWAY_WORDS: Final = words_of("pending running queued processing progress")
 COURTESY: Final = crc32(b"thank")
 UNDERWAY_WORDS_MAX: Final = 4
+IS_UNDERWAY: Final = 1
+IS_COURTEOUS: Final = 2
+PARTS_FROM: Final = 2
+"""A body of so many words says what is asked for, whatever a number under `step` or `n` is."""
+_ADDRESS: Final = (SILENT, COURTEOUS, SHORT)
+_OF: Final = ("'s", "’s")
+_NTH: Final = frozenset(("st", "nd", "rd", "th"))
+_ESCAPED: Final = re.compile(r"\\\\?u(?![dD][89a-fA-F])([0-9a-fA-F]{4})")
 _NOT_YET: Final = re.compile(
     r"(?i:\b(?:not yet|not ready|still (?:working|waiting|running|busy)|almost (?:done|ready))\b)"
 )
@@ -143,7 +130,7 @@ _SPREAD: Final[tuple[int, ...]] = tuple(sum((byte >> bit & 1) << (16 * bit) for 
 class Features:
     """What one payload says."""
 
-    __slots__ = ("exact", "is_not_yet", "is_underway", "loose", "names", "text", "words")
+    __slots__ = ("exact", "is_courteous", "is_not_yet", "is_underway", "loose", "names", "text", "words")
 
     def __init__(self, exact: int, loose: int, words: list[int], names: list[int]) -> None:
         self.exact = exact
@@ -158,6 +145,8 @@ class Features:
         """It says that what was asked for is still being done."""
         self.is_not_yet = False
         """It says that in other words, which are no sign by themselves: see `Workflow`."""
+        self.is_courteous = False
+        """There are thanks in it, or a greeting, or that somebody is sorry."""
         self.text = ""
 
     @property
@@ -213,6 +202,8 @@ def features_of(raw: bytes, *, is_answer: bool = True) -> Features:
         raw = texts
     text = raw.decode("utf-8", "replace")
     if "\\" in text:
+        if "\\u" in text:
+            text = _ESCAPED.sub(_unescaped, text)
         text = text.replace('\\"', '"').replace("\\n", "\n")
     if _DIGIT.search(text) is not None:
         text = _VOLATILE.sub(_left_out if is_answer else _told, text)
@@ -222,19 +213,24 @@ def features_of(raw: bytes, *, is_answer: bool = True) -> Features:
     words: list[int] = []
     names: list[int] = []
     tokens: list[str] = []
-    is_underway = _read(text, words, names, tokens, is_answer)
+    told = _read(text, words, names, tokens, is_answer)
     exact_digest = digest(text)
     # Without what is spelled in many ways: case, blanks and most marks. A bare number is what it is.
     loose_digest = digest(" ".join(tokens)) if any(one[0].isalpha() for one in tokens) else exact_digest
     found = Features(exact_digest, loose_digest, words, names)
     found.is_underway = (
-        is_underway
+        told & IS_UNDERWAY != 0
         or _UNDERWAY.search(text) is not None
         or (len(text) <= UNDERWAY_CHARACTERS_MAX and _UNDERWAY_SAID.search(text) is not None)
     )
     found.is_not_yet = len(text) <= NOT_YET_CHARACTERS_MAX and _NOT_YET.search(text) is not None
+    found.is_courteous = told & IS_COURTEOUS != 0
     found.text = text
     return found
+
+
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16))
 
 
 def _left_out(match: re.Match[str]) -> str:
@@ -256,8 +252,8 @@ def _is_content(match: re.Match[str]) -> bool:
     before = match.string[max(0, begin - _BEFORE_CHARACTERS) : begin]
     key = _KEY_BEFORE.search(before)
     if key is not None and match.string[match.end() : match.end() + 1] in _VALUE_ENDS:
-        name = key[1].lower()
-        return name not in _TIME_KEYS and name not in _ID_WORDS
+        name = key[1].lower().replace("_", "").replace("-", "")
+        return not key[1].endswith(_TIME_ENDS) and name not in _TIME_KEYS and name not in _ID_WORDS
     if match.lastgroup == "day":
         return True
     if match.lastgroup in ("time", "epoch"):
@@ -269,13 +265,14 @@ def _is_content(match: re.Match[str]) -> bool:
     return word is not None and word[1].lower() not in _ID_WORDS
 
 
-def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_answer: bool) -> bool:
-    """Sort the tokens of a text; return whether all that it says is that something is under way."""
-    key = ""
-    key_end = -1
-    before = ""
+def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_answer: bool) -> int:
+    """Sort the tokens of a text; return what else can be told of it."""
+    key, key_end = "", -1
+    before, before_at = "", 0
+    before_kind = kind_before = CONTENT
     count = german = 0
     capitals: list[int] = []
+    parts: list[tuple[int, int]] = []
     is_underway = is_courteous = False
     for match in _TOKEN.finditer(text):
         begin, end = match.span()
@@ -286,98 +283,106 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_a
             tokens.append(key)
             continue
         if group == 4:
-            tokens.append(match[4])
-            if not _CONTENT_MARKS.isdisjoint(match[4]) and len(names) < WORDS_MAX:
-                names.append(crc32(match[4].encode()))
+            _take_mark(match[4], names, tokens)
             continue
         if group == 2:
-            if _is_counter(text, begin, end, before, key if key_end == begin else "", is_answer):
-                tokens.append("#")
-                continue
-            tokens.append(match[2])
-            if len(names) < WORDS_MAX:
-                # `e4` is one name, and so is the number of a key; `at 31` and `remains 31` say the same.
-                owner = key if key_end == begin else before if begin and text[begin - 1].isalnum() else ""
-                names.append(crc32(f"{owner}{match[2]}".encode()))
-            before = ""
+            is_value = key_end == begin or (key_end == begin - 1 and text[key_end] == '"' == text[end : end + 1])
+            owner = key if is_value else ""
+            if _take_number(match, owner, before, before_at, is_answer, names, tokens, parts):
+                before = ""
             continue
         word = match[3]
         lower = word.lower()
+        if begin and lower in _NTH and text[begin - 1].isdigit():
+            continue
+        kind, stem = look_up(lower)
+        if _counts(kind, word, text, begin, end, before, before_at):
+            tokens.append("#")
+            continue
         tokens.append(lower)
         if key_end >= 0 and begin - key_end <= 1 and key in _WRAPPERS:
             continue
-        before = lower
+        before, before_at = lower, begin
+        before_kind, kind_before = kind, before_kind
         count += 1
-        if lower in _UNDERWAY_WORDS:
-            is_underway = True
+        is_underway = is_underway or lower in _UNDERWAY_WORDS
         if len(words) + len(names) + len(capitals) >= WORDS_MAX:
             continue
-        if lower in _GERMAN:
+        if kind == GERMAN:
             german += 1
-            continue
-        if word != lower and begin > 0 and _is_name(text, begin, word):
-            capitals.append(crc32(lower.encode()))
-        elif lower in _COURTESY:
+        elif word != lower and begin > 0 and _is_name(text, begin, word, kind, kind_before):
+            capitals.append(crc32((lower[:-2] if lower[-2:] in _OF else lower).encode()))
+        elif kind == COURTEOUS:
             is_courteous = True
-        elif lower not in _STOP_ELSEWHERE:
-            _add(lower, words)
+        elif kind == UNSPACED:
+            words.extend(characters(lower))
+        elif stem:
+            words.append(stem)
     (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
         # All that is said is thanks, or that somebody is sorry.
         words.append(COURTESY)
-    return is_underway and count <= UNDERWAY_WORDS_MAX
+    if parts and len(words) >= PARTS_FROM:
+        _leave_out(parts, names, tokens)
+    return (IS_UNDERWAY if is_underway and count <= UNDERWAY_WORDS_MAX else 0) | (IS_COURTEOUS if is_courteous else 0)
 
 
-def _add(word: str, words: list[int]) -> None:
-    """Add what a word says, if it says anything."""
-    if ord(word[0]) >= UNSPACED_FROM:
-        # Scripts that put no blanks between words: their characters stand for words.
-        words.extend([crc32(one.encode()) for one in word[:CHARACTERS_MAX] if one not in _STOP_CHARACTERS])
-    elif len(word) > 2 and word not in _STOP:
-        words.append(crc32(_stem(word).encode()))
-    elif not word.isascii():
-        words.append(crc32(word.encode()))
-
-
-def _is_counter(text: str, begin: int, end: int, before: str, key: str, is_answer: bool) -> bool:
-    if key:
-        return key.lower() in _KEY_COUNTERS
-    if before in _COUNTERS:
-        return True
-    if before in _PARTS and text[begin - 1] == " ":
-        return is_answer or _is_place(text, begin - len(before) - 1, end)
-    if begin == 0:
-        return end == len(text)
-    last = text[begin - 1]
-    follows = text[end] if end < len(text) else ""
-    if last == "#" or (last in "([" and follows in ")]"):
-        return True
-    is_end = follows in ("", '"') or (follows in ".!?)]" and text[end + 1 : end + 2] in ("", '"', " "))
-    if last == " " and begin > 1:
-        if text[begin - 2] in ".!?,;)–—-":
-            return is_end
-        # `..., event 17`: a noun behind a comma, and nothing behind the number.
-        return is_end and bool(before) and text[begin - len(before) - 3 : begin - len(before) - 1] == ", "
-    if not is_end or last not in "-~" or not before or not text[begin - 2].islower():
+def _take_number(
+    match: re.Match[str],
+    owner: str,
+    before: str,
+    before_at: int,
+    is_answer: bool,
+    names: list[int],
+    tokens: list[str],
+    parts: list[tuple[int, int]],
+) -> bool:
+    """Take a number, under the key `owner` or behind the word `before`; return whether it is content."""
+    text, number = match.string, match[2]
+    begin, end = match.span()
+    kind = of_key(owner) if owner else 0
+    if (
+        kind == COUNTS
+        or (is_answer and kind == PART)
+        or (not owner and is_counter(text, begin, end, before, before_at, is_answer))
+    ):
+        tokens.append("#")
         return False
-    # `clarify the plan-3`, and not `web-3` alone, which is a name.
-    return text[begin - len(before) - 2 : begin - len(before) - 1] == " "
+    if len(names) < WORDS_MAX:
+        if kind == PART:
+            parts.append((len(names), len(tokens)))
+        # `e4` is one name, and so is the number of a key; `at 31` and `remains 31` say the same.
+        noun = owner or (before if begin and text[begin - 1].isalnum() else "")
+        names.append(crc32(f"{noun}{number}".encode()))
+    tokens.append(number)
+    return True
 
 
-def _is_place(text: str, word: int, end: int) -> bool:
-    """Say whether a word and its number say where in the talk a message stands: in brackets, before a colon at the
-    beginning, behind a sentence at the end."""
-    follows = text[end] if end < len(text) else ""
-    if word == 0 or text[word - 1] in '"\n':
-        return follows in ":.)-–,"
-    last = text[word - 1]
-    if last in "([":
-        return follows in ")]"
-    return last == " " and text[word - 2] in ".!?,;)–—-" and follows in ("", '"', ".", "!")
+def _counts(kind: int, word: str, text: str, begin: int, end: int, before: str, before_at: int) -> bool:
+    """Say whether a word is a counter: `for the third time`, `Round II`."""
+    if kind == ORDINAL:
+        return is_nth(text, end)
+    return (kind == NUMERAL or is_roman(word)) and is_numeral(text, begin, end, before, before_at)
 
 
-def _is_name(text: str, begin: int, word: str) -> bool:
-    """Say whether a word with a capital is a name: it is where no sentence begins with it."""
+def _take_mark(mark: str, names: list[int], tokens: list[str]) -> None:
+    tokens.append(mark)
+    if not _CONTENT_MARKS.isdisjoint(mark) and len(names) < WORDS_MAX:
+        names.append(crc32(mark.encode()))
+
+
+def _leave_out(parts: list[tuple[int, int]], names: list[int], tokens: list[str]) -> None:
+    """Take numbers for counters that were read as names."""
+    for name_at, token_at in reversed(parts):
+        del names[name_at]
+        tokens[token_at] = "#"
+
+
+def _is_name(text: str, begin: int, word: str, kind: int, kind_before: int) -> bool:
+    """Say whether a word with a capital is a name: it is where no sentence begins with it, nor what is said behind
+    `Hello there,`."""
+    if kind in (SILENT, COURTEOUS):
+        return False
     if word[0] == "I" and (len(word) == 1 or word[1] in "'’"):
         return False
     if word[1:] != word[1:].lower() and (len(word) <= CAPITALS_MAX or word.upper() != word):
@@ -385,16 +390,6 @@ def _is_name(text: str, begin: int, word: str) -> bool:
     at = begin - 1
     while at >= 0 and text[at] == " ":
         at -= 1
+    if at >= 0 and text[at] == "," and kind_before in _ADDRESS:
+        return False
     return at >= 0 and text[at] not in _SENTENCE_ENDS
-
-
-def _stem(word: str) -> str:
-    """Return what words of one family have in common: rough, and the same for all of them."""
-    if word[1:2] in ("'", "’") and len(word) > 4:
-        # An article or a pronoun, as in `l'envoyer`.
-        word = word[2:]
-    if word[-2:] in ("'s", "’s"):
-        word = word[:-2]
-    if len(word) > 6:
-        return word[:6]
-    return word[:-1] if word[-1] == "s" and len(word) > 3 else word.rstrip("e")

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.turns.turn import AGENT, LOOP, PASSED, TOOL, WAIT, Judgement
+from meshd.turns.periods import period_of
+from meshd.turns.said import LOOSE
+from meshd.turns.turn import AGENT, LLM, LOOP, PASSED, TOOL, WAIT, Judgement
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from meshd.turns.edge import Edge
     from meshd.turns.question import Question
     from meshd.turns.turn import Limits, Turn
@@ -21,6 +25,8 @@ UNHURRIED_S: Final = 5.0
 """Who waits so long before it tries again does not hammer."""
 UNHURRIED_PROGRAM_S: Final = 1.0
 """The same of a program: who asks a tool again and no model in between is one."""
+STEADY_MIN: Final = 2
+"""Gaps that were like the one before so often in a row are those of a clock."""
 SAMPLES_SHARE: Final = 5
 """Equal samples of a model may cost so small a share of what may be spent without anything new."""
 SAMPLES_MAX: Final = 100
@@ -54,6 +60,49 @@ def is_waiting_for(turn: Turn, edge: Edge, question: Question, gap_s: float) -> 
         return gap_s >= AGENT_SLOW_S and not edge.is_circle
     # What a model is asked about may still be being done: it polls by a tool.
     return gap_s >= MODEL_SLOW_S or question.asked.is_underway
+
+
+def judged_again(
+    turn: Turn, edge: Edge, question: Question, periods: int, limits: Limits, steps: Sequence[int], *, is_waiting: bool
+) -> Judgement:
+    """Judge a question that was asked before, and has been answered or not."""
+    gap_s, parties = question.gap_s, (edge.source, edge.target)
+    if question.rounds >= periods and not is_waiting:
+        if is_timed(turn, edge, question):
+            return polled(question, limits, turn.at_s)
+        if not (question.is_transient and question.backs_off and question.rounds < periods * RETRIES):
+            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, parties)
+    is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
+    if question.failures >= (periods * RETRIES if is_backing_off else periods) and not is_waiting:
+        return Judgement(LOOP, "repetition", 0.0, question.failures, periods, parties)
+    if (
+        turn.kind == AGENT
+        and question.open > periods
+        and question.rounds == 0
+        and not question.is_burst
+        and (turn.nearness >= LOOSE or gap_s >= APART_S)
+    ):
+        return Judgement(LOOP, "open", 0.0, question.open - 1, periods, parties)
+    if question.changes >= periods:
+        period = period_of(steps, periods)
+        is_period = period > 1 and steps[-period] >> 32 == question.number
+        if is_period and not is_waiting and not is_timed(turn, edge, question):
+            return Judgement(LOOP, "period", 0.0, periods, periods, parties)
+        # A model that is asked the same for other answers is sampled, and at once where it can be.
+        return polled(question, limits, turn.at_s) if turn.kind != LLM else PASSED
+    return PASSED
+
+
+def is_timed(turn: Turn, edge: Edge, question: Question) -> bool:
+    """Say whether a program asks again by a clock: no model was asked in between, and the gaps are the same."""
+    if turn.kind == TOOL and question.is_program and question.gap_s >= UNHURRIED_PROGRAM_S:
+        return True
+    if turn.is_many:
+        # Nobody knows who has called a model in between.
+        return False
+    if edge.is_circle or not question.is_unthought or (turn.kind == AGENT and not question.is_alone):
+        return False
+    return question.steady >= STEADY_MIN and question.gap_s >= UNHURRIED_S
 
 
 def polled(question: Question, limits: Limits, now_s: float) -> Judgement:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.said import DECORATED, DIFFERENT
@@ -11,6 +12,14 @@ if TYPE_CHECKING:
     from meshd.turns.said import Said
     from meshd.turns.seen import Seen
 
+_LATER: Final = re.compile(
+    r"(?i:\btim(?:ed?|ing)[ -]?out\b|\b(?:try|retry) (?:it )?(?:again|later)|\btemporar|\bunavailable\b|\boverload|"
+    r"\brate[ -]?limit|\btoo many requests\b|\bbusy\b)"
+)
+GROWN: Final = 3.0
+BURST_S: Final = 0.02
+STEADY_SHARE: Final = 8
+"""A gap is like the one before where they differ by less than one part in so many."""
 GROWTH: Final = 1.3
 """A gap has grown that is so many times as long as the one before."""
 
@@ -19,8 +28,9 @@ class Question:
     """A question on an edge, as it was asked last."""
 
     __slots__ = (
-        "answer", "asked", "changes", "failures", "gap_s", "growth", "is_decorated", "is_program", "last_s", "mark",
-        "models_at", "news_at", "next_s", "number", "open", "plain_mark", "plain_said", "plain_size", "rounds",
+        "_asked_at", "_grows_from_s", "answer", "asked", "changes", "failures", "gap_s", "growth", "is_alone",
+        "is_burst", "is_decorated", "is_program", "is_unthought", "last_s", "mark", "models_at", "news_at", "next_s",
+        "number", "open", "plain_mark", "plain_said", "plain_size", "rounds", "steady",
     )  # fmt: skip
 
     def __init__(self, asked: Said, mark: int, number: int) -> None:
@@ -54,19 +64,50 @@ class Question:
         self.plain_size = 0
         self.plain_said = b""
         """What that answer says."""
+        self._grows_from_s = 0.0
+        self._asked_at = -1
+        self.is_alone = False
+        """Nothing else was asked in between."""
+        self.steady = 0
+        """How often in a row that gap was like the one before, as those of a clock are."""
+        self.is_burst = False
+        """It was asked at once with the one before, as who hands out equal work does."""
+        self.is_unthought = False
+        """Who asks has asked no model in between."""
         self.next_s = 0.0
         """When it may be asked again, where it is polling."""
 
-    def came(self, now_s: float, models: int) -> None:
-        """It is asked now, by who has called so many models."""
-        self.is_program = 0 < models == self.models_at
+    def came(self, now_s: float, models: int, at: int) -> None:
+        """It is asked now, by who has called so many models; `at` is how much was asked in the workflow."""
+        self.is_alone = at == self._asked_at + 1
+        self._asked_at = at
+        self.is_unthought = models == self.models_at
+        self.is_program = self.is_unthought and models > 0
         self.models_at = models
         self.open += 1
         if self.last_s:
             gap_s = now_s - self.last_s
-            self.growth = self.growth + 1 if 0 < self.gap_s * GROWTH < gap_s else 0
+            before_s = self.gap_s
+            if 0 < before_s * GROWTH < gap_s:
+                self._grows_from_s = before_s if not self.growth else self._grows_from_s
+                self.growth += 1
+            else:
+                self.growth = 0
+            apart_s = gap_s - before_s if gap_s > before_s else before_s - gap_s
+            self.steady = self.steady + 1 if before_s > 0 and apart_s * STEADY_SHARE < gap_s else 0
+            self.is_burst = gap_s < BURST_S
             self.gap_s = gap_s
         self.last_s = now_s
+
+    @property
+    def backs_off(self) -> bool:
+        """Its gaps have grown twice in a row, and to three times what they were."""
+        return self.growth > 1 and self.gap_s >= GROWN * self._grows_from_s
+
+    @property
+    def is_transient(self) -> bool:
+        """Its answer says that it may be asked again later."""
+        return self.answer is not None and _LATER.search(self.answer.text) is not None
 
     def is_same(self, answer: Said, seen: Seen, kind: str) -> bool:
         """Say whether an answer brings nothing that the one before did not."""

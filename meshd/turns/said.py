@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.features import Features, features_of, says_no, simhash
+from meshd.turns.rewording import ANY, gist_of
+from meshd.turns.slot import brings_word, common
 from meshd.turns.turn import AGENT, EVENT, LLM, TOOL
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ TAIL_BYTES: Final = 24
 WORDS_KEPT_MAX: Final = 96
 SKETCH_WORDS: Final = 24
 SKETCH_WORDS_MIN: Final = 4
+GIST_WORDS_MIN: Final = 4
 SHORT_BYTES: Final = 400
 _WORDS_ALONE: Final = bytes(
     [byte | 0x20 if 65 <= byte <= 90 else byte if byte >= 0x80 or 97 <= byte <= 122 else 0x20 for byte in range(256)]
@@ -53,8 +56,9 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_end", "_features", "_is_answer", "_is_underway", "_likeness", "_raw", "_sketch", "_text", "exact",
-        "is_known", "loose", "mark", "names", "size", "words",
+        "_begin", "_content", "_end", "_features", "_gist", "_is_answer", "_is_courteous", "_is_not_yet",
+        "_is_underway", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known", "loose", "mark", "names", "size",
+        "words",
     )  # fmt: skip
 
     def __init__(self, raw: bytes = b"", is_answer: bool = False) -> None:
@@ -75,7 +79,9 @@ class Said:
         """None where another process said it."""
         self.names: set[int] | None = None
         self._text = ""
-        self._is_underway = False
+        self._is_underway = self._is_not_yet = self._is_courteous = False
+        self._gist: frozenset[bytes] | None = None
+        self._content: tuple[set[int], set[int]] | None = None
 
     @classmethod
     def restored(cls, exact: int, loose: int, likeness: int, size: int) -> Said:
@@ -97,7 +103,7 @@ class Said:
     @property
     def says_no(self) -> bool:
         """It says that what was asked for cannot be done, or is not there."""
-        return says_no(self._text)
+        return says_no(self.text)
 
     @property
     def sketch(self) -> frozenset[bytes]:
@@ -114,7 +120,9 @@ class Said:
         if self._features is None and self._raw is not None:
             self._features = found = features_of(self._raw, is_answer=self._is_answer)
             self.exact, self.loose = found.exact, found.loose
-            self._is_underway = found.is_underway
+            self._is_underway, self._is_not_yet = found.is_underway, found.is_not_yet
+            self._is_courteous = found.is_courteous
+            self._text = found.text
         return self._features
 
     @property
@@ -123,6 +131,46 @@ class Said:
         if not self.is_known:
             self.features()
         return self._is_underway
+
+    @property
+    def is_not_yet(self) -> bool:
+        """It says that in words which are no sign by themselves."""
+        if not self.is_known:
+            self.features()
+        return self._is_not_yet
+
+    @property
+    def is_courteous(self) -> bool:
+        """There are thanks in it, or a greeting."""
+        if not self.is_known:
+            self.features()
+        return self._is_courteous
+
+    @property
+    def text(self) -> str:
+        """What it says, without ids and times."""
+        if not self.is_known:
+            self.features()
+        return self._text
+
+    @property
+    def gist(self) -> frozenset[bytes]:
+        """Of its words those that may say something: see `meshd.turns.rewording`."""
+        gist = self._gist
+        if gist is None:
+            gist = self._gist = gist_of(self._raw if self._raw is not None else self._begin, self.sketch)
+        return gist
+
+    def content(self) -> tuple[set[int], set[int]]:
+        """Return its words and its names; none of either where only its digests are known."""
+        if self.words is not None and self.names is not None:
+            return self.words, self.names
+        content = self._content
+        if content is None:
+            found = self.features()
+            content = (set(found.words), set(found.names)) if found is not None else (set(), set())
+            self._content = content
+        return content
 
     def learn(self, seen: Seen) -> None:
         """Keep the digests in place of the bytes, and let its words be known."""
@@ -135,13 +183,12 @@ class Said:
             seen.add(word)
         for word in found.names:
             seen.add(word)
-        self._text = found.text
         # Each once, before any is left out: a text that quotes says few words many times.
         self.words = set(list(dict.fromkeys(found.words))[:WORDS_KEPT_MAX])
         self.names = set(list(dict.fromkeys(found.names))[:WORDS_KEPT_MAX])
         self._begin, self._end = self._raw[:ENDS_BYTES], self._raw[-ENDS_BYTES:]
         self.is_known = True
-        self._features = self._raw = None
+        self._features = self._raw = self._content = None
 
     def take_over(self, before: Said) -> None:
         """Be the latest of payloads that say the same: their words are its own."""
@@ -171,9 +218,12 @@ class Said:
             return DIFFERENT
         is_comparable = not before.is_known or before.words is not None
         share = 3 if kind in (LLM, TOOL) or self.size > SHORT_BYTES else 8
-        if not is_growing and is_comparable and _is_far(self.sketch, before.sketch, share):
+        if not is_growing and is_comparable and self._is_far(before, share):
             return DIFFERENT
         if not before.is_known:
+            # A model or a tool is asked another thing wherever one word or number is new.
+            if kind in (LLM, TOOL) and not is_growing and not is_answer and self.brings_word(before):
+                return DIFFERENT
             before.learn(seen)
         found = self.features()
         if found is None:
@@ -185,6 +235,19 @@ class Said:
         if not found.words and not found.names:
             return DIFFERENT
         return self._likeness_to(before, found, seen, kind, is_growing, is_answer)
+
+    def _is_far(self, before: Said, share: int) -> bool:
+        """Say whether two payloads have less than one word in `share` in common that says something, as they stand."""
+        if len(self.sketch) < SKETCH_WORDS_MIN or len(before.sketch) < SKETCH_WORDS_MIN:
+            return False
+        one, other = self.gist, before.gist
+        if one is ANY or other is ANY or len(one) < GIST_WORDS_MIN or len(other) < GIST_WORDS_MIN:
+            one, other = self.sketch, before.sketch
+        return len(one & other) * share < min(len(one), len(other))
+
+    def brings_word(self, before: Said) -> bool:
+        """Say whether it is certain that this has a word or a number that what was said before has not."""
+        return self._raw is not None and before._raw is not None and brings_word(self._raw, before._raw)
 
     def grows_from(self, before: Said) -> bool:
         """Say whether this may be what was said before, behind more of what was said since."""
@@ -240,27 +303,8 @@ class Said:
         if raw is None:
             return False
         size = min(len(raw), before.size)
-        same = _common(raw, before._begin) + _common(raw[: -ENDS_BYTES - 1 : -1], before._end[::-1])
+        same = common(raw, before._begin) + common(raw[: -ENDS_BYTES - 1 : -1], before._end[::-1])
         return same * 10 >= min(size, 2 * ENDS_BYTES) * SLOT_TENTHS
-
-
-def _is_far(one: frozenset[bytes], other: frozenset[bytes], share: int) -> bool:
-    """Say whether two payloads have less than one word in `share` in common, as their sketches tell."""
-    if len(one) < SKETCH_WORDS_MIN or len(other) < SKETCH_WORDS_MIN:
-        return False
-    return len(one & other) * share < min(len(one), len(other))
-
-
-def _common(one: bytes, other: bytes) -> int:
-    """Return how many bytes two texts begin with that are the same."""
-    low, high = 0, min(len(one), len(other))
-    while low < high:
-        middle = (low + high + 1) >> 1
-        if one[:middle] == other[:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def is_new(found: Features, seen: Seen, kind: str) -> bool:

@@ -8,6 +8,7 @@ from zlib import crc32
 if TYPE_CHECKING:
     from meshd.turns.edge import Edge
     from meshd.turns.question import Question
+    from meshd.turns.rewording import Round
 
 AGENT: Final = "agent"
 """From an agent to an agent: such calls, and events, are what is counted as turns."""
@@ -59,7 +60,7 @@ class Turn:
 
     __slots__ = (
         "at_s", "edge", "is_counted", "is_known", "is_many", "is_read_only", "is_sampled", "kind", "mark", "nearness",
-        "operation", "path", "payload", "period", "question", "rounds", "source", "target", "tenths",
+        "operation", "path", "payload", "period", "question", "round", "rounds", "source", "target", "tenths",
     )  # fmt: skip
 
     def __init__(
@@ -99,6 +100,7 @@ class Turn:
         """The turns of many tasks are counted together: an equal request to a model may be another's."""
         self.edge: Edge | None = None
         self.question: Question | None = None
+        self.round: Round | None = None
         self.nearness = 0
         """How near its question is to one before: see `meshd.turns.said`."""
         self.is_known = False

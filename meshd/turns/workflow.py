@@ -12,19 +12,20 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, Counting
 from meshd.turns.patience import (
-    APART_S,
-    BACKS_OFF,
+    AGENT_SLOW_S,
+    HEARTBEAT_S,
     MODEL_SLOW_S,
     PATIENCE,
-    RETRIES,
-    UNHURRIED_PROGRAM_S,
     UNHURRIED_S,
+    is_timed,
     is_waiting_for,
+    judged_again,
     polled,
     sampled_again,
 )
-from meshd.turns.periods import period_of
-from meshd.turns.said import DECORATED, DIFFERENT, EXACT, LOOSE, Said, is_old
+from meshd.turns.question import BURST_S
+from meshd.turns.rewording import goes_round, is_unanswered
+from meshd.turns.said import DECORATED, DIFFERENT, EXACT, Said, is_old
 from meshd.turns.seen import Seen
 from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, Judgement, Limits, Turn
 
@@ -177,7 +178,7 @@ class Workflow(Counting):
                 question.rounds + question.open >= limits.periods or question.failures >= limits.periods
             ):
                 return True
-        return False
+        return edge.may_go_round(limits.periods)
 
     def withdraw(self, turn: Turn) -> None:
         """The turn does not take place: it is counted no longer."""
@@ -212,8 +213,10 @@ class Workflow(Counting):
         turn.question = question
         turn.nearness = nearness
         turn.is_known = nearness > DECORATED
+        is_quiet = False
         if nearness > DIFFERENT:
             news = self.news_of(edge)
+            is_quiet = news <= question.news_at
             if turn.is_counted and turn.is_known:
                 self._count(turn, edge, AGAIN_TENTHS if news > question.news_at else TENTHS)
             if news > question.news_at and question.rounds > 1:
@@ -224,7 +227,11 @@ class Workflow(Counting):
                 edge.fresh += 1
             question.news_at = self.news_of(edge)
             self._keep(asked)
-        question.came(turn.at_s, self.model_calls.get(edge.source, 0))
+        question.came(turn.at_s, self.model_calls.get(edge.source, 0), self._numbers)
+        if turn.is_counted and turn.is_known and is_timed(turn, edge, question):
+            self._count(turn, edge, 1)
+        if edge.kind != LLM and not turn.is_read_only:
+            turn.round = edge.begin(asked, turn.mark, turn.at_s, is_quiet=is_quiet)
         return question, nearness
 
     def _keep(self, said: Said) -> None:
@@ -252,13 +259,14 @@ class Workflow(Counting):
 
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
-        now_s, parties = turn.at_s, (edge.source, edge.target)
+        periods = limits.periods
+        if len(edge.rounds) > periods and self._goes_round(turn, edge, periods):
+            return Judgement(LOOP, "repetition", 0.0, periods, periods, (edge.source, edge.target))
         if nearness == DIFFERENT:
             return PASSED
         gap_s = question.gap_s
         if turn.is_read_only:
-            return polled(question, limits, now_s)
-        periods = limits.periods
+            return polled(question, limits, turn.at_s)
         if turn.is_many and turn.kind != AGENT:
             # The turns of many tasks stand together: that some of them ask the same is no loop yet.
             periods *= PATIENCE
@@ -274,32 +282,20 @@ class Workflow(Counting):
         is_waiting = is_waiting_for(turn, edge, question, gap_s)
         if is_waiting and turn.is_counted and not edge.is_circle:
             self._count(turn, edge, 1)
-        if question.rounds >= periods and not is_waiting:
-            if turn.kind == TOOL and question.is_program and gap_s >= UNHURRIED_PROGRAM_S:
-                return polled(question, limits, now_s)
-            return Judgement(LOOP, "repetition", 0.0, question.rounds, periods, parties)
-        is_backing_off = question.growth >= BACKS_OFF or gap_s >= UNHURRIED_S
-        if question.failures >= (periods * RETRIES if is_backing_off else periods) and not is_waiting:
-            return Judgement(LOOP, "repetition", 0.0, question.failures, periods, parties)
-        if (
-            turn.kind == AGENT
-            and question.open > periods
-            and question.rounds == 0
-            and (nearness >= LOOSE or gap_s >= APART_S)
-        ):
-            return Judgement(LOOP, "open", 0.0, question.open - 1, periods, parties)
-        if question.changes >= periods:
-            period = period_of(self.steps, periods)
-            if period > 1 and self.steps[-period] >> 32 == question.number:
-                return Judgement(LOOP, "period", 0.0, periods, periods, parties)
-            # A model that is asked the same for other answers is sampled, and at once where it can be.
-            return polled(question, limits, now_s) if turn.kind != LLM else PASSED
-        return PASSED
+        return judged_again(turn, edge, question, periods, limits, self.steps, is_waiting=is_waiting)
 
-    def _is_unhurried(self, turn: Turn) -> bool:
-        """Say whether the model was last asked so long ago that somebody watches something by it."""
-        edge = self.edges.get((turn.source, turn.target))
-        return edge is not None and bool(edge.questions) and turn.at_s - edge.questions[-1].last_s >= MODEL_SLOW_S
+    @staticmethod
+    def _goes_round(turn: Turn, edge: Edge, periods: int) -> bool:
+        """Say whether an edge goes round in other words each time."""
+        if turn.round is None or (turn.is_many and turn.kind == TOOL):
+            return False
+        rounds = edge.rounds
+        gap_s = turn.at_s - rounds[-2].at_s
+        if gap_s >= (HEARTBEAT_S if turn.kind == TOOL else AGENT_SLOW_S):
+            return False
+        if rounds[-2].answer is None:
+            return turn.kind == AGENT and is_unanswered(rounds, periods, BURST_S)
+        return goes_round(rounds, periods, turn.kind, is_polled=gap_s >= UNHURRIED_S)
 
     # ------------------------------------------------------------------ what is answered
 
@@ -339,6 +335,10 @@ class Workflow(Counting):
                 question.rounds = 1
             return not turn.is_known
         said = Said(answer, True)
+        if turn.round is not None:
+            turn.round.answer = said
+            turn.round.is_underway = is_underway
+            turn.round = None
         if turn.nearness == DIFFERENT:
             question.answer, question.rounds = said, 1
             self._keep(said)

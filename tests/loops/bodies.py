@@ -61,9 +61,10 @@ def _message(role: str, text: str, id: str) -> dict[str, Any]:
     return {"kind": "message", "role": role, "messageId": id, "parts": [{"kind": "text", "text": text}]}
 
 
-def chat(messages: list[dict[str, Any]]) -> bytes:
+def chat(messages: list[dict[str, Any]], temperature: float | None = None) -> bytes:
     """Return a request to the model."""
-    return _json({"model": "m", "max_tokens": 400, "messages": messages})
+    sampling = {} if temperature is None else {"temperature": temperature}
+    return _json({"model": "m", "max_tokens": 400, **sampling, "messages": messages})
 
 
 def completion(message: dict[str, Any], tokens: int, id: str) -> bytes:

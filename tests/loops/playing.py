@@ -252,11 +252,13 @@ class Player:
             system = {"role": "system", "content": bodies.SYSTEM}
             actor.messages = [system, {"role": "user", "content": task or self._task}]
 
-    def _to_model(self, actor: Actor, message: dict[str, Any], tokens: int, id: str) -> Said:
+    def _to_model(
+        self, actor: Actor, message: dict[str, Any], tokens: int, id: str, temperature: float | None = None
+    ) -> Said:
         path = "/v1/chat/completions"
         answer = bodies.completion(message, tokens, id)
         takes_s = self._filler.dice.uniform(0.8, 2.5)
-        body = bodies.chat(actor.messages)
+        body = bodies.chat(actor.messages, temperature)
         number = len(self.record.calls)
         said = Said(number, id, LLM, "post", "POST", path, body, answer, tokens=tokens, takes_s=takes_s)
         said.speech, said.reply = actor.messages[-1]["content"] or "", message["content"] or ""
@@ -273,7 +275,7 @@ class Player:
             self._begin(actor, anew=step.forgets)
             actor.messages.append({"role": "user", "content": bodies.text_of(speech)})
             message = {"role": "assistant", "content": bodies.text_of(reply)}
-            said = self._to_model(actor, message, step.tokens, mark)
+            said = self._to_model(actor, message, step.tokens, mark, step.temperature)
             actor.messages.append(message)
         else:
             via = step.via or ("grpc" if step.is_agent and self._scenario.speaks_grpc(target) else "post")

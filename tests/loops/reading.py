@@ -65,6 +65,7 @@ class Step(BaseModel):
     tokens: int = Field(default=600, ge=0)
     thinks: int = Field(default=0, ge=0)
     forgets: bool = False
+    temperature: float | None = Field(default=None, ge=0, le=2)
     after_s: Seconds = [0.0]
     calls: list[Step] = []
 
@@ -74,7 +75,7 @@ class Step(BaseModel):
             raise ValueError("a step has either `to`, which makes it a call, or `of`, which holds steps")
         if self.of is not None and (alien := self.model_fields_set - {"of", "times", "each", "parallel"}):
             raise ValueError(f"`{min(alien)}` belongs to a call, not to a step with `of`")
-        if self.to != LLM and (alien := self.model_fields_set & {"tokens", "forgets"}):
+        if self.to != LLM and (alien := self.model_fields_set & {"tokens", "forgets", "temperature"}):
             raise ValueError(f"`{min(alien)}` belongs to a call of the {LLM}")
         if self.calls and (self.to == LLM or (self.to or "").startswith(TOOL)):
             raise ValueError("`calls` belongs to a call of an agent")

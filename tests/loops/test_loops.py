@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -87,6 +88,18 @@ def test_the_same_seed_says_the_same() -> None:
     first, again, other = (play(one, seed) for seed in (1, 1, 2))
     assert [call.body for call in first.calls] == [call.body for call in again.calls]
     assert [call.body for call in first.calls] != [call.body for call in other.calls]
+
+
+def test_a_number_in_a_mapping_may_be_a_number_in_json() -> None:
+    filled = Filler(1, "w").fill({"n": "={cycle}", "text": "={item}", "m": "{cycle}"}, {"cycle": 3, "item": "x"}, 0.0)
+    assert filled == {"n": 3, "text": "=x", "m": "3"}
+
+
+def test_a_temperature_is_sent() -> None:
+    text = HONEST.replace("to: writer", "to: llm, temperature: 0.5")
+    call = play(parse(text, "honest/x.yaml", is_runaway=False)[0], 1).calls[0]
+    assert call.body is not None
+    assert json.loads(call.body)["temperature"] == 0.5
 
 
 def test_what_goes_on_after_a_refusal_is_counted() -> None:

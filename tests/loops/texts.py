@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import random
 import re
 import uuid
@@ -40,12 +41,16 @@ _SYLLABLES: Final = (
 
 @cache
 def pools() -> dict[str, list[str]]:
-    """The lists of texts.yaml."""
-    found = yaml.safe_load((FOLDER / "texts.yaml").read_text("utf-8"))
-    for name, texts in found.items():
-        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            raise MalformedError(f"texts.yaml: {name}: must be a list of texts")
-    return dict(found)
+    """The lists of texts*.yaml."""
+    found: dict[str, list[str]] = {}
+    for path in sorted(FOLDER.glob("texts*.yaml")):
+        for name, texts in yaml.safe_load(path.read_text("utf-8")).items():
+            if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+                raise MalformedError(f"{path.name}: {name}: must be a list of texts")
+            if name in found:
+                raise MalformedError(f"{path.name}: {name}: stands in another file too")
+            found[name] = texts
+    return found
 
 
 class Filler:
@@ -67,6 +72,8 @@ class Filler:
             return [self.fill(value, scope, wall_s) for value in speech]
         if not isinstance(speech, str):
             return speech
+        if speech.startswith("=") and (number := self.fill(speech[1:], scope, wall_s)).isdigit():
+            return int(number)
         while "{" in speech:
             filled = _HOLE.sub(lambda hole: self._one(hole[1], scope, wall_s), speech)
             if filled == speech:
@@ -106,6 +113,9 @@ class Filler:
         made = ("".join(self.dice.choices(_SYLLABLES, k=self.dice.randint(2, 4))) for _ in range(int(argument or 5)))
         return " ".join(made)
 
+    def token(self, _: str, __: float) -> str:
+        return base64.b64encode(self.dice.randbytes(18)).decode()
+
     def any(self, pool: str, _: float) -> str:
         return self.dice.choice(_pool(pool))
 
@@ -142,6 +152,7 @@ MAKERS: Final[dict[str, Callable[[Filler, str, float], str]]] = {
     "number": Filler.number,
     "words": Filler.words,
     "junk": Filler.junk,
+    "token": Filler.token,
     "any": Filler.any,
     "next": Filler.next,
     "same": Filler.same,
