@@ -206,7 +206,7 @@ def says_the_same(
 
     With less than 1 for `slack` less needs to have been heard before.
     """
-    if kind != TOOL and _are_thanks(answers) and _are_thanks(questions):
+    if kind != TOOL and _are_thanks(questions) and _are_thanks(answers):
         return True
     if not _may_say_the_same(questions, answers):
         return False

@@ -216,14 +216,14 @@ class Said:
         is_growing = self.grows_from(before)
         if is_longer and not is_growing:
             return DIFFERENT
+        # A model or a tool is asked another thing wherever one word or number is new.
+        if kind in (LLM, TOOL) and not (is_growing or is_answer) and self.brings_word(before):
+            return DIFFERENT
         is_comparable = not before.is_known or before.words is not None
         share = 3 if kind in (LLM, TOOL) or self.size > SHORT_BYTES else 8
         if not is_growing and is_comparable and self._is_far(before, share):
             return DIFFERENT
         if not before.is_known:
-            # A model or a tool is asked another thing wherever one word or number is new.
-            if kind in (LLM, TOOL) and not is_growing and not is_answer and self.brings_word(before):
-                return DIFFERENT
             before.learn(seen)
         found = self.features()
         if found is None:
