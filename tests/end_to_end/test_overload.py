@@ -94,7 +94,16 @@ def test_a_long_retry_after_is_passed_on_once_and_then_told_by_meshd(sdk: Sdk, p
     assert len(provider.of(id)) == 1
 
 
-def test_a_short_retry_after_is_waited_out_by_meshd(sdk: Sdk, provider: Provider) -> None:
+@pytest.fixture
+def alone(sdk: Sdk, provider: Provider, sidecar: Sidecar) -> Iterator[Sdk]:
+    """An SDK that calls through a sidecar of its own, whose retries nobody else has spent."""
+    one = Sdk(sdk.library, sidecar.start(document(provider.url, RULES, tokens=None)).url)
+    with one.client:
+        yield one
+
+
+def test_a_short_retry_after_is_waited_out_by_meshd(alone: Sdk, provider: Provider) -> None:
+    sdk = alone
     model, id = f"short-{sdk.name}", uuid.uuid4().hex
     pause = {"retry-after": "1", "retry-after-ms": "300"}
     assert sdk.ask(model, retries=0, statuses=[429, 200], id=id, headers=pause).model == model
@@ -102,14 +111,6 @@ def test_a_short_retry_after_is_waited_out_by_meshd(sdk: Sdk, provider: Provider
 
 
 WORDLESS = {"retry-after-ms": None}
-
-
-@pytest.fixture
-def alone(sdk: Sdk, provider: Provider, sidecar: Sidecar) -> Iterator[Sdk]:
-    """An SDK that calls through a sidecar of its own, whose retries nobody else has spent."""
-    one = Sdk(sdk.library, sidecar.start(document(provider.url, RULES, tokens=None)).url)
-    with one.client:
-        yield one
 
 
 def test_one_that_does_not_say_for_how_long_it_is_full_is_asked_again(alone: Sdk, provider: Provider) -> None:
