@@ -279,7 +279,7 @@ async def test_two_sidecars_with_one_key_ask_once_and_send_once(tool: Tool, tmp_
 def _asked_once(pair: list[Sidecar], tool: Tool, store: str) -> None:
     key = (pair[0].home.parent / "mesh.key").as_posix()
     for one in pair:
-        one.start(document(tool, "hold: 20s"), "--store", store, "--mesh-key", key)
+        one.start(document(tool, "hold: 60s"), "--store", store, "--mesh-key", key)
     for number in range(3):  # more of the same would be a loop
         fields = {"idempotency-key": f"order-{number}"}
         tool.gate.clear()

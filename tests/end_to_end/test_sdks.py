@@ -229,7 +229,7 @@ def test_a_clients_own_timeout(bases: list[tuple[str, str]], provider: Provider)
                 create(**ASK, max_tokens=9, timeout=0.3, extra_headers=act(id=ids[-1], holds=True))
             ids.append(uuid.uuid4().hex)
             paused = act(id=ids[-1], pause_at=2, words=9)
-            with create(**ASK, max_tokens=9, stream=True, timeout=0.3, extra_headers=paused) as stream:
+            with create(**ASK, max_tokens=9, stream=True, timeout=1.5, extra_headers=paused) as stream:
                 silent = what_ends(stream)
             found.append((str(caught.value), type(silent)))
         return found
