@@ -116,13 +116,13 @@ def has_compiler() -> bool:
 
 def compile_into(folder: Path) -> list[Path]:
     """Copy the package into `folder` and compile it there; return what was made. Raises CompileError."""
+    level = os.environ.get("MESHD_OPT") or "3"
+    if level not in ("0", "1", "2", "3"):
+        raise CompileError(f"MESHD_OPT is {level!r}: how far to optimise is 0, 1, 2 or 3")
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in ((ROOT / "meshd", "meshd"), (ROOT / "sdk" / "meshd_sdk", "meshd_sdk")):
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (folder / "mypy.ini").write_text(_MYPY)
-    level = os.environ.get("MESHD_OPT", "3")
-    if level not in ("0", "1", "2", "3"):
-        raise CompileError(f"MESHD_OPT is {level!r}: how far to optimise is 0, 1, 2 or 3")
     command = [sys.executable, "-c", _SETUP, GROUP, level, *modules()]
     # The caches of a type checker that looked at another tree must not be read here. Nobody replaces a function of the
     # one library from outside: calls within it need no table, and small ones vanish.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -46,6 +47,16 @@ def test_the_way_of_a_call_is_compiled_whole() -> None:
             path.endswith(("__init__.py", "_settings.py", "contract.py", "units.py", "listener.py", "heuristics.py"))
             for path in left
         ), left
+
+
+@pytest.mark.parametrize("level", ["4", "fast", "-O3", "3 "])
+def test_how_far_to_optimise_is_one_of_four_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: str
+) -> None:
+    monkeypatch.setenv("MESHD_OPT", level)
+    with pytest.raises(HOOK.CompileError, match="is 0, 1, 2 or 3"):
+        HOOK.compile_into(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
 
 
 def test_an_installation_is_compiled_only_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

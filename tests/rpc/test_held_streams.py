@@ -22,7 +22,7 @@ from tests.rpc.asking import WORKFLOW, decide, document, pending, state_of
 from tests.rpc.servers import card
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.proxy.harness import Mesh, Peer
     from tests.rpc.servers import Echo
@@ -344,17 +344,22 @@ async def test_a_plain_answer_beyond_all_bounds_is_not_kept(mesh: Any, upstream:
         assert state_of(await over(one, task.id)) == "FAILED"
 
 
+def refusing(reason: Reason, words: str) -> Callable[[Any], None]:
+    """Return what refuses each attempt to send a message."""
+
+    def refuse(call: Any) -> None:
+        if call.rpc.method in ("SendStreamingMessage", "message/stream"):
+            raise Refused(reason, words)
+
+    return refuse
+
+
 async def test_what_was_told_to_have_failed_is_not_done_later(mesh: Any, agent_port: int, echo: Echo) -> None:
     made = await mesh(document("echo", agent_port, "agent", "a2a"), store=MemoryStore())
     async with client(made) as one:
         stream = Stream(one)
         task = await stream.shown(made)
-
-        def poor(call: Any) -> None:
-            if call.rpc.method in ("SendStreamingMessage", "message/stream"):
-                raise Refused(Reason.BUDGET_EXHAUSTED, "There is nothing left.")
-
-        made.per_attempt.on_admit = poor
+        made.per_attempt.on_admit = refusing(Reason.BUDGET_EXHAUSTED, "There is nothing left.")
         await decide(made)
         events = await stream.over()
         assert said(events) == ["FAILED"]
@@ -370,12 +375,7 @@ async def test_a_refusal_that_may_pass_leaves_the_task_open(mesh: Any, agent_por
     async with client(made) as one:
         stream = Stream(one)
         task = await stream.shown(made)
-
-        def busy(call: Any) -> None:
-            if call.rpc.method in ("SendStreamingMessage", "message/stream"):
-                raise Refused(Reason.BUDGET_BUSY, "Others hold it.")
-
-        made.per_attempt.on_admit = busy
+        made.per_attempt.on_admit = refusing(Reason.BUDGET_BUSY, "Others hold it.")
         await decide(made)
         assert said(await stream.over()) == ["WORKING"]
         made.per_attempt.on_admit = None
