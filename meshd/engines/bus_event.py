@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshd.engines.bus_port import Event, EventMalformed
+from meshd.engines.bus_terms import EVENT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ _TOPIC = re.compile(rf"{_WORD}(?:\.{_WORD})*")
 _PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
 # CloudEvents 1.0, Naming Conventions: lower-case letters and digits, which SHOULD NOT exceed 20 characters.
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}")
+_DATA: Final = "data"
+"""What CloudEvents 1.0, "Naming Conventions", lets no attribute be called."""
 _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_schema", "data_ref", "partition_key",
                  "correlation_id", "causation_id")  # fmt: skip
 
@@ -38,6 +41,12 @@ _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_s
 def sequence_text(place: int) -> str:
     """Return a place as the attribute `sequence` says it."""
     return f"{place:020}"
+
+
+def size_of(event: Event) -> int:
+    """Return how many bytes an event counts as, as `keep_bytes` counts them."""
+    texts = (event.topic, event.source, event.id, event.type, event.subject, event.data_ref, event.partition_key)
+    return EVENT_BYTES + len(event.data) + len(event.token) + len(event.clock) + sum(map(len, texts))
 
 
 def check_topic(topic: str) -> None:
@@ -107,8 +116,8 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
         raise EventMalformed(
             "data", f"is longer than {DATA_BYTES_MAX} bytes: keep it elsewhere and say where in data_ref"
         )
-    if len(event.token) > TOKEN_BYTES_MAX:
-        raise EventMalformed("token", f"is longer than {TOKEN_BYTES_MAX} bytes")
+    if len(event.token) + len(event.clock) > TOKEN_BYTES_MAX:
+        raise EventMalformed("token", f"and clock are longer than {TOKEN_BYTES_MAX} bytes")
     if not 0 <= event.time_ns <= TIME_NS_MAX:
         raise EventMalformed("time", "is before 1970 or after 2262")
     if event.extensions:
@@ -131,6 +140,8 @@ def _check_extensions(extensions: dict[str, str]) -> None:
             raise EventMalformed(
                 "extensions", f"{name[:40]!r} is not a name of lower-case letters and digits, at most 20 characters"
             )
+        if name == _DATA:
+            raise EventMalformed("extensions", f"{name} is no name of an attribute: an event's JSON has its data there")
         if len(text) > EXTENSION_CHARACTERS_MAX:
             raise EventMalformed("extensions", f"{name} is longer than {EXTENSION_CHARACTERS_MAX} characters")
         _check_text("extensions", text)

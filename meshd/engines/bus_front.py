@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from meshd.engines.bus_event import (
     HANDLING_S_LEAST,
@@ -21,21 +21,24 @@ from meshd.engines.bus_event import (
     completed,
     matcher,
 )
-from meshd.engines.bus_port import HANDLING_S
-from meshd.engines.bus_shelf import Attempt
-from meshd.engines.port import StoreClosed, StoreError
+from meshd.engines.bus_port import HANDLING_S, EventMalformed
+from meshd.engines.bus_shelf import Attempt, unable
+from meshd.engines.port import Ability, StoreClosed, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
-    from meshd.engines.bus_shelf import HandedOut, Shelf
+    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Start, Topic, Verdict
+    from meshd.engines.bus_shelf import HandedOut, Replays, Shelf
     from meshd.engines.bus_terms import Clock, Terms, Timer
 
 log = logging.getLogger("meshd")
 
 TRIM_S: Final = 60.0
 """How often what is too old is looked for."""
+PLACE_MAX: Final = 2**62
+AHEAD_S: Final = 60.0
+"""So far ahead another clock may be: a moment that is to come by no more than that is now."""
 ASKED_MAX: Final = 256
 """How many events a line asks for at once."""
 
@@ -166,9 +169,10 @@ class Line:
 class Subscriber:
     """One subscriber of a group (`Subscription`)."""
 
-    __slots__ = ("_is_closed", "_line", "_shelf", "_waiters", "handling_s", "under_way")
+    __slots__ = ("_is_closed", "_line", "_shelf", "_waiters", "group", "handling_s", "under_way")
 
-    def __init__(self, shelf: Shelf, line: Line, handling_s: float) -> None:
+    def __init__(self, shelf: Shelf, line: Line, group: str, handling_s: float) -> None:
+        self.group = group
         self.handling_s = handling_s
         self.under_way: set[Attempt] = set()
         self._shelf = shelf
@@ -187,7 +191,7 @@ class Subscriber:
             self._line.leave(waiter)
             if waiter.future.done() and not waiter.future.cancelled() and waiter.future.exception() is None:
                 # It was handed out in the turn of the loop in which its taker was cancelled.
-                await self._return(Attempt(waiter.future.result().place, waiter.future.result().attempt))
+                await self._return(waiter.future.result())
             raise
         finally:
             self._waiters.discard(waiter)
@@ -209,6 +213,15 @@ class Subscriber:
             self._line.stir()
         return settled.counted
 
+    async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
+        attempt = Attempt(delivery.place, delivery.attempt)
+        if attempt in self.under_way:
+            try:
+                await self._shelf.give_back(self._line.group, (attempt,), is_unseen=is_unseen)
+                self.under_way.discard(attempt)
+            finally:
+                self._line.stir()
+
     async def close(self) -> None:
         if self._is_closed:
             return
@@ -226,18 +239,36 @@ class Subscriber:
         if self._is_closed:
             raise StoreClosed("the subscription was closed")
 
-    async def _return(self, attempt: Attempt) -> None:
-        if attempt in self.under_way:
-            self.under_way.discard(attempt)
-            try:
-                await self._shelf.give_back(self._line.group, (attempt,), is_unseen=True)
-            except StoreError as error:
-                log.warning("an event that nobody took is handed out again once its time is over: %s", error)
-            self._line.stir()
+    async def _return(self, delivery: Delivery) -> None:
+        try:
+            await self.give_back(delivery, is_unseen=True)
+        except StoreError as error:
+            log.warning("an event that nobody took is handed out again once its time is over: %s", error)
+
+
+def check_start(start: Start, now_s: float) -> None:
+    """Raises EventMalformed for what is no place to begin at on any bus, when it is `now_s`."""
+    if (start.at_s is None) == (start.after is None):
+        raise EventMalformed("starts_at", "a moment or a place to begin at, and not both")
+    if start.at_s is not None and not 0 <= start.at_s < PLACE_MAX:  # also for NaN
+        raise EventMalformed("starts_at", f"{start.at_s} is no moment in Unix seconds")
+    if start.at_s is not None and start.at_s > now_s + AHEAD_S:
+        raise EventMalformed("starts_at", f"is {start.at_s - now_s:.0f} s from now, and nobody begins in the future")
+    if start.after is not None and not 0 <= start.after < PLACE_MAX:
+        raise EventMalformed("starts_after", f"{start.after} is no place: it is the sequence of an event")
+
+
+def _check_after(after: int) -> None:
+    """Raises EventMalformed for what no engine has a number for."""
+    if not 0 <= after < PLACE_MAX:
+        raise EventMalformed("after", f"{after} is no id or place: the last one of the page before")
 
 
 class BusFront:
     """A bus before its shelf. Engines derive from it, and set `name`, `abilities` and `caution`."""
+
+    name = ""
+    abilities: frozenset[Ability] = frozenset()
 
     def __init__(self, shelf: Shelf, terms: Terms, clock: Clock) -> None:
         self._shelf = shelf
@@ -252,37 +283,55 @@ class BusFront:
         self._check()
         wall_ns = self._clock.wall_ns()
         whole = [completed(event, wall_ns, self._terms.new_id) for event in events]
-        published = await self._shelf.keep(whole)
-        topics = {event.topic for event, done in zip(whole, published, strict=True) if not done.is_duplicate}
-        for line in self._lines.values():
-            if any(map(line.is_for, topics)):
-                line.stir()
+        published = await self._keep(whole)
         if self._shelf.is_crowded:
             self._begin_to_trim()
         return published
 
+    async def _keep(self, events: list[Event]) -> list[Published]:
+        """Keep them and wake who waits for them."""
+        published = await self._shelf.keep(events)
+        self._stir({event.topic for event, done in zip(events, published, strict=True) if not done.is_duplicate})
+        return published
+
+    def _stir(self, topics: Collection[str]) -> None:
+        for line in self._lines.values():
+            if any(map(line.is_for, topics)):
+                line.stir()
+
     async def subscribe(
-        self, topic: str, group: str, *, starts_at_oldest: bool = False, handling_s: float = HANDLING_S
+        self,
+        topic: str,
+        group: str,
+        *,
+        starts_at_oldest: bool = False,
+        handling_s: float = HANDLING_S,
+        start: Start | None = None,
     ) -> Subscriber:
         self._check()
         check_pattern(topic)
         check_group(group)
         check_seconds("handling_time", handling_s, HANDLING_S_LEAST)
-        number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
+        if start is not None:
+            check_start(start, self._clock.now_s())
+            number = await self._replays().join_from(group, topic, start)
+        else:
+            number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
         line = self._lines.get(number)
         if line is None:
             line = self._lines[number] = Line(self._shelf, self._clock, number, matcher(topic))
-        return Subscriber(self._shelf, line, handling_s)
+        return Subscriber(self._shelf, line, group, handling_s)
 
     async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:
         self._check()
         check_group(group)
+        _check_after(after)
         return await self._shelf.dead_letters(group, after, limit)
 
     async def redrive(self, group: str, ids: Sequence[int]) -> int:
         self._check()
         check_group(group)
-        numbers = await self._shelf.redrive(group, ids)
+        numbers = await self._shelf.redrive(group, [id for id in ids if 0 < id < PLACE_MAX])
         for number in set(numbers) & set(self._lines):
             self._lines[number].stir()
         return len(numbers)
@@ -290,6 +339,26 @@ class BusFront:
     async def positions(self) -> list[Position]:
         self._check()
         return await self._shelf.positions()
+
+    async def kept(self, topic: str, after: int = 0, limit: int = 100) -> list[Event]:
+        self._check()
+        check_pattern(topic)
+        _check_after(after)
+        return await self._replays().kept(topic, after, limit)
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        self._check()
+        check_pattern(topic)
+        return await self._replays().behind(topic, after, most)
+
+    async def topics(self) -> list[Topic]:
+        self._check()
+        return await self._replays().topics()
+
+    def _replays(self) -> Replays:
+        if Ability.REPLAYS not in self.abilities:
+            raise unable(self.name)
+        return cast("Replays", self._shelf)
 
     async def close(self) -> None:
         if not self._is_closed:

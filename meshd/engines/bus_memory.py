@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from meshd.engines.bus_event import matcher, sequence_text
+from meshd.engines.bus_event import matcher, sequence_text, size_of
 from meshd.engines.bus_front import BusFront
-from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
-from meshd.engines.bus_shelf import HandedOut, Settled, full
-from meshd.engines.bus_terms import EVENT_BYTES, Clock, SteadyClock, Terms
-from meshd.engines.port import StoreClosed, StoreFull
+from meshd.engines.bus_memory_group import Group, Kept, Pending
+from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Topic, Verdict
+from meshd.engines.bus_shelf import HandedOut, Settled, check_place, full
+from meshd.engines.bus_terms import Clock, SteadyClock, Terms
+from meshd.engines.port import Ability, StoreClosed, StoreFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
+    from meshd.engines.bus_port import Start
     from meshd.engines.bus_shelf import Attempt
-    from meshd.engines.port import Ability
 
 log = logging.getLogger("meshd")
 
@@ -34,107 +35,10 @@ class MemoryBus(BusFront):
     caution = "it keeps nothing beyond this process"
 
     def __init__(self, *, terms: Terms | None = None, clock: Clock | None = None) -> None:
-        self.abilities: frozenset[Ability] = frozenset()
+        self.abilities = frozenset({Ability.REPLAYS})
         terms = terms or Terms()
         clock = clock or SteadyClock()
         super().__init__(_Shelf(terms, clock), terms, clock)
-
-
-class _Kept:
-    """An event that is kept; without its event, an id that is still known."""
-
-    __slots__ = ("at_s", "bytes", "event", "id")
-
-    def __init__(self, event: Event, at_s: float) -> None:
-        self.event: Event | None = event
-        self.id = (event.source, event.id)
-        self.at_s = at_s
-        self.bytes = _size(event)
-
-
-class _Pending:
-    """An event that a group has begun with and not settled. It is READY where nothing else is said."""
-
-    __slots__ = ("attempt", "due_s", "event", "is_done", "is_led", "is_marked", "is_out", "since_s")
-
-    def __init__(self, event: Event, *, is_led: bool, since_s: float = 0.0, is_marked: bool = False) -> None:
-        self.event = event
-        self.attempt = 0
-        self.due_s: float | None = None
-        """When its attempt is over, or its retry due; None where it is ready."""
-        self.is_out = False
-        self.is_led = is_led
-        """Another of its key comes first."""
-        self.is_marked = is_marked
-        self.is_done = False
-        self.since_s = since_s
-
-
-class _Group:
-    def __init__(self, number: int, name: str, topic: str, position: int) -> None:
-        self.number = number
-        self.name = name
-        self.topic = topic
-        self.is_for = matcher(topic)
-        self.position = position
-        self.pending: dict[int, _Pending] = {}
-        self.by_key: dict[str, list[int]] = {}
-        """Sequences in `pending` with a partition key, in order."""
-        self.ready: list[int] = []
-        """A heap of sequences; some may be ready no more."""
-        self.due: list[tuple[float, int]] = []
-        """A heap of times and sequences; some may be out of date."""
-        self.dead: dict[int, tuple[DeadLetter, bool]] = {}
-        """By id, with whether it may have been handled."""
-        self.dropped = 0
-        self.expired = 0
-
-    def add(self, place: int, one: _Pending) -> None:
-        self.pending[place] = one
-        if key := one.event.partition_key:
-            self.by_key.setdefault(key, []).append(place)
-
-    def plan(self, place: int, one: _Pending, due_s: float) -> None:
-        one.due_s = due_s
-        heapq.heappush(self.due, (due_s, place))
-
-    def make_ready(self, place: int, one: _Pending) -> None:
-        one.is_out = one.is_led = False
-        one.due_s = None
-        heapq.heappush(self.ready, place)
-
-    def finish(self, place: int) -> bool:
-        """Be done with an event; return whether another can be handed out now."""
-        one = self.pending.pop(place)
-        key = one.event.partition_key
-        if not key:
-            return False
-        places = self.by_key[key]
-        places.remove(place)
-        if not places:
-            del self.by_key[key]
-            return False
-        if any(not self.pending[other].is_led for other in places):
-            return False
-        first = min(places)
-        self.make_ready(first, self.pending[first])
-        return True
-
-    def next_due_s(self) -> float | None:
-        while self.due:
-            due_s, place = self.due[0]
-            one = self.pending.get(place)
-            if one is not None and one.due_s == due_s:
-                return due_s
-            heapq.heappop(self.due)
-        return None
-
-    def pop_ready(self) -> Iterator[tuple[int, _Pending]]:
-        while self.ready:
-            place = heapq.heappop(self.ready)
-            one = self.pending.get(place)
-            if one is not None and not one.is_out and not one.is_led and one.due_s is None:
-                yield place, one
 
 
 class _Shelf:
@@ -143,12 +47,12 @@ class _Shelf:
     def __init__(self, terms: Terms, clock: Clock) -> None:
         self._terms = terms
         self._clock = clock
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, Kept] = {}
         """By sequence, in order."""
         self._back: dict[int, Event] = {}
         """What was redriven when it was kept no more, for the groups that asked for it alone."""
         self._known: dict[tuple[str, str], int] = {}
-        self._groups: list[_Group] = []
+        self._groups: list[Group] = []
         self._latest = 0
         self._dead = 0
         self._bytes = 0
@@ -158,7 +62,7 @@ class _Shelf:
     async def keep(self, events: Sequence[Event]) -> list[Published]:
         self._check()
         new = {(event.source, event.id): event for event in reversed(events)}
-        size = sum(_size(event) for key, event in new.items() if key not in self._known)
+        size = sum(size_of(event) for key, event in new.items() if key not in self._known)
         over = self._bytes + size - self._terms.keep_bytes
         self.is_crowded = over > -self._terms.keep_bytes // 8
         if size and over > 0 and self._free(over) < over:
@@ -172,12 +76,28 @@ class _Shelf:
         if place is None:
             place = self._latest = self._latest + 1
             self._known[event.source, event.id] = place
-            self._kept[place] = one = _Kept(event, self._clock.now_s())
+            self._kept[place] = one = Kept(event, self._clock.now_s())
             one.event = msgspec.structs.replace(event, sequence=sequence_text(place))
             self._bytes += one.bytes
         return Published(event.id, sequence_text(place), is_duplicate)
 
     async def join(self, group: str, topic: str, *, starts_at_oldest: bool) -> int:
+        return self._join(group, topic, 0 if starts_at_oldest else self._latest)
+
+    async def join_from(self, group: str, topic: str, start: Start) -> int:
+        if start.after is not None:
+            if not self._is_known(group, topic):
+                behind = sum(place > start.after and one.event is not None for place, one in self._kept.items())
+                check_place(start.after, self._latest, is_whole=behind == self._latest - start.after)
+            return self._join(group, topic, start.after)
+        at_s = start.at_s or 0.0
+        first = next((place for place, one in self._kept.items() if one.at_s >= at_s), self._latest + 1)
+        return self._join(group, topic, first - 1)
+
+    def _is_known(self, group: str, topic: str) -> bool:
+        return any((one.name, one.topic) == (group, topic) for one in self._groups)
+
+    def _join(self, group: str, topic: str, position: int) -> int:
         self._check()
         for one in self._groups:
             if (one.name, one.topic) == (group, topic):
@@ -185,7 +105,7 @@ class _Shelf:
         if len(self._groups) >= self._terms.groups_max:
             raise StoreFull(f"the bus remembers {self._terms.groups_max} groups, and takes no more")
         number = len(self._groups)
-        self._groups.append(_Group(number, group, topic, 0 if starts_at_oldest else self._latest))
+        self._groups.append(Group(number, group, topic, position))
         return number
 
     async def hand_out(self, group: int, handling_s: Sequence[float]) -> HandedOut:
@@ -202,7 +122,7 @@ class _Shelf:
             kept = self._kept.get(place)
             if kept is not None and kept.event is not None and one.is_for(kept.event.topic):
                 key = kept.event.partition_key
-                pending = _Pending(kept.event, is_led=bool(key) and key in one.by_key)
+                pending = Pending(kept.event, is_led=bool(key) and key in one.by_key)
                 one.add(place, pending)
                 if not pending.is_led:
                     deliveries.append(self._begin(one, place, pending, now_s + handling_s[len(deliveries)]))
@@ -210,13 +130,13 @@ class _Shelf:
             place += 1
         return HandedOut(deliveries, one.next_due_s(), is_more=False)
 
-    def _begin(self, group: _Group, place: int, one: _Pending, ends_s: float) -> Delivery:
+    def _begin(self, group: Group, place: int, one: Pending, ends_s: float) -> Delivery:
         one.attempt += 1
         one.is_out = True
         group.plan(place, one, ends_s)
         return Delivery(one.event, one.attempt, one.is_marked, place)
 
-    def _fall_due(self, group: _Group, now_s: float) -> None:
+    def _fall_due(self, group: Group, now_s: float) -> None:
         while (due_s := group.next_due_s()) is not None and due_s <= now_s:
             _, place = heapq.heappop(group.due)
             one = group.pending[place]
@@ -264,7 +184,7 @@ class _Shelf:
             else:
                 self._lose(of, place, one)
 
-    def _lose(self, group: _Group, place: int, one: _Pending) -> None:
+    def _lose(self, group: Group, place: int, one: Pending) -> None:
         one.is_marked = True
         if one.is_done:
             group.finish(place)
@@ -273,11 +193,11 @@ class _Shelf:
         else:
             group.make_ready(place, one)
 
-    def _bury(self, group: _Group, place: int, one: _Pending, reason: str) -> bool:
+    def _bury(self, group: Group, place: int, one: Pending, reason: str) -> bool:
         self._dead += 1
         letter = DeadLetter(self._dead, group.name, group.topic, one.event, one.attempt, reason, self._clock.now_s())
         group.dead[self._dead] = (letter, one.is_marked)
-        self._bytes += _size(one.event)
+        self._bytes += size_of(one.event)
         log.warning("event %d is a dead letter of the group %s (%s)", place, group.name, group.topic)
         return group.finish(place)
 
@@ -296,16 +216,16 @@ class _Shelf:
                     groups.append(one.number)
         return groups
 
-    def _revive(self, group: _Group, letter: DeadLetter, is_marked: bool) -> None:
+    def _revive(self, group: Group, letter: DeadLetter, is_marked: bool) -> None:
         place, key = int(letter.event.sequence), letter.event.partition_key
         is_led = any(not group.pending[other].is_led for other in group.by_key.get(key, ()))
-        pending = _Pending(letter.event, is_led=is_led, since_s=self._clock.now_s(), is_marked=is_marked)
+        pending = Pending(letter.event, is_led=is_led, since_s=self._clock.now_s(), is_marked=is_marked)
         group.add(place, pending)
         if not is_led:
             group.make_ready(place, pending)
         kept = self._kept.get(place)
         if place in self._back or (kept is not None and kept.event is not None):
-            self._bytes -= _size(letter.event)
+            self._bytes -= size_of(letter.event)
         else:
             self._back[place] = letter.event
 
@@ -317,6 +237,30 @@ class _Shelf:
             counts = (out, len(one.pending) - out, len(one.dead), one.dropped, one.expired)
             found.append(Position(one.name, one.topic, sequence_text(one.position), *counts))
         return sorted(found)
+
+    async def kept(self, topic: str, after: int, limit: int) -> list[Event]:
+        self._check()
+        is_for = matcher(topic)
+        found: list[Event] = []
+        for place, one in self._kept.items():
+            if place > after and one.event is not None and is_for(one.event.topic):
+                if len(found) == limit:
+                    break
+                found.append(one.event)
+        return found
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        return len(await self.kept(topic, after, most))
+
+    async def topics(self) -> list[Topic]:
+        self._check()
+        found: dict[str, Topic] = {}
+        for one in self._kept.values():
+            if one.event is not None:
+                topic = one.event.topic
+                before = found.get(topic, Topic(topic, 0, 0, ""))
+                found[topic] = Topic(topic, before.events + 1, before.bytes + one.bytes, one.event.sequence)
+        return sorted(found.values())
 
     async def trim(self) -> bool:
         self._check()
@@ -336,12 +280,12 @@ class _Shelf:
         for place, event in list(self._back.items()):
             if self._give_up(place, event, gone_s):
                 del self._back[place]
-                self._bytes -= _size(event)
+                self._bytes -= size_of(event)
         for group in self._groups:
             for letter, _ in list(group.dead.values()):
                 if letter.died_s <= now_s - self._terms.dead_keep_s:
                     del group.dead[letter.id]
-                    self._bytes -= _size(letter.event)
+                    self._bytes -= size_of(letter.event)
         return False
 
     def _give_up(self, place: int, event: Event, gone_s: float) -> bool:
@@ -359,7 +303,7 @@ class _Shelf:
         freed, floor = 0, min((group.position for group in self._groups), default=self._latest)
         for place, event in list(self._back.items()):
             if not any(place in group.pending for group in self._groups):
-                freed += _size(event)
+                freed += size_of(event)
                 del self._back[place]
         for place, one in self._kept.items():
             if freed >= bytes_wanted or place > floor:
@@ -376,8 +320,3 @@ class _Shelf:
     def _check(self) -> None:
         if self._is_closed:
             raise StoreClosed("the bus in memory was closed")
-
-
-def _size(event: Event) -> int:
-    texts = (event.topic, event.source, event.id, event.type, event.subject, event.data_ref, event.partition_key)
-    return EVENT_BYTES + len(event.data) + len(event.token) + sum(map(len, texts))

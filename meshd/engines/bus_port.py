@@ -7,10 +7,13 @@ its subscriber or the sidecar went away) is handed out again, marked. docs/event
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 import msgspec
+
+from meshd.engines.port import StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,6 +64,8 @@ class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):
     extensions: dict[str, str] = {}
     token: bytes = b""
     """The context in which it was published, as the sidecar wrote it: no attribute, and never shown to an agent."""
+    clock: bytes = b""
+    """What its publisher's sidecar knew, signed as on a hop between two sidecars: no attribute, and never shown."""
 
 
 class Published(NamedTuple):
@@ -129,8 +134,35 @@ class Position(NamedTuple):
     """Given up because they had been kept for as long as events are."""
 
 
+class Start(NamedTuple):
+    """Where a new group begins: exactly one of the two is set. A group that is known goes on where it was."""
+
+    at_s: float | None = None
+    """With what was published at this moment (Unix seconds) or later, as far as it is kept. No moment to come."""
+    after: int | None = None
+    """Behind this place: the `sequence` of an event of this bus, as a number, behind which all is kept; or 0, for the
+    oldest event that is kept."""
+
+    @property
+    def at_ms(self) -> int | None:
+        """The moment as engines count it: the first whole millisecond that is no earlier."""
+        return None if self.at_s is None else math.ceil(self.at_s * 1000)
+
+
+class Topic(NamedTuple):
+    """A topic that has events."""
+
+    topic: str
+    events: int
+    bytes: int
+    latest: str
+    """`sequence` of the last of them."""
+
+
 class Subscription(Protocol):
     """One subscriber of a group. Methods may raise StoreError; after `close`, next and settle raise StoreClosed."""
+
+    group: str
 
     async def next(self) -> Delivery:
         """Wait for an event and return it. Nothing is fetched ahead: each waiting `next` is one unit of credit.
@@ -148,6 +180,14 @@ class Subscription(Protocol):
         SUCCESS counts even then, unless the event is settled. RETRY waits for `retry_after_s`, or for a time drawn
         from 0 to a bound that doubles with each attempt; at the last attempt the event becomes a dead letter. Raises
         EventMalformed for a `retry_after_s` that is no time.
+        """
+        ...
+
+    async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
+        """End an attempt of which nothing will be heard: the event goes to others at once, marked, or is a dead letter
+        where it was the last. With `is_unseen` nobody was handed it: the attempt does not count, and it is not marked.
+
+        Where the delivery is settled, or no longer this subscriber's, nothing is done.
         """
         ...
 
@@ -172,12 +212,20 @@ class Bus(Protocol):
         ...
 
     async def subscribe(
-        self, topic: str, group: str, *, starts_at_oldest: bool = False, handling_s: float = HANDLING_S
+        self,
+        topic: str,
+        group: str,
+        *,
+        starts_at_oldest: bool = False,
+        handling_s: float = HANDLING_S,
+        start: Start | None = None,
     ) -> Subscription:
         """Join a group, which begins with what is published from now on, or with what is still kept.
 
-        In `topic`, `*` stands for one word and a `>` at the end for one or more. Events of a group with the same
-        partition key are handed out one after the other. `handling_s`: how long a handler may take.
+        `start` says where else a new group begins, on a bus with `Ability.REPLAYS`; StoreUnable on any other, and
+        StartGone where it cannot begin there. In `topic`, `*` stands for one word and a `>` at the end for one or
+        more. Events of a group with the same partition key are handed out one after the other. `handling_s`: how long
+        a handler may take.
         """
         ...
 
@@ -193,9 +241,27 @@ class Bus(Protocol):
         """Return how far each group has come."""
         ...
 
+    async def kept(self, topic: str, after: int = 0, limit: int = 100) -> list[Event]:
+        """Return up to `limit` events that are kept, of topics that `topic` stands for, behind the place `after`.
+        Nobody's place in them is changed. StoreUnable without `Ability.REPLAYS`."""
+        ...
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        """Return how many events of `topic` are kept behind the place `after`, `most` for more. StoreUnable without
+        `Ability.REPLAYS`."""
+        ...
+
+    async def topics(self) -> list[Topic]:
+        """Return what topics have events that are kept, by name. StoreUnable without `Ability.REPLAYS`."""
+        ...
+
     async def close(self) -> None:
         """Finish what was asked for and let go. Closing twice is fine; anything else afterwards is StoreClosed."""
         ...
+
+
+class StartGone(StoreUnable):
+    """No new group can begin behind a place: it is another bus's, or some of what came behind it is kept no more."""
 
 
 class EventMalformed(ValueError):

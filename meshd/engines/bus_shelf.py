@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from meshd.engines.port import StoreFull
+from meshd.engines.bus_event import sequence_text
+from meshd.engines.bus_port import StartGone
+from meshd.engines.port import StoreFull, StoreUnable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Awaitable, Callable, Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Start, Topic, Verdict
     from meshd.engines.bus_terms import Terms
 
 
@@ -89,6 +91,73 @@ class Shelf(Protocol):
     async def close(self) -> None:
         """Let go."""
         ...
+
+
+class Replays(Shelf, Protocol):
+    """A shelf of an engine with `Ability.REPLAYS`."""
+
+    async def join_from(self, group: str, topic: str, start: Start) -> int:
+        """Find a group, or make one that begins at `start`; return its number. Raises as `check_place` does."""
+        ...
+
+    async def kept(self, topic: str, after: int, limit: int) -> list[Event]:
+        """As the bus's."""
+        ...
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        """As the bus's."""
+        ...
+
+    async def topics(self) -> list[Topic]:
+        """As the bus's."""
+        ...
+
+
+def check_place(after: int, latest: int, *, is_whole: bool) -> None:
+    """Raises StartGone where no new group can begin behind a place.
+
+    `latest`: the last place of the bus; `is_whole`: nothing was removed from behind `after`.
+    """
+    if after > latest:
+        raise StartGone(
+            f"starts_after: {sequence_text(after)} is no event of this bus, whose last one is {sequence_text(latest)}"
+        )
+    if after and not is_whole:
+        raise StartGone(
+            f"starts_after: some of what was published behind {sequence_text(after)} is kept no more; begin at a "
+            "moment (starts_at), or with the oldest event (starts_at_oldest)"
+        )
+
+
+def unable(bus: str) -> StoreUnable:
+    """Say that a bus is no engine with `Ability.REPLAYS`."""
+    return StoreUnable(
+        f"the {bus} bus cannot begin a group at a moment or a place, nor show what it keeps: a new group begins with "
+        "what is published from now on, or with the oldest event that is kept"
+    )
+
+
+async def kept_in_parts(
+    look: Callable[[int, int], Awaitable[tuple[list[Event], int]]], after: int, limit: int
+) -> list[Event]:
+    """Return up to `limit` events that are kept behind a place. `look` returns some of at most so many, and where to
+    look on, 0 for nowhere: a part at a time, so that whoever publishes meanwhile does not wait for all of it."""
+    found: list[Event] = []
+    while True:
+        some, after = await look(after, limit - len(found))
+        found += some
+        if not after or len(found) >= limit:
+            return found
+
+
+async def counted_in_parts(look: Callable[[int], Awaitable[tuple[int, int]]], after: int, most: int) -> int:
+    """Return how many events there are behind a place, `most` at most. `look` counts some, likewise."""
+    found = 0
+    while True:
+        some, after = await look(after)
+        found += some
+        if not after or found >= most:
+            return min(found, most)
 
 
 def full(terms: Terms, behind: str) -> StoreFull:

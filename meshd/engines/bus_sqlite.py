@@ -9,8 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from meshd.engines.bus_front import BusFront
-from meshd.engines.bus_shelf import HandedOut, Settled
-from meshd.engines.bus_sqlite_shelf import FORMAT, Shelf
+from meshd.engines.bus_shelf import HandedOut, Settled, counted_in_parts, kept_in_parts
+from meshd.engines.bus_sqlite_replay import ReplayingShelf
+from meshd.engines.bus_sqlite_shelf import FORMAT
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
 from meshd.engines.port import Ability
 from meshd.engines.sqlite_file import SqliteFile
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Verdict
+    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
     from meshd.engines.bus_shelf import Attempt
 
 Arguments = TypeVarTuple("Arguments")
@@ -47,9 +48,9 @@ class SqliteBus(BusFront):
     ) -> None:
         terms = terms or Terms()
         clock = clock or SteadyClock()
-        self.abilities = frozenset({Ability.DURABLE} if is_durable else ())
+        self.abilities = frozenset({Ability.REPLAYS, Ability.DURABLE} if is_durable else {Ability.REPLAYS})
         self.caution = "" if is_durable else "a power cut may take the last events with it (sqlite:?mode=durable)"
-        shelf = Shelf(terms)
+        shelf = ReplayingShelf(terms)
         file = SqliteFile(
             path,
             FORMAT,
@@ -68,7 +69,7 @@ class SqliteBus(BusFront):
 class _Thread:
     """The shelf, asked through its file's thread."""
 
-    def __init__(self, file: SqliteFile, shelf: Shelf, clock: Clock) -> None:
+    def __init__(self, file: SqliteFile, shelf: ReplayingShelf, clock: Clock) -> None:
         self._file = file
         self._shelf = shelf
         self._clock = clock
@@ -107,6 +108,18 @@ class _Thread:
 
     async def positions(self) -> list[Position]:
         return await self._ask(self._shelf.positions)
+
+    async def join_from(self, group: str, topic: str, start: Start) -> int:
+        return await self._ask(self._shelf.join_from, group, topic, start.at_ms, start.after or 0)
+
+    async def kept(self, topic: str, after: int, limit: int) -> list[Event]:
+        return await kept_in_parts(lambda after, many: self._ask(self._shelf.kept, topic, after, many), after, limit)
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        return await counted_in_parts(lambda after: self._ask(self._shelf.behind, topic, after), after, most)
+
+    async def topics(self) -> list[Topic]:
+        return await self._ask(self._shelf.topics)
 
     async def trim(self) -> bool:
         return await self._ask(self._shelf.trim, _ms(self._clock.now_s()))

@@ -22,6 +22,7 @@ from meshd.engines.sqlite_file import Format
 
 if TYPE_CHECKING:
     import sqlite3
+    from collections.abc import Callable
 
     from meshd.engines.bus_shelf import Attempt
     from meshd.engines.bus_terms import Terms
@@ -67,7 +68,7 @@ FORMAT: Final = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET valu
 
 _KEEP = "INSERT INTO event (topic, source, id, key, at_ms, bytes, body) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _KNOWN = "SELECT sequence FROM event WHERE source = ? AND id = ?"
-_SCAN = (
+SCAN = (
     "SELECT sequence, topic, key FROM event WHERE sequence > ? AND body IS NOT NULL AND NOT is_back "
     "ORDER BY sequence LIMIT ?"
 )
@@ -87,7 +88,7 @@ _IS_LED = "SELECT 1 FROM pending WHERE grp = ? AND key = ? AND key <> '' AND sta
 _NEXT_OF_KEY = (
     "SELECT sequence FROM pending WHERE grp = ? AND key = ? AND key <> '' AND state = 1 ORDER BY sequence LIMIT 1"
 )
-_LATEST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)"
+LATEST = "SELECT coalesce((SELECT seq FROM sqlite_sequence WHERE name = 'event'), 0)"
 
 
 class Shelf(Trimming):
@@ -146,14 +147,21 @@ class Shelf(Trimming):
 
     def join(self, group: str, topic: str, starts_at_oldest: bool) -> int:
         """Return the number of a group. Raises StoreFull where there are too many."""
+        return self.join_at(group, topic, (lambda: 0) if starts_at_oldest else self.last_place)
+
+    def last_place(self) -> int:
+        """Return the last place that was given."""
+        return int(self.connection.execute(LATEST).fetchone()[0])
+
+    def join_at(self, group: str, topic: str, begins: Callable[[], int]) -> int:
+        """The same; `begins` returns behind which place a new one begins, and may raise what speaks against it."""
         run = self.connection.execute
         row = run("SELECT number FROM grp WHERE name = ? AND topic = ?", (group, topic)).fetchone()
         if row is not None:
             return int(row[0])
         if run("SELECT count(*) FROM grp").fetchone()[0] >= self.terms.groups_max:
             raise StoreFull(f"the bus remembers {self.terms.groups_max} groups, and takes no more")
-        position = 0 if starts_at_oldest else run(_LATEST).fetchone()[0]
-        made = run("INSERT INTO grp (name, topic, position) VALUES (?, ?, ?)", (group, topic, position))
+        made = run("INSERT INTO grp (name, topic, position) VALUES (?, ?, ?)", (group, topic, begins()))
         return made.lastrowid or 0
 
     def hand_out(self, group: int, ends_ms: tuple[int, ...], now_ms: int) -> tuple[list[Delivery], int | None, bool]:
@@ -163,7 +171,7 @@ class Shelf(Trimming):
             self._fall_due(group, now_ms)
         deliveries: list[Delivery] = []
         for sequence, attempt, is_marked, _ in run(_READY, (group, len(ends_ms))).fetchall():
-            event = self._event(sequence)
+            event = self.event(sequence)
             if event is None:
                 self._bury(group, sequence, DAMAGED, now_ms)
                 continue
@@ -177,7 +185,7 @@ class Shelf(Trimming):
         run = self.connection.execute
         began, topic = run("SELECT position, topic FROM grp WHERE number = ?", (group,)).fetchone()
         position, seen, is_for = began, 0, self.matcher(topic)
-        rows = run(_SCAN, (began, SCAN_MAX))
+        rows = run(SCAN, (began, SCAN_MAX))
         for sequence, event_topic, key in rows:
             if is_for(event_topic):
                 if len(deliveries) == len(ends_ms):
@@ -188,7 +196,7 @@ class Shelf(Trimming):
                 else:
                     end_ms = ends_ms[len(deliveries)]
                     run(_PENDING, (sequence, group, key, OUT, end_ms, 1, 0, 0))
-                    event = self._event(sequence)
+                    event = self.event(sequence)
                     if event is None:
                         self._bury(group, sequence, DAMAGED, now_ms)
                     else:
@@ -343,7 +351,7 @@ class Shelf(Trimming):
         log.warning("event %d is a dead letter of the group %s (%s)", sequence, name, pattern)
         return self.finish(group, sequence, key)
 
-    def _event(self, sequence: int) -> Event | None:
+    def event(self, sequence: int) -> Event | None:
         row = self.connection.execute("SELECT body FROM event WHERE sequence = ?", (sequence,)).fetchone()
         return self._read(row[0], sequence) if row is not None else None
 

@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from meshd.engines.bus_port import HANDLING_S
 from meshd.engines.port import StoreClosed, StoreUnable
+from meshd.engines.table import Engine, driver_of
 from meshd.engines.url import StoreUrl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meshd.engines.bus_port import Bus, DeadLetter, Event, Position, Published, Subscription
+    from meshd.engines.bus_port import Bus, DeadLetter, Event, Position, Published, Start, Subscription, Topic
     from meshd.engines.port import Ability
 
 log = logging.getLogger("meshd")
 
 
-class Engine(NamedTuple):
-    """Where a scheme leads."""
-
-    module: str
-    driver: str
-    example: str
-
+_REDIS: Final = Engine("bus_redis", "RedisBus", "redis://127.0.0.1:6379/0", "redis")
+_RABBITMQ: Final = Engine("bus_rabbitmq", "RabbitBus", "amqp://127.0.0.1:5672", "rabbitmq")
+_NATS: Final = Engine("bus_nats", "NatsBus", "nats://127.0.0.1:4222")
+_KAFKA: Final = Engine("bus_kafka", "KafkaBus", "kafka://127.0.0.1:9092", "kafka")
 
 # An engine that carries events gets its line here.
 ENGINES: Final[dict[str, Engine]] = {
     "sqlite": Engine("bus_sqlite", "SqliteBus", "sqlite:///var/lib/meshd/bus.db"),  # the default: one file
     "memory": Engine("bus_memory", "MemoryBus", "memory:"),  # the model
+    "redis": _REDIS,
+    "rediss": _REDIS._replace(example="rediss://redis.example:6379/0"),  # over TLS
+    "unix": _REDIS._replace(example="unix:///run/redis/redis.sock"),
+    "nats": _NATS,
+    "tls": _NATS._replace(example="tls://nats.example:4222"),  # as NATS itself writes it
+    "amqp": _RABBITMQ,
+    "amqps": _RABBITMQ._replace(example="amqps://rabbitmq.example:5671"),  # over TLS
+    "kafka": _KAFKA,
+    "kafka+tls": _KAFKA._replace(example="kafka+tls://kafka.example:9093"),
 }
+_EMBEDDED: Final = {"sqlite": frozenset({"mode"}), "memory": frozenset[str]()}
+"""Options of those that run in this process. A driver on a server checks its URL by itself, and is opened with it."""
 FILE_NAME: Final = "bus.db"
 DEFAULT: Final = "sqlite:"
 MODES: Final = ("fast", "durable")
@@ -45,7 +53,10 @@ def check_bus(text: str) -> StoreUrl:
     if url.scheme not in ENGINES:
         known = ", ".join(engine.example for engine in ENGINES.values())
         raise StoreUnable(f"this build has no bus called {url.scheme[:40]}. Engines that carry events: {known}")
-    options = {"sqlite": {"mode"}}.get(url.scheme, set())
+    if url.scheme not in _EMBEDDED:
+        driver_of(ENGINES[url.scheme], "bus").check(url)
+        return url
+    options = _EMBEDDED[url.scheme]
     if unknown := sorted(set(url.options) - options):
         raise StoreUnable(
             f"the {url.scheme} bus knows no option {unknown[0][:40]!r}"
@@ -64,8 +75,9 @@ async def open_bus(text: str, home: Path) -> Bus:
     Raises StoreUnable where no driver can do what the URL asks; another StoreError where the bus cannot be used now.
     """
     url = check_bus(text)
-    engine = ENGINES[url.scheme]
-    driver = getattr(importlib.import_module(f"meshd.engines.{engine.module}"), engine.driver)
+    driver = driver_of(ENGINES[url.scheme], "bus")
+    if url.scheme not in _EMBEDDED:
+        return await driver.open(url)  # type: ignore[no-any-return]
     if url.scheme == "memory":
         return driver()  # type: ignore[no-any-return]
     path = Path(url.path) if url.path.strip("/") else home / FILE_NAME
@@ -103,10 +115,16 @@ class LateBus:
         return await (await self._opened()).publish(events)
 
     async def subscribe(
-        self, topic: str, group: str, *, starts_at_oldest: bool = False, handling_s: float = HANDLING_S
+        self,
+        topic: str,
+        group: str,
+        *,
+        starts_at_oldest: bool = False,
+        handling_s: float = HANDLING_S,
+        start: Start | None = None,
     ) -> Subscription:
         bus = await self._opened()
-        return await bus.subscribe(topic, group, starts_at_oldest=starts_at_oldest, handling_s=handling_s)
+        return await bus.subscribe(topic, group, starts_at_oldest=starts_at_oldest, handling_s=handling_s, start=start)
 
     async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:
         return await (await self._opened()).dead_letters(group, after, limit)
@@ -116,6 +134,15 @@ class LateBus:
 
     async def positions(self) -> list[Position]:
         return await (await self._opened()).positions()
+
+    async def kept(self, topic: str, after: int = 0, limit: int = 100) -> list[Event]:
+        return await (await self._opened()).kept(topic, after, limit)
+
+    async def behind(self, topic: str, after: int, most: int) -> int:
+        return await (await self._opened()).behind(topic, after, most)
+
+    async def topics(self) -> list[Topic]:
+        return await (await self._opened()).topics()
 
     async def close(self) -> None:
         async with self._opening:

@@ -77,6 +77,11 @@ class Link(Generic[C]):
             raise type(self._why)(str(self._why))
         return self._current
 
+    @property
+    def is_up(self) -> bool:
+        """There is a connection, as far as is known."""
+        return self._current is not None
+
     def lost(self, connection: object, error: StoreError) -> None:
         """Take note that a connection is gone, and begin to make another. May be called more than once."""
         if self._is_closed or self._current is None or connection is not self._current:

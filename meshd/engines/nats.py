@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
-import time
 from collections import deque
-from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -40,34 +38,6 @@ SCAN_TIMEOUT_S: Final = 10.0
 """How long the server may take to list its subjects: some 100 ms for 100,000."""
 MARKER_S: Final = 30.0
 """How long a marker stays: far longer than a watcher needs to hear of it."""
-
-
-class _Ack(msgspec.Struct):
-    seq: int = 0
-    error: server.ApiError | None = None
-
-
-class _Stored(msgspec.Struct):
-    seq: int
-    data: bytes = b""
-    hdrs: bytes = b""
-    time: str = ""
-
-    @property
-    def is_marker(self) -> bool:
-        return b"KV-Operation:" in self.hdrs
-
-    @property
-    def age_s(self) -> float:
-        try:
-            return time.time() - datetime.fromisoformat(self.time[:19] + "+00:00").timestamp()
-        except ValueError:
-            return 0.0
-
-
-class _Got(msgspec.Struct):
-    message: _Stored | None = None
-    error: server.ApiError | None = None
 
 
 class _Turn:
@@ -271,20 +241,20 @@ class NatsStore:
             error = StoreError(f"the bucket {self._bucket} of {self._where} is gone, or has no leader")
             self._link.lost(wire, error)
             raise error
-        ack = server.decoded(message, _Ack, self._where)
+        ack = server.decoded(message, server.Ack, self._where)
         if ack.error is None:
             return ack.seq
         if ack.error.err_code == server.WRONG_SEQUENCE:
             return 0
         raise server.told(self._where, ack.error)
 
-    async def _last(self, subject: str) -> _Stored | None:
+    async def _last(self, subject: str) -> server.Stored | None:
         wire = self._link.current()
         # From the stream's leader, not from whichever replica is near: that one may not have heard of the last change.
         message = await wire.ask(
             f"{server.API}STREAM.MSG.GET.KV_{self._bucket}", b'{"last_by_subj":"%b"}' % subject.encode()
         )
-        got = server.decoded(message, _Got, self._where)
+        got = server.decoded(message, server.Got, self._where)
         if got.error is None:
             return got.message
         if got.error.err_code == server.NO_MESSAGE:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
+import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -35,8 +37,8 @@ T = TypeVar("T")
 
 WRONG_SEQUENCE: Final = 10071
 NO_MESSAGE: Final = 10037
-_NO_STREAM: Final = 10059
-_FULL: Final = frozenset({10023, 10047, 10077, 10122})  # out of resources, memory or disk; the stream's own limit
+NO_STREAM: Final = 10059
+_FULL: Final = frozenset({10002, 10023, 10047, 10077, 10122})  # the account's limits; memory or disk; the stream's own
 
 
 class ApiError(msgspec.Struct):
@@ -47,8 +49,45 @@ class ApiError(msgspec.Struct):
     description: str = ""
 
 
+class Ack(msgspec.Struct):
+    """The answer to a message that a stream took, or did not."""
+
+    seq: int = 0
+    duplicate: bool = False
+    error: ApiError | None = None
+
+
+class Stored(msgspec.Struct):
+    """A message that a stream holds."""
+
+    subject: str = ""
+    seq: int = 0
+    data: bytes = b""
+    hdrs: bytes = b""
+    time: str = ""
+
+    @property
+    def is_marker(self) -> bool:
+        """Whether it stands for a record that was deleted."""
+        return b"KV-Operation:" in self.hdrs
+
+    @property
+    def age_s(self) -> float:
+        try:
+            return time.time() - unix_s(self.time)
+        except ValueError:
+            return 0.0
+
+
+class Got(msgspec.Struct):
+    """The answer to STREAM.MSG.GET."""
+
+    message: Stored | None = None
+    error: ApiError | None = None
+
+
 class Config(msgspec.Struct):
-    """What makes a stream a bucket in which nothing is lost."""
+    """What makes a stream one in which nothing is lost."""
 
     subjects: list[str] = []
     retention: str = "limits"
@@ -60,11 +99,21 @@ class Config(msgspec.Struct):
     num_replicas: int = 1
     mirror: Any = None
     sources: Any = None
+    duplicate_window: int = 0
+    max_msgs_per_subject: int = -1
+    deny_delete: bool = False
+    deny_purge: bool = False
+    allow_rollup_hdrs: bool = False
 
 
 class State(msgspec.Struct):
-    """Of a stream's state, the subjects that it holds."""
+    """What a stream holds; its subjects where they were asked for."""
 
+    bytes: int = 0
+    messages: int = 0
+    first_seq: int = 0
+    last_seq: int = 0
+    num_subjects: int = 0
     subjects: dict[str, int] | None = None
 
 
@@ -163,7 +212,7 @@ async def bucket_made(wire: Wire, url: StoreUrl, where: str, timeout_s: float) -
     name = bucket(url)
     look = f"{API}STREAM.INFO.KV_{name}"
     info = decoded(await wire.ask(look, timeout_s=timeout_s), StreamInfo, where)
-    if info.error is not None and info.error.err_code == _NO_STREAM:
+    if info.error is not None and info.error.err_code == NO_STREAM:
         wanted = {
             "name": f"KV_{name}",
             "subjects": [f"$KV.{name}.>"],
@@ -220,6 +269,11 @@ def decoded(message: Message, kind: type[T], where: str) -> T:
         return msgspec.json.decode(message.data, type=kind)
     except msgspec.MsgspecError:
         raise StoreError(f"{where} answered what cannot be read") from None
+
+
+def unix_s(text: str) -> float:
+    """Return a server's time, without what is below a second. Raises ValueError."""
+    return datetime.fromisoformat(text[:19] + "+00:00").timestamp()
 
 
 def told(where: str, error: ApiError) -> StoreError:

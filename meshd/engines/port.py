@@ -40,6 +40,8 @@ class Ability(str, Enum):
     """What it has acknowledged survives a crash of its host."""
     SHARED = "shared"
     """Sidecars in other processes and on other machines may use it at the same time."""
+    REPLAYS = "replays"
+    """Of a bus: a group may begin at a moment or behind a place, and what is kept can be looked at without a group."""
 
 
 class Store(Protocol):

@@ -11,7 +11,6 @@ A colon within the name of a space is written %3A, so that no two spaces share a
 from __future__ import annotations
 
 import asyncio
-from hashlib import sha1
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.engines import redis_server
@@ -20,15 +19,14 @@ from meshd.engines.port import (
     NUMBER_MAX,
     Ability,
     Record,
-    StoreClosed,
     StoreCorrupt,
     StoreError,
     StoreFull,
-    StoreReadOnly,
     StoreUnable,
     below_zero,
     damaged_number,
 )
+from meshd.engines.redis_asking import Asking
 from meshd.engines.redis_scripts import TAKE, WRITE
 from meshd.engines.redis_wire import ReplyError, Wire
 from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
@@ -42,8 +40,7 @@ if TYPE_CHECKING:
 
 BATCH_MAX: Final = 512
 """Changes of one script: nobody else is served while it runs, some 5 us a change."""
-
-_SCRIPTS: Final = {script: sha1(script.encode(), usedforsecurity=False).hexdigest() for script in (WRITE, TAKE)}
+LOSS: Final = "a budget's record that is thrown away is granted anew"
 
 
 class RedisStore:
@@ -62,16 +59,15 @@ class RedisStore:
         connect_timeout_s = url.seconds("connect_timeout", CONNECT_TIMEOUT_S)
         self.abilities = frozenset({Ability.SHARED})
         self.caution = ""
-        self._link = Link(self._where, self._dial, timeout_s=connect_timeout_s, restored=self._is_back)
+        self._asking = Asking(
+            self._where, self._dial, (WRITE, TAKE), connect_timeout_s=connect_timeout_s, restored=self._is_back
+        )
+        self._link = self._asking.link
         ear = f"the watch on {self._where}"
         self._ear = Link(ear, self._dial_ear, timeout_s=connect_timeout_s, restored=self._missed)
         self._ear_is_open = False
         self._ear_lock = asyncio.Lock()
         self._watchers = Watchers()
-        self._under_way = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._is_closed = False
 
     @classmethod
     async def open(cls, url: StoreUrl) -> RedisStore:
@@ -87,11 +83,11 @@ class RedisStore:
     # The port.
 
     async def read(self, space: str, keys: Sequence[str]) -> dict[str, Record]:
-        self._check()
+        self._asking.check()
         stored = [self._record(space, key) for key in keys]
         wire = self._link.current()
         # One command a key: MGET takes what is no string for absent.
-        replies = await self._all(*(wire.ask("GET", one) for one in stored))
+        replies = await self._asking.all(*(wire.ask("GET", one) for one in stored))
         found = {}
         for key, reply in zip(keys, replies, strict=True):
             if isinstance(reply, ReplyError):
@@ -101,7 +97,7 @@ class RedisStore:
         return found
 
     async def write(self, changes: Sequence[Change]) -> list[bool]:
-        self._check()
+        self._asking.check()
         made: list[bool] = []
         batches = [changes[at : at + BATCH_MAX] for at in range(0, len(changes), BATCH_MAX)]
         packed = [self._packed(batch) for batch in batches]  # before anything is sent: a key may be no text
@@ -123,7 +119,7 @@ class RedisStore:
         return names, arguments
 
     async def take(self, space: str, key: str, amount: int, ceiling: int) -> int | None:
-        self._check()
+        self._asking.check()
         names = [f"{self._prefix}:version".encode(), self._record(space, key), self._index(space)]
         # Beyond what a number may be they change nothing, and the script reckons in halves of nine digits.
         amount = max(-NUMBER_MAX, min(NUMBER_MAX, amount))
@@ -133,9 +129,9 @@ class RedisStore:
         return None if reply is None else int(reply)
 
     async def keys(self, space: str, after: str = "", limit: int = 1000) -> list[str]:
-        self._check()
+        self._asking.check()
         ask = self._link.current().ask
-        (reply,) = await self._all(
+        (reply,) = await self._asking.all(
             ask("ZRANGEBYLEX", self._index(space), b"(" + _text(after), "+", "LIMIT", 0, max(0, limit))
         )
         if isinstance(reply, ReplyError):
@@ -146,7 +142,7 @@ class RedisStore:
             raise StoreCorrupt(f"a key of {space} in {self._where} is no text") from None
 
     async def watch(self, space: str, changed: Callable[[str], None]) -> Callable[[], None]:
-        self._check()
+        self._asking.check()
         channel = self._channel(space)
         async with self._ear_lock:
             if not self._ear_is_open:
@@ -155,7 +151,7 @@ class RedisStore:
         # Before it is subscribed to, so that a connection that is made anew meanwhile subscribes to it too.
         remove = self._watchers.add(space, changed)
         try:
-            await self._all(self._ear.current().ask("SUBSCRIBE", channel))
+            await self._asking.all(self._ear.current().ask("SUBSCRIBE", channel))
         except BaseException:
             remove()
             raise
@@ -171,47 +167,22 @@ class RedisStore:
         return end
 
     async def close(self) -> None:
-        self._is_closed = True
-        await self._idle.wait()
+        await self._asking.finish()
         await self._ear.close()
         await self._link.close()
 
     # Below the port.
 
-    def _check(self) -> None:
-        if self._is_closed:
-            raise StoreClosed(f"{self._where} was closed")
-
-    async def _all(self, *asked: asyncio.Future[Any]) -> list[Any]:
-        """Return replies, ReplyErrors among them. Raises StoreError where the connection broke."""
-        self._under_way += 1
-        self._idle.clear()
-        try:
-            replies = await asyncio.gather(*asked, return_exceptions=True)
-        finally:
-            self._under_way -= 1
-            if not self._under_way:
-                self._idle.set()
-        for reply in replies:
-            if isinstance(reply, BaseException) and not isinstance(reply, ReplyError):
-                raise reply
-        return replies
-
     async def _run(self, script: str, names: list[bytes], arguments: list[bytes], keys: list[str]) -> Any:
         """Run a script. Raises StoreError; where that came in place of a reply, nobody knows whether it ran."""
-        wire = self._link.current()
-        (reply,) = await self._all(wire.ask("EVALSHA", _SCRIPTS[script], len(names), *names, *arguments))
-        if isinstance(reply, ReplyError) and str(reply).startswith("NOSCRIPT"):
-            # The server has forgotten its scripts (a restart, SCRIPT FLUSH). It says so before it runs anything, so
-            # this is the one case in which asking again cannot do a thing twice.
-            (reply,) = await self._all(wire.ask("EVAL", script, len(names), *names, *arguments))
+        reply = await self._asking.run(script, names, arguments)
         if isinstance(reply, ReplyError):
             raise self._told(reply, *keys)
         return reply
 
     def _told(self, reply: ReplyError, *keys: str) -> StoreError:
         """Return what a refusal of the server means; where another server may do better, look for it."""
-        text = str(reply).removeprefix("ERR ")  # which Redis 7 puts before a script's own words
+        text = redis_server.words_of(reply)
         kind, _, rest = text.partition(" ")
         if kind == "MESHDBAD":
             return self._foreign(keys[int(rest.split()[0]) - 1])
@@ -225,14 +196,7 @@ class RedisStore:
             return below_zero(self.name, keys[0])
         if kind == "OOM":
             return StoreFull(f"{self._where} is full: raise its maxmemory, or remove what is not meshd's")
-        error = redis_server.told(self._where, text)
-        if isinstance(error, StoreReadOnly) or kind in ("LOADING", "NOAUTH"):
-            # It is a replica now, or has lost what it knew of us: its name may lead to another server by now.
-            try:
-                self._link.lost(self._link.current(), error)
-            except StoreError:
-                pass
-        return error
+        return self._asking.told(text)
 
     def _foreign(self, key: str) -> StoreCorrupt:
         return StoreCorrupt(f"what stands under {key} in {self._where} is not a record of meshd")
@@ -257,9 +221,8 @@ class RedisStore:
     async def _dial(self) -> Wire:
         wire = await redis_server.connected(self._url, self._where, self._timeout_s, self._link.lost)
         try:
-            found = await redis_server.looked_at(wire, self._where)
-            for script in _SCRIPTS:
-                await redis_server.asked(wire, self._where, "SCRIPT", "LOAD", script)
+            found = await redis_server.looked_at(wire, self._where, LOSS)
+            await self._asking.load(wire)
         except BaseException:
             wire.abort(StoreError(f"{self._where} cannot be used"))
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreReadOnly, StoreUnable
@@ -24,11 +25,13 @@ class Promise(NamedTuple):
 
     is_durable: bool
     caution: str
+    run: str
+    """Names this run of the server; empty where it does not tell."""
 
 
-def check(url: StoreUrl) -> None:
-    """Refuse what a Redis URL cannot say. Raises StoreUnable."""
-    url.allow(OPTIONS)
+def check(url: StoreUrl, kind: str = "store") -> None:
+    """Refuse what a Redis URL of a store, or of a bus, cannot say. Raises StoreUnable."""
+    url.allow(OPTIONS, kind)
     if url.scheme == "unix":
         if not url.path or url.host:
             raise StoreUnable("a Redis socket is named by its path: unix:///run/redis/redis.sock")
@@ -49,11 +52,11 @@ def database(url: StoreUrl) -> int:
     return int(text)
 
 
-def place(url: StoreUrl) -> str:
-    """Return what messages call the store."""
+def place(url: StoreUrl, kind: str = "store") -> str:
+    """Return what messages call the store, or the bus."""
     if url.scheme == "unix":
-        return f"the redis store at {url.path}"
-    return f"the redis store at {url.host}:{url.port or PORT}"
+        return f"the redis {kind} at {url.path}"
+    return f"the redis {kind} at {url.host}:{url.port or PORT}"
 
 
 async def connected(
@@ -89,8 +92,11 @@ async def asked(wire: Wire, where: str, *command: str | bytes | int) -> Any:
         raise told(where, str(error)) from None
 
 
-async def looked_at(wire: Wire, where: str) -> Promise:
-    """Look at what a server promises. Raises the kind of StoreError that says why its books cannot be kept there."""
+async def looked_at(wire: Wire, where: str, loss: str) -> Promise:
+    """Look at what a server promises. Raises the kind of StoreError that says why its books cannot be kept there.
+
+    `loss`: what an eviction would do.
+    """
     info: dict[str, str] = {}
     cautions: list[str] = []
     try:
@@ -105,8 +111,8 @@ async def looked_at(wire: Wire, where: str) -> Promise:
     policy = settings.get("maxmemory-policy", info.get("maxmemory_policy", ""))
     if policy.startswith("allkeys"):
         raise StoreUnable(
-            f"{where} evicts keys when it is full (maxmemory-policy {policy}): a budget's record that is thrown away "
-            "is granted anew. Set maxmemory-policy noeviction, or name a Redis of its own"
+            f"{where} evicts keys when it is full (maxmemory-policy {policy}): {loss}. Set maxmemory-policy "
+            "noeviction, or name a Redis of its own"
         )
     is_durable = settings.get("appendonly") == "yes" and settings.get("appendfsync") == "always"
     if not settings:
@@ -124,7 +130,7 @@ async def looked_at(wire: Wire, where: str) -> Promise:
         )
     if info.get("connected_slaves", "0") != "0":
         cautions.append("it has replicas: one that is promoted may lack the last writes that were acknowledged")
-    return Promise(is_durable, "; ".join(cautions))
+    return Promise(is_durable, "; ".join(cautions), info.get("run_id", ""))
 
 
 def _refuse(info: dict[str, str], where: str) -> None:
@@ -159,6 +165,7 @@ def _pairs(info: bytes) -> dict[str, str]:
     return {name: value for name, separator, value in lines if separator}
 
 
+_IN_SCRIPT: Final = re.compile(r"@user_script: ?\d+: -?")
 _KINDS: Final[dict[str, tuple[type[StoreError], str]]] = {
     "WRONGPASS": (StoreUnable, "refuses the user or the password"),
     "NOAUTH": (StoreUnable, "asks for a password: redis://:PASSWORD@... or password_file="),
@@ -176,7 +183,17 @@ _KINDS: Final[dict[str, tuple[type[StoreError], str]]] = {
 }
 
 
+def words_of(reply: ReplyError) -> str:
+    """Return an error reply as the command's own words, which begin with its kind: without what scripts put around."""
+    text = str(reply).removeprefix("ERR ")  # which Redis 7 puts before a script's own words
+    if text.startswith("Error running script"):  # older ones put this before the words of a command in a script
+        text = _IN_SCRIPT.split(text)[-1]
+    return text
+
+
 def told(where: str, text: str) -> StoreError:
     """Return what an error reply means, in words for an operator."""
+    if text.startswith("The user executing the script"):
+        text = "NOPERM"  # which Redis 7 says so where a script lacks a right
     kind, words = _KINDS.get(text.partition(" ")[0], (StoreError, f"answered: {text[:200]}"))
     return kind(f"{where} {words}")

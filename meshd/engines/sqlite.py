@@ -13,21 +13,36 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
-SCHEMA = 1
+SCHEMA = 2
 APPLICATION_ID = 0x6D657368  # "mesh"
 
+# Values lie beside the index, not within it: where they do (WITHOUT ROWID, as in format 1), looking for a key reads the
+# values on the way to it, all of their 256 kB.
 _TABLES = """
 CREATE TABLE IF NOT EXISTS record (
     space TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, value BLOB NOT NULL,
     PRIMARY KEY (space, key)
-) WITHOUT ROWID;
+);
 CREATE TABLE IF NOT EXISTS counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
 INSERT OR IGNORE INTO counter VALUES ('version', 0);
 """
-_FORMAT = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET value = value")
+_TO_2 = """
+CREATE TABLE record_2 (
+    space TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (space, key)
+);
+INSERT INTO record_2 SELECT space, key, version, value FROM record ORDER BY space, key;
+DROP TABLE record;
+ALTER TABLE record_2 RENAME TO record;
+"""
+_FORMAT = Format(APPLICATION_ID, SCHEMA, _TABLES, "UPDATE counter SET value = value", {1: _TO_2})
 _READ = "SELECT version, value FROM record WHERE space = ? AND key = ?"
 _VERSION = "SELECT version FROM record WHERE space = ? AND key = ?"
-_WRITE = "INSERT OR REPLACE INTO record VALUES (?, ?, ?, ?)"
+# No REPLACE: that takes the row away and puts it in anew, and the index is written twice.
+_WRITE = (
+    "INSERT INTO record VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (space, key) DO UPDATE SET version = excluded.version, value = excluded.value"
+)
 _DELETE = "DELETE FROM record WHERE space = ? AND key = ?"
 _KEYS = "SELECT key FROM record WHERE space = ? AND key > ? ORDER BY key LIMIT ?"
 

@@ -11,6 +11,7 @@ import os
 import queue
 import sqlite3
 import threading
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from meshd.engines.port import (
@@ -24,7 +25,7 @@ from meshd.engines.port import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
 GROUP_MAX = 512
@@ -54,6 +55,9 @@ class Format(NamedTuple):
     """SQL that makes them, inside of a transaction."""
     probe: str
     """A write that changes nothing: shows at the start, not at the first write, whether the file may be written."""
+    upgrades: Mapping[int, str] = MappingProxyType({})
+    """SQL that makes the next format of one, in the same transaction as all that follow: a start that is cut short
+    finds the old one."""
 
 
 class _Job:
@@ -185,8 +189,9 @@ class SqliteFile:
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {'FULL' if self._is_synced else 'NORMAL'}")
         if schema < form.schema:
+            steps = "" if is_empty else "".join([form.upgrades.get(old, "") for old in range(schema, form.schema)])
             connection.executescript(
-                f"BEGIN IMMEDIATE;{form.tables}PRAGMA application_id = {form.application_id};"
+                f"BEGIN IMMEDIATE;{steps}{form.tables}PRAGMA application_id = {form.application_id};"
                 f"PRAGMA user_version = {form.schema};COMMIT;"
             )
         connection.execute(form.probe)

@@ -37,6 +37,7 @@ ENGINES: Final[dict[str, Engine]] = {
     "nats": _NATS,
     "tls": _NATS._replace(example="tls://nats.example:4222"),  # as NATS itself writes it
     "postgres": _POSTGRES,
+    "dynamodb": Engine("dynamodb", "DynamoStore", "dynamodb://eu-central-1/meshd", "dynamodb"),
     "postgresql": _POSTGRES._replace(example="postgresql://127.0.0.1:5432/meshd"),
 }
 # What can carry events and keep no state that is changed by compare-and-set.
@@ -55,25 +56,27 @@ async def open_store(text: str, home: Path) -> Store:
         raise StoreUnable(f"{_unknown(url.scheme)}. Engines that keep a store: {_known()}")
     if url.scheme == "memory":
         url.allow(())
-        return _driver(engine)()  # type: ignore[no-any-return]
+        return driver_of(engine)()  # type: ignore[no-any-return]
     if url.scheme == "sqlite":
         url.allow(())
         if url.host:
             raise StoreUnable(
                 "a SQLite store is named by its path, with three slashes: sqlite:///var/lib/meshd/ledger.db"
             )
-        return _driver(engine)(Path(url.path) if url.path.strip("/") else home / "ledger.db")  # type: ignore[no-any-return]
-    return await _driver(engine).open(url)  # type: ignore[no-any-return]
+        return driver_of(engine)(Path(url.path) if url.path.strip("/") else home / "ledger.db")  # type: ignore[no-any-return]
+    return await driver_of(engine).open(url)  # type: ignore[no-any-return]
 
 
-def _driver(engine: Engine) -> Any:
+def driver_of(engine: Engine, kind: str = "store") -> Any:
+    """Return an engine's class, imported now. Raises StoreUnable where a package that it needs is not installed."""
     try:
         module = importlib.import_module(f"meshd.engines.{engine.module}")
     except ModuleNotFoundError as error:
         if not engine.extra or (error.name or "").startswith("meshd"):
             raise
+        name, extra, package = engine.module.removeprefix("bus_"), engine.extra, (error.name or "").partition(".")[0]
         raise StoreUnable(
-            f"the {engine.module} store needs the package {error.name}: pip install 'agent-meshd[{engine.extra}]'"
+            f"the {name} {kind} needs the package {package}: pip install 'agent-meshd[{extra}]'"
         ) from None
     return getattr(module, engine.driver)
 

@@ -57,12 +57,12 @@ class StoreUrl:
 
     __repr__ = __str__
 
-    def allow(self, own: Iterable[str]) -> None:
+    def allow(self, own: Iterable[str], kind: str = "store") -> None:
         """Refuse, with StoreUnable, options that are neither in `own` nor shared."""
         known = SHARED_OPTIONS | set(own)
         if unknown := sorted(set(self.options) - known):
             raise StoreUnable(
-                f"the {self.scheme} store knows no option {unknown[0][:40]!r}; it knows {', '.join(sorted(known))}"
+                f"the {self.scheme} {kind} knows no option {unknown[0][:40]!r}; it knows {', '.join(sorted(known))}"
             )
 
     def seconds(self, name: str, default: float) -> float:

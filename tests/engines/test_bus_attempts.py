@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
-from meshd.engines.bus_port import Bus, Verdict
+from meshd.engines.bus_port import Bus, EventMalformed, Verdict
 from meshd.engines.bus_terms import Terms
-from tests.engines.buses import BUS_PLACES, KEPT, BusPlace, event, fail, handle, is_waiting, quiet, take
+from tests.engines.buses import BUS_PLACES, KEPT, BusPlace, bus_place, event, fail, handle, is_waiting, quiet, take
 
 pytestmark = pytest.mark.both_loops
 
 
 @pytest.fixture(params=BUS_PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> BusPlace:
-    return BUS_PLACES[request.param](tmp_path)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BusPlace]:
+    with bus_place(request.param, tmp_path) as one:
+        yield one
 
 
 @pytest.fixture
@@ -138,6 +139,19 @@ async def test_dead_letters_are_paged_and_redriven(bus: Bus, place: BusPlace) ->
     await fail(one, place.clock, range(1, 9))
     assert [letter.event.id for letter in await bus.dead_letters("group")] == ["0", "2"]
     assert await is_waiting(bus, one)
+
+
+async def test_numbers_that_no_dead_letter_has(bus: Bus) -> None:
+    one = await bus.subscribe(">", "group")
+    await bus.publish([event()])
+    for _ in range(8):
+        await one.settle(await one.next(), Verdict.RETRY, retry_after_s=0.0)
+    (letter,) = await bus.dead_letters("group")
+    for after in (-1, 2**62, 2**63, 2**70):
+        for asked in (bus.dead_letters("group", after), bus.kept(">", after)):
+            with pytest.raises(EventMalformed, match="after"):
+                await asked
+    assert await bus.redrive("group", [2**70, 2**63, -1, 0, letter.id, letter.id]) == 1
 
 
 async def test_dropped_is_gone_and_counted(bus: Bus, place: BusPlace) -> None:

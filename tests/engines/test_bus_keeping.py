@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 
 from meshd.engines.bus_port import Bus, Verdict
 from meshd.engines.port import StoreFull
-from tests.engines.buses import BUS_PLACES, DAY_S, KEPT, TERMS, BusPlace, event, fail, handle, is_waiting, quiet, take
+from tests.engines.buses import (
+    BUS_PLACES,
+    DAY_S,
+    KEPT,
+    ROOMY,
+    TERMS,
+    BusPlace,
+    bus_place,
+    event,
+    fail,
+    handle,
+    is_waiting,
+    quiet,
+    take,
+)
 
 pytestmark = pytest.mark.both_loops
 SMALL = TERMS._replace(keep_bytes=100_000)
@@ -17,8 +31,9 @@ DATA = bytes(2000)
 
 
 @pytest.fixture(params=BUS_PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> BusPlace:
-    return BUS_PLACES[request.param](tmp_path)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BusPlace]:
+    with bus_place(request.param, tmp_path) as one:
+        yield one
 
 
 @pytest.fixture
@@ -82,6 +97,7 @@ async def test_an_id_is_known_for_a_day_even_where_events_are_not_kept_as_long(p
     await bus.close()
 
 
+@pytest.mark.parametrize("place", ROOMY, indirect=True)
 async def test_room_is_made_of_what_nobody_needs(place: BusPlace) -> None:
     bus = place.open(SMALL)
     one = await bus.subscribe("task.>", "group")
@@ -99,6 +115,7 @@ async def test_room_is_made_of_what_nobody_needs(place: BusPlace) -> None:
     await bus.close()
 
 
+@pytest.mark.parametrize("place", ROOMY, indirect=True)
 async def test_without_any_group_the_oldest_goes(place: BusPlace) -> None:
     bus = place.open(SMALL)
     for number in range(200):
@@ -108,6 +125,7 @@ async def test_without_any_group_the_oldest_goes(place: BusPlace) -> None:
     await bus.close()
 
 
+@pytest.mark.parametrize("place", ROOMY, indirect=True)
 async def test_what_is_needed_is_never_lost_for_want_of_room(place: BusPlace) -> None:
     bus = place.open(SMALL)
     quick = await bus.subscribe(">", "quick")
@@ -135,6 +153,7 @@ async def test_what_is_needed_is_never_lost_for_want_of_room(place: BusPlace) ->
     await bus.close()
 
 
+@pytest.mark.parametrize("place", ROOMY, indirect=True)
 async def test_one_event_that_is_larger_than_all_room(place: BusPlace) -> None:
     bus = place.open(SMALL)
     with pytest.raises(StoreFull):
@@ -186,6 +205,7 @@ async def test_a_dead_letter_of_what_is_still_kept_is_redriven(bus: Bus, place: 
     assert not (await bus.publish([event(id="a")]))[0].is_duplicate
 
 
+@pytest.mark.parametrize("place", ROOMY, indirect=True)
 async def test_dead_letters_take_room_and_give_it_back(place: BusPlace) -> None:
     bus = place.open(SMALL._replace(attempts_max=1))
     one = await bus.subscribe(">", "group")

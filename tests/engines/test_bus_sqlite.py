@@ -45,9 +45,9 @@ async def _made(path: Path, events: int = 1) -> Path:
 async def test_what_each_mode_promises(tmp_path: Path) -> None:
     fast = SqliteBus(tmp_path / "fast.db")
     durable = SqliteBus(tmp_path / "durable.db", is_durable=True)
-    assert fast.abilities == frozenset()
+    assert fast.abilities == {Ability.REPLAYS}
     assert "power cut" in fast.caution
-    assert (durable.abilities, durable.caution) == ({Ability.DURABLE}, "")
+    assert (durable.abilities, durable.caution) == ({Ability.DURABLE, Ability.REPLAYS}, "")
     # 1 is NORMAL, 2 is FULL: https://www.sqlite.org/pragma.html#pragma_synchronous
     for bus, level in ((fast, 1), (durable, 2)):
         await bus.publish([event()])

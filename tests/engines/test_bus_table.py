@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -14,27 +15,52 @@ from meshd.config import ConfigError, from_environment
 from meshd.engines.bus_port import EventMalformed, Verdict
 from meshd.engines.bus_table import ENGINES, LateBus, check_bus, open_bus
 from meshd.engines.port import Ability, StoreClosed, StoreCorrupt, StoreUnable
-from tests.engines.buses import event, handle
+from tests.engines.buses import event, handle, nats_remove
+from tests.engines.kafka_mock import shared_cluster
+from tests.engines.places import NATS, RABBITMQ, REDIS, rabbitmq_delete, redis_remove
 
 
 async def test_the_engines_by_their_urls(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     for text, file, abilities in (
-        ("", "bus.db", set[Ability]()),
-        ("sqlite:?mode=durable", "bus.db", {Ability.DURABLE}),
-        ("SQLITE:///?mode=fast", "bus.db", set[Ability]()),
-        (f"sqlite://{tmp_path}/elsewhere/x.db", "elsewhere/x.db", set[Ability]()),
+        ("", "bus.db", {Ability.REPLAYS}),
+        ("sqlite:?mode=durable", "bus.db", {Ability.DURABLE, Ability.REPLAYS}),
+        ("SQLITE:///?mode=fast", "bus.db", {Ability.REPLAYS}),
+        (f"sqlite://{tmp_path}/elsewhere/x.db", "elsewhere/x.db", {Ability.REPLAYS}),
     ):
         bus = await open_bus(text, tmp_path)
         assert (bus.name, bus.abilities) == ("sqlite", abilities)
         assert (tmp_path / file).is_file()
         await bus.close()
     bus = await open_bus("memory:", tmp_path)
-    assert (bus.name, bus.abilities) == ("memory", set())
+    assert (bus.name, bus.abilities) == ("memory", {Ability.REPLAYS})
     assert "nothing beyond this process" in bus.caution
 
 
-@pytest.mark.parametrize("scheme", ["kafka", "nats", "redis", "amqp", "postgres", "mysql", "http"])
+async def test_the_engines_on_a_server_by_their_urls(tmp_path: Path) -> None:
+    name = f"meshd_test_{secrets.token_hex(6)}"
+    for engine, text in (
+        ("redis", f"redis://{REDIS}/0?prefix={name}"),
+        ("nats", f"nats://{NATS}?stream={name}"),
+        ("rabbitmq", f"amqp://{RABBITMQ}?prefix={name}&connect_timeout=20"),
+        ("kafka", f"kafka://{shared_cluster().address}?prefix={name}"),
+    ):
+        bus = await open_bus(text, tmp_path)
+        assert (bus.name, Ability.SHARED in bus.abilities) == (engine, True)
+        await bus.close()
+    redis_remove(name)
+    await nats_remove(name)
+    await rabbitmq_delete(f"{name}.log", f"{name}.gone")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("scheme", ["redis", "nats", "amqp", "kafka"])
+def test_an_option_that_a_bus_does_not_know_is_named_with_those_that_it_knows(scheme: str) -> None:
+    with pytest.raises(StoreUnable, match=f"the {scheme} bus knows no option 'canary'; it knows .*timeout"):
+        check_bus(f"{scheme}://h?canary=1")
+
+
+@pytest.mark.parametrize("scheme", ["dynamodb", "postgres", "mysql", "http"])
 def test_an_engine_without_a_bus_names_those_that_have_one(scheme: str) -> None:
     with pytest.raises(StoreUnable) as told:
         check_bus(f"{scheme}://user:canary@127.0.0.1:1/")
@@ -47,7 +73,18 @@ def test_an_engine_without_a_bus_names_those_that_have_one(scheme: str) -> None:
 @pytest.mark.parametrize(
     "text",
     ["bus", "/var/lib/bus.db", "://", "sqlite://host/bus.db", "sqlite:?mode=", "sqlite:?mode=canary",
-     "sqlite:?timeout=1", "memory:?mode=fast", "sqlite:#canary", "sqlite://[", "\x00:"],
+     "sqlite:?timeout=1", "memory:?mode=fast", "sqlite:#canary", "sqlite://[", "\x00:", "redis:", "redis:///0",
+     "redis://127.0.0.1/canary", "redis://127.0.0.1:canary", "redis://127.0.0.1?mode=durable", "redis://h?timeout=no",
+     "redis://h?connect_timeout=0", "redis://h?prefix=", "rediss://:can/ary@h", "unix:", "unix://host/redis.sock",
+     "nats:", "nats://h/path", "nats://h?bucket=canary", "nats://h?stream=a.b", "nats://h?stream=", "nats://h?replicas=6",
+     "tls://h?synced=perhaps", "nats://h?timeout=0", "tls://:can/ary@h", "amqp:",
+     "amqp:///v", "amqp://h:canary", "amqp://h?prefix=", "amqp://h?prefix=a/b", "amqp://h?timeout=no", "amqp://h?ca=x",
+     "amqp://h?connect_timeout=0", "amqp://h?mode=durable", "amqps://h?cert=x", "amqps://:can/ary@h",
+     f"amqp://h/{'v' * 128}",
+     "kafka:", "kafka://h/canary", "kafka://h?acks=1", "kafka://h?partitions=0", "kafka://h?partitions=1001",
+     "kafka://h?replicas=x", "kafka://h?prefix=a.b", "kafka://h?prefix=", "kafka://u:canary@h?sasl=gssapi",
+     "kafka://h?sasl=plain", "kafka://u@h", "kafka://h?ca=/x", "kafka://h?fetch_wait=0", "kafka://h:canary",
+     "kafka+tls:"],
 )  # fmt: skip
 def test_what_cannot_be_read_is_refused_with_the_configuration(text: str) -> None:
     with pytest.raises(StoreUnable):
@@ -143,7 +180,7 @@ asyncio.run(main())
 
 
 def test_a_daemon_opens_its_bus_with_the_first_event_and_closes_it_at_its_end(tmp_path: Path) -> None:
-    ports = dict.fromkeys(("MESHD_LISTEN", "MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS"), "127.0.0.1:0")
+    ports = dict.fromkeys(("MESHD_LISTEN", "MESHD_INBOUND", "MESHD_ADMIN", "MESHD_METRICS", "MESHD_API"), "127.0.0.1:0")
     done = subprocess.run(
         [sys.executable, "-c", DAEMON, str(tmp_path)],
         capture_output=True,

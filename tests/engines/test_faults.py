@@ -12,7 +12,7 @@ import pytest
 from meshd.engines import link
 from meshd.engines.port import Change, Store, StoreError
 from meshd.engines.table import open_store
-from tests.engines.places import SHARED, Place, place_of, until_it_fails
+from tests.engines.places import BROKEN, Place, place_of, until_it_fails
 from tests.engines.servers import Line, Server, line_to, nats_server, redis_server, running
 
 AT_ONCE_S = 0.5
@@ -27,7 +27,7 @@ def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link, "DELAY_S_MAX", 0.1)
 
 
-@pytest.fixture(params=SHARED)
+@pytest.fixture(params=BROKEN)
 async def place(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Place]:
     async with place_of(request.param, tmp_path) as one:
         yield one

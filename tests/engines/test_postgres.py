@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import secrets
-import shutil
-import subprocess
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -29,7 +26,8 @@ from meshd.engines.port import (
 )
 from meshd.engines.table import open_store
 from tests.engines.places import Place, place_of, postgres_command, until_it_fails
-from tests.engines.servers import Server, certificate, free_port, program, running
+from tests.engines.servers import PostgresServer, Server, as_postgres, certificate, program, running
+from tests.ports import free_port
 
 
 @pytest.fixture
@@ -237,7 +235,7 @@ async def test_a_pooler_in_transaction_mode(place: Place) -> None:
             f"listen_port = {port}\nauth_type = trust\nauth_file = {users}\npool_mode = transaction\n"
             "default_pool_size = 4\nunix_socket_dir =\n"
         )
-        pooler = Server([*_as_postgres(path), program("pgbouncer"), str(file)], port)
+        pooler = Server([*as_postgres(path), program("pgbouncer"), str(file)], port)
         async with running(pooler):
             place.url = place.url.replace(place.address, pooler.address)
             stores = [await place.open() for _ in range(8)]
@@ -253,23 +251,6 @@ async def test_a_pooler_in_transaction_mode(place: Place) -> None:
                 await one.close()
 
 
-def _bin(name: str) -> str:
-    found = shutil.which(name)
-    for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True):
-        found = found or shutil.which(name, path=str(folder))
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def _as_postgres(path: Path) -> list[str]:
-    """Return what runs a command as a user that is not root, which PostgreSQL refuses to be run by."""
-    if os.getuid() != 0:
-        return []
-    shutil.chown(path, "postgres", "postgres")
-    return [_bin("setpriv"), "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-
-
 @pytest.fixture
 async def own_server() -> AsyncIterator[Server]:
     """A server of the test's own, that speaks TLS and asks for a password."""
@@ -277,32 +258,13 @@ async def own_server() -> AsyncIterator[Server]:
     with tempfile.TemporaryDirectory() as name:
         path = Path(name)
         path.chmod(0o755)
-        data = path / "data"
-        data.mkdir()
-        prefix = _as_postgres(data)
         secret = path / "secret"
         secret.write_text("s3cret-canary\n")
         secret.chmod(0o644)
-        initdb = [_bin("initdb"), "-D", str(data), "-U", "me", "--pwfile", str(secret), "-A", "scram-sha-256"]
-        subprocess.run([*prefix, *initdb, "-E", "UTF8", "--no-sync"], check=True, capture_output=True)
         cert, key = certificate(path / "tls")
-        for file in (cert, key):
-            shutil.copy(file, data / file.name)
-            if prefix:
-                shutil.chown(data / file.name, "postgres", "postgres")
-        (data / key.name).chmod(0o600)
-        port = free_port()
-        options = {"listen_addresses": "127.0.0.1", "port": port, "unix_socket_directories": "", "ssl": "on"}
-        options |= {"ssl_cert_file": cert.name, "ssl_key_file": key.name, "max_connections": 20, "fsync": "off"}
-        settings = [part for one, value in options.items() for part in ("-c", f"{one}={value}")]
-        server = Server([*prefix, _bin("postgres"), "-D", str(data), *settings], port)
+        options = {"ssl": "on", "ssl_cert_file": cert.name, "ssl_key_file": key.name, "fsync": "off"}
+        server = PostgresServer(path, password_file=secret, files=(cert, key), **options)
         async with running(server):
-            while True:  # it listens before it lets anybody in
-                try:
-                    await (await _opened(server, password="s3cret-canary")).close()
-                    break
-                except StoreError:
-                    await asyncio.sleep(0.05)
             yield server
 
 
@@ -330,17 +292,10 @@ async def test_a_server_of_its_own_with_passwords_tls_and_kills(own_server: Serv
             await _opened(own_server, password="s3cret-canary", options=options)
 
     await store.write([Change("space", "a", b"one")])
-    # As a crash does: the whole group of processes, of which the first watches over the others.
-    assert own_server.process is not None
     own_server.kill()
     with pytest.raises(StoreError):
         await until_it_fails(lambda: store.write([Change("space", "b", b"")]))
-    while True:  # the killed server's children have to leave its memory first
-        try:
-            await own_server.start()
-            break
-        except AssertionError:
-            await asyncio.sleep(0.1)
+    await own_server.start()
     async with asyncio.timeout(60):
         while True:
             try:

@@ -19,9 +19,11 @@ from meshd.engines.port import (
     StoreReadOnly,
     StoreUnable,
 )
+from meshd.engines.redis_wire import ReplyError
 from meshd.engines.table import open_store
 from tests.engines.places import Place, place_of, redis_command
-from tests.engines.servers import Server, certificate, free_port, redis_server, running
+from tests.engines.servers import Server, certificate, redis_server, running
+from tests.ports import free_port
 
 SECRET = "p/ss@word:cànary"
 SECRET_IN_URL = "p%2Fss%40word%3Ac%C3%A0nary"
@@ -291,14 +293,18 @@ async def test_scripts_that_the_server_has_forgotten_are_sent_again(store: Store
     assert await store.take("space", "n", 1, 1) == 1
 
 
-async def test_calls_of_one_turn_share_a_round_trip(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_calls_of_one_turn_share_a_round_trip(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from meshd.engines.redis_wire import Wire
 
+    store = await open_store(f"{place.url}&timeout=10", tmp_path)
     flushes = []
     flush = Wire._flush
     monkeypatch.setattr(Wire, "_flush", lambda wire: (flushes.append(1), flush(wire))[1])
     await asyncio.gather(*(store.write([Change("space", str(number), b"")]) for number in range(500)))
     assert len(flushes) == 1
+    await store.close()
 
 
 async def test_a_server_that_is_too_old(store: Store, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,3 +322,17 @@ async def test_what_does_not_speak_redis(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="does not speak Redis's protocol"):
         await open_store(f"redis://:pw@127.0.0.1:{port}", tmp_path)
     server.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        ("ERR MESHDBAD 1", "MESHDBAD 1"),
+        ("OOM command not allowed when used memory > 'maxmemory'.", "OOM command not allowed"),
+        ("ERR Error running script (call to f_0a): @user_script:14: WRONGTYPE Operation", "WRONGTYPE Operation"),
+        ("ERR Error running script (call to f_0a): @user_script:1: @user_script: 1: -OOM command", "OOM command"),
+        ("ERR Error running script", "Error running script"),
+    ],
+)
+def test_what_scripts_put_around_an_error(reply: str, words: str) -> None:
+    assert driver.words_of(ReplyError(reply)).startswith(words)

@@ -13,6 +13,7 @@ import pytest
 
 from meshd.engines.port import Change, StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from meshd.engines.sqlite import SCHEMA, SqliteStore
+from meshd.engines.sqlite_file import CHECKED_BYTES_MAX
 
 
 async def _made(path: Path, records: int = 1) -> Path:
@@ -31,6 +32,83 @@ async def test_a_newer_format_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(StoreNewer, match="written by a newer meshd"):
         SqliteStore(path)
     assert path.read_bytes() == before
+
+
+FORMAT_1 = """
+CREATE TABLE record (
+    space TEXT NOT NULL, key TEXT NOT NULL, version INTEGER NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (space, key)
+) WITHOUT ROWID;
+CREATE TABLE counter (name TEXT PRIMARY KEY, value INTEGER NOT NULL) WITHOUT ROWID;
+INSERT INTO counter VALUES ('version', 41);
+INSERT INTO record VALUES ('space', 'a', 7, X'00ff'), ('space', 'b', 41, zeroblob(262144)), ('other', 'a', 9, 'text');
+PRAGMA application_id = 1835365224;
+PRAGMA user_version = 1;
+"""
+
+
+async def test_a_file_of_the_first_format_is_brought_up(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(FORMAT_1)
+    connection.close()
+    for _ in range(2):
+        store = SqliteStore(path)
+        found = await store.read("space", ("a", "b"))
+        assert [(one.version, len(one.value)) for one in found.values()] == [(7, 2), (41, 2**18)]
+        assert found["a"].value == b"\x00\xff"
+        assert await store.keys("space") == ["a", "b"]
+        assert await store.keys("other") == ["a"]
+        await store.close()
+    store = SqliteStore(path)
+    assert await store.write([Change("space", "a", b"new", 7), Change("space", "c", b"", 0)]) == [True, True]
+    assert [one.version for one in (await store.read("space", ("a", "c"))).values()] == [42, 43]  # counted on
+    await store.close()
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (SCHEMA,)
+    assert {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")} == {
+        "record",
+        "counter",
+    }
+    connection.close()
+
+
+async def test_a_file_that_cannot_be_brought_up_stays_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    connection = sqlite3.connect(path)
+    connection.executescript(FORMAT_1 + "CREATE TABLE record_2 (is_in_the_way)")
+    connection.close()
+    with pytest.raises(StoreError):
+        SqliteStore(path)
+    connection = sqlite3.connect(path)
+    assert connection.execute("PRAGMA user_version").fetchone() == (1,)
+    assert connection.execute("SELECT count(*) FROM record").fetchone() == (3,)
+    connection.close()
+
+
+async def test_a_value_that_is_damaged_hides_nothing_else(tmp_path: Path) -> None:
+    """In a file that is too large to be checked whole at the start."""
+    path = tmp_path / "store.db"
+    store = SqliteStore(path)
+    keys = [f"{number:03d}" for number in range(CHECKED_BYTES_MAX // 2**18 + 2)]
+    for key in keys:
+        await store.write([Change("space", key, (b"\xee" if key == "050" else b"\x11") * 2**18)])
+    await store.close()
+    content = bytearray(path.read_bytes())
+    pages = [at for at in range(0, len(content), 4096) if content[at + 4 : at + 4096] == b"\xee" * 4092]
+    assert len(pages) > 60
+    for at in pages:
+        content[at : at + 4] = b"\xff" * 4  # where the value goes on
+    path.write_bytes(content)
+    store = SqliteStore(path)
+    assert await store.keys("space") == keys
+    with pytest.raises(StoreCorrupt):
+        await store.read("space", ("050",))
+    for key in keys:
+        if key != "050":
+            assert (await store.read("space", (key,)))[key].value == b"\x11" * 2**18
+    assert await store.write([Change("space", "049", b"new"), Change("space", "051", None)]) == [True, True]
+    await store.close()
 
 
 async def test_a_file_that_is_no_database(tmp_path: Path) -> None:

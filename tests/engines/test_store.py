@@ -184,8 +184,8 @@ async def test_no_two_names_are_one(store: Store) -> None:
         assert await store.keys(space) == sorted((name for name in NAMES if name), key=str.encode)
 
 
-async def test_a_large_record_and_a_large_batch(store: Store) -> None:
-    value = bytes(range(256)) * 2000
+async def test_a_large_record_and_a_large_batch(store: Store, place: Place) -> None:
+    value = (bytes(range(256)) * 2000)[: place.record_bytes_max]
     batch = [Change("space", f"{number:04d}", value[:number]) for number in range(1500)]
     assert await store.write([Change("space", "large", value), *batch]) == [True] * 1501
     assert (await store.read("space", ["large"]))["large"].value == value
@@ -279,10 +279,25 @@ async def test_many_at_once_share_one_store(place: Place) -> None:
     await asyncio.gather(*(one.close() for one in stores))
 
 
-@pytest.mark.parametrize("engine", [name for name in PLACES if name != "memory"])
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(batches=st.lists(changes, max_size=12))
+def test_dynamodb_does_what_the_model_does(
+    batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Fewer of them: moto's server is slow."""
+    _check_against_the_model("dynamodb", batches, tmp_path_factory)
+
+
+@pytest.mark.parametrize("engine", [name for name in PLACES if name not in ("memory", "dynamodb")])
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batches=st.lists(changes, max_size=12))
 def test_an_engine_does_what_the_model_does(
+    engine: str, batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    _check_against_the_model(engine, batches, tmp_path_factory)
+
+
+def _check_against_the_model(
     engine: str, batches: list[list[Change]], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     async def run() -> None:

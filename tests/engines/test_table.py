@@ -14,8 +14,8 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.engines.table import BUSES_ONLY, ENGINES, open_store
 from meshd.engines.url import StoreUrl, shown
 
-DRIVERS = ("memory", "sqlite", "redis", "nats", "postgres")
-PACKAGES = ("hiredis", "nkeys", "asyncpg", "sqlite3")
+DRIVERS = ("memory", "sqlite", "redis", "nats", "postgres", "dynamodb")
+PACKAGES = ("hiredis", "nkeys", "aiobotocore", "asyncpg", "sqlite3")
 
 
 async def test_the_embedded_engines(tmp_path: Path) -> None:
@@ -79,6 +79,16 @@ async def test_an_engine_without_a_store_names_those_that_have_one(scheme: str, 
         "postgres://host/db?sslmode=perhaps",
         "postgres://host/db?schema=Robert'); DROP TABLE students",
         "postgres://host/db?schema=",
+        "dynamodb://",
+        "dynamodb:///table",
+        "dynamodb://eu-central-1",
+        "dynamodb://eu-central-1/a",
+        "dynamodb://eu-central-1/a/b",
+        "dynamodb://eu-central-1:8000/meshd",
+        "dynamodb://key:canary@eu-central-1/meshd",
+        "dynamodb://eu-central-1/meshd?password_file=x",
+        "dynamodb://eu-central-1/meshd?prefix=canary",
+        "dynamodb://eu-central-1/meshd?poll=0",
         "sqlite://host/path",
         "sqlite:?x=1",
         "memory:?x=1",
@@ -127,6 +137,7 @@ def test_every_scheme_leads_to_a_driver_that_is_there() -> None:
 @pytest.mark.parametrize("named", DRIVERS)
 def test_a_driver_is_imported_only_where_it_is_named(named: str, tmp_path: Path) -> None:
     urls = {"sqlite": "sqlite:", "memory": "memory:", "redis": "redis://127.0.0.1:1", "nats": "nats://127.0.0.1:1"}
+    urls["dynamodb"] = "dynamodb://eu-central-1/meshd?endpoint=http://127.0.0.1:1"
     url = urls.get(named, "postgres://127.0.0.1:1/x")
     program = (
         "import asyncio, sys\nfrom pathlib import Path\n"
@@ -141,12 +152,16 @@ def test_a_driver_is_imported_only_where_it_is_named(named: str, tmp_path: Path)
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     before, after = done.stdout.splitlines()
-    package = {"sqlite": ["sqlite3"], "redis": ["hiredis"], "postgres": ["asyncpg"]}.get(named, [])
+    package = {"sqlite": ["sqlite3"], "redis": ["hiredis"], "postgres": ["asyncpg"], "dynamodb": ["aiobotocore"]}.get(
+        named, []
+    )
     assert before.split() == []
     assert after.split() == [*package, f"meshd.engines.{named}"]
 
 
-@pytest.mark.parametrize(("engine", "package"), [("redis", "hiredis"), ("postgres", "asyncpg")])
+@pytest.mark.parametrize(
+    ("engine", "package"), [("redis", "hiredis"), ("postgres", "asyncpg"), ("dynamodb", "aiobotocore")]
+)
 def test_a_package_that_is_missing_is_named_with_the_extra_that_brings_it(engine: str, package: str) -> None:
     program = (
         f"import asyncio, sys\nsys.modules[{package!r}] = None\nfrom pathlib import Path\n"
