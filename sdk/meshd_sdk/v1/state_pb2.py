@@ -24,9 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from meshd_sdk.v1 import context_pb2 as meshd_dot_v1_dot_context__pb2
+from meshd_sdk.v1 import status_pb2 as meshd_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14meshd/v1/state.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfe\x01\n\x0bStateObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x0e\n\x06writer\x18\x05 \x01(\t\x12\x10\n\x08workflow\x18\x06 \x01(\t\x12+\n\x07written\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05\x63lock\x18\x08 \x03(\x0b\x32 .meshd.v1.StateObject.ClockEntry\x1a,\n\nClockEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"W\n\x0f\x43heckoutRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\x10\x43heckoutResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\x12\x10\n\x08lease_id\x18\x02 \x01(\t\"x\n\rCommitRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\x04\x12\r\n\x05value\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x06 \x01(\t\"q\n\x0e\x43ommitResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\x12\x13\n\x0bis_conflict\x18\x02 \x01(\x08\x12#\n\x05order\x18\x03 \x01(\x0e\x32\x14.meshd.v1.ClockOrder\"/\n\x0eReleaseRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\">\n\x0fGetStateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04*\x8b\x01\n\nClockOrder\x12\x1b\n\x17\x43LOCK_ORDER_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LOCK_ORDER_BEFORE\x10\x01\x12\x15\n\x11\x43LOCK_ORDER_AFTER\x10\x02\x12\x1a\n\x16\x43LOCK_ORDER_CONCURRENT\x10\x03\x12\x15\n\x11\x43LOCK_ORDER_EQUAL\x10\x04\x42\x30\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14meshd/v1/state.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16meshd/v1/context.proto\x1a\x15meshd/v1/status.proto\"\xc9\x02\n\x0bStateObject\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x04 \x01(\t\x12\x0e\n\x06writer\x18\x05 \x01(\t\x12\x10\n\x08workflow\x18\x06 \x01(\t\x12+\n\x07written\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x05\x63lock\x18\x08 \x03(\x0b\x32 .meshd.v1.StateObject.ClockEntry\x12\x0c\n\x04size\x18\t \x01(\x04\x12\x12\n\nis_deleted\x18\n \x01(\x08\x12\x14\n\x0c\x62\x61se_version\x18\x0b \x01(\x04\x12\x11\n\tis_shadow\x18\x0c \x01(\x08\x1a,\n\nClockEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\"X\n\nStateLease\x12\r\n\x05\x61gent\x18\x01 \x01(\t\x12\x10\n\x08workflow\x18\x02 \x01(\t\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"T\n\x0fGetStateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x14\n\x0creads_shadow\x18\x04 \x01(\x08\"9\n\x10GetStateResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\"i\n\x0f\x43heckoutRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12(\n\x05lease\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x10\n\x08lease_id\x18\x04 \x01(\t\"p\n\x10\x43heckoutResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12#\n\x05lease\x18\x03 \x01(\x0b\x32\x14.meshd.v1.StateLease\"\x8b\x01\n\rCommitRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\x04\x12\r\n\x05value\x18\x04 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x05 \x01(\t\x12\x10\n\x08lease_id\x18\x06 \x01(\t\x12\x11\n\tcommit_id\x18\x07 \x01(\t\"\xc1\x01\n\x0e\x43ommitResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\x12\x13\n\x0bis_conflict\x18\x02 \x01(\x08\x12#\n\x05order\x18\x03 \x01(\x0e\x32\x14.meshd.v1.ClockOrder\x12)\n\x08\x63onflict\x18\x04 \x01(\x0e\x32\x17.meshd.v1.StateConflict\x12#\n\x05lease\x18\x05 \x01(\x0b\x32\x14.meshd.v1.StateLease\">\n\x0eReleaseRequest\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x10\n\x08lease_id\x18\x02 \x01(\t\x12\r\n\x05token\x18\x03 \x01(\t\"&\n\x0fReleaseResponse\x12\x13\n\x0bis_released\x18\x01 \x01(\x08\"k\n\x12\x44\x65leteStateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\x04\x12\x10\n\x08lease_id\x18\x04 \x01(\t\x12\x11\n\tcommit_id\x18\x05 \x01(\t\"?\n\x13\x44\x65leteStateResponse\x12(\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x18.meshd.v1.CommitResponse\",\n\x0eHistoryRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"_\n\x0fHistoryResponse\x12\'\n\x08versions\x18\x01 \x03(\x0b\x32\x15.meshd.v1.StateObject\x12#\n\x05lease\x18\x02 \x01(\x0b\x32\x14.meshd.v1.StateLease\"F\n\x11WatchStateRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x15\n\rknown_version\x18\x03 \x01(\x04\"Z\n\x12WatchStateResponse\x12%\n\x06object\x18\x01 \x01(\x0b\x32\x15.meshd.v1.StateObject\x12\x1d\n\x03\x65nd\x18\x02 \x01(\x0b\x32\x10.meshd.v1.Status\"\x96\x01\n\x12WriteShadowRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x14\n\x0c\x62\x61se_version\x18\x03 \x01(\x04\x12\x16\n\x0eshadow_version\x18\x04 \x01(\x04\x12\r\n\x05value\x18\x05 \x01(\x0c\x12\x14\n\x0c\x63ontent_type\x18\x06 \x01(\t\x12\x11\n\tcommit_id\x18\x07 \x01(\t\"?\n\x13WriteShadowResponse\x12(\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x18.meshd.v1.CommitResponse\"i\n\x0ePromoteRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\x12\x16\n\x0eshadow_version\x18\x03 \x01(\x04\x12\x10\n\x08lease_id\x18\x04 \x01(\t\x12\x11\n\tcommit_id\x18\x05 \x01(\t\";\n\x0fPromoteResponse\x12(\n\x06\x63ommit\x18\x01 \x01(\x0b\x32\x18.meshd.v1.CommitResponse\"/\n\x11\x44ropShadowRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0b\n\x03key\x18\x02 \x01(\t\"(\n\x12\x44ropShadowResponse\x12\x12\n\nis_dropped\x18\x01 \x01(\x08\"4\n\x0fRememberRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x12\n\nreferences\x18\x02 \x03(\t\"6\n\x10RememberResponse\x12\"\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x11.meshd.v1.Context*\x8b\x01\n\nClockOrder\x12\x1b\n\x17\x43LOCK_ORDER_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43LOCK_ORDER_BEFORE\x10\x01\x12\x15\n\x11\x43LOCK_ORDER_AFTER\x10\x02\x12\x1a\n\x16\x43LOCK_ORDER_CONCURRENT\x10\x03\x12\x15\n\x11\x43LOCK_ORDER_EQUAL\x10\x04*\x89\x01\n\rStateConflict\x12\x1e\n\x1aSTATE_CONFLICT_UNSPECIFIED\x10\x00\x12\x1a\n\x16STATE_CONFLICT_VERSION\x10\x01\x12\x1d\n\x19STATE_CONFLICT_LEASE_HELD\x10\x02\x12\x1d\n\x19STATE_CONFLICT_LEASE_LOST\x10\x03\x32\x80\x06\n\x0cStateService\x12\x41\n\x08GetState\x12\x19.meshd.v1.GetStateRequest\x1a\x1a.meshd.v1.GetStateResponse\x12;\n\x06\x43ommit\x12\x17.meshd.v1.CommitRequest\x1a\x18.meshd.v1.CommitResponse\x12\x41\n\x08\x43heckout\x12\x19.meshd.v1.CheckoutRequest\x1a\x1a.meshd.v1.CheckoutResponse\x12>\n\x07Release\x12\x18.meshd.v1.ReleaseRequest\x1a\x19.meshd.v1.ReleaseResponse\x12J\n\x0b\x44\x65leteState\x12\x1c.meshd.v1.DeleteStateRequest\x1a\x1d.meshd.v1.DeleteStateResponse\x12>\n\x07History\x12\x18.meshd.v1.HistoryRequest\x1a\x19.meshd.v1.HistoryResponse\x12I\n\nWatchState\x12\x1b.meshd.v1.WatchStateRequest\x1a\x1c.meshd.v1.WatchStateResponse0\x01\x12J\n\x0bWriteShadow\x12\x1c.meshd.v1.WriteShadowRequest\x1a\x1d.meshd.v1.WriteShadowResponse\x12>\n\x07Promote\x12\x18.meshd.v1.PromoteRequest\x1a\x19.meshd.v1.PromoteResponse\x12G\n\nDropShadow\x12\x1b.meshd.v1.DropShadowRequest\x1a\x1c.meshd.v1.DropShadowResponse\x12\x41\n\x08Remember\x12\x19.meshd.v1.RememberRequest\x1a\x1a.meshd.v1.RememberResponseB0\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,22 +38,60 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\013io.meshd.v1P\001Z\037meshd.io/proto/meshd/v1;meshdv1'
   _globals['_STATEOBJECT_CLOCKENTRY']._loaded_options = None
   _globals['_STATEOBJECT_CLOCKENTRY']._serialized_options = b'8\001'
-  _globals['_CLOCKORDER']._serialized_start=873
-  _globals['_CLOCKORDER']._serialized_end=1012
-  _globals['_STATEOBJECT']._serialized_start=100
-  _globals['_STATEOBJECT']._serialized_end=354
-  _globals['_STATEOBJECT_CLOCKENTRY']._serialized_start=310
-  _globals['_STATEOBJECT_CLOCKENTRY']._serialized_end=354
-  _globals['_CHECKOUTREQUEST']._serialized_start=356
-  _globals['_CHECKOUTREQUEST']._serialized_end=443
-  _globals['_CHECKOUTRESPONSE']._serialized_start=445
-  _globals['_CHECKOUTRESPONSE']._serialized_end=520
-  _globals['_COMMITREQUEST']._serialized_start=522
-  _globals['_COMMITREQUEST']._serialized_end=642
-  _globals['_COMMITRESPONSE']._serialized_start=644
-  _globals['_COMMITRESPONSE']._serialized_end=757
-  _globals['_RELEASEREQUEST']._serialized_start=759
-  _globals['_RELEASEREQUEST']._serialized_end=806
-  _globals['_GETSTATEREQUEST']._serialized_start=808
-  _globals['_GETSTATEREQUEST']._serialized_end=870
+  _globals['_CLOCKORDER']._serialized_start=2445
+  _globals['_CLOCKORDER']._serialized_end=2584
+  _globals['_STATECONFLICT']._serialized_start=2587
+  _globals['_STATECONFLICT']._serialized_end=2724
+  _globals['_STATEOBJECT']._serialized_start=147
+  _globals['_STATEOBJECT']._serialized_end=476
+  _globals['_STATEOBJECT_CLOCKENTRY']._serialized_start=432
+  _globals['_STATEOBJECT_CLOCKENTRY']._serialized_end=476
+  _globals['_STATELEASE']._serialized_start=478
+  _globals['_STATELEASE']._serialized_end=566
+  _globals['_GETSTATEREQUEST']._serialized_start=568
+  _globals['_GETSTATEREQUEST']._serialized_end=652
+  _globals['_GETSTATERESPONSE']._serialized_start=654
+  _globals['_GETSTATERESPONSE']._serialized_end=711
+  _globals['_CHECKOUTREQUEST']._serialized_start=713
+  _globals['_CHECKOUTREQUEST']._serialized_end=818
+  _globals['_CHECKOUTRESPONSE']._serialized_start=820
+  _globals['_CHECKOUTRESPONSE']._serialized_end=932
+  _globals['_COMMITREQUEST']._serialized_start=935
+  _globals['_COMMITREQUEST']._serialized_end=1074
+  _globals['_COMMITRESPONSE']._serialized_start=1077
+  _globals['_COMMITRESPONSE']._serialized_end=1270
+  _globals['_RELEASEREQUEST']._serialized_start=1272
+  _globals['_RELEASEREQUEST']._serialized_end=1334
+  _globals['_RELEASERESPONSE']._serialized_start=1336
+  _globals['_RELEASERESPONSE']._serialized_end=1374
+  _globals['_DELETESTATEREQUEST']._serialized_start=1376
+  _globals['_DELETESTATEREQUEST']._serialized_end=1483
+  _globals['_DELETESTATERESPONSE']._serialized_start=1485
+  _globals['_DELETESTATERESPONSE']._serialized_end=1548
+  _globals['_HISTORYREQUEST']._serialized_start=1550
+  _globals['_HISTORYREQUEST']._serialized_end=1594
+  _globals['_HISTORYRESPONSE']._serialized_start=1596
+  _globals['_HISTORYRESPONSE']._serialized_end=1691
+  _globals['_WATCHSTATEREQUEST']._serialized_start=1693
+  _globals['_WATCHSTATEREQUEST']._serialized_end=1763
+  _globals['_WATCHSTATERESPONSE']._serialized_start=1765
+  _globals['_WATCHSTATERESPONSE']._serialized_end=1855
+  _globals['_WRITESHADOWREQUEST']._serialized_start=1858
+  _globals['_WRITESHADOWREQUEST']._serialized_end=2008
+  _globals['_WRITESHADOWRESPONSE']._serialized_start=2010
+  _globals['_WRITESHADOWRESPONSE']._serialized_end=2073
+  _globals['_PROMOTEREQUEST']._serialized_start=2075
+  _globals['_PROMOTEREQUEST']._serialized_end=2180
+  _globals['_PROMOTERESPONSE']._serialized_start=2182
+  _globals['_PROMOTERESPONSE']._serialized_end=2241
+  _globals['_DROPSHADOWREQUEST']._serialized_start=2243
+  _globals['_DROPSHADOWREQUEST']._serialized_end=2290
+  _globals['_DROPSHADOWRESPONSE']._serialized_start=2292
+  _globals['_DROPSHADOWRESPONSE']._serialized_end=2332
+  _globals['_REMEMBERREQUEST']._serialized_start=2334
+  _globals['_REMEMBERREQUEST']._serialized_end=2386
+  _globals['_REMEMBERRESPONSE']._serialized_start=2388
+  _globals['_REMEMBERRESPONSE']._serialized_end=2442
+  _globals['_STATESERVICE']._serialized_start=2727
+  _globals['_STATESERVICE']._serialized_end=3495
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,8 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import meshd_sdk.v1.context_pb2
+import meshd_sdk.v1.status_pb2
 import sys
 import typing
 
@@ -28,7 +30,7 @@ class _ClockOrder:
 class _ClockOrderEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_ClockOrder.ValueType], builtins.type):
     DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
     CLOCK_ORDER_UNSPECIFIED: _ClockOrder.ValueType  # 0
-    """Not known."""
+    """Not known: clocks of two workflows say nothing of each other."""
     CLOCK_ORDER_BEFORE: _ClockOrder.ValueType  # 1
     """The first happened before the second."""
     CLOCK_ORDER_AFTER: _ClockOrder.ValueType  # 2
@@ -42,7 +44,7 @@ class ClockOrder(_ClockOrder, metaclass=_ClockOrderEnumTypeWrapper):
     """How two vector clocks relate."""
 
 CLOCK_ORDER_UNSPECIFIED: ClockOrder.ValueType  # 0
-"""Not known."""
+"""Not known: clocks of two workflows say nothing of each other."""
 CLOCK_ORDER_BEFORE: ClockOrder.ValueType  # 1
 """The first happened before the second."""
 CLOCK_ORDER_AFTER: ClockOrder.ValueType  # 2
@@ -52,6 +54,34 @@ CLOCK_ORDER_CONCURRENT: ClockOrder.ValueType  # 3
 CLOCK_ORDER_EQUAL: ClockOrder.ValueType  # 4
 """They are the same."""
 global___ClockOrder = ClockOrder
+
+class _StateConflict:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _StateConflictEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_StateConflict.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    STATE_CONFLICT_UNSPECIFIED: _StateConflict.ValueType  # 0
+    """It was written."""
+    STATE_CONFLICT_VERSION: _StateConflict.ValueType  # 1
+    """The base is not the newest version."""
+    STATE_CONFLICT_LEASE_HELD: _StateConflict.ValueType  # 2
+    """Another one has checked the object out."""
+    STATE_CONFLICT_LEASE_LOST: _StateConflict.ValueType  # 3
+    """The lease has run out, was given back, or is another's by now."""
+
+class StateConflict(_StateConflict, metaclass=_StateConflictEnumTypeWrapper):
+    """Why nothing was written."""
+
+STATE_CONFLICT_UNSPECIFIED: StateConflict.ValueType  # 0
+"""It was written."""
+STATE_CONFLICT_VERSION: StateConflict.ValueType  # 1
+"""The base is not the newest version."""
+STATE_CONFLICT_LEASE_HELD: StateConflict.ValueType  # 2
+"""Another one has checked the object out."""
+STATE_CONFLICT_LEASE_LOST: StateConflict.ValueType  # 3
+"""The lease has run out, was given back, or is another's by now."""
+global___StateConflict = StateConflict
 
 @typing.final
 class StateObject(google.protobuf.message.Message):
@@ -83,10 +113,14 @@ class StateObject(google.protobuf.message.Message):
     WORKFLOW_FIELD_NUMBER: builtins.int
     WRITTEN_FIELD_NUMBER: builtins.int
     CLOCK_FIELD_NUMBER: builtins.int
+    SIZE_FIELD_NUMBER: builtins.int
+    IS_DELETED_FIELD_NUMBER: builtins.int
+    BASE_VERSION_FIELD_NUMBER: builtins.int
+    IS_SHADOW_FIELD_NUMBER: builtins.int
     key: builtins.str
     """Its key: at most 255 letters, digits and `._-/:`."""
     version: builtins.int
-    """Counts up from 1 with each commit; 0 where there is no such object."""
+    """Counts up from 1 with each commit; 0 where there is no such object, or this version of it is not kept."""
     value: builtins.bytes
     """The value."""
     content_type: builtins.str
@@ -95,13 +129,21 @@ class StateObject(google.protobuf.message.Message):
     """The agent that wrote this version."""
     workflow: builtins.str
     """The workflow in which it did."""
+    size: builtins.int
+    """Bytes of the value, where that is left out."""
+    is_deleted: builtins.bool
+    """Whether this version is the object's deletion."""
+    base_version: builtins.int
+    """Of a tentative version: the object's version that it was made from."""
+    is_shadow: builtins.bool
+    """Whether this is a tentative version, with a count of its own."""
     @property
     def written(self) -> google.protobuf.timestamp_pb2.Timestamp:
         """When."""
 
     @property
     def clock(self) -> google.protobuf.internal.containers.ScalarMap[builtins.str, builtins.int]:
-        """The writer's vector clock, sidecar to count."""
+        """The writer's vector clock, sidecar to count. It tells of things of its workflow alone."""
 
     def __init__(
         self,
@@ -114,11 +156,95 @@ class StateObject(google.protobuf.message.Message):
         workflow: builtins.str = ...,
         written: google.protobuf.timestamp_pb2.Timestamp | None = ...,
         clock: collections.abc.Mapping[builtins.str, builtins.int] | None = ...,
+        size: builtins.int = ...,
+        is_deleted: builtins.bool = ...,
+        base_version: builtins.int = ...,
+        is_shadow: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["written", b"written"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["clock", b"clock", "content_type", b"content_type", "key", b"key", "value", b"value", "version", b"version", "workflow", b"workflow", "writer", b"writer", "written", b"written"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_version", b"base_version", "clock", b"clock", "content_type", b"content_type", "is_deleted", b"is_deleted", "is_shadow", b"is_shadow", "key", b"key", "size", b"size", "value", b"value", "version", b"version", "workflow", b"workflow", "writer", b"writer", "written", b"written"]) -> None: ...
 
 global___StateObject = StateObject
+
+@typing.final
+class StateLease(google.protobuf.message.Message):
+    """Who may commit the next version of an object, and until when nobody else may."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    AGENT_FIELD_NUMBER: builtins.int
+    WORKFLOW_FIELD_NUMBER: builtins.int
+    UNTIL_FIELD_NUMBER: builtins.int
+    agent: builtins.str
+    """The agent."""
+    workflow: builtins.str
+    """Its workflow."""
+    @property
+    def until(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """When it runs out."""
+
+    def __init__(
+        self,
+        *,
+        agent: builtins.str = ...,
+        workflow: builtins.str = ...,
+        until: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["until", b"until"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "until", b"until", "workflow", b"workflow"]) -> None: ...
+
+global___StateLease = StateLease
+
+@typing.final
+class GetStateRequest(google.protobuf.message.Message):
+    """Reads an object."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    VERSION_FIELD_NUMBER: builtins.int
+    READS_SHADOW_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key, or a reference `mesh://state/<key>@<version>`."""
+    version: builtins.int
+    """The version; 0 for the newest, or for the one that a reference names."""
+    reads_shadow: builtins.bool
+    """Whether a tentative version of this workflow goes before the newest one."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+        version: builtins.int = ...,
+        reads_shadow: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "reads_shadow", b"reads_shadow", "token", b"token", "version", b"version"]) -> None: ...
+
+global___GetStateRequest = GetStateRequest
+
+@typing.final
+class GetStateResponse(google.protobuf.message.Message):
+    """Answers a GetStateRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: builtins.int
+    @property
+    def object(self) -> global___StateObject:
+        """The object."""
+
+    def __init__(
+        self,
+        *,
+        object: global___StateObject | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["object", b"object"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["object", b"object"]) -> None: ...
+
+global___GetStateResponse = GetStateResponse
 
 @typing.final
 class CheckoutRequest(google.protobuf.message.Message):
@@ -129,13 +255,16 @@ class CheckoutRequest(google.protobuf.message.Message):
     TOKEN_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
     LEASE_FIELD_NUMBER: builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
     token: builtins.str
     """A context token."""
     key: builtins.str
     """The key."""
+    lease_id: builtins.str
+    """Chosen by the caller, at most 64 visible ASCII characters: the same id is the same lease."""
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
-        """How long nobody else may check it out."""
+        """How long nobody else may commit: 1 s to 1 h; absent for a minute."""
 
     def __init__(
         self,
@@ -143,9 +272,10 @@ class CheckoutRequest(google.protobuf.message.Message):
         token: builtins.str = ...,
         key: builtins.str = ...,
         lease: google.protobuf.duration_pb2.Duration | None = ...,
+        lease_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "lease", b"lease", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "lease", b"lease", "lease_id", b"lease_id", "token", b"token"]) -> None: ...
 
 global___CheckoutRequest = CheckoutRequest
 
@@ -157,20 +287,26 @@ class CheckoutResponse(google.protobuf.message.Message):
 
     OBJECT_FIELD_NUMBER: builtins.int
     LEASE_ID_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
     lease_id: builtins.str
-    """Names the lease."""
+    """Names the lease; empty where another one has it."""
     @property
     def object(self) -> global___StateObject:
-        """The version that was checked out."""
+        """The version that was checked out, or is there; version 0 where the object is yet to be made."""
+
+    @property
+    def lease(self) -> global___StateLease:
+        """The lease: the caller's, or that of the one who has it."""
 
     def __init__(
         self,
         *,
         object: global___StateObject | None = ...,
         lease_id: builtins.str = ...,
+        lease: global___StateLease | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["object", b"object"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["lease_id", b"lease_id", "object", b"object"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease", b"lease", "object", b"object"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lease", b"lease", "lease_id", b"lease_id", "object", b"object"]) -> None: ...
 
 global___CheckoutResponse = CheckoutResponse
 
@@ -186,6 +322,7 @@ class CommitRequest(google.protobuf.message.Message):
     VALUE_FIELD_NUMBER: builtins.int
     CONTENT_TYPE_FIELD_NUMBER: builtins.int
     LEASE_ID_FIELD_NUMBER: builtins.int
+    COMMIT_ID_FIELD_NUMBER: builtins.int
     token: builtins.str
     """A context token."""
     key: builtins.str
@@ -198,6 +335,8 @@ class CommitRequest(google.protobuf.message.Message):
     """Media type of the value."""
     lease_id: builtins.str
     """The lease, where it was checked out; it ends with this."""
+    commit_id: builtins.str
+    """Chosen by the caller, at most 64 visible ASCII characters: the same id is the same commit. Empty for none."""
     def __init__(
         self,
         *,
@@ -207,8 +346,9 @@ class CommitRequest(google.protobuf.message.Message):
         value: builtins.bytes = ...,
         content_type: builtins.str = ...,
         lease_id: builtins.str = ...,
+        commit_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["base_version", b"base_version", "content_type", b"content_type", "key", b"key", "lease_id", b"lease_id", "token", b"token", "value", b"value"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_version", b"base_version", "commit_id", b"commit_id", "content_type", b"content_type", "key", b"key", "lease_id", b"lease_id", "token", b"token", "value", b"value"]) -> None: ...
 
 global___CommitRequest = CommitRequest
 
@@ -221,13 +361,21 @@ class CommitResponse(google.protobuf.message.Message):
     OBJECT_FIELD_NUMBER: builtins.int
     IS_CONFLICT_FIELD_NUMBER: builtins.int
     ORDER_FIELD_NUMBER: builtins.int
+    CONFLICT_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
     is_conflict: builtins.bool
-    """Whether the base was not the current version: nothing was written."""
+    """Whether nothing was written."""
     order: global___ClockOrder.ValueType
-    """On a conflict, how the clocks relate."""
+    """On a conflict, how what the caller's workflow knew relates to what the writer of the one that is there knew."""
+    conflict: global___StateConflict.ValueType
+    """On a conflict, why."""
     @property
     def object(self) -> global___StateObject:
-        """The new version, or, on a conflict, the one that is there."""
+        """The new version, or, on a conflict, the one that is there; its value is left out."""
+
+    @property
+    def lease(self) -> global___StateLease:
+        """Where another one has checked it out: who, and until when."""
 
     def __init__(
         self,
@@ -235,9 +383,11 @@ class CommitResponse(google.protobuf.message.Message):
         object: global___StateObject | None = ...,
         is_conflict: builtins.bool = ...,
         order: global___ClockOrder.ValueType = ...,
+        conflict: global___StateConflict.ValueType = ...,
+        lease: global___StateLease | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["object", b"object"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["is_conflict", b"is_conflict", "object", b"object", "order", b"order"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease", b"lease", "object", b"object"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["conflict", b"conflict", "is_conflict", b"is_conflict", "lease", b"lease", "object", b"object", "order", b"order"]) -> None: ...
 
 global___CommitResponse = CommitResponse
 
@@ -249,42 +399,398 @@ class ReleaseRequest(google.protobuf.message.Message):
 
     KEY_FIELD_NUMBER: builtins.int
     LEASE_ID_FIELD_NUMBER: builtins.int
+    TOKEN_FIELD_NUMBER: builtins.int
     key: builtins.str
     """The key."""
     lease_id: builtins.str
     """The lease."""
+    token: builtins.str
+    """A context token."""
     def __init__(
         self,
         *,
         key: builtins.str = ...,
         lease_id: builtins.str = ...,
+        token: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "lease_id", b"lease_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "lease_id", b"lease_id", "token", b"token"]) -> None: ...
 
 global___ReleaseRequest = ReleaseRequest
 
 @typing.final
-class GetStateRequest(google.protobuf.message.Message):
-    """Reads an object."""
+class ReleaseResponse(google.protobuf.message.Message):
+    """Answers a ReleaseRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IS_RELEASED_FIELD_NUMBER: builtins.int
+    is_released: builtins.bool
+    """Whether the lease was still the caller's."""
+    def __init__(
+        self,
+        *,
+        is_released: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["is_released", b"is_released"]) -> None: ...
+
+global___ReleaseResponse = ReleaseResponse
+
+@typing.final
+class DeleteStateRequest(google.protobuf.message.Message):
+    """Deletes an object."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: builtins.int
     KEY_FIELD_NUMBER: builtins.int
-    VERSION_FIELD_NUMBER: builtins.int
+    BASE_VERSION_FIELD_NUMBER: builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    COMMIT_ID_FIELD_NUMBER: builtins.int
     token: builtins.str
     """A context token."""
     key: builtins.str
     """The key."""
-    version: builtins.int
-    """The version; 0 for the newest."""
+    base_version: builtins.int
+    """The version that is deleted."""
+    lease_id: builtins.str
+    """As in CommitRequest."""
+    commit_id: builtins.str
+    """As in CommitRequest."""
     def __init__(
         self,
         *,
         token: builtins.str = ...,
         key: builtins.str = ...,
-        version: builtins.int = ...,
+        base_version: builtins.int = ...,
+        lease_id: builtins.str = ...,
+        commit_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["key", b"key", "token", b"token", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_version", b"base_version", "commit_id", b"commit_id", "key", b"key", "lease_id", b"lease_id", "token", b"token"]) -> None: ...
 
-global___GetStateRequest = GetStateRequest
+global___DeleteStateRequest = DeleteStateRequest
+
+@typing.final
+class DeleteStateResponse(google.protobuf.message.Message):
+    """Answers a DeleteStateRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMIT_FIELD_NUMBER: builtins.int
+    @property
+    def commit(self) -> global___CommitResponse:
+        """As that of a commit; the object is its deletion."""
+
+    def __init__(
+        self,
+        *,
+        commit: global___CommitResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["commit", b"commit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit"]) -> None: ...
+
+global___DeleteStateResponse = DeleteStateResponse
+
+@typing.final
+class HistoryRequest(google.protobuf.message.Message):
+    """Lists versions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "token", b"token"]) -> None: ...
+
+global___HistoryRequest = HistoryRequest
+
+@typing.final
+class HistoryResponse(google.protobuf.message.Message):
+    """Answers a HistoryRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSIONS_FIELD_NUMBER: builtins.int
+    LEASE_FIELD_NUMBER: builtins.int
+    @property
+    def versions(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___StateObject]:
+        """The versions that are kept, newest first, without their values."""
+
+    @property
+    def lease(self) -> global___StateLease:
+        """Who has checked it out; absent where nobody has."""
+
+    def __init__(
+        self,
+        *,
+        versions: collections.abc.Iterable[global___StateObject] | None = ...,
+        lease: global___StateLease | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["lease", b"lease", "versions", b"versions"]) -> None: ...
+
+global___HistoryResponse = HistoryResponse
+
+@typing.final
+class WatchStateRequest(google.protobuf.message.Message):
+    """Asks for an object and its changes."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    KNOWN_VERSION_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key."""
+    known_version: builtins.int
+    """The version that is known: only newer ones are sent."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+        known_version: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "known_version", b"known_version", "token", b"token"]) -> None: ...
+
+global___WatchStateRequest = WatchStateRequest
+
+@typing.final
+class WatchStateResponse(google.protobuf.message.Message):
+    """Answers a WatchStateRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    OBJECT_FIELD_NUMBER: builtins.int
+    END_FIELD_NUMBER: builtins.int
+    @property
+    def object(self) -> global___StateObject:
+        """The newest version; absent in a sign of life."""
+
+    @property
+    def end(self) -> meshd_sdk.v1.status_pb2.Status:
+        """Last of all: why the stream ends."""
+
+    def __init__(
+        self,
+        *,
+        object: global___StateObject | None = ...,
+        end: meshd_sdk.v1.status_pb2.Status | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["end", b"end", "object", b"object"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["end", b"end", "object", b"object"]) -> None: ...
+
+global___WatchStateResponse = WatchStateResponse
+
+@typing.final
+class WriteShadowRequest(google.protobuf.message.Message):
+    """Writes a tentative version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    BASE_VERSION_FIELD_NUMBER: builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: builtins.int
+    VALUE_FIELD_NUMBER: builtins.int
+    CONTENT_TYPE_FIELD_NUMBER: builtins.int
+    COMMIT_ID_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key of the object that it may become a version of."""
+    base_version: builtins.int
+    """The object's version that it is made from; 0 to create it."""
+    shadow_version: builtins.int
+    """The tentative version that this follows; 0 for the first."""
+    value: builtins.bytes
+    """The value."""
+    content_type: builtins.str
+    """Media type of the value."""
+    commit_id: builtins.str
+    """As in CommitRequest."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+        base_version: builtins.int = ...,
+        shadow_version: builtins.int = ...,
+        value: builtins.bytes = ...,
+        content_type: builtins.str = ...,
+        commit_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["base_version", b"base_version", "commit_id", b"commit_id", "content_type", b"content_type", "key", b"key", "shadow_version", b"shadow_version", "token", b"token", "value", b"value"]) -> None: ...
+
+global___WriteShadowRequest = WriteShadowRequest
+
+@typing.final
+class WriteShadowResponse(google.protobuf.message.Message):
+    """Answers a WriteShadowRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMIT_FIELD_NUMBER: builtins.int
+    @property
+    def commit(self) -> global___CommitResponse:
+        """As that of a commit; versions are those of the tentative object."""
+
+    def __init__(
+        self,
+        *,
+        commit: global___CommitResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["commit", b"commit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit"]) -> None: ...
+
+global___WriteShadowResponse = WriteShadowResponse
+
+@typing.final
+class PromoteRequest(google.protobuf.message.Message):
+    """Promotes a tentative version."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    SHADOW_VERSION_FIELD_NUMBER: builtins.int
+    LEASE_ID_FIELD_NUMBER: builtins.int
+    COMMIT_ID_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key of the object."""
+    shadow_version: builtins.int
+    """The tentative version; 0 for the newest."""
+    lease_id: builtins.str
+    """As in CommitRequest."""
+    commit_id: builtins.str
+    """As in CommitRequest."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+        shadow_version: builtins.int = ...,
+        lease_id: builtins.str = ...,
+        commit_id: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["commit_id", b"commit_id", "key", b"key", "lease_id", b"lease_id", "shadow_version", b"shadow_version", "token", b"token"]) -> None: ...
+
+global___PromoteRequest = PromoteRequest
+
+@typing.final
+class PromoteResponse(google.protobuf.message.Message):
+    """Answers a PromoteRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    COMMIT_FIELD_NUMBER: builtins.int
+    @property
+    def commit(self) -> global___CommitResponse:
+        """As that of a commit; on a conflict the tentative version stays."""
+
+    def __init__(
+        self,
+        *,
+        commit: global___CommitResponse | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["commit", b"commit"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["commit", b"commit"]) -> None: ...
+
+global___PromoteResponse = PromoteResponse
+
+@typing.final
+class DropShadowRequest(google.protobuf.message.Message):
+    """Drops tentative versions."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    KEY_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """A context token."""
+    key: builtins.str
+    """The key of the object."""
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        key: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["key", b"key", "token", b"token"]) -> None: ...
+
+global___DropShadowRequest = DropShadowRequest
+
+@typing.final
+class DropShadowResponse(google.protobuf.message.Message):
+    """Answers a DropShadowRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IS_DROPPED_FIELD_NUMBER: builtins.int
+    is_dropped: builtins.bool
+    """Whether there were any."""
+    def __init__(
+        self,
+        *,
+        is_dropped: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["is_dropped", b"is_dropped"]) -> None: ...
+
+global___DropShadowResponse = DropShadowResponse
+
+@typing.final
+class RememberRequest(google.protobuf.message.Message):
+    """Adds references to a context."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TOKEN_FIELD_NUMBER: builtins.int
+    REFERENCES_FIELD_NUMBER: builtins.int
+    token: builtins.str
+    """The context token to start from."""
+    @property
+    def references(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """References `mesh://state/<key>@<version>`; a version of 0 is the newest one when it is read."""
+
+    def __init__(
+        self,
+        *,
+        token: builtins.str = ...,
+        references: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["references", b"references", "token", b"token"]) -> None: ...
+
+global___RememberRequest = RememberRequest
+
+@typing.final
+class RememberResponse(google.protobuf.message.Message):
+    """Answers a RememberRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    CONTEXT_FIELD_NUMBER: builtins.int
+    @property
+    def context(self) -> meshd_sdk.v1.context_pb2.Context:
+        """The context that holds them."""
+
+    def __init__(
+        self,
+        *,
+        context: meshd_sdk.v1.context_pb2.Context | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["context", b"context"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["context", b"context"]) -> None: ...
+
+global___RememberResponse = RememberResponse
