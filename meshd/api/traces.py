@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,6 +10,8 @@ from meshd.api.fields import checked_id, malformed, unix_ns
 from meshd.telemetry import names, redact
 from meshd.telemetry.entries import Place, Told, span_id_of, tell, trace_of
 from meshd.telemetry.spans import SAMPLED, parse_traceparent
+from meshd.trace.kinds import ENTRIES
+from meshd.trace.reading import Reader
 from meshd_sdk.v1 import trace_pb2
 
 if TYPE_CHECKING:
@@ -27,19 +30,18 @@ TEXT_CHARACTERS_MAX: Final = 4096
 OPTIONS_MAX: Final = 32
 DIGEST_DIGITS: Final = 64
 
-KEPT_ENTRIES_MAX: Final = 1000
-"""Of one workflow."""
-KEPT_BYTES_MAX: Final = 2**20
-"""Of one workflow, as encoded: a List of all of them is one message."""
+LIST_BYTES_MAX: Final = 2**20
+"""Of one List, as encoded: it is one message."""
 KEPT_IDS_MAX: Final = 4096
 """Ids of one workflow by which an entry that is sent again is known."""
-ID_BYTES: Final = 128
-"""What an id counts as, in all."""
-ALL_BYTES_MAX: Final = 16 * 2**20
-"""Of all workflows; the one that was quiet for longest leaves first."""
+ALL_IDS_MAX: Final = 2**17
+"""Of all workflows; those of the one that was quiet for longest are forgotten first."""
 WORKFLOWS_MAX: Final = 4096
 LIST_DEFAULT: Final = 100
 LIST_MAX: Final = 1000
+
+
+Known = OrderedDict[str, tuple[int, int]]
 
 
 def trace_service(mesh: Mesh) -> TraceService:
@@ -50,24 +52,14 @@ def trace_service(mesh: Mesh) -> TraceService:
     return found
 
 
-class _Kept:
-    """The entries of one workflow."""
-
-    __slots__ = ("entries", "ids", "size")
-
-    def __init__(self) -> None:
-        self.entries: OrderedDict[str, trace_pb2.TraceEntry] = OrderedDict()
-        self.ids: OrderedDict[str, None] = OrderedDict()
-        self.size = 0
-
-
 class TraceService:
     """Answers for meshd.v1.TraceService; a session records by `take`."""
 
     def __init__(self, mesh: Mesh) -> None:
         self._mesh = mesh
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._size = 0
+        self._known: OrderedDict[str, Known] = OrderedDict()
+        """By workflow: the ids of its entries, with the span id and the event of each."""
+        self._count = 0
 
     async def record(self, request: trace_pb2.RecordRequest) -> trace_pb2.RecordResponse:
         """Take entries in. Raises Refused: CONTEXT_INVALID, MALFORMED (then none of them is taken)."""
@@ -78,51 +70,70 @@ class TraceService:
         if len(entries) > ENTRIES_MAX:
             raise malformed("entries", f"at most {ENTRIES_MAX}")
         told = [_told(f"entries[{at}]", entry) for at, entry in enumerate(entries)]
-        workflow = _workflow(context)
-        kept = self._kept.get(workflow)
-        if kept is None:
-            kept = self._kept[workflow] = _Kept()
-        self._kept.move_to_end(workflow)
-        root = trace_of(workflow, context.parent, self._mesh.telemetry.tracer.ratio)
-        counts, recorded = self._mesh.telemetry.tally.entries, 0
+        workflow, telemetry = _workflow(context), self._mesh.telemetry
+        known = self._of(workflow)
+        root = trace_of(workflow, context.parent, telemetry.tracer.ratio)
+        counts, recorded = telemetry.tally.entries, 0
         for entry, one in zip(entries, told, strict=True):
-            if entry.id in kept.ids:
+            if entry.id in known:
                 continue
             recorded += 1
-            clean = _without_secrets(entry)
             counts[one.entry] = counts.get(one.entry, 0) + 1
-            place = _place(entry, workflow, root, kept)
+            place = _place(entry, workflow, root, known)
+            event = self._write(workflow, context.agent, entry, one, place, known)
             attributes = {names.MESHD_WORKFLOW: context.workflow, names.MESHD_AGENT: context.agent}
-            tell(self._mesh.telemetry.tracer, one._replace(attributes=attributes | one.attributes), place)
-            self._keep(kept, clean)
-        self._make_room()
+            if event and (trace := telemetry.provenance.trace) is not None:
+                attributes[names.MESHD_EVENT] = f"{trace.prefix}{event}"
+            tell(telemetry.tracer, one._replace(attributes=attributes | one.attributes), place)
+            known[entry.id] = (place.span_id, event)
+            self._count += 1
+        self._make_room(known)
         return trace_pb2.RecordResponse(recorded=recorded)
 
     async def list(self, request: trace_pb2.ListRequest) -> trace_pb2.ListResponse:
         """List what was taken, oldest first. Raises Refused: CONTEXT_INVALID, MALFORMED."""
         if request.entries_max > LIST_MAX:
             raise malformed("entries_max", f"at most {LIST_MAX}")
-        kept = self._kept.get(_workflow(self._mesh.read(request.token)))
-        found = [] if kept is None else [*kept.entries.values()]
-        return trace_pb2.ListResponse(entries=found[-(request.entries_max or LIST_DEFAULT) :])
+        workflow = _workflow(self._mesh.read(request.token))
+        trace = self._mesh.telemetry.provenance.trace
+        if trace is None:
+            return trace_pb2.ListResponse()
+        # Off the loop: a workflow may be old, and long.
+        reader = Reader(trace.log.directory)
+        found = await asyncio.to_thread(reader.said, workflow, request.entries_max or LIST_DEFAULT, LIST_BYTES_MAX)
+        return trace_pb2.ListResponse(entries=[trace_pb2.TraceEntry.FromString(data) for data in found])
 
-    def _keep(self, kept: _Kept, entry: trace_pb2.TraceEntry) -> None:
-        size = entry.ByteSize()
-        kept.entries[entry.id], kept.ids[entry.id] = entry, None
-        kept.size += size
-        self._size += size + ID_BYTES
-        while len(kept.entries) > KEPT_ENTRIES_MAX or kept.size > KEPT_BYTES_MAX:
-            _, oldest = kept.entries.popitem(last=False)
-            kept.size -= oldest.ByteSize()
-            self._size -= oldest.ByteSize()
-        while len(kept.ids) > KEPT_IDS_MAX:
-            kept.ids.popitem(last=False)
-            self._size -= ID_BYTES
+    def _write(
+        self, workflow: str, agent: str, entry: trace_pb2.TraceEntry, told: Told, place: Place, known: Known
+    ) -> int:
+        """Write an entry into the trace; return its event's sequence, 0 where there is none."""
+        trace = self._mesh.telemetry.provenance.trace
+        if trace is None:
+            return 0
+        facts = (entry.id, entry.parent_id, told.start_ns, told.end_ns, told.is_error)
+        data = _without_secrets(entry).SerializeToString()
+        above = known[entry.parent_id][1] if entry.parent_id in known else 0
+        causes = (above,) if above else ()
+        return trace.entry(ENTRIES[told.entry], workflow, agent, data, facts, causes=causes, span=place.as_bytes)
 
-    def _make_room(self) -> None:
-        while len(self._kept) > 1 and (self._size > ALL_BYTES_MAX or len(self._kept) > WORKFLOWS_MAX):
-            _, quiet = self._kept.popitem(last=False)
-            self._size -= quiet.size + ID_BYTES * len(quiet.ids)
+    def _of(self, workflow: str) -> Known:
+        known = self._known.get(workflow)
+        if known is None:
+            trace = self._mesh.telemetry.provenance.trace
+            before = trace.entries.pop(workflow, []) if trace is not None else []
+            known = OrderedDict((id, (int.from_bytes(span[16:24], "big"), event)) for id, span, event in before)
+            self._known[workflow] = known
+            self._count += len(known)
+        self._known.move_to_end(workflow)
+        return known
+
+    def _make_room(self, known: Known) -> None:
+        while len(known) > KEPT_IDS_MAX:
+            known.popitem(last=False)
+            self._count -= 1
+        while len(self._known) > 1 and (self._count > ALL_IDS_MAX or len(self._known) > WORKFLOWS_MAX):
+            _, quiet = self._known.popitem(last=False)
+            self._count -= len(quiet)
 
 
 def _workflow(context: Context) -> str:
@@ -130,12 +141,11 @@ def _workflow(context: Context) -> str:
     return context.workflow or context.account
 
 
-def _place(entry: trace_pb2.TraceEntry, workflow: str, root: Place, kept: _Kept) -> Place:
+def _place(entry: trace_pb2.TraceEntry, workflow: str, root: Place, known: Known) -> Place:
     parent_id = root.span_id
     if entry.parent_id:
-        above = kept.entries.get(entry.parent_id)
-        own = parse_traceparent(above.traceparent) if above is not None and above.traceparent else None
-        parent_id = own[1] if own is not None else span_id_of(workflow, entry.parent_id)
+        above = known.get(entry.parent_id)
+        parent_id = above[0] if above is not None else span_id_of(workflow, entry.parent_id)
     if entry.traceparent and (own := parse_traceparent(entry.traceparent)) is not None:
         is_sampled = root.is_sampled or bool(own[2] & SAMPLED)
         return Place(own[0], own[1], parent_id if own[0] == root.trace_id else 0, is_sampled)

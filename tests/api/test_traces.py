@@ -11,6 +11,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from meshd.api import traces
 from meshd.telemetry import names
 from meshd.telemetry.spans import FinishedSpan, Tracer
+from meshd.trace.reading import Reader
 from meshd_sdk.v1 import trace_pb2
 from tests.api.house import House, house, refusal
 
@@ -178,13 +179,39 @@ async def test_memory_is_bounded_by_workflow_and_in_all(tmp_path: Path, monkeypa
         assert sum(entry.ByteSize() for entry in found) <= 2**20
         assert len(found) == len(await listed(one, token, 1000)) < 1000
         service = traces.trace_service(one.mesh)
-        monkeypatch.setattr(traces, "ALL_BYTES_MAX", 2**21)
+        monkeypatch.setattr(traces, "ALL_IDS_MAX", 2**9)
         for number in range(5):
             other = (await one.open(f"w{number}")).token
             await record(one, other, *[note(f"{at}", note=long) for at in range(256)])
-        assert service._size <= 2**21 == traces.ALL_BYTES_MAX
-        assert await listed(one, token) == []
+        assert sum(map(len, service._known.values())) == service._count <= 2**9 == traces.ALL_IDS_MAX
         assert len(await listed(one, other)) == 100
+
+
+async def test_what_was_recorded_outlives_the_process(tmp_path: Path) -> None:
+    entries = [step("s", traceparent=OWN), note("n", parent_id="s")]
+    async with house(tmp_path) as one:
+        await record(one, (await one.open()).token, *entries)
+    async with house(tmp_path) as one:
+        sink, token = sink_of(one), (await one.open()).token
+        assert await listed(one, token) == entries
+        # It is known by its id, and whose parent it is.
+        assert await record(one, token, *entries, step("late", parent_id="s", error="it broke")) == 1
+        assert [entry.id for entry in await listed(one, token)] == ["s", "n", "late"]
+    assert [f"{span.parent_id:016x}" for span in sink.spans] == [OWN[36:52]]
+
+
+async def test_an_entrys_span_names_its_event_and_the_event_its_span(tmp_path: Path) -> None:
+    async with house(tmp_path) as one:
+        sink, token = sink_of(one), (await one.open(traceparent=PARENT)).token
+        await record(one, token, step("s"))
+        (span,) = sink.spans
+        reader = Reader(one.trace.log.directory)
+        by_span = reader.find(f"{span.span_id:016x}")
+        by_event = reader.find(span.attributes[names.MESHD_EVENT])
+    assert by_span == by_event
+    assert by_span is not None
+    assert by_span.kind == "step"
+    assert reader.find(PARENT[3:35]) is not None
 
 
 async def test_secrets_are_in_no_sink(tmp_path: Path) -> None:

@@ -1,0 +1,243 @@
+"""The open log of one sidecar: an append is a plain function call that stores into mapped memory.
+
+No task, no await, no call to the system but for a new segment. Where the log is durable, `whole` waits until everything
+that was appended before is on disk; all that wait while one sync runs share the next.
+
+Beside the segments a file `head` says how far the log goes: where its end is missing, that tells.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import struct
+import zlib
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final
+
+from meshd.engines.port import StoreError
+from meshd.ledger.journal import allocate, told
+from meshd.trace.segment import (
+    CHECKED_AT,
+    FRAME_BYTES,
+    HEAD_BYTES,
+    LENGTH_AND_CHECK,
+    PAYLOAD_BYTES_MAX,
+    SEGMENT_BYTES,
+    SEQUENCE_AND_HASH,
+    Head,
+    begin,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HEAD_FILE: Final = "head"
+HEAD_FILE_BYTES: Final = 4096
+_PLACE: Final = struct.Struct("<QQ32sI")
+_PLACE_AT: Final = (64, 192)
+"""Two places, written in turn: a process that is killed within a store leaves the other one whole."""
+
+_crc32 = zlib.crc32
+_sha256 = sha256
+_pack_checked = SEQUENCE_AND_HASH.pack
+_pack_front = LENGTH_AND_CHECK.pack
+_pack_place = _PLACE.pack
+
+
+class Log:
+    """Not safe against other threads, but for `fdatasync` of its descriptors."""
+
+    __slots__ = (
+        "_at", "_boot_id", "_end", "_fd", "_head_fd", "_heads", "_map", "_run", "_segment_bytes", "_stale", "_waiting",
+        "bytes_written", "directory", "epoch", "head", "on_segment", "path", "records", "segment",
+        "sequence", "sidecar",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        sidecar: str,
+        epoch: int,
+        boot_id: str,
+        segment: int,
+        sequence: int,
+        head: bytes,
+        segment_bytes: int = SEGMENT_BYTES,
+    ) -> None:
+        """`sequence` and `head` are those of the record before, `segment` is the number of the first to make.
+
+        Raises StoreError where its files cannot be made.
+        """
+        self.directory = directory
+        self.sidecar = sidecar
+        self.epoch = epoch
+        self.sequence = sequence
+        """Of the last record."""
+        self.head = head
+        """Its hash."""
+        self.segment = segment
+        self.records = 0
+        """Appended since the start."""
+        self.bytes_written = 0
+        self.on_segment: Callable[[], None] | None = None
+        """Told whenever a new segment was begun."""
+        self._boot_id = boot_id
+        self._segment_bytes = segment_bytes
+        self._stale: list[int] = []
+        """Descriptors of segments that are full, and not synced yet."""
+        self._waiting: asyncio.Future[None] | None = None
+        self._run: Any = None
+        self._fd = -1
+        self._at = self._end = 0
+        self._heads, self._head_fd = _head_map(directory)
+        self.path = directory
+        self._map = self._begin()
+        for at in _PLACE_AT:
+            self._heads[at : at + 52] = _place(epoch, sequence, head)
+
+    def append(self, payload: bytes) -> int:
+        """Write a record, and return its sequence: on return a killed process loses it no more.
+
+        Raises StoreError, and nothing is written, where a new segment is needed and cannot be made.
+        """
+        length = FRAME_BYTES + len(payload)
+        at = self._at
+        if at + length > self._end:
+            self._rotate(length)
+            at = self._at
+        sequence = self.sequence + 1
+        checked = _pack_checked(sequence, self.head) + payload
+        head = _sha256(checked).digest()
+        # Of the hash, as much as a checksum takes.
+        self._map[at : at + length] = _pack_front(length, head) + checked
+        self._at = (at + length + 7) & ~7
+        self.sequence = sequence
+        self.head = head
+        self.records += 1
+        self.bytes_written += length
+        at = _PLACE_AT[sequence & 1]
+        self._heads[at : at + 52] = _place(self.epoch, sequence, head)
+        return sequence
+
+    async def whole(self) -> None:
+        """Return once everything that was appended is on disk. Raises StoreError where it cannot be."""
+        waiting = self._waiting
+        if waiting is None:
+            loop = asyncio.get_running_loop()
+            waiting = self._waiting = loop.create_future()
+            if self._run is None:
+                self._run = loop.create_task(self._sync())
+        await asyncio.shield(waiting)
+
+    async def _sync(self) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            while self._waiting is not None:
+                waiting, self._waiting = self._waiting, None
+                stale, self._stale = self._stale, []
+                try:
+                    await loop.run_in_executor(None, sync, stale, self._fd)
+                except OSError as error:
+                    # Nothing is known of what a failed sync has written: those who wait must not go on.
+                    waiting.set_exception(told(error, self.path))
+                    waiting.exception()
+                else:
+                    waiting.set_result(None)
+        finally:
+            self._run = None
+
+    def _rotate(self, length: int) -> None:
+        if length > FRAME_BYTES + PAYLOAD_BYTES_MAX:
+            raise StoreError(f"an event of {length} bytes does not fit into the trace")
+        was, fd, used = self._map, self._fd, self._at
+        self._map = self._begin()
+        was.close()
+        os.ftruncate(fd, used)
+        self._retire(fd)
+        if self.on_segment is not None:
+            self.on_segment()
+
+    def _retire(self, fd: int) -> None:
+        if self._waiting is None and self._run is None:
+            os.close(fd)
+        else:
+            self._stale.append(fd)
+
+    def _begin(self) -> mmap.mmap:
+        head = Head(
+            self._segment_bytes, self.epoch, self.segment, self.sequence + 1, self.sidecar, self._boot_id, self.head
+        )
+        mapped, self._fd, self.path = begin(self.directory, head)
+        self.segment += 1
+        self._at = HEAD_BYTES
+        self._end = self._segment_bytes
+        return mapped
+
+    def close(self) -> None:
+        """Sync, cut the last segment to what it holds, and close. A second call changes nothing."""
+        if self._fd < 0:
+            return
+        fd, self._fd = self._fd, -1
+        self._map.close()
+        self._heads.close()
+        try:
+            os.ftruncate(fd, self._at)
+            sync(self._stale, fd)
+            os.fdatasync(self._head_fd)
+        except OSError:
+            pass  # What can be kept is kept: a start finds out how far it goes.
+        os.close(fd)
+        os.close(self._head_fd)
+        self._stale = []
+
+
+def _place(epoch: int, sequence: int, head: bytes) -> bytes:
+    """Return how far the log goes, with a checksum of it all."""
+    return _pack_place(epoch, sequence, head, _crc32(head, (epoch + sequence) & 0xFFFF_FFFF))
+
+
+def sync(stale: list[int], fd: int) -> None:
+    """Sync full segments, which are closed then, and the one that is written to. Raises OSError."""
+    for old in stale:
+        try:
+            os.fdatasync(old)
+        finally:
+            os.close(old)
+    os.fdatasync(fd)
+
+
+def _head_map(directory: Path) -> tuple[mmap.mmap, int]:
+    path = directory / HEAD_FILE
+    fd = -1
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        allocate(fd, HEAD_FILE_BYTES)
+        return mmap.mmap(fd, HEAD_FILE_BYTES), fd
+    except OSError as error:
+        if fd >= 0:
+            os.close(fd)
+        raise told(error, path) from error
+
+
+def said_head(directory: Path) -> tuple[int, int, bytes] | None:
+    """Return epoch, sequence and hash of the last record as the file `head` says; None where it says nothing."""
+    try:
+        data = (directory / HEAD_FILE).read_bytes()
+    except OSError:
+        return None
+    best: tuple[int, int, bytes] | None = None
+    for at in _PLACE_AT:
+        place = data[at : at + _PLACE.size]
+        if len(place) < _PLACE.size or not any(place):
+            continue
+        epoch, sequence, head, _ = _PLACE.unpack(place)
+        if place == _place(epoch, sequence, head) and (best is None or sequence >= best[1]):
+            best = (epoch, sequence, head)
+    return best
+
+
+assert LENGTH_AND_CHECK.size == CHECKED_AT

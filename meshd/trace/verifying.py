@@ -1,0 +1,277 @@
+"""The first bad record of a log, and why it is one.
+
+A checksum tells a bad page, the chain of hashes tells who changed, left out, put in or moved a record, the file `head`
+and the heads that peers were told show a tail that is gone. What is behind damage is looked at all the same.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from meshd.trace import kinds
+from meshd.trace.log import said_head
+from meshd.trace.opening import SKIPPED
+from meshd.trace.reading import Reader, Segment, open_segment, payload_of, segment_paths
+from meshd.trace.record import event_id, read_event_id
+from meshd.trace.retention import number_of
+from meshd.trace.segment import CHECK_BYTES, CHECKED_AT, FRAME, FRAME_BYTES, FRAME_BYTES_MAX, HEAD_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+PROBLEMS_MAX: Final = 1000
+_TELLING: Final = frozenset({kinds.OPENED, kinds.RETIRED})
+
+
+class Problem(NamedTuple):
+    """What is wrong, and where it begins."""
+
+    record: str
+    """Id of the first record that is bad; empty where a whole file is."""
+    file: str
+    at: int
+    """Offset in the file; -1 where it is not there at all."""
+    what: str
+
+    def __str__(self) -> str:
+        where = self.file if self.at < 0 else f"{self.file} at byte {self.at}"
+        return f"{self.record or 'a segment'}: {self.what} ({where})"
+
+
+@dataclass(slots=True)
+class Verified:
+    """What was found."""
+
+    sidecar: str = ""
+    records: int = 0
+    segments: int = 0
+    bytes: int = 0
+    heads_held: int = 0
+    """Records of which a peer holds the hash, and it is the same."""
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    """What a crash may leave, and no hand need have done."""
+
+    @property
+    def is_sound(self) -> bool:
+        """Nothing is wrong with it."""
+        return not self.problems
+
+
+Heads = dict[str, dict[int, bytes]]
+"""By sidecar and sequence: hashes that peers were told."""
+
+
+def heads_in(directories: Iterable[Path]) -> Heads:
+    """Return what the logs of some sidecars hold of others' hashes."""
+    found: Heads = {}
+    for directory in directories:
+        for event in Reader(directory).events(None):
+            if event.payload.kind not in (kinds.ARRIVED, kinds.REPLIED, kinds.HANDED, kinds.READ):
+                continue
+            head, causes = event.facts.get("peer_head"), event.causes
+            # What is read follows from what its reader serves as well, and that stands first.
+            peer = read_event_id(causes[-1 if event.payload.kind == kinds.READ else 0]) if causes else None
+            if peer is not None and isinstance(head, bytes) and head and peer[0] != event.sidecar:
+                found.setdefault(peer[0], {})[peer[2]] = head
+    return found
+
+
+def verify(directory: Path, heads: Heads | None = None) -> Verified:
+    """Go through a whole log. Raises OSError where it cannot be read at all."""
+    # Before the log: what is appended meanwhile makes it longer than it is said to be, never shorter.
+    said = said_head(directory)
+    return _Walk(directory, heads or {}).run(said)
+
+
+class _Walk:
+    def __init__(self, directory: Path, heads: Heads) -> None:
+        self.found = Verified()
+        self._directory = directory
+        self._heads = heads
+        self._claims: dict[int, bytes] = {}
+        self._sequence = 0
+        """Of the last record."""
+        self._epoch = 0
+        self._segment = 0
+        self._hash = b""
+        """Of the last record; empty where it is not known, behind damage."""
+        self._is_begun = False
+        self._retired_to = 0
+        self._first_segment = 0
+        self._torn = 0
+        self._file = ""
+        self._hashes: dict[int, bytes] = {}
+
+    def run(self, said: tuple[int, int, bytes] | None) -> Verified:
+        found, paths = self.found, segment_paths(self._directory)
+        for path in paths:
+            segment = open_segment(path)
+            if segment is None:
+                continue
+            self._file = path.name
+            if not isinstance(segment, Segment):
+                self._bad("", -1, f"it cannot be read: {segment.why}")
+                self._hash, self._segment = b"", number_of(path)
+                continue
+            try:
+                self._take(segment)
+            finally:
+                segment.close()
+        if self._first_segment > max(self._retired_to, 1):
+            self._bad("", -1, f"the segments before {self._first_segment} are missing, and no retention removed them")
+        if said is None:
+            if found.records:
+                found.notes.append("the file head is missing: a tail that was cut off would not show")
+        elif said[1] > self._sequence:
+            self._missing(said[1], "the file head says")
+        elif said[1] == self._sequence and self._hash and said[2] != self._hash:
+            self._bad(self._id(self._sequence), -1, "it was changed: the file head has another hash of it")
+        if self._torn and found.is_sound:
+            found.notes.append(f"{self._file} ends within a record ({self._torn} bytes): nothing before it is touched")
+        self._compare()
+        return found
+
+    def _take(self, segment: Segment) -> None:
+        head, found = segment.head, self.found
+        if not found.sidecar:
+            found.sidecar = head.sidecar
+            self._claims = self._heads.get(head.sidecar, {})
+        found.segments += 1
+        found.bytes += segment.size
+        if not self._is_begun:
+            self._is_begun, self._first_segment = True, head.segment
+            self._sequence, self._hash = head.first - 1, head.before
+        elif head.sidecar != found.sidecar:
+            self._bad("", 0, f"it is of another sidecar, {head.sidecar}")
+        elif head.segment != self._segment + 1:
+            self._missing(head.first - 1, f"segment {self._segment + 1} is missing, and the next says")
+            self._sequence, self._hash = head.first - 1, head.before
+        elif head.epoch == self._epoch:
+            if head.first - 1 > self._sequence:
+                self._missing(head.first - 1, "the next segment says")
+            elif self._hash and head.before != self._hash:
+                self._bad(self._id(self._sequence), -1, "it was changed: the next segment has another hash of it")
+            self._sequence, self._hash = head.first - 1, head.before
+        else:
+            self._begin_epoch(segment)
+        self._segment, self._epoch = head.segment, head.epoch
+        self._frames(segment)
+
+    def _begin_epoch(self, segment: Segment) -> None:
+        """A start was made: its first record says how far the log went then."""
+        head = segment.head
+        first = segment.frame(HEAD_BYTES)
+        payload = payload_of(first) if first is not None else None
+        facts: tuple[Any, ...] = payload.facts if payload is not None and payload.kind == kinds.OPENED else ()
+        if len(facts) >= 6:
+            _, _, ended, said, lost, is_same_boot = facts[:6]
+            if ended > self._sequence:
+                self._missing(ended, "the start after it found")
+            elif self._hash and head.before != self._hash:
+                self._bad(self._id(self._sequence), -1, "it was changed: the start after it had another hash of it")
+            if lost and is_same_boot:
+                self._missing(said, "the file head said at the next start, with no crash of the host between,")
+            elif lost:
+                self.found.notes.append(f"{lost} records after {self._id(ended)} were lost in a crash of the host")
+            expected = max(ended, said) + (0 if is_same_boot else SKIPPED)
+            if head.first - 1 != expected:
+                self._bad(event_id(head.sidecar, head.epoch, head.first), 0, "its epoch does not begin where it must")
+        if self._torn:
+            self.found.notes.append(f"before {segment.path.name} a record was cut short: it was never whole")
+        self._torn = 0
+        self._sequence, self._hash = head.first - 1, head.before
+
+    def _frames(self, segment: Segment) -> None:
+        """The tight loop: some three microseconds a record."""
+        data, size, at = segment.data, segment.size, HEAD_BYTES
+        unpack, claims = FRAME.unpack_from, self._claims
+        sequence, before, count = self._sequence, self._hash, 0
+        last = size - FRAME_BYTES
+        while at <= last:
+            length, check, number, said = unpack(data, at)
+            is_sized = FRAME_BYTES <= length <= FRAME_BYTES_MAX and at + length <= size
+            own = sha256(data[at + CHECKED_AT : at + length]).digest() if is_sized else b""
+            if own[:CHECK_BYTES] != check:
+                following = segment.next_whole(at)
+                if following is None:
+                    break
+                self._bad(self._id(sequence + 1), at, "it is damaged: its checksum is wrong")
+                at, before = following, b""
+                sequence = max(unpack(data, at)[2] - 1, sequence)
+                continue
+            if number != sequence + 1:
+                self._misplaced(number, sequence, at)
+                if number <= sequence:
+                    at = (at + length + 7) & ~7
+                    continue
+            elif said != before and before:
+                self._changed(segment, at, length, number, own)
+            sequence, before = number, own
+            count += 1
+            if data[at + FRAME_BYTES + 1] in _TELLING:
+                self._told(segment, at)
+            if claims and number in claims:
+                self._hashes[number] = before
+            at += length
+            if at & 7:
+                if bytes(data[at : (at + 7) & ~7]).strip(b"\0"):
+                    self._bad(self._id(number), at, "something was written behind it, where nothing belongs")
+                at = (at + 7) & ~7
+        self._sequence, self._hash = sequence, before
+        self.found.records += count
+        self._torn = len(bytes(data[at:]).rstrip(b"\0"))
+
+    def _told(self, segment: Segment, at: int) -> None:
+        frame = segment.frame(at)
+        payload = payload_of(frame) if frame is not None else None
+        if payload is not None and payload.kind == kinds.RETIRED and payload.facts:
+            self._retired_to = max(self._retired_to, payload.facts[0])
+
+    def _misplaced(self, number: int, sequence: int, at: int) -> None:
+        if number > sequence + 1:
+            count = number - sequence - 1
+            rest = f" and {count - 1} after it" if count > 1 else ""
+            self._bad(self._id(sequence + 1), at, f"it is missing{rest}: record {number} stands in its place")
+        else:
+            self._bad(self._id(number), at, f"it stands here once more, or was put in: {sequence + 1} should follow")
+
+    def _changed(self, segment: Segment, at: int, length: int, number: int, own: bytes) -> None:
+        """A record does not hold the hash of the one before: one of the two was changed, and what follows says
+        which."""
+        after = segment.frame((at + length + 7) & ~7)
+        if after is not None and after.sequence == number + 1 and after.before != own:
+            self._bad(self._id(number), at, "it was changed: the next record has another hash of it")
+        else:
+            self._bad(self._id(number - 1), at, "it was changed: the next record has another hash of it")
+
+    def _missing(self, last: int, who: str) -> None:
+        first = self._sequence + 1
+        what = f"it and all up to {last} are missing" if last > first else "it is missing"
+        self._bad(self._id(first), -1, f"{what}: {who} that the log went to {last}")
+
+    def _compare(self) -> None:
+        """Hold what peers were told against the log."""
+        found = self.found
+        low = min(self._hashes, default=0)
+        for sequence, head in sorted(self._claims.items()):
+            own = self._hashes.get(sequence)
+            if own == head:
+                found.heads_held += 1
+            elif own is not None:
+                self._bad(self._id(sequence), -1, "it was changed: a peer holds another hash of it")
+            elif sequence > self._sequence:
+                self._missing(sequence, "a peer was told")
+                break
+            elif sequence > low and found.is_sound:
+                self._bad(self._id(sequence), -1, "it is missing, and a peer holds its hash")
+
+    def _id(self, sequence: int) -> str:
+        return event_id(self.found.sidecar, self._epoch, sequence)
+
+    def _bad(self, record: str, at: int, what: str) -> None:
+        if len(self.found.problems) < PROBLEMS_MAX:
+            self.found.problems.append(Problem(record, self._file, at, what))
