@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.outcome import Verdict
 from meshd.turns.sample import Sample
@@ -97,7 +97,7 @@ class HearingModel:
             if self._events == 1 and raw[:1] == b"{":
                 self._plain = raw
             else:
-                self._marks.read(raw)
+                self._marks.take(event)
             if event.tool_names:
                 self._names += event.tool_names
         return event
@@ -128,8 +128,24 @@ class HearingModel:
         return said
 
 
+class Both:
+    """Hears for two."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Any, second: Any) -> None:
+        self._first = first
+        self._second = second
+
+    def hear(self, data: bytes) -> None:
+        """Take a piece of an answer."""
+        self._first.hear(data)
+        self._second.hear(data)
+
+
 def hears(call: Call, hearing: Hearing) -> None:
     """Have the bodies of a call heard."""
     if call.body is None and call.heard_by is None:
         call.heard_by = hearing
-    call.reply_heard_by = hearing.answer
+    answer, other = hearing.answer, call.reply_heard_by
+    call.reply_heard_by = answer if other is None else Both(other, answer)

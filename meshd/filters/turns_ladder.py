@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call
+    from meshd.filters.turns_events import HeldEvent
     from meshd.filters.turns_settings import TurnsSettings
     from meshd.turns.supervision import Action, Supervisor
     from meshd.turns.turn import Judgement, Turn
@@ -71,30 +72,51 @@ class Ladder:
         call.reply_headers = [*call.reply_headers, (NOTICE, notice)]
         call.inject = [*call.inject, (NOTICE, notice)]
 
+    def asks(self, policy: Any, judgement: Judgement) -> bool:
+        """Say whether somebody is asked before a workflow is stopped."""
+        return self.supervisor is not None and policy.supervisor is not None and judgement.detector != "stopped"
+
     async def ask(
         self, call: Call, workflow: Workflow, turn: Turn, judgement: Judgement, settings: TurnsSettings
     ) -> Reply | None:
         """Ask the supervisor, and do what it says. Raises Refused where it stops the workflow, or does not answer."""
-        assert self.supervisor is not None
-        verdict: Verdict | None = None
-        try:
-            async with asyncio.timeout(self.hold_s(call)):
-                verdict = await self.supervisor.ask(story_of(call, workflow, turn, judgement))
-        except TimeoutError:
-            verdict = None
+        verdict = await self._verdict(workflow, story_of(call, workflow, turn, judgement), self.hold_s(call))
         if verdict is not None:
             if verdict.action == "continue" and verdict.turns > 0:
-                # Calls that were held together share one answer, and so its turns.
-                workflow.grace = max(workflow.grace, verdict.turns - 1)
-                workflow.is_changed = True
                 return None
             if verdict.action == "redirect" and self._redirect(call, verdict.target):
                 return None
             if verdict.action == "finish" and can_finish(call):
                 return finished(call, verdict)
-            if verdict.action == "stop":
-                workflow.is_stopped = workflow.is_changed = True
-        raise self.refused(call, workflow, turn, judgement, settings, _words(verdict))
+        raise self.refused(call, workflow, turn, judgement, settings, words(verdict))
+
+    async def ask_event(self, held: HeldEvent, id: str, wall_s: float) -> Verdict:
+        """Ask the supervisor about an event, by an id for the question; return what it says where that is not to stop.
+        Raises Refused where it stops the workflow, or does not answer before the workflow's deadline."""
+        deadline_s = held.context.deadline_s
+        hold_s = None if deadline_s is None else max(deadline_s - wall_s, 0.0)
+        verdict = await self._verdict(held.workflow, story_of_event(held, id), hold_s)
+        if verdict is None or verdict.action == "stop":
+            raise self.refused_event(held, words(verdict))
+        if held.is_going_out:
+            held.workflow.let_in = max(held.workflow.let_in, held.context.path.count(held.context.agent))
+        return verdict
+
+    async def _verdict(self, workflow: Workflow, story: Story, hold_s: float | None) -> Verdict | None:
+        """Ask, for at most so many seconds; note what is said about the workflow. None where nobody answers."""
+        assert self.supervisor is not None
+        try:
+            async with asyncio.timeout(hold_s):
+                verdict = await self.supervisor.ask(story)
+        except TimeoutError:
+            return None
+        if verdict is not None and verdict.action == "continue" and verdict.turns > 0:
+            # Calls and events that were held together share one answer, and so its turns.
+            workflow.grace = max(workflow.grace, verdict.turns - 1)
+            workflow.is_changed = True
+        if verdict is not None and verdict.action == "stop":
+            workflow.is_stopped = workflow.is_changed = True
+        return verdict
 
     def refused(
         self,
@@ -107,6 +129,7 @@ class Ladder:
     ) -> Refused:
         """Count a refusal and return it. The model has been told where it is refused again on the same edge."""
         self.tally.refused += 1
+        workflow.refused(turn)
         refused = refusal(call, turn, judgement, settings, more)
         edge = turn.source, turn.target
         if edge in workflow.told:
@@ -136,11 +159,12 @@ class Ladder:
             call.path = new.base_path + call.path[len(old.base_path) :]
         return True
 
-    @staticmethod
-    def refused_event(judgement: Judgement, turn: Turn, context: Context, settings: TurnsSettings) -> Refused:
-        """Return the refusal of an event."""
+    def refused_event(self, held: HeldEvent, more: str = "") -> Refused:
+        """Count the refusal of an event and return it."""
+        self.tally.refused += 1
+        judgement, workflow = held.judgement, f"workflow {held.context.workflow}"
         reason = Reason.MAX_TURNS if judgement.verdict == MAX_TURNS else Reason.LOOP
-        return Refused(reason, told(judgement, turn, f"workflow {context.workflow}"), rule=settings.rule)
+        return Refused(reason, told(judgement, held.turn, workflow) + more, rule=held.settings.rule)
 
 
 def refusal(call: Call, turn: Turn, judgement: Judgement, settings: TurnsSettings, more: str = "") -> Refused:
@@ -173,9 +197,29 @@ def mark(call: Call, judgement: Judgement) -> None:
 
 
 def story_of(call: Call, workflow: Workflow, turn: Turn, judgement: Judgement) -> Story:
-    """Return what a supervisor is told. No content: payloads are named by their digests."""
+    """Return what a supervisor is told of a call. No content: payloads are named by their digests."""
     context = call.context
     assert context is not None
+    actions = _ALL if can_finish(call) else _UNFINISHED
+    asked = turn.source, turn.target, turn.operation, call.id, turn.payload
+    return _story(context, workflow, turn, judgement, asked, actions, call.policy)
+
+
+def story_of_event(held: HeldEvent, id: str) -> Story:
+    """Return what a supervisor is told of an event: likewise."""
+    asked = held.context.agent, held.topic, held.operation, id, held.data
+    return _story(held.context, held.workflow, held.turn, held.judgement, asked, held.actions, held.policy)
+
+
+def _story(
+    context: Context,
+    workflow: Workflow,
+    turn: Turn,
+    judgement: Judgement,
+    asked: tuple[str, str, str, str, bytes | None],
+    actions: tuple[Action, ...],
+    policy: Any,
+) -> Story:
     edges = [
         EdgeTold(
             source=one.source,
@@ -186,26 +230,27 @@ def story_of(call: Call, workflow: Workflow, turn: Turn, judgement: Judgement) -
         )
         for one in list(workflow.edges.values())[:EDGES_TOLD_MAX]
     ]
-    digests = (sha256(turn.payload).hexdigest(),) if turn.payload else ()
+    source, target, operation, id, payload = asked
     return Story(
         workflow=context.workflow,
         account=context.account,
-        source=turn.source,
-        target=turn.target,
-        operation=turn.operation,
-        call_id=call.id,
+        source=source,
+        target=target,
+        operation=operation,
+        call_id=id,
         detector=judgement.detector,
         why=told(judgement, turn, f"workflow {context.workflow}" if context.workflow else "no workflow"),
         path=(*context.path, context.agent),
         edges=tuple(edges),
         tokens_stale=workflow.stale_tokens,
-        tokens_budget=call.policy.workflow_tokens or 0,
-        payloads=digests,
-        actions=_ALL if can_finish(call) else _UNFINISHED,
+        tokens_budget=policy.workflow_tokens or 0,
+        payloads=(sha256(payload).hexdigest(),) if payload else (),
+        actions=actions,
     )
 
 
-def _words(verdict: Verdict | None) -> str:
+def words(verdict: Verdict | None) -> str:
+    """Say of a refusal what the supervisor had to do with it."""
     if verdict is None:
         return " The supervisor was asked and did not answer in time."
     reason = f": {verdict.reason[:300]}" if verdict.reason else "."

@@ -10,11 +10,15 @@ Pure: time and bytes are handed in, decisions come out. Read in this order:
     seen        the words of a workflow, in a kilobyte
     said        one payload, and how near it is to another
     question    what was asked on an edge, and what came back
+    templates   the same words around another question
+    thanks      thanks for thanks
+    restating   small signs that a talk only says again what it has said, weighed
     rewording   a talk that goes round in other words
     edge        who calls whom, how often, and the questions of late
     counting    the edges of a workflow, and its limits
     connected   agents that call one another in a circle
     periods     the round that the last calls go in
+    heeding     who goes on after a refusal
     patience    who asks the same again because time must pass, or for another sample
     workflow    one workflow: judge a turn, learn what was asked and answered
     book        the workflows of one sidecar

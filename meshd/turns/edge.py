@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
 
-from meshd.turns.question import Question
-from meshd.turns.rewording import ROUNDS_KEPT, Round, may_go_round
+from meshd.turns.patience import AGENT_SLOW_S, HEARTBEAT_S, UNHURRIED_S
+from meshd.turns.question import BURST_S, Question
+from meshd.turns.rewording import ROUNDS_KEPT, Round, goes_round, goes_round_beside, is_unanswered, may_go_round
 from meshd.turns.said import ALIKE, DECORATED, DIFFERENT, EXACT
 from meshd.turns.turn import AGENT, TOOL
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from meshd.turns.said import Said
     from meshd.turns.seen import Seen
+    from meshd.turns.turn import Turn
 
 COUNT_MASK: Final = (1 << 24) - 1
 QUESTIONS_MAX: Final = 6
@@ -138,6 +142,23 @@ class Edge:
             self._looked_at, self._looked_for = last, last.answer
             self._may_go_round = may_go_round(rounds, periods, self.kind)
         return self._may_go_round
+
+    def goes_round(self, turn: Turn, periods: int, every: Iterable[Edge]) -> bool:
+        """Say whether it goes round in other words each time, by itself or beside another one of `every`."""
+        rounds = self.rounds
+        if turn.round is None or (turn.is_many and turn.kind == TOOL):
+            return False
+        gap_s = turn.at_s - rounds[-2].at_s
+        if gap_s >= (HEARTBEAT_S if turn.kind == TOOL else AGENT_SLOW_S):
+            return False
+        if rounds[-2].answer is None:
+            return turn.kind == AGENT and is_unanswered(rounds, periods, BURST_S)
+        if goes_round(rounds, periods, turn.kind, is_polled=gap_s >= UNHURRIED_S):
+            return True
+        if turn.kind != AGENT or gap_s >= UNHURRIED_S:
+            return False
+        others = [one.rounds for one in every if one is not self and one.kind == AGENT and len(one.rounds) >= periods]
+        return bool(others) and goes_round_beside(rounds, periods, others)
 
     def _drop(self) -> None:
         """Forget the question that says least: of those that were asked once, the oldest."""

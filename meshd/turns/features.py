@@ -20,6 +20,7 @@ from meshd.turns.lexicon import (
     GERMAN,
     NUMERAL,
     ORDINAL,
+    PRONOUNS,
     SHORT,
     SILENT,
     UNSPACED,
@@ -75,7 +76,7 @@ _BLANKS: Final = re.compile(r"\s+")
 _TOKEN: Final = re.compile(
     r'"([^"\\{}\[\]]{1,64})"\s*:\s*|(\d+(?:[.,]\d+)*)|([^\W\d_]+(?:[\'’][^\W\d_]+)?)|([<>=+/%&|^]+)'
 )
-_SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>"
+_SENTENCE_ENDS: Final = ".!?:;\n\"'“([{-*>¿¡«"
 _WRAPPERS: Final = frozenset(("kind", "role", "type", "jsonrpc", "method"))
 GERMAN_MIN: Final = 2
 """With so many such words in it, a text is German."""
@@ -268,18 +269,16 @@ def _is_content(match: re.Match[str]) -> bool:
 def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_answer: bool) -> int:
     """Sort the tokens of a text; return what else can be told of it."""
     key, key_end = "", -1
-    before, before_at = "", 0
+    before = ""
     before_kind = kind_before = CONTENT
-    count = german = 0
+    before_at = count = german = 0
     capitals: list[int] = []
     parts: list[tuple[int, int]] = []
     is_underway = is_courteous = False
     for match in _TOKEN.finditer(text):
-        begin, end = match.span()
-        group = match.lastindex
+        (begin, end), group = match.span(), match.lastindex
         if group == 1:
-            key, key_end = match[1], end
-            before = ""
+            key, key_end, before = match[1], end, ""
             tokens.append(key)
             continue
         if group == 4:
@@ -310,6 +309,9 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_a
             continue
         if kind == GERMAN:
             german += 1
+        elif kind == NUMERAL and kind_before == CONTENT and not is_answer and lower not in PRONOUNS:
+            # Who asks for `belt two` names it; `two belts` is an amount.
+            names.append(crc32(lower.encode()))
         elif word != lower and begin > 0 and _is_name(text, begin, word, kind, kind_before):
             capitals.append(crc32((lower[:-2] if lower[-2:] in _OF else lower).encode()))
         elif kind == COURTEOUS:
@@ -320,8 +322,7 @@ def _read(text: str, words: list[int], names: list[int], tokens: list[str], is_a
             words.append(stem)
     (words if german >= GERMAN_MIN else names).extend(capitals)
     if is_courteous and not words and not names:
-        # All that is said is thanks, or that somebody is sorry.
-        words.append(COURTESY)
+        words.append(COURTESY)  # All that is said is thanks, or that somebody is sorry.
     if parts and len(words) >= PARTS_FROM:
         _leave_out(parts, names, tokens)
     return (IS_UNDERWAY if is_underway and count <= UNDERWAY_WORDS_MAX else 0) | (IS_COURTEOUS if is_courteous else 0)

@@ -45,6 +45,16 @@ COURTESY: Final = words_of(
     "bye goodbye farewell wishes wishing danke gern gerne tschüss merci revoir gracias adiós obrigado obrigada grazie "
     "prego ciao"
 )
+PHATIC: Final = words_of(
+    "time keep that's day evening afternoon night weekend morning care see soon later next best lovely nice great good "
+    "wonderful "
+    "perfect pleasant fantastic well stay safe everything anytime likewise mention nothing problem worries kind friend "
+    "talk rest wish enjoy hope hear ahead million always forward meet meeting working pleased luck bless "
+    "abend tag wochenende woche schönen schöne bald später gute gutes nacht wiedersehen alles mühe freut gleichfalls "
+    "bonne journée soirée bientôt plaisir prochaine pareillement "
+    "día noche semana pronto luego placer cuídate saludos igualmente buenas buen"
+)
+"""What is said beside thanks and farewells, and says as little there."""
 STOP: Final = words_of(
     "the and for that this with you your are was were will would could should can may might shall have has had not but "
     "from they them their there here what when where which who whom how why its our out any all some more most than "
@@ -52,12 +62,14 @@ STOP: Final = words_of(
     "one two once still really maybe perhaps first before after being been does did doing done each such only own "
     "same both few other nor off down up tell told know sure able exactly "
     "needs wants asks precisely mean means meant say says said give given provide start begin you're here's it's i'm "
-    "i'll we'll you'll don't can't"
+    "i'll we'll you'll don't can't she he him his her hers"
 )
 _AMBIGUOUS: Final = words_of("may will")
 _GERMAN: Final = words_of(
     "der das und ist nicht ein eine einen einer mit bitte welche welcher welches welchen soll sollen können könnten "
-    "würden sie wir ich für die den dem des du mir mich dir"
+    "würden sie wir ich für die den dem des du mir mich dir ihr ihre ihren ihrem ihnen uns unser unsere mein meine "
+    "noch wie wann wird werden wurde haben hat habe kann könnte auch nur schon doch bei beim nach vom zum zur aus dass "
+    "weil wenn aber oder als dafür dazu davon etwas"
 )
 _STOP_CHARACTERS: Final = frozenset("请您你我的了吗呢吧一下谢在是把和")
 _ORDINALS: Final = words_of(
@@ -70,6 +82,8 @@ _NUMERALS: Final = words_of(
     "one two three four five six seven eight nine ten eleven twelve eins zwei drei vier fünf sechs un deux trois "
     "quatre cinq six uno dos tres cuatro cinco seis due tre quattro cinque sei"
 )
+PRONOUNS: Final = words_of("one un uno una eins")
+"""Numbers that mostly are none."""
 _known: dict[str, tuple[int, int]] = {}
 
 

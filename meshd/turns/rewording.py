@@ -13,7 +13,10 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.lexicon import COURTESY, STOP
-from meshd.turns.turn import TOOL
+from meshd.turns.restating import ANY, MAYBE, restates, weighed
+from meshd.turns.templates import TEMPLATE_RUN, TEMPLATE_RUN_OF_ANSWER, is_template
+from meshd.turns.thanks import are_thanks
+from meshd.turns.turn import AGENT, TOOL
 
 if TYPE_CHECKING:
     from meshd.turns.said import Said
@@ -30,10 +33,8 @@ _WRAPPERS: Final = (
 """What bodies have in common that say nothing in common."""
 _COURTEOUS: Final = frozenset([word.encode() for word in COURTESY])
 _STOP_WORDS: Final = frozenset([word.encode() for word in STOP] + [w.encode() for w in _WRAPPERS.split()]) - _COURTEOUS
-_UNSPACED: Final = re.compile(rb"[\xe3-\xed][\x80-\xbf][\x80-\xbf]")
-ANY: Final = frozenset([b""])
-"""The gist of a script without blanks: nothing can be told by its words as they stand."""
-
+_UNSPACED: Final = re.compile(rb"[\xe3-\xed][\x80-\xbf][\x80-\xbf]|\\u(?:0[3-9a-fA-F]|1|[3-9a-cA-C])")
+"""Or escaped, as JSON may have what is not Latin: then words cannot be told apart as they stand either."""
 SHARED_MIN: Final = 2
 """Words that all payloads of one side but one have in common."""
 CORE_SHARE: Final = 4
@@ -57,22 +58,14 @@ HEARD_OF_ANSWER: Final = 0.5
 SAYS_MUCH_WORDS: Final = 3
 SLACK: Final = 0.7
 """Of the figures above, where the next question is not known yet."""
-TEMPLATE_RUN: Final = 0.5
-"""A run of words that is so great a share of two payloads marks a template."""
-TEMPLATE_RUN_OF_ANSWER: Final = 0.7
-TOKENS_MAX: Final = 80
-SEEMS_HEARD: Final = 0.1
-SEEMS_HEARD_OF_BOTH: Final = 0.45
+SEEMS_HEARD: Final = 0.05
+SEEMS_HEARD_OF_BOTH: Final = 0.35
 SEEMS_HEARD_OF_QUESTION: Final = 0.2
 SEEMS_HEARD_OF_ORDER: Final = 0.55
 ORDER_BYTES_MAX: Final = 32
 """As they stand: less than what is asked of words."""
-COURTESY_WORDS_MAX: Final = 4
 DENIAL_BYTES_MAX: Final = 240
-COURTESY_BYTES_MAX: Final = 160
 """Longer ones are not looked at."""
-_TOKENS: Final = re.compile(r"\w+")
-_NO_TEXT: Final = re.compile(r'"(?:kind|role|type|jsonrpc|method)"\s*:\s*"[^"]*"|"[A-Za-z_][\w.-]{0,63}"\s*:')
 
 
 class Round:
@@ -144,6 +137,38 @@ def _goes_round(rounds: list[Round], periods: int, kind: str, stride: int, is_po
     return _are_denials(questions, answers)
 
 
+def goes_round_beside(rounds: list[Round], periods: int, others: list[list[Round]]) -> bool:
+    """Say whether the last question of an edge may go on in other words, and the rounds of another one do, as where a
+    circle has several edges."""
+    last = rounds[-1]
+    before = rounds[-1 - periods : -1]
+    questions: list[Said] = []
+    answers: list[Said] = []
+    for one in before:
+        if one.answer is None or one.mark != last.mark or one.is_underway:
+            return False
+        questions.append(one.asked)
+        answers.append(one.answer)
+    questions.append(last.asked)
+    if not _may_say_the_same(questions, answers) or _is_underway(answers) or weighed(questions, answers) < MAYBE:
+        return False
+    if not _are_equal(questions) and _are_orders(questions):
+        return False
+    return any(_is_beside(some[-periods:], before[0].at_s) for some in others)
+
+
+def _is_beside(rounds: list[Round], since_s: float) -> bool:
+    """Say whether the last rounds of another edge say the same, and were made meanwhile."""
+    questions: list[Said] = []
+    answers: list[Said] = []
+    for one in rounds:
+        if one.answer is None or one.at_s < since_s or one.mark != rounds[0].mark:
+            return False
+        questions.append(one.asked)
+        answers.append(one.answer)
+    return says_the_same(questions, answers, AGENT, is_polled=False)
+
+
 def _take_turns(rounds: list[Round]) -> bool:
     """Say whether the last question has more in common with the one before the one before it, as where two talks take
     turns on an edge."""
@@ -195,7 +220,7 @@ def is_unanswered(rounds: list[Round], periods: int, apart_s: float) -> bool:
         and not side.is_same
         and side.shared >= SHARED_MIN
         and side.heard >= HEARD_OF_ANSWER
-        and not _is_template(questions, TEMPLATE_RUN)
+        and not is_template(questions, TEMPLATE_RUN)
     )
 
 
@@ -206,12 +231,32 @@ def says_the_same(
 
     With less than 1 for `slack` less needs to have been heard before.
     """
-    if kind != TOOL and _are_thanks(questions) and _are_thanks(answers):
+    if kind != TOOL and are_thanks(questions, answers):
         return True
-    if not _may_say_the_same(questions, answers):
+    if not _may_say_the_same(questions, answers) or _is_underway(answers):
         return False
+    if _have_a_core(questions, answers, kind, is_polled, slack):
+        return True
+    return (
+        kind != TOOL
+        and not is_polled
+        and restates(questions, answers, slack)
+        and (_are_equal(questions) or not _are_orders(questions))
+        and (_are_equal(answers) or not is_template(answers, TEMPLATE_RUN_OF_ANSWER))
+    )
+
+
+def _are_orders(questions: list[Said]) -> bool:
+    """Say whether questions are a template with something else in it, or two of them by turns."""
+    if is_template(questions, TEMPLATE_RUN):
+        return True
+    evens, odds = questions[::2], questions[1::2]
+    return len(odds) > 1 and is_template(evens, TEMPLATE_RUN) and is_template(odds, TEMPLATE_RUN)
+
+
+def _have_a_core(questions: list[Said], answers: list[Said], kind: str, is_polled: bool, slack: float) -> bool:
     asked = _side(questions)
-    if asked is None or _is_underway(answers):
+    if asked is None:
         return False
     told = _side(answers)
     if told is None or (asked.is_same and told.is_same):
@@ -222,7 +267,7 @@ def says_the_same(
             and (told.words >= SAYS_MUCH_WORDS or answers[-1].says_no)
             and asked.heard >= HEARD_OF_TOOL * slack
             and asked.shared >= SHARED_OF_TOOL
-            and not _is_template(questions, TEMPLATE_RUN)
+            and not is_template(questions, TEMPLATE_RUN)
         )
     if asked.is_same:
         return (
@@ -230,14 +275,14 @@ def says_the_same(
             and told.shared >= SHARED_MIN
             and told.shared * CORE_SHARE_OF_LONG >= told.words
             and told.heard >= HEARD_OF_ANSWER * slack
-            and not _is_template(answers, TEMPLATE_RUN_OF_ANSWER)
+            and not is_template(answers, TEMPLATE_RUN_OF_ANSWER)
         )
     if told.is_same:
         says_much = told.words >= SAYS_MUCH_WORDS or answers[-1].says_no
         return (
             asked.heard >= (HEARD_OF_QUESTION if says_much else HEARD_OF_ORDER) * slack
             and asked.shared >= (SHARED_MIN if says_much else SHARED_OF_ORDER)
-            and not _is_template(questions, TEMPLATE_RUN)
+            and not is_template(questions, TEMPLATE_RUN)
         )
     return (
         asked.shared > 0
@@ -246,8 +291,8 @@ def says_the_same(
         and asked.heard >= HEARD_OF_ONE * slack
         and told.heard >= HEARD_OF_ONE * slack
         and asked.heard + told.heard >= HEARD * slack
-        and (asked.heard >= 1.0 or not _is_template(questions, TEMPLATE_RUN))
-        and (told.heard >= 1.0 or not _is_template(answers, TEMPLATE_RUN_OF_ANSWER))
+        and (asked.heard >= 1.0 or not is_template(questions, TEMPLATE_RUN))
+        and (told.heard >= 1.0 or not is_template(answers, TEMPLATE_RUN_OF_ANSWER))
     )
 
 
@@ -320,17 +365,6 @@ def _seems_heard(said: list[Said]) -> float:
     return heard / (len(said) - 1)
 
 
-def _are_thanks(said: list[Said]) -> bool:
-    for one in said:
-        if one.size > COURTESY_BYTES_MAX or (_COURTEOUS.isdisjoint(one.gist) and one.gist is not ANY):
-            return False
-    for one in said:
-        words, names = one.content()
-        if not one.is_courteous or names or len(words) > COURTESY_WORDS_MAX:
-            return False
-    return True
-
-
 def _side(said: list[Said]) -> Side | None:
     """Return what payloads have in common; None where one brings a name that was not there, or nobody knows."""
     side = Side()
@@ -362,29 +396,3 @@ def _side(said: list[Said]) -> Side | None:
         # What they have in common is no core of them.
         return None
     return side
-
-
-def _is_template(said: list[Said], share: float) -> bool:
-    """Say whether payloads next to one another keep a long run of words."""
-    tokens = [_TOKENS.findall(_NO_TEXT.sub(" ", one.text).lower())[:TOKENS_MAX] for one in said]
-    for at in range(1, len(tokens)):
-        one, other = tokens[at - 1], tokens[at]
-        if _run(one, other) < share * min(len(one), len(other)):
-            return False
-    return True
-
-
-def _run(one: list[str], other: list[str]) -> int:
-    """Return the length of the longest run of words that two lists have in common."""
-    best = 0
-    before = [0] * (len(other) + 1)
-    for word in one:
-        row = [0] * (len(other) + 1)
-        for at, another in enumerate(other, 1):
-            if word == another:
-                length = before[at - 1] + 1
-                row[at] = length
-                if length > best:
-                    best = length
-        before = row
-    return best

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.features import Features, features_of, says_no, simhash
-from meshd.turns.rewording import ANY, gist_of
+from meshd.turns.restating import ANY, Gloss, gloss_of
+from meshd.turns.rewording import gist_of
 from meshd.turns.slot import brings_word, common
 from meshd.turns.turn import AGENT, EVENT, LLM, TOOL
 
@@ -56,7 +57,7 @@ class Said:
     """What was said once: a question or an answer."""
 
     __slots__ = (
-        "_begin", "_content", "_end", "_features", "_gist", "_is_answer", "_is_courteous", "_is_not_yet",
+        "_begin", "_content", "_end", "_features", "_gist", "_gloss", "_is_answer", "_is_courteous", "_is_not_yet",
         "_is_underway", "_likeness", "_raw", "_sketch", "_text", "exact", "is_known", "loose", "mark", "names", "size",
         "words",
     )  # fmt: skip
@@ -82,6 +83,7 @@ class Said:
         self._is_underway = self._is_not_yet = self._is_courteous = False
         self._gist: frozenset[bytes] | None = None
         self._content: tuple[set[int], set[int]] | None = None
+        self._gloss: Gloss | None = None
 
     @classmethod
     def restored(cls, exact: int, loose: int, likeness: int, size: int) -> Said:
@@ -160,6 +162,14 @@ class Said:
         if gist is None:
             gist = self._gist = gist_of(self._raw if self._raw is not None else self._begin, self.sketch)
         return gist
+
+    @property
+    def gloss(self) -> Gloss:
+        """What it has of its own beside its words: see `meshd.turns.restating`."""
+        gloss = self._gloss
+        if gloss is None:
+            gloss = self._gloss = gloss_of(self.text)
+        return gloss
 
     def content(self) -> tuple[set[int], set[int]]:
         """Return its words and its names; none of either where only its digests are known."""

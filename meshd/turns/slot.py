@@ -24,6 +24,11 @@ _WORD_BEHIND: Final = re.compile(rb" ([a-z]+)")
 _BESIDE_BYTES: Final = 24
 _UNITS: Final = frozenset((b"s", b"sec", b"secs", b"seconds", b"ms", b"msec", b"msecs", b"milliseconds", b"us"))
 """Behind a number that is a duration."""
+_TIMES: Final = frozenset(
+    b"time times attempt try retry round iteration reminder request mal versuch runde fois essai tentative vez veces "
+    b"intento ronda volta volte tentativo".split()
+)
+"""Behind a number that says how often."""
 _DATING: Final = frozenset((b"elapsed", b"seconds", b"msecs", b"milliseconds"))
 _VOLATILE_KEYS: Final = re.compile(rb"(?i:id|key|nonce|timestamp|ts|time|at|now|sent|created|when)$")
 
@@ -61,7 +66,7 @@ def _is_counter(raw: bytes, at: int, end: int) -> bool:
     """Say whether a number between two words may be a counter, or a duration."""
     word = _WORD_BEFORE.search(raw[max(0, at - _BESIDE_BYTES) : at])
     behind = _WORD_BEHIND.match(raw[end : end + _BESIDE_BYTES])
-    if word is None or behind is None or behind[1] in _UNITS:
+    if word is None or behind is None or behind[1] in _UNITS or behind[1] in _TIMES:
         return True
     name = word[1].lower().decode()
     return name in COUNTERS or name in PARTS

@@ -36,6 +36,7 @@ DETECTORS: Final = (
     "period",
     "history",
     "spending",
+    "unheeded",
     "stopped",
 )
 """Values of `Judgement.detector`: what found that a workflow goes in circles."""

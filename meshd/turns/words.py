@@ -47,6 +47,8 @@ def _what(judgement: Judgement, source: str, target: str) -> str:
         return f"{source} has asked {target} the same {amount} times, and none of them is answered yet"
     if detector == "period":
         return f"{source} and {target} have gone through the same round {amount} times"
+    if detector == "unheeded":
+        return f"{source} was refused {amount} times in a row and goes on, so its model is not asked any more"
     if detector == "stopped":
         return f"The supervisor has stopped this task, so {source} may not call {target}"
     return f"{source} has asked {target} the same {amount} times, and the answer brought nothing new"
@@ -66,5 +68,6 @@ _KEYS: Final = {
     "open": "limits.turns.periods",
     "period": "limits.turns.periods",
     "history": "limits.turns.periods",
+    "unheeded": "limits.turns.periods",
     "spending": "limits.turns.stale_spend",
 }

@@ -11,9 +11,8 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from meshd.turns.counting import AGAIN_TENTHS, EDGES_MAX, FRESH_SHARE, TENTHS, Counting
+from meshd.turns.heeding import TIMES, Refusals
 from meshd.turns.patience import (
-    AGENT_SLOW_S,
-    HEARTBEAT_S,
     MODEL_SLOW_S,
     PATIENCE,
     UNHURRIED_S,
@@ -23,11 +22,9 @@ from meshd.turns.patience import (
     polled,
     sampled_again,
 )
-from meshd.turns.question import BURST_S
-from meshd.turns.rewording import goes_round, is_unanswered
 from meshd.turns.said import DECORATED, DIFFERENT, EXACT, Said, is_old
 from meshd.turns.seen import Seen
-from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, TOOL, Judgement, Limits, Turn
+from meshd.turns.turn import AGENT, COUNTED, LLM, LOOP, PASSED, STOPS, Judgement, Limits, Turn
 
 if TYPE_CHECKING:
     from meshd.turns.edge import Edge
@@ -43,8 +40,8 @@ class Workflow(Counting):
     """What one sidecar knows of the turns of one workflow."""
 
     __slots__ = (
-        "_kept_bytes", "_numbers", "asked_models", "grace", "is_changed", "is_read", "is_stopped", "last_s",
-        "model_calls", "seen", "stale_tokens", "steps", "told", "version",
+        "_kept_bytes", "_numbers", "_refusals", "asked_models", "grace", "is_changed", "is_read", "is_stopped",
+        "last_s", "let_in", "model_calls", "seen", "stale_tokens", "steps", "told", "version",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -62,6 +59,8 @@ class Workflow(Counting):
         """Turns that a supervisor gave beyond every limit."""
         self.told: set[tuple[str, str]] = set()
         """Edges of which the model has been told that they are refused."""
+        self.let_in = 0
+        """How often an agent had been on the way of an event already that a supervisor let out all the same."""
         self.is_stopped = False
         """A supervisor has stopped it."""
         self.last_s = 0.0
@@ -73,6 +72,7 @@ class Workflow(Counting):
         """Of the record in the store; 0 for none."""
         self._numbers = 0
         self._kept_bytes = 0
+        self._refusals = Refusals()
 
     # ------------------------------------------------------------------ before a turn
 
@@ -132,6 +132,10 @@ class Workflow(Counting):
         edge = self._edge(source, target, kind)
         if kind == LLM and self._has_gone_round(turn, limits.periods) and edge.gap_s(turn.at_s) < MODEL_SLOW_S:
             return Judgement(LOOP, "history", 0.0, turn.rounds, limits.periods)
+        if kind == LLM and not turn.is_many:
+            refusals, most = self._refusals.count(source, turn.at_s), limits.periods * TIMES
+            if refusals >= most:
+                return Judgement(LOOP, "unheeded", 0.0, refusals, most)
         turn.edge = edge
         self.last_s = turn.at_s
         if is_turn and not turn.is_read_only:
@@ -182,13 +186,24 @@ class Workflow(Counting):
 
     def withdraw(self, turn: Turn) -> None:
         """The turn does not take place: it is counted no longer."""
-        question = turn.question
+        question, edge = turn.question, turn.edge
         if question is not None:
             turn.question = None
             question.open -= 1
-        if turn.is_counted and turn.edge is not None:
+        if edge is None:
+            return
+        if turn.round is not None and turn.round in edge.rounds:
+            # It goes on with the same rounds, whatever was refused in between.
+            edge.rounds.remove(turn.round)
+            turn.round = None
+        if turn.is_counted:
             turn.is_counted = False
-            self._count(turn, turn.edge, 0)
+            self._count(turn, edge, 0)
+
+    def refused(self, turn: Turn) -> None:
+        """The turn was refused, and its caller is told so."""
+        if turn.kind != LLM:
+            self._refusals.note(turn.source, turn.at_s)
 
     @staticmethod
     def _count(turn: Turn, edge: Edge, tenths: int) -> None:
@@ -260,7 +275,7 @@ class Workflow(Counting):
     def _asks(self, turn: Turn, edge: Edge, payload: bytes, limits: Limits) -> Judgement:
         question, nearness = self._ask(turn, edge, payload)
         periods = limits.periods
-        if len(edge.rounds) > periods and self._goes_round(turn, edge, periods):
+        if len(edge.rounds) > periods and edge.goes_round(turn, periods, self.edges.values()):
             return Judgement(LOOP, "repetition", 0.0, periods, periods, (edge.source, edge.target))
         if nearness == DIFFERENT:
             return PASSED
@@ -283,19 +298,6 @@ class Workflow(Counting):
         if is_waiting and turn.is_counted and not edge.is_circle:
             self._count(turn, edge, 1)
         return judged_again(turn, edge, question, periods, limits, self.steps, is_waiting=is_waiting)
-
-    @staticmethod
-    def _goes_round(turn: Turn, edge: Edge, periods: int) -> bool:
-        """Say whether an edge goes round in other words each time."""
-        if turn.round is None or (turn.is_many and turn.kind == TOOL):
-            return False
-        rounds = edge.rounds
-        gap_s = turn.at_s - rounds[-2].at_s
-        if gap_s >= (HEARTBEAT_S if turn.kind == TOOL else AGENT_SLOW_S):
-            return False
-        if rounds[-2].answer is None:
-            return turn.kind == AGENT and is_unanswered(rounds, periods, BURST_S)
-        return goes_round(rounds, periods, turn.kind, is_polled=gap_s >= UNHURRIED_S)
 
     # ------------------------------------------------------------------ what is answered
 
@@ -322,6 +324,7 @@ class Workflow(Counting):
             self.stale_tokens = 0
             if edge is not None and edge.kind != LLM:
                 self.bring(edge)
+                self._refusals.forget(edge.source, edge.target)
                 if question is not None:
                     question.news_at += 2
         else:

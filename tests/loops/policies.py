@@ -38,7 +38,8 @@ def document(scenario: Scenario, at: int, ports: dict[str, int], inbound: list[i
 
 def _dialect(scenario: Scenario, target: str) -> str:
     spoken = scenario.spoken_by(target)
-    return f", dialect: {spoken}" if spoken in DIALECTS else ""
+    # What stands here answers the calls of the scenario, and no question of the catalogue.
+    return f", dialect: {spoken}, discover: false" if spoken in DIALECTS else ""
 
 
 def shown(text: str) -> str:

@@ -13,12 +13,13 @@ import grpc
 import grpc.aio
 
 from meshd.mesh_key import MeshKeys
-from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.end_to_end.sidecar import Sidecar
 from tests.engines.servers import redis_server, running
 from tests.loops.playing import Player, Record
 from tests.loops.policies import document, refusal, shown
 from tests.loops.reading import LEAD, TOOL
 from tests.loops.serving import CALL, CONTEXT, Stage
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

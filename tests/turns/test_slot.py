@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from meshd.turns.said import DIFFERENT, Said
@@ -70,6 +70,7 @@ WORDS = st.lists(
 
 @settings(max_examples=500)
 @given(WORDS, WORDS, st.integers(0, 24), st.sampled_from([LLM, TOOL]))
+@example(["report"] * 8 + ["attempt"], ["report", "12"], 7, LLM)
 def test_it_tells_nothing_that_all_of_both_would_not(one: list[str], middle: list[str], at: int, kind: str) -> None:
     first, second = " ".join(one), " ".join([*one[:at], *middle[:2], *one[at + 1 :]])
     if not brings_word(said(second), said(first)):
