@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import msgspec
 
-from meshd.dialects.held_task import APPROVAL_KEY, HeldTask, Stage, messages_in, moment, renamed, rpc_answer
+from meshd.dialects.held_task import APPROVAL_KEY, HeldTask, Stage, moment, renamed
 
 GETS: Final = frozenset({"GetTask", "tasks/get"})
 CANCELS: Final = frozenset({"CancelTask", "tasks/cancel"})
@@ -19,6 +19,8 @@ SUBSCRIBES: Final = frozenset({"SubscribeToTask", "tasks/resubscribe"})
 METHODS: Final = GETS | CANCELS | SUBSCRIBES
 SENDS: Final = frozenset({"SendMessage", "SendStreamingMessage", "message/send", "message/stream"})
 STREAMED: Final = frozenset({"SendStreamingMessage", "message/stream"}) | SUBSCRIBES
+_WRAPPING: Final = frozenset({"SendMessage", "SendStreamingMessage", "SubscribeToTask"})
+"""Methods of 1.0 whose answers may be a task or something else, and say which."""
 NOT_CANCELABLE: Final = -32002
 
 _STATES: Final = {
@@ -38,31 +40,22 @@ def is_old(method: str) -> bool:
     return "/" in method
 
 
-def created(id: bytes, method: str, task: HeldTask) -> bytes:
-    """Return the answer to the message itself: that there is a task now."""
+def answered(method: str, task: HeldTask) -> dict[str, Any]:
+    """Return the result that answers a message with the task that there is now, or a request that names one."""
     shown = task_of(task, is_old=is_old(method))
-    return rpc_answer(id, shown if is_old(method) else {"task": shown})
+    return {"task": shown} if method in _WRAPPING else shown
 
 
-def answered(id: bytes, method: str, task: HeldTask) -> bytes:
-    """Return the answer to a request that names a task."""
-    shown = task_of(task, is_old=is_old(method))
-    if method in SUBSCRIBES and not is_old(method):
-        shown = {"task": shown}
-    return rpc_answer(id, shown)
-
-
-def outcome_of(body: bytes, *, is_stream: bool) -> tuple[bytes, str]:
+def outcome_of(messages: list[dict[str, Any]]) -> tuple[bytes, str]:
     """Return what an agent answered, as `HeldTask.answer` has it, and the id of its task where that is not over."""
-    messages = messages_in(body, is_stream=is_stream)
     if not messages:
-        return _failure("The agent's answer is no JSON-RPC message"), ""
+        return _failure("The agent's answer is no message of A2A"), ""
     found: dict[str, Any] = {}
     for message in messages:
         if "error" in message:
             error = message["error"] if isinstance(message["error"], dict) else {}
             return msgspec.json.encode({"error": error}), ""
-        if isinstance(message["result"], dict):
+        if isinstance(message.get("result"), dict):
             found = folded(found, message["result"])
     return outcome_in(found)
 
@@ -109,6 +102,16 @@ def event_of(task: HeldTask, *, is_old: bool, is_first: bool) -> dict[str, Any]:
     if is_first:
         return shown if is_old else {"task": shown}
     return _status_event(task, shown["status"], is_old=is_old)
+
+
+def followed(task: HeldTask, *, is_old: bool) -> list[dict[str, Any]]:
+    """Return the events that tell whoever follows a task where it stands now: its status, or what its agent said."""
+    if task.stage is not Stage.ENDED:
+        return [event_of(task, is_old=is_old, is_first=False)]
+    result = msgspec.json.decode(task.answer).get("result")
+    if result is not None:
+        return events_of(task, result, is_old=is_old)
+    return [_status_event(task, task_of(task, is_old=is_old)["status"], is_old=is_old)]
 
 
 def events_of(task: HeldTask, result: dict[str, Any], *, is_old: bool) -> list[dict[str, Any]]:

@@ -125,6 +125,7 @@ class AnthropicMeter:
         event = self._event
         event.raw = raw
         event.has_content = False
+        event.text = ""
         if event.tool_names:
             event.tool_names = ()
         if self._next[0]:
@@ -214,6 +215,8 @@ class AnthropicMeter:
         text = delta.text
         if type(text) is str:
             self._count(len(text) if text.isascii() else len(text.encode()), event)
+            if delta.partial_json is None:
+                event.text = text
         else:
             self._count(size_of(delta.partial_json) + size_of(delta.thinking), event)
 

@@ -6,11 +6,15 @@ from __future__ import annotations
 class Event:
     """One piece of an answer that the meter understood. One object per meter, valid until the next `read`."""
 
-    __slots__ = ("begun", "ended", "has_content", "output_estimate", "raw", "tool_names")
+    __slots__ = ("begun", "choice", "ended", "has_content", "output_estimate", "raw", "text", "tool_names")
 
     def __init__(self) -> None:
         self.raw = b""
         """The bytes to forward; the meter may have rewritten them, a ticket may too."""
+        self.text = ""
+        """Where a piece of the answer's text is all that it says: that, so that nobody need decode it again."""
+        self.choice = 0
+        """Of which choice `text` is."""
         self.tool_names: tuple[str, ...] = ()
         """Names of the tools that this piece begins to call."""
         self.has_content = False

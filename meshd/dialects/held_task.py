@@ -73,7 +73,7 @@ def rpc_error(id: bytes, code: int, message: str) -> bytes:
 def messages_in(body: bytes, *, is_stream: bool) -> list[dict[str, Any]]:
     """Return the JSON-RPC answers in a reply's body; none where it is no such thing."""
     found = []
-    for raw in _events(body) if is_stream else [body]:
+    for raw in events_in(body) if is_stream else [body]:
         message = decoded(raw)
         if isinstance(message, dict) and ("result" in message or "error" in message):
             found.append(message)
@@ -95,7 +95,8 @@ def decoded(raw: bytes) -> Any:
         return None
 
 
-def _events(body: bytes) -> list[bytes]:
+def events_in(body: bytes) -> list[bytes]:
+    """Return what the events of a stream say; nothing where one is too long."""
     splitter = Splitter()
     try:
         return [data_of(raw) for raw in splitter.feed(body)] + [data_of(splitter.rest())]

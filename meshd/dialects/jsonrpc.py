@@ -18,6 +18,8 @@ from meshd.refusal import Reason, Refused, refusal_headers
 if TYPE_CHECKING:
     from meshd.call import Call, Headers, Rpc
 
+SIGN_OF_LIFE: Final = b": waiting for approval\n\n"
+"""A comment, which every reader of server-sent events passes over."""
 MESSAGE: Final = "message"
 """The operation that is recognised: what it really is, its method says."""
 ID_BYTES_MAX: Final = 1024
@@ -31,12 +33,15 @@ _JSON: Final = b"application/json"
 _EVENTS: Final = b"text/event-stream"
 
 
+_ENVELOPE: Final = frozenset({"jsonrpc", "id", "method", "params", "result", "error"})
+
+
 class RpcDialect(Protocol):
     """A dialect whose bodies are JSON-RPC: what it does beside what every dialect does."""
 
     name: str
 
-    def fill(self, rpc: Rpc, body: bytes, headers: Headers) -> None:
+    def fill(self, rpc: Rpc, body: bytes, headers: Headers, method: str = "POST", path: str = "") -> None:
         """Read a message into `rpc`: its id first, so that a refusal of what follows can name it. Raises Refused."""
         ...
 
@@ -65,6 +70,10 @@ def read_message(rpc: Rpc, body: bytes) -> Pairs:
             "batches since 2025-06-18."
         )
     pairs = read_body(body)
+    if not _ENVELOPE.issuperset(pairs):
+        for name in pairs:
+            if name not in _ENVELOPE and name.lower() in _ENVELOPE:
+                raise invalid(f"The message has a member {name!r}, which some parsers take for {name.lower()!r}")
     id = pairs.get("id")
     if id is not None:
         raw = bytes(id)
@@ -143,6 +152,8 @@ def details(refused: Refused, call: Call, workflow: str) -> dict[str, Any]:
     }
     if refused.is_retryable:
         found["retry_after_s"] = refused.retry_in_s
+    if refused.prescribed:
+        found |= refused.prescribed
     return found
 
 

@@ -25,6 +25,8 @@ from meshd.wire.sse import data_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshd.dialects.event import Event
+
 TEXT_CHARACTERS_MAX: Final = 65_536
 """Of one answer; a longer one is not remembered by its text."""
 CHOICES_MAX: Final = 8
@@ -56,6 +58,13 @@ class AnswerMarks:
         """Pieces of what tools are called with, by choice and place."""
         self.is_whole = False
         """The answer says that its text is at its end, though more may follow."""
+
+    def take(self, event: Event) -> None:
+        """Read an event as the meter understood it."""
+        if event.text:
+            self.add_text(event.text, event.choice)
+        elif event.raw:
+            self.read(event.raw)
 
     def read(self, raw: bytes) -> None:
         """Read an event of a stream, or a plain answer."""

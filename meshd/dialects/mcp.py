@@ -99,7 +99,7 @@ class Mcp(Plain):
         """See `Dialect.recognise`: every POST, whatever type it says it is of."""
         return MESSAGE if method == "POST" else None
 
-    def fill(self, rpc: Rpc, body: bytes, headers: Headers) -> None:
+    def fill(self, rpc: Rpc, body: bytes, headers: Headers, method: str = "POST", path: str = "") -> None:
         """See `RpcDialect.fill`."""
         read_accept(rpc, headers)
         pairs = read_message(rpc, body)
@@ -147,6 +147,8 @@ class Mcp(Plain):
         reply = answer(rpc, refused, call, workflow, self.error_message(refused, call, workflow))
         if refused.jsonrpc == HEADER_MISMATCH:
             reply.status = 400
+        elif refused.prescribed is not None:
+            reply.status = refused.status
         return reply
 
     def error_message(self, refused: Refused, call: Call, workflow: str) -> bytes:
@@ -239,7 +241,8 @@ def _check_fields(method: str, params: Pairs, headers: Headers) -> None:
             said, what = text(params, _NAMED[method], "params") or "", _NAMED[method]
         else:
             continue
-        if _decoded(value) != said:
+        # RFC 9110, section 5.5: blanks around a value are no part of it.
+        if _decoded(value.strip(b" \t")) != said:
             shown = value[:64].decode("latin-1")
             refused = invalid(f"The header field {name.decode()} says {shown!r}, and the {what} in the body is another")
             refused.jsonrpc = HEADER_MISMATCH

@@ -11,6 +11,7 @@ from meshd.dialects.counting import BYTES_PER_TOKEN, respelled, size_of
 from meshd.dialects.event import Event
 from meshd.dialects.openai_shapes import Answer, Choice, Chunk, Content, UsageShape
 from meshd.dialects.openai_usage import TIER_CHARACTERS_MAX, served, usage_of
+from meshd.dialects.repeating import Repeating
 from meshd.dialects.stream_errors import status_of
 from meshd.wire.sse import data_of
 
@@ -60,6 +61,14 @@ def _decode_or_none(raw: msgspec.Raw | None, kind: Any) -> Any:
         return None
 
 
+def _is_text(raw: bytes, text: str) -> bool:
+    """Say whether a chunk is the first choice's text alone, of a stream that has said before who answers."""
+    try:
+        return _chunk.decode(data_of(raw)) == Chunk(choices=[Choice(delta=Content(content=text))])
+    except _NONSENSE:
+        return False
+
+
 class OpenAIMeter:
     """See `Meter`. Usage that is missing or absurd stays None: it is never zero."""
 
@@ -76,6 +85,7 @@ class OpenAIMeter:
         "_finishing",
         "_is_done",
         "_is_failed",
+        "_repeating",
         "_seen",
         "_tier",
         "error_status",
@@ -99,6 +109,7 @@ class OpenAIMeter:
         """Choices that the event last read finishes: a cut in its place must still finish them itself."""
         self._is_done = False
         self._is_failed = False
+        self._repeating = Repeating(b'"content":"') if ask.is_stream else None
         self._tier = ""
         self.usage: Usage | None = None
         self.output_estimate = 0
@@ -127,11 +138,20 @@ class OpenAIMeter:
         event = self._event
         event.raw = raw
         event.has_content = False
+        event.text = ""
         if event.tool_names:
             event.tool_names = ()
         if self._finishing:
             self._finished.update(self._finishing)
             self._finishing.clear()
+        repeating = self._repeating
+        if repeating is not None:
+            text = repeating.text_of(raw)
+            if text is not None:
+                event.text, event.choice = text, 0
+                if repeating.size:
+                    self._generated(repeating.size, event)
+                return event
         # One `data` line, as every server writes them; anything else goes the longer way.
         if raw[:7] == b"data: {" and raw.find(_LF) == len(raw) - 2 and _CR not in raw:
             data = raw[6:]
@@ -152,6 +172,8 @@ class OpenAIMeter:
         if self._created is None and isinstance(chunk, Answer):
             self._read_identity(chunk)
         self._read(chunk, event)
+        if repeating is not None and event.text and event.choice == 0:
+            repeating.learn(raw, _is_text)
         if self._drops_usage and chunk.usage is not None and not chunk.choices and chunk.error is None:
             return None
         return event
@@ -160,7 +182,8 @@ class OpenAIMeter:
         if answer.error is not None:
             self._is_failed = True
             self.error_status = status_of(answer.error)
-        for choice in answer.choices or ():
+        choices = answer.choices or ()
+        for choice in choices:
             content = choice.delta or choice.message
             if content is not None:
                 self._read_content(content, event)
@@ -169,9 +192,13 @@ class OpenAIMeter:
             index = choice.index
             if index != 0 and type(index) is int and index not in self._seen and len(self._seen) < _CHOICES_MAX:
                 self._seen.add(index)
+            event.choice = index if type(index) is int else 0
             reason = choice.finish_reason
             if reason is not None:
+                event.text = ""
                 self._read_finish(index, reason)
+        if event.text and len(choices) > 1:
+            event.text = ""
         usage = answer.usage
         if usage is not None:
             self._read_usage(usage, event)
@@ -200,12 +227,14 @@ class OpenAIMeter:
         text = content.content
         if type(text) is str:
             size = len(text) if text.isascii() else len(text.encode())
+            event.text = text
         else:
             size = size_of(text) if text is not None else 0
         if content.reasoning_content is not None or content.reasoning is not None or content.refusal is not None:
             size += max(size_of(content.reasoning_content), size_of(content.reasoning)) + size_of(content.refusal)
         if content.tool_calls is not None or content.function_call is not None:
             size += _read_calls(content, event)
+            event.text = ""
         if size:
             self._generated(size, event)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from meshd.dialects.a2a import A2A
+from meshd.dialects.a2a import A2A, A2AGrpc
 from meshd.dialects.a2a import VERSION_FIELD as A2A_VERSION
 from meshd.dialects.anthropic import Anthropic
 from meshd.dialects.anthropic_vertex import AnthropicOnVertex, is_on_vertex
@@ -44,6 +44,8 @@ DIALECTS: Final[dict[str, Dialect]] = {
 }
 GRPC: Final = Grpc()
 """Of a call, by its content-type, and of no upstream: see its module."""
+A2A_GRPC: Final = A2AGrpc()
+"""The same, to an upstream of which the policy says that it speaks A2A."""
 RPC: Final = frozenset({"mcp", "a2a"})
 """Dialects whose bodies are JSON-RPC: see `meshd.dialects.jsonrpc.RpcDialect`."""
 

@@ -310,19 +310,6 @@ def test_what_is_no_post(method: str, accept: bytes, reason: Reason, status: int
     assert (None if reply is None else reply.status) == status
 
 
-@pytest.mark.parametrize(
-    ("path", "is_read"),
-    [
-        ("/", True), ("/a2a", True), ("/tasksx", True), ("/message:sender", True), ("/x?a=/message:send", True),
-        ("/v1/message:send", False), ("/message:stream?x=1", False), ("/tasks/t-1:cancel", False),
-        ("/tasks/t-1/pushNotificationConfigs", False), ("/v1/tasks/t-1:subscribe", False),
-    ],
-)  # fmt: skip
-def test_which_of_an_agents_paths_take_messages(path: str, is_read: bool) -> None:
-    assert (A2A_.recognise("POST", path) is not None) is is_read
-    assert A2A_.recognise("GET", path) is None
-
-
 JSON = b"application/json"
 
 

@@ -19,7 +19,8 @@ def document(name: str, port: int, kind: str, dialect: str, rule: str = "", agen
     return (
         f"agent: {agent}\n"
         f'approvers: {{ana: {{key: "sha256:{hash_of(ANA)}"}}}}\n'
-        f'upstreams: {{{name}: {{url: "http://127.0.0.1:{port}", kind: {kind}, dialect: {dialect}}}}}\n'
+        f'upstreams: {{{name}: {{url: "http://127.0.0.1:{port}", kind: {kind}, '
+        f"dialect: {dialect}, discover: false}}}}\n"
         f"rules: [{{name: careful, match: {{kind: {kind}}}, approval: {{{rule}}}}}]\n"
     )
 

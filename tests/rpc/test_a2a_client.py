@@ -106,7 +106,8 @@ async def test_over_rest_its_client_keeps_the_message(mesh: Any, agent_port: int
 
     def refuse(call: Call) -> None:
         made.per_call.on_admit = None
-        assert call.rpc is None
+        assert call.rpc is not None
+        assert (call.rpc.binding, call.rpc.method) == ("rest", "SendMessage")
         raise Refused(reason, f"This is why: {reason.value}")
 
     made.per_call.on_admit = refuse

@@ -261,7 +261,7 @@ async def test_an_agents_own_task_goes_on_under_the_id_that_its_caller_knows(mes
     ("answer", "words"),
     [
         ({"error": {"code": -32603, "message": "the agent is unwell"}}, "the agent is unwell"),
-        (b"<html>", "no JSON-RPC"),
+        (b"<html>", "no message of A2A"),
         ({"result": {"task": {"id": "T1", "contextId": "c", "status": {"state": "TASK_STATE_FAILED"}}}}, ""),
     ],
     ids=["error", "html", "task"],
