@@ -42,7 +42,9 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-async def _begun(arguments: list[str], environ: Mapping[str, str]) -> asyncio.subprocess.Process:
+async def _begun(
+    arguments: list[str], environ: Mapping[str, str], before: Callable[[], None] | None
+) -> asyncio.subprocess.Process:
     """Begin `python ARGUMENTS`, in a session of its own, so that Ctrl-C is the demo's to pass on."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
@@ -53,22 +55,30 @@ async def _begun(arguments: list[str], environ: Mapping[str, str]) -> asyncio.su
         cwd=ROOT,
         env=dict(environ),
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=before,
     )
 
 
-async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
-    """Run `python ARGUMENTS` to its end and return what it printed. Raises RuntimeError where it fails."""
-    child = await _begun(arguments, environ)
+async def ended(arguments: list[str], environ: Mapping[str, str]) -> tuple[int, str, str]:
+    """Run `python ARGUMENTS`, which ends by itself soon; return its exit code, and what it wrote (output, error)."""
+    # Nothing is run in the child before it is python: so there is no fork, which the threads of gRPC do not survive.
+    child = await _begun(arguments, environ, None)
     try:
         out, err = await child.communicate()
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
-    if child.returncode:
-        raise RuntimeError(f"{' '.join(arguments)} ended with status {child.returncode}: {err.decode()[-500:]}")
-    return out.decode()
+    assert child.returncode is not None
+    return child.returncode, out.decode(), err.decode()
+
+
+async def output_of(arguments: list[str], environ: Mapping[str, str]) -> str:
+    """Run `python ARGUMENTS` to its end and return what it printed. Raises RuntimeError where it fails."""
+    code, out, err = await ended(arguments, environ)
+    if code:
+        raise RuntimeError(f"{' '.join(arguments)} ended with status {code}: {err[-500:]}")
+    return out
 
 
 class Process:
@@ -99,7 +109,7 @@ class Process:
 
     async def start(self, arguments: list[str], environ: Mapping[str, str]) -> None:
         """Start `python ARGUMENTS`. Its first event `ready` resolves `ready`."""
-        self._child = await _begun(arguments, environ)
+        self._child = await _begun(arguments, environ, _die_with_parent)
         assert self._child.stdout is not None
         assert self._child.stderr is not None
         self._readers = [

@@ -26,7 +26,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from meshd_sdk.v1 import status_pb2 as meshd_dot_v1_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshd/v1/discovery.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15meshd/v1/status.proto\"k\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07intents\x18\x04 \x03(\t\x12\x1d\n\x05tools\x18\x05 \x03(\x0b\x32\x0e.meshd.v1.Tool\"\x94\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cinput_schema\x18\x03 \x01(\t\x12\x15\n\routput_schema\x18\x04 \x01(\t\x12\x14\n\x0cis_read_only\x18\x05 \x01(\x08\x12\x15\n\ris_idempotent\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\"[\n\x0fRegisterRequest\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.meshd.v1.Agent\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\x10RegisterResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"R\n\x0b\x46indRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06intent\x18\x02 \x01(\t\x12\x13\n\x0bmatches_max\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\"0\n\x0c\x46indResponse\x12 \n\x07matches\x18\x01 \x03(\x0b\x32\x0f.meshd.v1.Match\"D\n\x05Match\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.meshd.v1.Agent\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\"3\n\x0cWatchRequest\x12#\n\x04\x66ind\x18\x01 \x01(\x0b\x32\x15.meshd.v1.FindRequest\"^\n\rWatchResponse\x12 \n\x07\x63hanged\x18\x01 \x03(\x0b\x32\x0f.meshd.v1.Match\x12\x0c\n\x04gone\x18\x02 \x03(\t\x12\x1d\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x10.meshd.v1.StatusB0\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18meshd/v1/discovery.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x15meshd/v1/status.proto\"k\n\x05\x41gent\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x03 \x01(\t\x12\x0f\n\x07intents\x18\x04 \x03(\t\x12\x1d\n\x05tools\x18\x05 \x03(\x0b\x32\x0e.meshd.v1.Tool\"\x94\x01\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x14\n\x0cinput_schema\x18\x03 \x01(\t\x12\x15\n\routput_schema\x18\x04 \x01(\t\x12\x14\n\x0cis_read_only\x18\x05 \x01(\x08\x12\x15\n\ris_idempotent\x18\x06 \x01(\x08\x12\x0f\n\x07version\x18\x07 \x01(\t\"q\n\x0fRegisterRequest\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.meshd.v1.Agent\x12(\n\x05lease\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cregistration\x18\x03 \x01(\t\"R\n\x10RegisterResponse\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cregistration\x18\x02 \x01(\t\"R\n\x0b\x46indRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0e\n\x06intent\x18\x02 \x01(\t\x12\x13\n\x0bmatches_max\x18\x03 \x01(\r\x12\x0f\n\x07version\x18\x04 \x01(\t\"0\n\x0c\x46indResponse\x12 \n\x07matches\x18\x01 \x03(\x0b\x32\x0f.meshd.v1.Match\"D\n\x05Match\x12\x1e\n\x05\x61gent\x18\x01 \x01(\x0b\x32\x0f.meshd.v1.Agent\x12\x0c\n\x04tool\x18\x02 \x01(\t\x12\r\n\x05score\x18\x03 \x01(\x01\"3\n\x0cWatchRequest\x12#\n\x04\x66ind\x18\x01 \x01(\x0b\x32\x15.meshd.v1.FindRequest\"^\n\rWatchResponse\x12 \n\x07\x63hanged\x18\x01 \x03(\x0b\x32\x0f.meshd.v1.Match\x12\x0c\n\x04gone\x18\x02 \x03(\t\x12\x1d\n\x03\x65nd\x18\x03 \x01(\x0b\x32\x10.meshd.v1.Status2\xc8\x01\n\x10\x44iscoveryService\x12\x41\n\x08Register\x12\x19.meshd.v1.RegisterRequest\x1a\x1a.meshd.v1.RegisterResponse\x12\x35\n\x04\x46ind\x12\x15.meshd.v1.FindRequest\x1a\x16.meshd.v1.FindResponse\x12:\n\x05Watch\x12\x16.meshd.v1.WatchRequest\x1a\x17.meshd.v1.WatchResponse0\x01\x42\x30\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,17 +39,19 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOL']._serialized_start=203
   _globals['_TOOL']._serialized_end=351
   _globals['_REGISTERREQUEST']._serialized_start=353
-  _globals['_REGISTERREQUEST']._serialized_end=444
-  _globals['_REGISTERRESPONSE']._serialized_start=446
-  _globals['_REGISTERRESPONSE']._serialized_end=506
-  _globals['_FINDREQUEST']._serialized_start=508
-  _globals['_FINDREQUEST']._serialized_end=590
-  _globals['_FINDRESPONSE']._serialized_start=592
-  _globals['_FINDRESPONSE']._serialized_end=640
-  _globals['_MATCH']._serialized_start=642
-  _globals['_MATCH']._serialized_end=710
-  _globals['_WATCHREQUEST']._serialized_start=712
-  _globals['_WATCHREQUEST']._serialized_end=763
-  _globals['_WATCHRESPONSE']._serialized_start=765
-  _globals['_WATCHRESPONSE']._serialized_end=859
+  _globals['_REGISTERREQUEST']._serialized_end=466
+  _globals['_REGISTERRESPONSE']._serialized_start=468
+  _globals['_REGISTERRESPONSE']._serialized_end=550
+  _globals['_FINDREQUEST']._serialized_start=552
+  _globals['_FINDREQUEST']._serialized_end=634
+  _globals['_FINDRESPONSE']._serialized_start=636
+  _globals['_FINDRESPONSE']._serialized_end=684
+  _globals['_MATCH']._serialized_start=686
+  _globals['_MATCH']._serialized_end=754
+  _globals['_WATCHREQUEST']._serialized_start=756
+  _globals['_WATCHREQUEST']._serialized_end=807
+  _globals['_WATCHRESPONSE']._serialized_start=809
+  _globals['_WATCHRESPONSE']._serialized_end=903
+  _globals['_DISCOVERYSERVICE']._serialized_start=906
+  _globals['_DISCOVERYSERVICE']._serialized_end=1106
 # @@protoc_insertion_point(module_scope)

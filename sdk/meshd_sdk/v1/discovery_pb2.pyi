@@ -102,22 +102,26 @@ class RegisterRequest(google.protobuf.message.Message):
 
     AGENT_FIELD_NUMBER: builtins.int
     LEASE_FIELD_NUMBER: builtins.int
+    REGISTRATION_FIELD_NUMBER: builtins.int
+    registration: builtins.str
+    """What the first answer gave; empty for a name that nobody holds. A name that is held is renewed with it only."""
     @property
     def agent(self) -> global___Agent:
         """The agent."""
 
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
-        """How long it stays without being renewed."""
+        """How long it stays without being renewed: at least a second and at most a day; unset for a minute."""
 
     def __init__(
         self,
         *,
         agent: global___Agent | None = ...,
         lease: google.protobuf.duration_pb2.Duration | None = ...,
+        registration: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["agent", b"agent", "lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["agent", b"agent", "lease", b"lease"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "lease", b"lease", "registration", b"registration"]) -> None: ...
 
 global___RegisterRequest = RegisterRequest
 
@@ -128,6 +132,9 @@ class RegisterResponse(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     LEASE_FIELD_NUMBER: builtins.int
+    REGISTRATION_FIELD_NUMBER: builtins.int
+    registration: builtins.str
+    """By which it is renewed. A secret: whoever has it may say what the agent is."""
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
         """How long the registration holds."""
@@ -136,9 +143,10 @@ class RegisterResponse(google.protobuf.message.Message):
         self,
         *,
         lease: google.protobuf.duration_pb2.Duration | None = ...,
+        registration: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lease", b"lease"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["lease", b"lease"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["lease", b"lease", "registration", b"registration"]) -> None: ...
 
 global___RegisterResponse = RegisterResponse
 

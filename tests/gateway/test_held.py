@@ -1,0 +1,46 @@
+"""A call that a person decides, answered with a task, through the gateway."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import httpx2
+import pytest
+from mcp import Client, MCPError
+from mcp.client.streamable_http import streamable_http_client
+
+from meshd.engines.memory import MemoryStore
+from tests.gateway.servers import Counted
+from tests.proxy.harness import until
+from tests.rpc.asking import WORKFLOW, decide, document
+from tests.rpc.servers import Tools
+from tests.rpc.test_held_tools import Get, Named, Shown, TasksExtension
+
+
+async def test_a_call_that_is_held_is_asked_for_as_a_task(mesh: Any, serve: Any) -> None:
+    tools = Tools(is_json=True)
+    app = Counted(tools.app)
+    made = await mesh(document("tools", await serve(app), "tool", "mcp", "hold: 0s"), store=MemoryStore())
+    extension = TasksExtension()
+    fields = WORKFLOW | {"authorization": "Bearer of-the-client", "x-api-key": "of-the-client"}
+    async with httpx2.AsyncClient(headers=fields, trust_env=False, timeout=30) as http:
+        transport = streamable_http_client(f"http://127.0.0.1:{made.port}/mcp", http_client=http)
+        async with Client(transport, mode="2026-07-28", extensions=[extension]) as one:
+            calling = asyncio.ensure_future(one.call_tool("tools__add", {"a": 1, "b": 2}))
+            await until(lambda: len(extension.seen) > 2 or calling.done())
+            assert {shown.status for shown in extension.seen} == {"working"}
+            assert not tools.called
+            await decide(made)
+            assert (await calling).content[0].text == "3"
+            assert tools.called == [("add", (1, 2))]
+            # A task that nobody holds is none.
+            calling = asyncio.ensure_future(one.call_tool("tools__delete", {"name": "all"}))
+            await until(lambda: len(extension.created) == 2 or calling.done())
+            await decide(made, is_allowed=False)
+            assert (await calling).is_error
+            for task in ("meshd-none", extension.created[0].task_id[:-1] + "x"):
+                with pytest.raises(MCPError, match="There is no task"):
+                    await one.session.send_request(Get(params=Named(task_id=task)), Shown)
+    assert len(tools.called) == 1
+    assert not [value for one in app.fields for value in one.values() if b"of-the-client" in value]

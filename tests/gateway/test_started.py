@@ -1,0 +1,35 @@
+"""A server that meshd starts stands behind the gateway as every other one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.bridge.conftest import SERVER, started
+from tests.gateway.conftest import connect, text_of
+
+__all__ = ["started"]
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_a_server_over_stdio(started: Any, mode: str) -> None:
+    made = await started(str(SERVER))
+    async with connect(made, mode) as one:
+        assert "files__add" in [tool.name for tool in (await one.list_tools()).tools]
+        assert text_of(await one.call_tool("files__add", {"a": 1, "b": 2})) == "3"
+        steps: list[float] = []
+
+        async def progressed(progress: float, total: float | None, message: str | None) -> None:
+            steps.append(progress)
+
+        done = await one.call_tool("files__slow", {"steps": 3}, progress_callback=progressed)
+        assert (text_of(done), steps) == ("done", [0, 1, 2])
+
+
+async def test_each_client_has_a_copy_of_its_own(started: Any) -> None:
+    made = await started(str(SERVER))
+    async with connect(made) as one, connect(made) as other:
+        assert text_of(await one.call_tool("files__keep", {"value": "mine"})) == "nothing"
+        assert text_of(await other.call_tool("files__keep", {"value": "theirs"})) == "nothing"
+        assert text_of(await one.call_tool("files__keep", {"value": ""})) == "mine"

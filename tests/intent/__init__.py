@@ -1,0 +1,1 @@
+"""Routing by intent: pure decisions, and over real sockets."""
