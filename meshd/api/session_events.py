@@ -12,11 +12,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
-from meshd.api.failing import refused_by
-from meshd.api.fields import unix_ns
-from meshd.api.session_contexts import for_consumer, for_publisher
-from meshd.engines.bus_event import REASON_CHARACTERS_MAX, SECONDS_MAX
-from meshd.engines.bus_port import HANDLING_S, Delivery, Event, EventMalformed, Subscription, Verdict
+from meshd.api.event_frames import event_frame
+from meshd.api.failing import refused_as
+from meshd.api.handing import Handed, next_for, start_of
+from meshd.api.handing import settle as settle_with
+from meshd.api.keeping_events import Publication, bus_of, publish_all
+from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
+from meshd.engines.bus_event import SECONDS_MAX
+from meshd.engines.bus_port import HANDLING_S, Delivery, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
 from meshd.refusal import Reason, Refused
 from meshd_sdk.v1 import events_pb2
@@ -26,6 +29,7 @@ from meshd_sdk.v1.status_pb2 import Status
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
+    from meshd.api.publishing import Cause
     from meshd.api.session import Session
 
 SUBSCRIPTIONS_MAX: Final = 64
@@ -39,6 +43,8 @@ ERRANDS_MAX: Final = 4096
 """What waits for the bus. Publishing is limited by credit: only an agent that joins and leaves topics gets here."""
 PAUSE_S: Final = 1.0
 """After the bus failed a subscription, before it is asked again."""
+PATIENCE_S: Final = 1.0
+"""How long an event waits for credit that others took before it; half of its handling time where that is less."""
 _VERDICTS: Final = {
     events_pb2.VERDICT_SUCCESS: Verdict.SUCCESS,
     events_pb2.VERDICT_DROP: Verdict.DROP,
@@ -49,18 +55,18 @@ log = logging.getLogger("meshd.api")
 class _Handed:
     """An event that the agent has not settled."""
 
-    __slots__ = ("delivery", "subscribed", "token")
+    __slots__ = ("handed", "subscribed", "token")
 
-    def __init__(self, subscribed: _Subscribed, delivery: Delivery, token: str) -> None:
+    def __init__(self, subscribed: _Subscribed, handed: Handed, token: str) -> None:
         self.subscribed = subscribed
-        self.delivery = delivery
+        self.handed = handed
         self.token = token
 
 
 class _Subscribed:
     """One subscription: what the bus has for it goes to the agent as its credit allows."""
 
-    __slots__ = ("id", "is_over", "request", "subscription", "task", "topic")
+    __slots__ = ("id", "is_over", "patience_s", "request", "subscription", "task", "topic")
 
     def __init__(self, id: int, request: events_pb2.SubscribeRequest) -> None:
         self.id = id
@@ -68,23 +74,28 @@ class _Subscribed:
         self.topic = request.topic
         self.subscription: Subscription | None = None
         self.task: asyncio.Task[None] | None = None
+        self.patience_s = PATIENCE_S
         self.is_over = False
 
 
 class Events:
     """One session's part in the bus."""
 
-    __slots__ = ("_causes", "_credit", "_errands", "_handed", "_handed_bytes", "_runner", "_session", "_subscribed")
+    __slots__ = (
+        "_causes", "_credit", "_errands", "_handed", "_handed_bytes", "_runner", "_session", "_subscribed", "_waiting",
+    )  # fmt: skip
 
     def __init__(self, session: Session) -> None:
         self._session = session
         self._errands: deque[pb.Publish | Callable[[], Coroutine[Any, Any, None]]] = deque()
         self._runner: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Task[None]] = set()
+        """Publications of which a supervisor decides."""
         self._subscribed: dict[int, _Subscribed] = {}
         self._handed: dict[int, _Handed] = {}
         self._handed_bytes = 0
-        self._causes: dict[str, str] = {}
-        """Tokens that were handed out with an event, and its id: what is published under one follows from it."""
+        self._causes: dict[str, Cause] = {}
+        """Tokens that were handed out with an event: what is published under one follows from it."""
         self._credit: asyncio.Event | None = None
 
     # ------------------------------------------------------------------ from the agent
@@ -118,14 +129,14 @@ class Events:
         handed = self._handed.pop(settle.id, None)
         if handed is not None:
             self._causes.pop(handed.token, None)
-            self._handed_bytes -= len(handed.delivery.event.data)
+            self._handed_bytes -= len(handed.handed.delivery.event.data)
             self.has_credit()
             self._errand(lambda: self._settle(handed, settle))
 
     @property
     def is_busy(self) -> bool:
         """The bus has yet to do something, or the agent to settle something."""
-        return bool(self._handed) or self._runner is not None
+        return bool(self._handed) or bool(self._waiting) or self._runner is not None
 
     def has_credit(self) -> None:
         """The agent has room for more, or has come back."""
@@ -134,6 +145,8 @@ class Events:
 
     def close(self) -> None:
         """End all; unsettled events go to others, marked."""
+        for task in self._waiting:
+            task.cancel()
         # Those that were left too, while something of theirs is unsettled.
         left = dict.fromkeys(one.subscribed for one in self._handed.values())
         for subscribed in dict.fromkeys((*self._subscribed.values(), *left)):
@@ -174,27 +187,24 @@ class Events:
         finally:
             self._runner = None
 
-    @property
-    def _bus(self) -> Any:
-        bus = self._session.mesh.bus
-        if bus is None:
-            raise Refused(Reason.STORE_UNAVAILABLE, "This sidecar has no bus", is_retryable=False)
-        return bus
-
     async def _publish(self, batch: list[pb.Publish]) -> None:
-        events: list[Event] = []
+        events: list[Publication] = []
         ids: list[int] = []
         for publish in batch:
             try:
-                events.append(self._event_of(publish.request))
+                made = await self._event_of(publish.request)
             except Exception as error:  # noqa: BLE001 - each publication ends in a reply
                 self._answer_publish(publish.id, error)
-            else:
-                ids.append(publish.id)
+                continue
+            if isinstance(made, HeldPublication):
+                self._hold(publish.id, made)
+                continue
+            events.append(made)
+            ids.append(publish.id)
         if not events:
             return
         try:
-            done = await self._bus.publish(events)
+            done = await publish_all(self._session.mesh, events)
         except EventMalformed as error:
             # It names one event, and the others are to be kept: so each goes alone.
             for id, event in zip(ids, events, strict=True):
@@ -207,45 +217,34 @@ class Events:
         for id, published in zip(ids, done, strict=True):
             self._answer_publish(id, published)
 
-    async def _publish_alone(self, id: int, event: Event, error: Exception | None) -> None:
+    def _hold(self, id: int, held: HeldPublication) -> None:
+        """Publish it once the supervisor has answered; all else goes on meanwhile."""
+        task = asyncio.get_running_loop().create_task(self._decided(id, held))
+        self._waiting.add(task)
+        task.add_done_callback(self._waiting.discard)
+
+    async def _decided(self, id: int, held: HeldPublication) -> None:
+        try:
+            made = await held.decided()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._answer_publish(id, error)
+        else:
+            self._begin(lambda: self._publish_alone(id, made, None))
+
+    async def _publish_alone(self, id: int, event: Publication, error: Exception | None) -> None:
         if error is not None:
             self._answer_publish(id, error)
             return
         try:
-            (published,) = await self._bus.publish([event])
+            (published,) = await publish_all(self._session.mesh, [event])
         except Exception as alone:  # noqa: BLE001 - as above
             self._answer_publish(id, alone)
         else:
             self._answer_publish(id, published)
 
-    def _event_of(self, request: events_pb2.PublishRequest) -> Event:
-        session, event = self._session, request.event
-        context, token = for_publisher(session.mesh, session.name, request.token)
-        mesh = session.mesh
-        mesh.turns.publish(
-            context, event.topic, event.data, mesh.policy, now_s=mesh.proxy.now_s, wall_s=mesh.wall_clock()
-        )
-        source = event.source or session.name
-        if source != session.name and not source.startswith(f"{session.name}/"):
-            # An event is known by (source, id): another's source would take its place.
-            raise EventMalformed("event.source", f"empty, {session.name}, or what begins with {session.name}/")
-        return Event(
-            topic=event.topic,
-            source=source,
-            id=event.id,
-            type=event.type,
-            subject=event.subject,
-            time_ns=unix_ns("event.time", event.time) if event.HasField("time") else 0,
-            data_content_type=event.data_content_type,
-            data_schema=event.data_schema,
-            data=event.data,
-            data_ref=event.data_ref,
-            partition_key=event.partition_key,
-            correlation_id=context.workflow,
-            causation_id=self._causes.get(request.token, ""),
-            extensions=dict(event.extensions),
-            token=token,
-        )
+    async def _event_of(self, request: events_pb2.PublishRequest) -> Publication | HeldPublication:
+        session = self._session
+        return await event_of(session.mesh, session.name, request, self._causes.get(request.token, NO_CAUSE))
 
     def _answer_publish(self, id: int, done: Any) -> None:
         reply = pb.PublishReply(id=id)
@@ -267,11 +266,13 @@ class Events:
             handling_s = HANDLING_S
             if request.HasField("handling_time"):
                 handling_s = frames.seconds(request.handling_time, "subscribe.request.handling_time")
-            subscribed.subscription = await self._bus.subscribe(
+                subscribed.patience_s = min(PATIENCE_S, handling_s / 2)
+            subscribed.subscription = await bus_of(self._session.mesh).subscribe(
                 request.topic,
                 request.group or self._session.name,
                 starts_at_oldest=request.starts_at_oldest,
                 handling_s=handling_s,
+                start=start_of(request),
             )
         except Exception as error:  # noqa: BLE001 - it ends in a reply
             self._subscribed.pop(subscribed.id, None)
@@ -294,7 +295,7 @@ class Events:
         while not subscribed.is_over:
             await self._room(credit)
             try:
-                delivery = await subscribed.subscription.next()
+                handed = await next_for(session.mesh, session.name, subscribed.subscription)
             except StoreError as error:
                 if subscribed.is_over:
                     return
@@ -302,31 +303,43 @@ class Events:
                 await asyncio.sleep(PAUSE_S)
                 continue
             # Not before, or a subscription that waits would keep credit from calls: then it may have to wait again.
-            await self._room(credit)
-            self._hand(subscribed, session.next_delivery(), delivery)
+            try:
+                async with asyncio.timeout(subscribed.patience_s):
+                    await self._room(credit)
+            except TimeoutError:
+                await self._put_back(subscribed.subscription, handed.delivery)
+                continue
+            self._hand(subscribed, session.next_delivery(), handed)
+
+    async def _put_back(self, subscription: Subscription, delivery: Delivery) -> None:
+        """Let others of the group have what there is no credit for: its handling time would run, and nobody have it."""
+        try:
+            await subscription.give_back(delivery, is_unseen=True)
+        except StoreError as error:
+            log.warning("an event that %s has no credit for waits for its time's end: %s", self._session.name, error)
 
     async def _room(self, credit: asyncio.Event) -> None:
         while not self._session.can_take() or len(self._handed) >= HANDED_MAX or self._handed_bytes >= HANDED_BYTES_MAX:
             credit.clear()
             await credit.wait()
 
-    def _hand(self, subscribed: _Subscribed, id: int, delivery: Delivery) -> None:
-        session, event = self._session, delivery.event
+    def _hand(self, subscribed: _Subscribed, id: int, handed: Handed) -> None:
+        session, delivery, context = self._session, handed.delivery, handed.context
+        event = delivery.event
         frame = pb.EventDelivery(
             id=id,
             subscription=subscribed.id,
-            event=_event_frame(event),
+            event=event_frame(event),
             attempt=delivery.attempt,
             may_have_been_handled=delivery.may_have_been_handled,
         )
         token = ""
-        context, minted = for_consumer(session.mesh, session.name, delivery.token)
         if context is not None:
-            token = minted.decode("ascii")
+            token = handed.token.decode("ascii")
             frame.context.CopyFrom(frames.context_frame(context, token, "token"))
-            self._causes[token] = event.id
+            self._causes[token] = handed.cause
         self._handed_bytes += len(event.data)
-        self._handed[id] = _Handed(subscribed, delivery, token)
+        self._handed[id] = _Handed(subscribed, handed, token)
         session.put(pb.ConnectResponse(event=frame))
 
     async def _settle(self, handed: _Handed, settle: pb.Settle) -> None:
@@ -338,8 +351,13 @@ class Events:
             if settle.HasField("retry_after"):
                 retry_after_s = min(frames.seconds(settle.retry_after, "settle.retry_after"), SECONDS_MAX)
             verdict = _VERDICTS.get(settle.verdict, Verdict.RETRY)
-            await subscription.settle(
-                handed.delivery, verdict, retry_after_s=retry_after_s, reason=settle.reason[:REASON_CHARACTERS_MAX]
+            await settle_with(
+                self._session.mesh,
+                subscription,
+                handed.handed,
+                verdict,
+                retry_after_s=retry_after_s,
+                reason=settle.reason,
             )
         except (StoreError, EventMalformed, Refused) as error:
             # The event is handed out again when its handling time is over: said here, since no frame answers a Settle.
@@ -363,29 +381,5 @@ class Events:
             await subscribed.subscription.close()
 
 
-def _event_frame(event: Event) -> events_pb2.Event:
-    made = events_pb2.Event(
-        id=event.id,
-        source=event.source,
-        type=event.type or event.topic,
-        subject=event.subject,
-        data_content_type=event.data_content_type or frames.CONTENT_TYPE,
-        data_schema=event.data_schema,
-        data=event.data,
-        data_ref=event.data_ref,
-        partition_key=event.partition_key,
-        correlation_id=event.correlation_id,
-        causation_id=event.causation_id,
-        sequence=event.sequence,
-        extensions=event.extensions,
-        topic=event.topic,
-    )
-    if event.time_ns:
-        made.time.FromNanoseconds(event.time_ns)
-    return made
-
-
 def status_of_error(error: Exception) -> Status:
-    if isinstance(error, EventMalformed):
-        error = Refused(Reason.MALFORMED, str(error))
-    return frames.status_of(refused_by(error, "The bus failed"))
+    return frames.status_of(refused_as(error))

@@ -194,6 +194,22 @@ async def test_events_wait_for_credit_and_leave_calls_theirs(door: Any) -> None:
     assert (await b.next("event")).event.topic == "t"
 
 
+async def test_an_event_that_finds_no_credit_goes_to_another_and_its_attempt_does_not_count(door: Any) -> None:
+    one = await door(ALONE, MemoryBus())
+    a, b = await one.peer("a"), await one.peer("b", credit=1)
+    # Both subscriptions wait with the one credit that there is.
+    for topic in ("first", "second"):
+        await subscribe(b, topic, group="g", handling_time=Duration(seconds=86_400))
+    for topic in ("first", "second"):
+        await publish(a, topic)
+    taken = (await b.next("event")).event.topic
+    other = "second" if taken == "first" else "first"
+    c = await one.peer("c")
+    await subscribe(c, other, group="g")
+    event = await c.next("event")
+    assert (event.event.topic, event.attempt, event.may_have_been_handled) == (other, 1, False)
+
+
 async def test_an_unsettled_event_goes_to_another_when_its_session_ends(door: Any) -> None:
     one = await door(ALONE, MemoryBus())
     a, first = await one.peer("a"), await one.peer("worker")

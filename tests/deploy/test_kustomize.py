@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from meshd.config import Address, from_environment
+from meshd.sources.labels import labelled
 from tests.repository.tree import ROOT, name_of
 
 if TYPE_CHECKING:
@@ -99,8 +102,6 @@ def test_every_mount_has_its_volume_and_policy_is_a_directory() -> None:
 
 
 def test_settings_of_the_sidecar_are_ones_that_meshd_knows() -> None:
-    from meshd.config import Address, from_environment
-
     given = {variable["name"]: variable["value"] for variable in MESHD["env"]}
     config = from_environment(given)
     assert (config.inbound, config.metrics) == (Address("0.0.0.0", 7401), Address("0.0.0.0", 9464))
@@ -173,3 +174,20 @@ def test_kubectl_joins_the_sidecar_to_the_agent(rendered: list[Document]) -> Non
     assert named(pod["volumes"], "meshd-policy")["configMap"]["name"] == policy["metadata"]["name"]
     assert named(pod["volumes"], "meshd-key")["secret"]["defaultMode"] == 0o440
     assert pod["securityContext"]["fsGroup"] == meshd["securityContext"]["runAsGroup"]
+
+
+def test_the_pods_labels_and_annotations_say_what_the_agent_is_for(rendered: list[Document], tmp_path: Path) -> None:
+    (deployment,) = (document for document in rendered if document["kind"] == "Deployment")
+    template = deployment["spec"]["template"]
+    meshd = named(template["spec"]["initContainers"], "meshd")
+    mounted = named(meshd["volumeMounts"], "meshd-pod")
+    items = named(template["spec"]["volumes"], "meshd-pod")["downwardAPI"]["items"]
+    config = from_environment({"MESHD_LABELS": named(meshd["env"], "MESHD_LABELS")["value"]})
+    assert [str(path) for path in config.labels] == [f"{mounted['mountPath']}/{item['path']}" for item in items]
+    for item in items:
+        values = template["metadata"][item["fieldRef"]["fieldPath"].removeprefix("metadata.")]
+        # As the kubelet writes them.
+        lines = [f"{key}={json.dumps(value)}" for key, value in sorted(values.items())]
+        (tmp_path / item["path"]).write_text("\n".join(lines))
+    entries = labelled("researcher", [tmp_path / path.name for path in config.labels])
+    assert [entry.name for entry in entries] == ["find a paper", "look up a source"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -153,3 +154,41 @@ async def test_a_topic_that_cannot_be_published_to_is_said_to_be(make: Make) -> 
             await agent.ctx.publish("ev8", object())
         with pytest.raises(ValueError, match="JSON"):
             await agent.ctx.publish("ev8", float("nan"))
+
+
+@pytest.mark.parametrize(
+    "starts",
+    [
+        {"starts_at": datetime(2026, 1, 1)},  # noqa: DTZ001 - what it is refused for
+        {"starts_at": float("nan")},
+        {"starts_at": -1.0},
+        {"starts_at": 1e300},
+        {"starts_after": "x"},
+        {"starts_after": "-1"},
+        {"starts_after": "1" * 21},
+        {"starts_after": 17},
+        {"starts_after": "1", "starts_at": 1.0},
+        {"starts_after": "1", "from_oldest": True},
+        {"starts_at": 0, "from_oldest": True},
+    ],
+)
+def test_where_no_group_begins_is_an_error_at_once(make: Make, starts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="starts_"):
+        make("nowhere").on("ev", **starts)
+
+
+async def test_a_group_begins_where_its_agent_says(make: Make) -> None:
+    async with make("early20") as early:
+        done = [await early.ctx.publish("ev20", n) for n in range(3)]
+    hour_ago = datetime.now(UTC) - timedelta(hours=1)
+    for number, starts in enumerate(({"starts_after": done[1].sequence}, {"starts_at": hour_ago})):
+        late, seen = make("late20"), []
+
+        @late.on("ev20", group=f"late{number}", **starts)  # type: ignore[arg-type]
+        async def handle(event: Event, seen: list[Any] = seen) -> None:
+            seen.append(event.data)
+
+        async with late:
+            await late.ctx.publish("ev20", f"last{number}")
+            await soon(lambda seen=seen, last=f"last{number}": last in seen)  # type: ignore[misc]
+        assert seen == [[2, "last0"], [0, 1, 2, "last0", "last1"]][number]

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from meshd_sdk.v1 import context_pb2 as meshd_dot_v1_dot_context__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meshd/v1/events.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8a\x03\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x64\x61ta_content_type\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x61ta_schema\x18\x07 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12\x10\n\x08\x64\x61ta_ref\x18\t \x01(\t\x12\x15\n\rpartition_key\x18\n \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x0b \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x0c \x01(\t\x12\x10\n\x08sequence\x18\r \x01(\t\x12\x33\n\nextensions\x18\x0e \x03(\x0b\x32\x1f.meshd.v1.Event.ExtensionsEntry\x12\r\n\x05topic\x18\x0f \x01(\t\x1a\x31\n\x0f\x45xtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"?\n\x0ePublishRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1e\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x0f.meshd.v1.Event\"K\n\x0fPublishResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\t\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\"|\n\x10SubscribeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x18\n\x10starts_at_oldest\x18\x03 \x01(\x08\x12\x30\n\rhandling_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration*\\\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_SUCCESS\x10\x01\x12\x11\n\rVERDICT_RETRY\x10\x02\x12\x10\n\x0cVERDICT_DROP\x10\x03\x42\x30\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15meshd/v1/events.proto\x12\x08meshd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16meshd/v1/context.proto\"\x8a\x03\n\x05\x45vent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06source\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12\x0f\n\x07subject\x18\x04 \x01(\t\x12(\n\x04time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x19\n\x11\x64\x61ta_content_type\x18\x06 \x01(\t\x12\x13\n\x0b\x64\x61ta_schema\x18\x07 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x08 \x01(\x0c\x12\x10\n\x08\x64\x61ta_ref\x18\t \x01(\t\x12\x15\n\rpartition_key\x18\n \x01(\t\x12\x16\n\x0e\x63orrelation_id\x18\x0b \x01(\t\x12\x14\n\x0c\x63\x61usation_id\x18\x0c \x01(\t\x12\x10\n\x08sequence\x18\r \x01(\t\x12\x33\n\nextensions\x18\x0e \x03(\x0b\x32\x1f.meshd.v1.Event.ExtensionsEntry\x12\r\n\x05topic\x18\x0f \x01(\t\x1a\x31\n\x0f\x45xtensionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"N\n\x0ePublishRequest\x12\r\n\x05token\x18\x01 \x01(\t\x12\x1e\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x0f.meshd.v1.Event\x12\r\n\x05\x61gent\x18\x03 \x01(\t\"K\n\x0fPublishResponse\x12\x10\n\x08\x65vent_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\t\x12\x14\n\x0cis_duplicate\x18\x03 \x01(\x08\"\xe0\x01\n\x10SubscribeRequest\x12\r\n\x05topic\x18\x01 \x01(\t\x12\r\n\x05group\x18\x02 \x01(\t\x12\x18\n\x10starts_at_oldest\x18\x03 \x01(\x08\x12\x30\n\rhandling_time\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tstarts_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0cstarts_after\x18\x06 \x01(\t\x12\r\n\x05\x61gent\x18\x07 \x01(\t\x12\x0e\n\x06\x63redit\x18\x08 \x01(\r\"\x99\x01\n\x11SubscribeResponse\x12\x10\n\x08\x64\x65livery\x18\x01 \x01(\t\x12\x1e\n\x05\x65vent\x18\x02 \x01(\x0b\x32\x0f.meshd.v1.Event\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x1d\n\x15may_have_been_handled\x18\x04 \x01(\x08\x12\"\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x11.meshd.v1.Context\"\x85\x01\n\rSettleRequest\x12\x10\n\x08\x64\x65livery\x18\x01 \x01(\t\x12\"\n\x07verdict\x18\x02 \x01(\x0e\x32\x11.meshd.v1.Verdict\x12.\n\x0bretry_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x04 \x01(\t\"$\n\x0eSettleResponse\x12\x12\n\nis_counted\x18\x01 \x01(\x08*\\\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_SUCCESS\x10\x01\x12\x11\n\rVERDICT_RETRY\x10\x02\x12\x10\n\x0cVERDICT_DROP\x10\x03\x32\xd3\x01\n\x0c\x45ventService\x12>\n\x07Publish\x12\x18.meshd.v1.PublishRequest\x1a\x19.meshd.v1.PublishResponse\x12\x46\n\tSubscribe\x12\x1a.meshd.v1.SubscribeRequest\x1a\x1b.meshd.v1.SubscribeResponse0\x01\x12;\n\x06Settle\x12\x17.meshd.v1.SettleRequest\x1a\x18.meshd.v1.SettleResponseB0\n\x0bio.meshd.v1P\x01Z\x1fmeshd.io/proto/meshd/v1;meshdv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,16 +37,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\013io.meshd.v1P\001Z\037meshd.io/proto/meshd/v1;meshdv1'
   _globals['_EVENT_EXTENSIONSENTRY']._loaded_options = None
   _globals['_EVENT_EXTENSIONSENTRY']._serialized_options = b'8\001'
-  _globals['_VERDICT']._serialized_start=765
-  _globals['_VERDICT']._serialized_end=857
-  _globals['_EVENT']._serialized_start=101
-  _globals['_EVENT']._serialized_end=495
-  _globals['_EVENT_EXTENSIONSENTRY']._serialized_start=446
-  _globals['_EVENT_EXTENSIONSENTRY']._serialized_end=495
-  _globals['_PUBLISHREQUEST']._serialized_start=497
-  _globals['_PUBLISHREQUEST']._serialized_end=560
-  _globals['_PUBLISHRESPONSE']._serialized_start=562
-  _globals['_PUBLISHRESPONSE']._serialized_end=637
-  _globals['_SUBSCRIBEREQUEST']._serialized_start=639
-  _globals['_SUBSCRIBEREQUEST']._serialized_end=763
+  _globals['_VERDICT']._serialized_start=1235
+  _globals['_VERDICT']._serialized_end=1327
+  _globals['_EVENT']._serialized_start=125
+  _globals['_EVENT']._serialized_end=519
+  _globals['_EVENT_EXTENSIONSENTRY']._serialized_start=470
+  _globals['_EVENT_EXTENSIONSENTRY']._serialized_end=519
+  _globals['_PUBLISHREQUEST']._serialized_start=521
+  _globals['_PUBLISHREQUEST']._serialized_end=599
+  _globals['_PUBLISHRESPONSE']._serialized_start=601
+  _globals['_PUBLISHRESPONSE']._serialized_end=676
+  _globals['_SUBSCRIBEREQUEST']._serialized_start=679
+  _globals['_SUBSCRIBEREQUEST']._serialized_end=903
+  _globals['_SUBSCRIBERESPONSE']._serialized_start=906
+  _globals['_SUBSCRIBERESPONSE']._serialized_end=1059
+  _globals['_SETTLEREQUEST']._serialized_start=1062
+  _globals['_SETTLEREQUEST']._serialized_end=1195
+  _globals['_SETTLERESPONSE']._serialized_start=1197
+  _globals['_SETTLERESPONSE']._serialized_end=1233
+  _globals['_EVENTSERVICE']._serialized_start=1330
+  _globals['_EVENTSERVICE']._serialized_end=1541
 # @@protoc_insertion_point(module_scope)

@@ -11,6 +11,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import google.protobuf.timestamp_pb2
+import meshd_sdk.v1.context_pb2
 import sys
 import typing
 
@@ -154,8 +155,13 @@ class PublishRequest(google.protobuf.message.Message):
 
     TOKEN_FIELD_NUMBER: builtins.int
     EVENT_FIELD_NUMBER: builtins.int
+    AGENT_FIELD_NUMBER: builtins.int
     token: builtins.str
     """A context token; empty for none."""
+    agent: builtins.str
+    """Who publishes, where no token says it: an agent beside this sidecar; empty for the sidecar's own. In a session it is
+    passed over.
+    """
     @property
     def event(self) -> global___Event:
         """The event."""
@@ -165,9 +171,10 @@ class PublishRequest(google.protobuf.message.Message):
         *,
         token: builtins.str = ...,
         event: global___Event | None = ...,
+        agent: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["event", b"event"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["event", b"event", "token", b"token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "event", b"event", "token", b"token"]) -> None: ...
 
 global___PublishRequest = PublishRequest
 
@@ -207,15 +214,31 @@ class SubscribeRequest(google.protobuf.message.Message):
     GROUP_FIELD_NUMBER: builtins.int
     STARTS_AT_OLDEST_FIELD_NUMBER: builtins.int
     HANDLING_TIME_FIELD_NUMBER: builtins.int
+    STARTS_AT_FIELD_NUMBER: builtins.int
+    STARTS_AFTER_FIELD_NUMBER: builtins.int
+    AGENT_FIELD_NUMBER: builtins.int
+    CREDIT_FIELD_NUMBER: builtins.int
     topic: builtins.str
     """A topic; `*` stands for one word, a `>` at the end for one or more."""
     group: builtins.str
     """Subscribers of one group share the events; empty for the agent's own group."""
     starts_at_oldest: builtins.bool
     """Where a new group begins: with what is published from now on, or with what is still kept."""
+    starts_after: builtins.str
+    """Where a new group begins: behind this `sequence`. INVALID_ARGUMENT where the bus cannot."""
+    agent: builtins.str
+    """Who subscribes: an agent beside this sidecar; empty for the sidecar's own. In a session it is passed over, and so is
+    what follows.
+    """
+    credit: builtins.int
+    """How many events may be handed out and not settled; 0 for 16."""
     @property
     def handling_time(self) -> google.protobuf.duration_pb2.Duration:
         """How long a handler may take before the event is handed over again; absent for 5 min."""
+
+    @property
+    def starts_at(self) -> google.protobuf.timestamp_pb2.Timestamp:
+        """Where a new group begins: with what was published at this moment or later. INVALID_ARGUMENT where the bus cannot."""
 
     def __init__(
         self,
@@ -224,8 +247,102 @@ class SubscribeRequest(google.protobuf.message.Message):
         group: builtins.str = ...,
         starts_at_oldest: builtins.bool = ...,
         handling_time: google.protobuf.duration_pb2.Duration | None = ...,
+        starts_at: google.protobuf.timestamp_pb2.Timestamp | None = ...,
+        starts_after: builtins.str = ...,
+        agent: builtins.str = ...,
+        credit: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["handling_time", b"handling_time"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["group", b"group", "handling_time", b"handling_time", "starts_at_oldest", b"starts_at_oldest", "topic", b"topic"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["handling_time", b"handling_time", "starts_at", b"starts_at"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["agent", b"agent", "credit", b"credit", "group", b"group", "handling_time", b"handling_time", "starts_after", b"starts_after", "starts_at", b"starts_at", "starts_at_oldest", b"starts_at_oldest", "topic", b"topic"]) -> None: ...
 
 global___SubscribeRequest = SubscribeRequest
+
+@typing.final
+class SubscribeResponse(google.protobuf.message.Message):
+    """An event that is handed out."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: builtins.int
+    EVENT_FIELD_NUMBER: builtins.int
+    ATTEMPT_FIELD_NUMBER: builtins.int
+    MAY_HAVE_BEEN_HANDLED_FIELD_NUMBER: builtins.int
+    CONTEXT_FIELD_NUMBER: builtins.int
+    delivery: builtins.str
+    """Names this attempt for Settle; nobody else can guess it."""
+    attempt: builtins.int
+    """Which attempt this is, from 1."""
+    may_have_been_handled: builtins.bool
+    """An earlier attempt may have been carried out, although nothing was heard of it."""
+    @property
+    def event(self) -> global___Event:
+        """The event."""
+
+    @property
+    def context(self) -> meshd_sdk.v1.context_pb2.Context:
+        """The context to handle it in; absent where the one that it was published in does not hold any more."""
+
+    def __init__(
+        self,
+        *,
+        delivery: builtins.str = ...,
+        event: global___Event | None = ...,
+        attempt: builtins.int = ...,
+        may_have_been_handled: builtins.bool = ...,
+        context: meshd_sdk.v1.context_pb2.Context | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["context", b"context", "event", b"event"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attempt", b"attempt", "context", b"context", "delivery", b"delivery", "event", b"event", "may_have_been_handled", b"may_have_been_handled"]) -> None: ...
+
+global___SubscribeResponse = SubscribeResponse
+
+@typing.final
+class SettleRequest(google.protobuf.message.Message):
+    """Says what became of an event."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: builtins.int
+    VERDICT_FIELD_NUMBER: builtins.int
+    RETRY_AFTER_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    delivery: builtins.str
+    """Of SubscribeResponse."""
+    verdict: global___Verdict.ValueType
+    """What its handler says."""
+    reason: builtins.str
+    """Why, for the dead letter that this may become."""
+    @property
+    def retry_after(self) -> google.protobuf.duration_pb2.Duration:
+        """With RETRY, how long to wait; absent for a time that grows with each attempt."""
+
+    def __init__(
+        self,
+        *,
+        delivery: builtins.str = ...,
+        verdict: global___Verdict.ValueType = ...,
+        retry_after: google.protobuf.duration_pb2.Duration | None = ...,
+        reason: builtins.str = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["retry_after", b"retry_after"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["delivery", b"delivery", "reason", b"reason", "retry_after", b"retry_after", "verdict", b"verdict"]) -> None: ...
+
+global___SettleRequest = SettleRequest
+
+@typing.final
+class SettleResponse(google.protobuf.message.Message):
+    """Answers a SettleRequest."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    IS_COUNTED_FIELD_NUMBER: builtins.int
+    is_counted: builtins.bool
+    """Whether it counted: not where the event was settled already, or its time was over and the verdict was not SUCCESS."""
+    def __init__(
+        self,
+        *,
+        is_counted: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["is_counted", b"is_counted"]) -> None: ...
+
+global___SettleResponse = SettleResponse

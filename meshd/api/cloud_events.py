@@ -1,0 +1,239 @@
+"""CloudEvents 1.0 over HTTP, read and written: binary mode (`ce-` fields), structured and batched JSON. Pure.
+
+Sources: CloudEvents 1.0.2 ("Context Attributes", "Naming Conventions"), its HTTP Protocol Binding (3.1 binary, 3.2
+structured, 3.3 batched; 3.1.3.2 header values) and its JSON Event Format (2 attributes, 3.1 data, 4 batches).
+"""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode, b64encode
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote_to_bytes
+
+import msgspec
+
+from meshd.engines.bus_port import Event, EventMalformed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+STRUCTURED: Final = "application/cloudevents+json"
+BATCHED: Final = "application/cloudevents-batch+json"
+JSON: Final = "application/json"
+VERSION: Final = "1.0"
+BATCH_MAX: Final = 1000
+PREFIX: Final = "ce-"
+_REQUIRED: Final = ("specversion", "id", "source", "type")
+_FIELDS: Final = {
+    "id": "id",
+    "source": "source",
+    "type": "type",
+    "subject": "subject",
+    "datacontenttype": "data_content_type",
+    "dataschema": "data_schema",
+    "dataref": "data_ref",
+    "partitionkey": "partition_key",
+}
+"""By an attribute's name in CloudEvents or in its extensions (Dataref, Partitioning), our own."""
+_OURS: Final = frozenset({"correlationid", "causationid", "sequence"})
+"""Written by the sidecar: what a publisher puts there is passed over."""
+_NAME: Final = re.compile(r"[a-z0-9]{1,20}")
+# RFC 3339, as section "Type System" has it.
+_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)")
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_PLAIN: Final = frozenset(range(0x21, 0x7F)) - frozenset(b'"%')
+"""Bytes that stand for themselves in a header (HTTP Protocol Binding, 3.1.3.2)."""
+
+
+def is_json(content_type: str) -> bool:
+    """Say whether data of a type is JSON (JSON Event Format, 3.1): `*/json`, `*/*+json`, and where none is said."""
+    media = content_type.partition(";")[0].strip().lower()
+    return not media or media.endswith(("/json", "+json"))
+
+
+# ---------------------------------------------------------------------- reading
+
+
+def read(topic: str, headers: Iterable[tuple[str, str]], body: bytes) -> list[Event]:
+    """Return the events of a request to `topic`, one unless they are batched. Names of headers are in lower case.
+
+    Raises EventMalformed, naming what is missing or not as the specification has it.
+    """
+    fields: dict[str, str] = {}
+    for name, value in headers:
+        if name.startswith(PREFIX) or name == "content-type":
+            if name in fields:
+                raise EventMalformed(name, "stands more than once")
+            fields[name] = value
+    content_type = fields.pop("content-type", "")
+    media = content_type.partition(";")[0].strip().lower()
+    if media == STRUCTURED:
+        return [_from_json(topic, _decoded(body), "event")]
+    if media == BATCHED:
+        found = _decoded(body)
+        if not isinstance(found, list):
+            raise EventMalformed("event", "a batch is a JSON array of events")
+        if len(found) > BATCH_MAX:
+            raise EventMalformed("event", f"a batch has at most {BATCH_MAX} events, and this one {len(found)}")
+        return [_from_json(topic, one, f"event[{index}]") for index, one in enumerate(found)]
+    if media.startswith("application/cloudevents"):
+        raise EventMalformed("content-type", f"{media[:80]} is not read here: {STRUCTURED} and {BATCHED} are")
+    attributes = {name.removeprefix(PREFIX): _from_header(name, value) for name, value in fields.items()}
+    if "datacontenttype" in attributes:
+        raise EventMalformed("ce-datacontenttype", "the type of the data is the request's own Content-Type")
+    if content_type:
+        attributes["datacontenttype"] = content_type
+    return [_event(topic, attributes, body, PREFIX)]
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise EventMalformed("event", f"is no JSON: {str(error)[:200]}") from None
+
+
+def _from_json(topic: str, found: Any, where: str) -> Event:
+    if not isinstance(found, dict):
+        raise EventMalformed(where, "is no JSON object")
+    has_data, data = "data" in found, found.pop("data", None)
+    encoded = found.pop("data_base64", None)
+    if has_data and encoded is not None:
+        raise EventMalformed(where, "has both data and data_base64")
+    attributes = {name: _text(f"{where}.{name}", value) for name, value in found.items() if value is not None}
+    if encoded is not None:
+        return _event(topic, attributes, _from_base64(where, encoded), f"{where}.")
+    if not has_data:
+        return _event(topic, attributes, b"", f"{where}.")
+    if isinstance(data, str) and not is_json(attributes.get("datacontenttype", "")):
+        return _event(topic, attributes, data.encode("utf-8", "surrogatepass"), f"{where}.")
+    return _event(topic, attributes, msgspec.json.encode(data), f"{where}.")
+
+
+def _from_base64(where: str, encoded: Any) -> bytes:
+    try:
+        return b64decode(encoded.encode("ascii"), validate=True)
+    except (AttributeError, ValueError):
+        raise EventMalformed(f"{where}.data_base64", "is no base64") from None
+
+
+def _text(name: str, value: Any) -> str:
+    """Return an attribute's value in its canonical text (section "Type System")."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str | int):
+        return str(value)
+    raise EventMalformed(name[:80], "is neither text, number nor boolean")
+
+
+def _from_header(name: str, value: str) -> str:
+    value = value.strip(" \t")
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        value = re.sub(r"\\(.)", r"\1", value[1:-1])
+    try:
+        return unquote_to_bytes(value.encode("latin-1")).decode()
+    except UnicodeError:
+        raise EventMalformed(name[:80], "is no UTF-8 in percent-encoding") from None
+
+
+def _event(topic: str, attributes: dict[str, str], data: bytes, prefix: str) -> Event:
+    for name in _REQUIRED:
+        if not attributes.get(name):
+            raise EventMalformed(f"{prefix}{name}", "is missing: CloudEvents 1.0 requires it")
+    if attributes["specversion"] != VERSION:
+        raise EventMalformed(
+            f"{prefix}specversion", f"{attributes['specversion'][:20]!r} is not read here: {VERSION} is"
+        )
+    known: dict[str, Any] = {}
+    extensions: dict[str, str] = {}
+    for name, value in attributes.items():
+        if name in _FIELDS:
+            known[_FIELDS[name]] = value
+        elif name == "time":
+            known["time_ns"] = _from_time(f"{prefix}time", value)
+        elif name != "specversion" and name not in _OURS:
+            if _NAME.fullmatch(name) is None:
+                raise EventMalformed(f"{prefix}{name[:40]}", "is no name of lower-case letters and digits, at most 20")
+            extensions[name] = value
+    return Event(topic=topic, data=data, extensions=extensions, **known)
+
+
+def _from_time(name: str, text: str) -> int:
+    found = _TIME.fullmatch(text)
+    if found is None:
+        raise EventMalformed(name, f"{text[:40]!r} is no time of RFC 3339, such as 2026-11-26T12:00:00Z")
+    day, clock, fraction, zone = found.groups()
+    try:
+        moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in 'Zz' else zone}")
+    except ValueError as error:
+        raise EventMalformed(name, f"{text[:40]!r}: {error}") from None
+    since = moment - _EPOCH
+    nanos = int((fraction or "0").ljust(9, "0"))
+    return (since.days * 86_400 + since.seconds) * 10**9 + nanos
+
+
+# ---------------------------------------------------------------------- writing
+
+
+def attributes_of(event: Event) -> dict[str, str]:
+    """Return an event's attributes, extensions included, by their names in CloudEvents."""
+    found = {"specversion": VERSION}
+    for name, field in _FIELDS.items():
+        if value := getattr(event, field):
+            found[name] = value
+    found["type"] = event.type or event.topic
+    if event.time_ns:
+        found["time"] = _to_time(event.time_ns)
+    ours = {
+        "correlationid": event.correlation_id,
+        "causationid": event.causation_id,
+        "sequence": event.sequence,
+    }
+    found.update({name: value for name, value in ours.items() if value})
+    # Never in the place of what the sidecar writes.
+    return {**event.extensions, **found}
+
+
+def binary(event: Event) -> list[tuple[bytes, bytes]]:
+    """Return the header fields of an event in binary mode; its data is the body."""
+    found = attributes_of(event)
+    content_type = found.pop("datacontenttype", JSON)
+    fields = [(b"content-type", to_header(content_type, is_encoded=False))]
+    fields += [(f"{PREFIX}{name}".encode(), to_header(value)) for name, value in found.items()]
+    return fields
+
+
+def to_header(value: str, *, is_encoded: bool = True) -> bytes:
+    """Return a text as a header's value has it: percent-encoded where a byte does not stand for itself. A media type
+    is never encoded; what no header can hold is left out of it."""
+    if not is_encoded:
+        return bytes(one for one in value.encode("latin-1", "ignore") if 0x20 <= one < 0x7F)
+    return b"".join(
+        bytes((one,)) if one in _PLAIN else b"%%%02X" % one for one in value.encode("utf-8", "surrogatepass")
+    )
+
+
+def structured(event: Event) -> dict[str, Any]:
+    """Return an event as the JSON Event Format has it, ready to be encoded."""
+    found: dict[str, Any] = attributes_of(event)
+    if not event.data:
+        return found
+    content_type = found.setdefault("datacontenttype", JSON)
+    try:
+        if is_json(content_type):
+            found["data"] = msgspec.json.decode(event.data)
+        elif content_type.lower().startswith("text/"):
+            found["data"] = event.data.decode()
+    except (msgspec.MsgspecError, UnicodeError, RecursionError):
+        pass
+    if "data" not in found:
+        found["data_base64"] = b64encode(event.data).decode()
+    return found
+
+
+def _to_time(time_ns: int) -> str:
+    seconds, nanos = divmod(time_ns, 10**9)
+    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{nanos:09}".rstrip("0").rstrip(".") + "Z" if nanos else f"{text}Z"

@@ -1,0 +1,204 @@
+"""An event that the bus has for a group, before somebody is handed it: its context, and whether the policy lets it.
+
+What may not be handed out is tried again at once, or, where time may mend it, later, until its attempts are used up: it
+then is a dead letter with the reason in it, which can be redriven, and never lost.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from meshd.api.fields import unix_ns
+from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
+from meshd.api.session_contexts import actor_of, for_consumer, own_context
+from meshd.call import Kind
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX
+from meshd.engines.bus_port import ATTEMPTS_MAX, EventMalformed, Start, Verdict
+from meshd.refusal import Reason, Refused
+from meshd.trace import acts
+
+if TYPE_CHECKING:
+    from meshd.api.mesh import Mesh
+    from meshd.engines.bus_port import Delivery, Subscription
+    from meshd.trace.acts import Actor
+    from meshd.trace.knowledge import Told
+    from meshd_sdk.context import Context
+    from meshd_sdk.v1 import events_pb2
+
+SEQUENCE_DIGITS: Final = 20
+DEAD_LETTER: Final = "dead_letter"
+LATE: Final = "late"
+"""What becomes of an attempt, beside what its handler says of it: it was the last, or what is said comes too late."""
+_PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE})
+"""What may be otherwise in a while."""
+log = logging.getLogger("meshd.api")
+
+
+class Handed(NamedTuple):
+    """An event that the bus has for an agent."""
+
+    delivery: Delivery
+    context: Context | None
+    """To handle it in; None where the one that it was published in does not hold any more."""
+    token: bytes
+    actor: Actor
+    """Who is handed it, as the trace has it."""
+    told: Told | None
+    """What its publisher's sidecar knew; None where nothing of that came along."""
+    noted: int = 0
+    """The record of the trace that says that it is handed out; 0 for none."""
+
+    @property
+    def cause(self) -> Cause:
+        """What follows from it."""
+        return Cause(self.delivery.event.id, self.noted)
+
+
+def start_of(request: events_pb2.SubscribeRequest) -> Start | None:
+    """Return where a new group is to begin, None where the request does not say. Raises EventMalformed."""
+    has_moment, after = request.HasField("starts_at"), request.starts_after
+    if not has_moment and not after:
+        return None
+    if has_moment + bool(after) + request.starts_at_oldest > 1:
+        raise EventMalformed("starts_at", "only one of starts_at, starts_after and starts_at_oldest can hold")
+    if has_moment:
+        return Start(at_s=unix_ns("starts_at", request.starts_at) / 1e9)
+    if not (after.isascii() and after.isdecimal() and len(after) <= SEQUENCE_DIGITS):
+        raise EventMalformed("starts_after", f"{after[:40]!r} is no sequence of an event: {SEQUENCE_DIGITS} digits")
+    return Start(after=int(after))
+
+
+async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed:
+    """Wait for an event that `agent` may be handed. Raises StoreError."""
+    while True:
+        handed = await admitted(mesh, agent, subscription, await subscription.next())
+        if handed is not None:
+            return handed
+
+
+async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery: Delivery) -> Handed | None:
+    """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back.
+    Raises StoreError."""
+    handed = _taken(mesh, agent, delivery)
+    try:
+        await _check(mesh, handed.context or own_context(mesh, agent), delivery)
+        trace = mesh.telemetry.provenance.trace
+        if trace is not None:
+            noted = acts.handed(trace, handed.actor, subscription.group, delivery, handed.told)
+            await acts.on_disk(trace, noted)
+            handed = handed._replace(noted=noted)
+    except Refused as refused:
+        await _keep_back(mesh, subscription, handed, refused)
+        return None
+    mesh.event_counts.handed(delivery.event.topic)
+    return handed
+
+
+def _taken(mesh: Mesh, agent: str, delivery: Delivery) -> Handed:
+    context, token = for_consumer(mesh, agent, delivery.token)
+    actor, told = noted_of(mesh, delivery, actor_of(context or own_context(mesh, agent)))
+    return Handed(delivery, context, token, actor, told)
+
+
+def noted_of(mesh: Mesh, delivery: Delivery, actor: Actor) -> tuple[Actor, Told | None]:
+    """Return who is handed an event, in the workflow that it is of, and what its publisher's sidecar knew."""
+    event, trace = delivery.event, mesh.telemetry.provenance.trace
+    if trace is None or not event.clock:
+        return actor, None
+    # What meshd itself publishes comes without a context, and may be about a workflow all the same.
+    workflow = actor.workflow if delivery.token else event.correlation_id
+    told = acts.heard(trace, event, workflow, workflow)
+    return (actor, None) if told is None else (actor._replace(workflow=workflow or actor.workflow), told)
+
+
+async def settle(
+    mesh: Mesh,
+    subscription: Subscription,
+    handed: Handed,
+    verdict: Verdict,
+    *,
+    retry_after_s: float | None = None,
+    reason: str = "",
+) -> bool:
+    """Say what became of an event, write it down and count it. Returns and raises as `Subscription.settle` does."""
+    delivery = handed.delivery
+    noted = _ended(mesh, subscription, handed, ended_by(delivery, verdict), reason)
+    counted = await subscription.settle(
+        delivery, verdict, retry_after_s=retry_after_s, reason=reason[:REASON_CHARACTERS_MAX]
+    )
+    if counted:
+        mesh.event_counts.ended(delivery.event.topic, verdict.value)
+    elif noted:
+        _ended(mesh, subscription, handed, LATE, "its time was over, or somebody had settled it", (noted,))
+    return counted
+
+
+def ended_by(delivery: Delivery, verdict: Verdict) -> str:
+    """Return what a verdict makes of an event: itself, or a dead letter at the last attempt."""
+    return DEAD_LETTER if verdict is Verdict.RETRY and delivery.attempt >= ATTEMPTS_MAX else verdict.value
+
+
+def _ended(
+    mesh: Mesh,
+    subscription: Subscription,
+    handed: Handed,
+    result: str,
+    reason: str,
+    causes: tuple[int | str, ...] = (),
+) -> int:
+    """Write down what became of an attempt; return that record, 0 for none."""
+    trace = mesh.telemetry.provenance.trace
+    if trace is None:
+        return 0
+    if not causes:
+        # Where it was handed out, and what it follows from wherever that was published.
+        published = () if handed.told is None else (handed.told.event,)
+        causes = (handed.noted, *published) if handed.noted else published
+    return acts.handled(trace, handed.actor, subscription.group, handed.delivery, result, reason, causes)
+
+
+async def _check(mesh: Mesh, context: Context, delivery: Delivery) -> None:
+    """Raise Refused where an event may not be handed to the agent of `context`."""
+    policy, wall_s, event = mesh.policy, mesh.wall_clock(), delivery.event
+    # A first attempt that is marked was redriven: somebody has looked.
+    if delivery.may_have_been_handled and delivery.attempt > 1 and policy.parked.fits(event.topic):
+        raise Refused(
+            Reason.KEY_UNKNOWN,
+            "Nothing was heard of an earlier attempt, which may have been carried out, and events of "
+            f"{event.topic} are parked then (park). Redrive it once it is known what was done.",
+        )
+    if context.hops > policy.limits.hops:
+        raise Refused(
+            Reason.HOP_LIMIT,
+            f"This would be hop {context.hops} of workflow {context.workflow}, and {policy.limits.hops} are "
+            "allowed here (limits.hops).",
+        )
+    if context.deadline_s is not None and context.deadline_s <= wall_s:
+        raise Refused(Reason.DEADLINE, f"The time of workflow {context.workflow} was over before it was handled.")
+    check_allowed(mesh, policy, context, event.topic, HANDLE)
+    await check_funds(mesh, policy, context)
+    turns = mesh.turns
+    held = turns.events.reenters(context, event.topic, event.data, policy, now_s=mesh.proxy.now_s, wall_s=wall_s)
+    if held is not None:
+        await turns.ladder.ask_event(held, mesh.proxy.next_id(), wall_s)
+
+
+async def _keep_back(mesh: Mesh, subscription: Subscription, handed: Handed, refused: Refused) -> None:
+    """Do not hand out an event. Raises StoreError."""
+    delivery, event = handed.delivery, handed.delivery.event
+    mesh.event_counts.refused(HANDLE, refused.reason)
+    log.warning(
+        "an event is not handed out: %s",
+        refused.message,
+        extra={"fields": {"topic": event.topic, "event": event.id, "reason": refused.reason.value}},
+    )
+    wait_s = None if refused.reason in _PASSING else 0.0
+    reason = f"{refused.reason.value}: {refused.message}"
+    trace = mesh.telemetry.provenance.trace
+    if trace is not None:
+        causes = () if handed.told is None else (handed.told.event,)
+        noted = acts.refused(trace, handed.actor, HANDLE, Kind.EVENT.value, event.topic, refused, causes)
+        result = ended_by(delivery, Verdict.RETRY)
+        acts.handled(trace, handed.actor, subscription.group, delivery, result, reason, (noted,) if noted else causes)
+    await subscription.settle(delivery, Verdict.RETRY, retry_after_s=wait_s, reason=reason)
