@@ -13,12 +13,13 @@ BIN := .venv/bin
 STAMP := .venv/.dev
 BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
+EMBEDDINGS_STAMP := .make/embeddings/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
 COMPILED := .make/compiled
 # What is compiled, on the bytes of its wires and by the official clients; the rest of the tests says nothing new of it.
-COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger proxy rpc telemetry turns wire \
-	end_to_end/test_sdks.py end_to_end/test_grpc.py end_to_end/test_context.py)
-SPREAD = -n $(or $(WORKERS),auto) --dist loadfile
+COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger proxy rpc telemetry trace turns wire \
+	end_to_end/test_sdks.py end_to_end/test_grpc.py end_to_end/test_context.py gateway/test_client.py)
+SPREAD = -n $(or $(WORKERS),auto) --dist loadfile --no-loadscope-reorder
 # Workers must name the same tests alike.
 export PYTHONHASHSEED := 0
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
@@ -49,15 +50,26 @@ $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk pol
 	@$(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
-.PHONY: help demo test test-compiled attribution loops simulate claims replay fleet outage compile lint bench proto format lock clean venv
+$(EMBEDDINGS_STAMP): requirements/embeddings.txt
+	@test -x .make/embeddings/bin/python || "$(PYTHON)" -m venv .make/embeddings
+	@.make/embeddings/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r requirements/embeddings.txt
+	@touch $@
+
+.PHONY: help demo demo-events embeddings test test-compiled attribution loops simulate claims trace-measure replay fleet outage discovery catalogue compile conformance-a2a conformance-mcp tools-cpu lint bench proto format lock clean venv
 
 help: ## print this
-	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 24
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/^([a-z0-9-]+):.*## /  make \1\t/' | expand -t 24
 
 venv: $(STAMP) ## install into .venv
 
+embeddings: $(EMBEDDINGS_STAMP) ## install the local model into .make/embeddings (70 MB), for MESHD_EMBEDDINGS_PYTHON
+
 demo: $(STAMP) ## agents through meshd, live (KEEP=1 stays up; LLM=openai spends money)
 	@$(BIN)/python -m demo $(if $(KEEP),--keep) $(if $(LLM),--llm "$(LLM)")
+
+demo-events: $(STAMP) ## trading agents choreographed by events (BUS=redis://..., nats://...; amqp://... or kafka://... with STORE=redis://...: three sidecars)
+	@$(BIN)/python -m demo.events $(if $(BUS),--bus "$(BUS)") $(if $(STORE),--store "$(STORE)")
 
 test: $(STAMP) ## every test, on all cores (ARGS=... goes to pytest; WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
@@ -69,6 +81,9 @@ claims: $(STAMP) ## 100,000 schedules of calls that are made again, and how fast
 	@$(BIN)/python -m tests.claims.simulate $(ARGS)
 	@$(BIN)/python -m tests.claims.measure
 
+trace-measure: $(STAMP) ## what the trace costs a call, how fast it is written, verified and shown
+	@$(BIN)/python -m tests.trace.measure $(ARGS)
+
 replay: $(STAMP) ## LLM requests on one budget: false refusals, and how loose the bounds are (ARGS="--trace FILE")
 	@$(BIN)/python -m bench.replay $(ARGS)
 
@@ -78,17 +93,32 @@ attribution: $(STAMP) ## agents that pass nothing on: which workflow each call i
 loops: $(STAMP) ## runaways and honest workflows: how fast the ones are stopped, how often the others (ARGS="WORD")
 	@$(BIN)/python -m tests.loops.measure $(ARGS)
 
+conformance-mcp: $(STAMP) ## the official MCP suite against its reference server: directly, through meshd, at the gateway (ARGS="--keep FOLDER")
+	@$(BIN)/python -m tests.conformance.mcp $(ARGS)
+
+tools-cpu: $(STAMP) ## CPU of a tool call through the MCP gateway, beside a plain call
+	@$(BIN)/python -m bench.tools $(ARGS)
+
 fleet: $(STAMP) ## 16 sidecars on one budget, on Redis and on NATS, with everything killed (ARGS="--store redis")
 	@$(BIN)/python -m bench.fleet $(ARGS)
 
 outage: $(STAMP) ## a provider that is out or full: traffic, breakers, failover, the adaptive limit beside static ones (ARGS="dead --seconds 3")
 	@$(BIN)/python -m bench.outage $(ARGS)
 
+discovery: $(STAMP) ## how well tools are found and intents told apart, on public data (ARGS="--data DIR --embedder minilm")
+	@$(BIN)/python -m bench.discovery $(ARGS)
+
+catalogue: $(STAMP) ## 10,000 tools over 50 sidecars on NATS: memory, and how long until all know all (ARGS="--sidecars 10")
+	@$(BIN)/python -m tests.sources.fleet $(ARGS)
+
 compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
 
 test-compiled: compile ## the tests that fit a compiled meshd, on that copy
 	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -p no:randomly -o pythonpath="$(COMPILED) ." \
 		-m "not uncompiled" $(SPREAD) $(or $(ARGS),$(COMPILED_TESTS))
+
+conformance-a2a: $(STAMP) ## the official A2A test kit, directly and through meshd (KIT=its checkout, KIT_PYTHON=what runs it)
+	@$(BIN)/python -m tests.a2a.conformance $(KIT) --python $(or $(KIT_PYTHON),$(KIT)/.venv/bin/python) $(ARGS)
 
 lint: $(STAMP) ## ruff, mypy --strict, import rules
 	@$(BIN)/ruff check $(SOURCES)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import sys
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import aiohttp
 
 from demo.checks import Checks
-from demo.processes import ProcessError
+from demo.ending import until_signalled, verdict
 from demo.scenes import SCENES
 from demo.screen import Screen
 from demo.story import Story
@@ -69,7 +68,7 @@ async def play(options: Options, screen: Screen) -> int:
             screen.log_of(process.name, process.tail)
         if options.is_kept:
             await asyncio.Event().wait()
-    return _verdict(screen, checks, time.monotonic() - started_s)
+    return verdict(screen, checks, time.monotonic() - started_s)
 
 
 async def _play_scene(scene: Any, story: Story) -> None:
@@ -81,35 +80,10 @@ async def _play_scene(scene: Any, story: Story) -> None:
         story.checks.claim(False, f"the scene {scene.__name__} was played to its end", error)
 
 
-def _verdict(screen: Screen, checks: Checks, took_s: float) -> int:
-    screen.title(f"{checks.held} claims held, {len(checks.broken)} did not; {took_s:.0f} s; nothing is left running")
-    for text in checks.broken:
-        screen.bad(text)
-    return 1 if checks.broken else 0
-
-
-async def _until_signalled(options: Options, screen: Screen) -> int:
-    """Play, and stop early and tidily on SIGINT, SIGTERM or SIGHUP: 128 and the signal's number then."""
-    loop = asyncio.get_running_loop()
-    playing = asyncio.ensure_future(play(options, screen))
-    received: list[int] = []
-
-    def stop(number: int) -> None:
-        received.append(number)
-        if len(received) == 1:  # a second one would interrupt the tidying up
-            playing.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        return await playing
-    except asyncio.CancelledError:
-        is_asked_for = options.is_kept and received[:1] == [signal.SIGINT]
-        return 0 if is_asked_for else 128 + (received[0] if received else signal.SIGTERM)
-    except ProcessError as error:
-        screen.bad(str(error))
-        return 1
+async def _main(options: Options) -> int:
+    screen = Screen()
+    return await until_signalled(play(options, screen), screen, is_kept=options.is_kept)
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(_until_signalled(parse(sys.argv[1:]), Screen())))
+    sys.exit(asyncio.run(_main(parse(sys.argv[1:]))))

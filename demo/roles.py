@@ -204,6 +204,11 @@ async def keep_shop(agent: Agent, body: Result, carry: dict[str, str]) -> Result
     return {"answers": answers}
 
 
+async def look_at_the_sea(agent: Agent, body: Result, carry: dict[str, str]) -> Result:
+    """Answer what is asked about tides and water."""
+    return {"agent": agent.name, "text": "18 degrees, and high tide at noon"}
+
+
 ROLES: dict[str, Role] = {
     "manager": manage,
     "researcher": research,
@@ -216,5 +221,6 @@ ROLES: dict[str, Role] = {
     "runaway": run_away,
     "prober": probe,
     "clerk": keep_shop,
+    "harbour": look_at_the_sea,
 }
-WITHOUT_MODEL = frozenset({"desk", "clerk"})
+WITHOUT_MODEL = frozenset({"desk", "clerk", "harbour"})

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from demo.scenes_circles import show_clarification, show_hop_limit, show_ping_pong
 from demo.scenes_failing import show_breaker, show_fallback
+from demo.scenes_finding import show_intent, show_tools
 from demo.scenes_tools import show_approval, show_order
 
 if TYPE_CHECKING:
@@ -91,4 +92,6 @@ SCENES: tuple[Any, ...] = (
     show_fallback,
     show_order,
     show_approval,
+    show_tools,
+    show_intent,
 )

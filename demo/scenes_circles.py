@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ async def show_hop_limit(story: Story) -> None:
 
     with story.watching(watch):
         status, result = await world.ask("desk-a", {"task": "case 7411"}, world.workflow("desks"))
+        for _ in range(100):  # What agents print comes through pipes, behind the answer.
+            if hops < HOPS_MAX:
+                await asyncio.sleep(0.02)
     seen = story.show_refusal(result.get("refused") or {})
     is_ended = status == 200 and hops == HOPS_MAX and seen == (403, "hop_limit")
     checks.claim(is_ended, f"ended after {hops} hops with 403 hop_limit", (status, seen, hops))

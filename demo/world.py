@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import aiohttp
 
 from demo.processes import ROOT, Process, ProcessError, hold_port, output_of
+from meshd.config import ALIASES
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -36,8 +37,10 @@ AGENTS = (
     "runaway",
     "prober",
     "clerk",
+    "harbour",
 )
-_POLICY_PORTS = {"llm": 7471, "flaky": 7472, "shop": 7473} | {name: 7481 + index for index, name in enumerate(AGENTS)}
+_POLICY_PORTS = {"llm": 7471, "flaky": 7472, "shop": 7473, "toolbox": 7474}
+_POLICY_PORTS |= {name: 7481 + index for index, name in enumerate(AGENTS)}
 _NO_HASH = "0" * 64
 _LIVE_TIMEOUT_S = 30.0
 _POLL_S = 0.05
@@ -118,10 +121,7 @@ class World:
     async def metrics(self) -> list[tuple[str, dict[str, str], float]]:
         """Return meshd's metrics as (name, labels, value)."""
         async with self.http.get(f"http://127.0.0.1:{self.ports['metrics']}/metrics") as reply:
-            text = await reply.text()
-        return [
-            (name, dict(_LABEL.findall(labels or "")), float(value)) for name, labels, value in _METRIC.findall(text)
-        ]
+            return samples_of(await reply.text())
 
     async def admin(self, path: str) -> Event:
         """Ask meshd's admin API."""
@@ -138,13 +138,18 @@ class World:
 
     async def cli(self, *arguments: str) -> str:
         """Run `meshd ARGUMENTS` and return what it prints. Raises RuntimeError with its words where it fails."""
-        environ = _bare_environ() | {"MESHD_HOME": str(self.home / "state")}
+        environ = bare_environ() | {"MESHD_HOME": str(self.home / "state")}
         return await output_of(["-m", "meshd.cli", *arguments], environ)
 
     async def ledger(self, workflow: str) -> int:
         """Return the tokens that meshd's ledger charged to a workflow."""
         found = await self.admin("/v1/accounts?limit=1000")
         return sum(int(entry["used"]) for entry in found["accounts"] if entry["id"] == f"workflow/{workflow}")
+
+
+def samples_of(text: str) -> list[tuple[str, dict[str, str], float]]:
+    """Read what Prometheus reads, as (name, labels, value)."""
+    return [(name, dict(_LABEL.findall(labels or "")), float(value)) for name, labels, value in _METRIC.findall(text)]
 
 
 def billed(books: Event, *keys: str) -> int:
@@ -188,8 +193,9 @@ async def _start(world: World, on_progress: Any) -> None:
     held = {name: hold_port() for name in ("listen", "inbound", "admin", "metrics")}
     world.ports |= {name: holder.getsockname()[1] for name, holder in held.items()}
     on_progress("starting the stand-in provider and the agents")
-    started = {name: await _launch(world, name, ["-m", "demo.llm_server"], _bare_environ()) for name in PROVIDERS}
-    started["shop"] = await _launch(world, "shop", ["-m", "demo.shop"], _bare_environ())
+    started = {name: await _launch(world, name, ["-m", "demo.llm_server"], bare_environ()) for name in PROVIDERS}
+    started["shop"] = await _launch(world, "shop", ["-m", "demo.shop"], bare_environ())
+    toolbox = await _launch(world, "toolbox", ["-m", "demo.toolbox"], bare_environ())
     agents = {
         name: await _launch(world, name, ["-m", "demo.agent", name], _agent_environ(world, name)) for name in AGENTS
     }
@@ -197,7 +203,7 @@ async def _start(world: World, on_progress: Any) -> None:
     for name, process in started.items():
         ready = await process.wait_ready()
         world.ports[name], world.control[name] = ready["port"], ready["control_port"]
-    for name, process in agents.items():
+    for name, process in {**agents, "toolbox": toolbox}.items():
         world.ports[name] = (await process.wait_ready())["port"]
     on_progress("starting meshd")
     for holder in held.values():
@@ -223,7 +229,7 @@ async def _make_approver(world: World) -> None:
 async def _start_meshd(world: World) -> None:
     policy = world.home / "policy.yaml"
     policy.write_text(policy_text(world.ports, world.options, world.approver_hash))
-    environ = _bare_environ() | {"MESHD_HOME": str(world.home / "state"), "MESHD_DRAIN": "2"}
+    environ = bare_environ() | {"MESHD_HOME": str(world.home / "state"), "MESHD_DRAIN": "2"}
     for name in ("inbound", "admin", "metrics"):
         environ[f"MESHD_{name.upper()}"] = f"127.0.0.1:{world.ports[name]}"
     environ["MESHD_API"] = "127.0.0.1:0"
@@ -247,9 +253,9 @@ async def _is_ready(world: World) -> bool:
         return False
 
 
-def _bare_environ() -> dict[str, str]:
+def bare_environ() -> dict[str, str]:
     """The environment without what would steer meshd, or spend money by its mere presence."""
-    steering = ("MESHD_", "OPENAI_", "ANTHROPIC_", "OTEL_")
+    steering = ("MESHD_", "OPENAI_", "ANTHROPIC_", "OTEL_", *ALIASES)
     environ = {key: value for key, value in os.environ.items() if not key.startswith(steering)}
     environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environ["NO_PROXY"] = environ["no_proxy"] = "127.0.0.1,localhost,::1"
@@ -257,7 +263,7 @@ def _bare_environ() -> dict[str, str]:
 
 
 def _agent_environ(world: World, name: str) -> dict[str, str]:
-    environ = _bare_environ() | {
+    environ = bare_environ() | {
         "MESHD_URL": world.mesh_url,
         "OPENAI_BASE_URL": f"{world.mesh_url}/openai/v1",
         "OPENAI_API_KEY": world.key(name),

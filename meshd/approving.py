@@ -36,7 +36,9 @@ class Approving:
     ) -> None:
         """`ledger` and `policy` return those of the moment; `bus` is a Bus, or None."""
         self.desk = Desk(lambda: ledger().store(), policy, clean=redact.argument, told=self._changed, sidecar=sidecar)
-        self.carrying = Carrying(HeldCalls(self.desk.shelf), self.desk.clock)
+        self.carrying = Carrying(
+            HeldCalls(self.desk.shelf), self.desk.clock, lambda: (ledger().holder, ledger().started.epoch)
+        )
         """The calls that were answered with a task; `send` is set once there is a proxy."""
         self.notices = Notices(self.desk, lambda: policy().approvals, bus, webhook.post)
         self.held = Histogram(metrics.SECONDS_BUCKETS)
@@ -44,8 +46,9 @@ class Approving:
         self.mesh: Mesh | None = None
         """Where traces are kept, once that is there."""
 
-    def start(self) -> None:
-        """Begin to tell people, and to note what expires."""
+    def start(self, mesh: Mesh) -> None:
+        """Begin to tell people, and to note what expires, in the traces that `mesh` keeps."""
+        self.mesh = mesh
         self.notices.start()
 
     def read(self) -> ApprovalReading:

@@ -21,9 +21,11 @@ from meshd.filters.fallback import Fallback
 from meshd.filters.forwarding import Forwarding
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.idempotency import Idempotency
+from meshd.filters.prompts import Prompts
 from meshd.filters.resuming import Resuming
 from meshd.filters.routing import Routing
 from meshd.filters.turns import Turns
+from meshd.prompts.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
     from meshd.filters.bounds import Bounds
     from meshd.ledger import Ledger
     from meshd.mesh_key import MeshKeys
+    from meshd.trace.recorder import Recorder
 
 
 def build_chain(
@@ -48,17 +51,21 @@ def build_chain(
     held: Callable[[float], None] | None = None,
     carrying: Carrying | None = None,
     home: Path | None = None,
+    malformed: Callable[..., None] | None = None,
+    trace: Recorder | None = None,
 ) -> Chain:
     """Make the filters and put them in their order.
 
     `desk` is where people are asked, `held` hears for how long; `carrying` has the calls that were answered with a
-    task; `home` is where long answers are kept while they pass.
+    task; `home` is where long answers are kept while they pass; `malformed` hears of usage that is none;
+    `trace` is where calls are written down.
     """
     filters: dict[type, Any] = {
         Context: Context(keys, os.urandom, agent),
         HopLimit: HopLimit(),
         Routing: Routing(),
         AllowList: AllowList(shadowed),
+        Prompts: Prompts(Registry(ledger.store)),
         Idempotency: Idempotency(
             ledger, wall_clock=time.time, nonce=lambda: os.urandom(12).hex(), spill=spill_in(home)
         ),
@@ -73,9 +80,9 @@ def build_chain(
         ),
         Delegation: Delegation(ledger, os.urandom),
         Fallback: Fallback(random.random, judge),
-        Budget: Budget(ledger, shadowed, bounds, judge),
+        Budget: Budget(ledger, shadowed, bounds, judge, malformed),
         Breaker: Breaker(random.random, os.urandom(32), breaker_changed, time.monotonic),
-        Forwarding: Forwarding(),
+        Forwarding: Forwarding(trace),
     }
     assert set(filters) == {place.filter for place in FILTERS}
     return Chain(filters, shadowed)

@@ -25,6 +25,8 @@ class Kind(str, Enum):
     TOOL = "tool"
     AGENT = "agent"
     HOST = "host"
+    EVENT = "event"
+    """No upstream's: what is published to a topic, and handed out of it. The target's name is the topic."""
 
 
 class Direction(str, Enum):
@@ -34,6 +36,8 @@ class Direction(str, Enum):
     INBOUND = "inbound"
 
 
+OWN_PEER: Final = "meshd"
+"""The address of a caller that is meshd itself."""
 OURS: Final = "meshd:"
 """Begins the name of who makes a call of meshd's own; no agent has such a one, since a colon stands in no name."""
 
@@ -185,9 +189,9 @@ class Rpc:
     """What a JSON-RPC call (MCP, A2A) asks for, as its dialect read it and never changes it."""
 
     __slots__ = (
-        "arguments", "context_id", "declares_tasks", "elicits_urls", "forwarded", "id", "is_declined", "is_impatient",
-        "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key", "leg", "method",
-        "progress_token", "protocol", "state", "takes_task", "task", "tool", "tool_call_id",
+        "also", "arguments", "binding", "context_id", "declares_tasks", "elicits_urls", "forwarded", "id",
+        "is_declined", "is_impatient", "is_json_taken", "is_read_only", "is_reply", "is_resumable", "is_stream", "key",
+        "leg", "method", "progress_token", "protocol", "state", "takes_task", "task", "task_id", "tool", "tool_call_id",
     )  # fmt: skip
 
     def __init__(
@@ -246,6 +250,9 @@ class Rpc:
         self.declares_tasks = False  # its client declares MCP's tasks extension
         self.is_impatient = False  # its client wants an answer at once, though it be a task that is not over
         self.context_id = ""  # of A2A: to which conversation the message belongs
+        self.task_id = ""  # of A2A: which task it is about, whoever made that
+        self.also = ""  # of A2A over REST: the method's name in the other version, where that may be meant
+        self.binding = "jsonrpc"  # of A2A: how it came; else `rest` or `grpc`
 
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -309,11 +316,11 @@ class Call:
     """One intercepted exchange, from the last byte that had to be read to the last ticket settled."""
 
     __slots__ = (
-        "agent", "ask", "attempt", "authority", "body", "claim", "context", "credentials", "dialect", "direction",
-        "earlier", "evidence", "governed", "headers", "heard_by", "holding", "id", "inject", "is_body_late",
-        "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "path", "peer", "plan",
-        "policy", "reply_headers", "reply_heard_by", "resumes", "rpc", "run_token", "span", "substitution", "target",
-        "timeout_s", "upstream", "wall_s",
+        "agent", "ask", "attempt", "authority", "body", "card", "claim", "context", "credentials", "dialect",
+        "direction", "earlier", "event", "evidence", "governed", "handed", "headers", "heard_by", "holding", "id",
+        "inject", "is_body_late", "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "passage", "path",
+        "peer", "plan", "policy", "prompts", "reply_headers", "reply_heard_by", "resumes", "rpc", "run_token", "span",
+        "substitution", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -336,12 +343,9 @@ class Call:
         self.method = method
         self.path = path  # and query, below the upstream's prefix, as it will be forwarded
         self.authority = authority
-        self.headers = headers
-        """As received, names in lower case. Read by filters, never changed by them: see `inject`."""
-        self.governed: Headers = headers if governed is None else governed
-        """Of these, the fields under our prefix and the trace's: a wire that has sorted them hands them in."""
-        self.credentials: Headers = headers if credentials is None else credentials
-        """Of these, the fields that carry the caller's key."""
+        self.headers = headers  # as received, names in lower case; filters never change them: see `inject`
+        self.governed: Headers = headers if governed is None else governed  # of these, ours and the trace's
+        self.credentials: Headers = headers if credentials is None else credentials  # of these, those with a key
         self.keyed: Headers = headers if keyed is None else keyed  # of these, those by which a call is known again
         self.now_s = now_s  # monotonic seconds at which the call began
         self.wall_s = wall_s  # the same in Unix seconds
@@ -362,20 +366,23 @@ class Call:
         self.evidence: Evidence = _EVIDENCE_NONE
         self.heard_by: Any = None  # what hears the body as it passes, though nobody reads it whole: `hear(data)`
         self.reply_heard_by: Any = None  # the same of a reply that no meter reads
-        self.policy: Any = None
-        """The frozen document this call began with; a reload does not change it."""
-        self.plan: Any = None
-        """The settings of every filter for this call, as the rules of `policy` matched: set by Routing."""
+        self.policy: Any = None  # the frozen document this call began with; a reload does not change it
+        self.plan: Any = None  # every filter's settings for this call, as the rules of `policy` match: set by Routing
         self.inject: Headers = []  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
+        self.handed: Context | None = None  # that of whoever published the event which it hands over
         self.resumes: str | None = None  # approval of a call that was held as a task; empty where it asks for its task
         self.attempt = 0  # number of the current one, from 1; 0 before the first
+        self.event = 0  # in the trace: sequence of what was written down of it last; 0 before anything was
         self.span: Any = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
+        self.card: Any = None  # `proxy.card_answer.Asked`, where the answer is an agent's card; None for most
         self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most
         self.on_gone: Any = None  # called when nobody waits for the call any more while it waits itself; None for most
+        self.prompts: Any = None  # `prompts.finding.Named`, once it was looked for them; None before
+        self.passage: Any = None  # `gateway.passage.Passage`, or `proxy.listed.Listed`: what an MCP answer goes through
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header field, or None. `name` is in lower case."""

@@ -21,6 +21,7 @@ from meshd.filters.fallback import Fallback
 from meshd.filters.forwarding import Forwarding
 from meshd.filters.hop_limit import HopLimit
 from meshd.filters.idempotency import Idempotency
+from meshd.filters.prompts import Prompts
 from meshd.filters.routing import Routing
 from meshd.filters.turns import Turns
 from meshd.refusal import Refused
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from meshd.filters.contract import Filter, Ticket
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
+
+    Asked = Callable[[Call], Any]
 
 log = logging.getLogger("meshd.chain")
 
@@ -56,6 +59,7 @@ FILTERS: Final[tuple[Place, ...]] = (
     Place(HopLimit, Scope.PER_CALL, "a loop must cost nothing: before any lookup"),
     Place(Routing, Scope.PER_CALL, "judge the target that will really be called"),
     Place(AllowList, Scope.PER_CALL, "nobody is asked about, or sees a replay of, what is forbidden"),
+    Place(Prompts, Scope.PER_CALL, "no forbidden name is looked up; all below judge what the model will read"),
     Place(Idempotency, Scope.PER_CALL, "a replay asks nobody, spends nothing and is no turn; a retry is not a loop"),
     Place(Turns, Scope.PER_CALL, "loops and turn limits, on the resolved edge"),
     Place(Approval, Scope.PER_CALL, "before anything is reserved: hold no tokens while a person sleeps"),
@@ -81,22 +85,47 @@ class Pending(NamedTuple):
 class Chain:
     """The filters, built once and kept over reloads: they read a call's settings from its plan."""
 
-    __slots__ = ("_shadowed", "context", "fallback", "per_attempt", "per_call")
+    __slots__ = ("_per_attempt", "_per_call", "_shadowed", "context", "each_attempt", "each_call", "fallback")
 
     def __init__(self, filters: dict[type, Any], shadowed: Callable[[Call, Refused], None]) -> None:
         """`filters` holds an instance for each class in FILTERS; `shadowed` is told what a shadow rule decided."""
         self.context: Context = filters[Context]
         self.fallback: Fallback = filters[Fallback]
-        self.per_call: tuple[Filter, ...] = _in_order(filters, Scope.PER_CALL)
-        self.per_attempt: tuple[Filter, ...] = _in_order(filters, Scope.PER_ATTEMPT)
+        # Bound once: to look a method up on each filter of each call costs as much as some filters do.
+        self.each_call: tuple[Asked, ...] = ()
+        """What asks each filter about a call, in order."""
+        self.each_attempt: tuple[Asked, ...] = ()
+        """The same of an attempt."""
+        self.per_call = _in_order(filters, Scope.PER_CALL)
+        self.per_attempt = _in_order(filters, Scope.PER_ATTEMPT)
         self._shadowed = shadowed
+
+    @property
+    def per_call(self) -> tuple[Filter, ...]:
+        """The filters that are asked once for a call."""
+        return self._per_call
+
+    @per_call.setter
+    def per_call(self, filters: tuple[Filter, ...]) -> None:
+        self._per_call = filters
+        self.each_call = tuple([one.admit for one in filters])
+
+    @property
+    def per_attempt(self) -> tuple[Filter, ...]:
+        """The filters that are asked for each attempt."""
+        return self._per_attempt
+
+    @per_attempt.setter
+    def per_attempt(self, filters: tuple[Filter, ...]) -> None:
+        self._per_attempt = filters
+        self.each_attempt = tuple([one.admit for one in filters])
 
     def keep_books(self, ledger: Ledger) -> None:
         """Let the filters that spend go on with another ledger."""
         for one in (*self.per_call, *self.per_attempt):
             if isinstance(one, Budget | Delegation | Approval):
                 one.ledger = ledger
-            elif isinstance(one, Idempotency):
+            elif isinstance(one, Idempotency | Prompts):
                 one.keep_books(ledger)
 
     async def close_books(self) -> None:
@@ -104,18 +133,24 @@ class Chain:
         for one in self.per_call:
             if isinstance(one, Idempotency):
                 await one.book.close()
+            elif isinstance(one, Prompts):
+                await one.registry.close()
 
     def admit(
-        self, filters: tuple[Filter, ...], call: Call, tickets: list[Ticket], start: int = 0
+        self, each: tuple[Asked, ...], call: Call, tickets: list[Ticket], start: int = 0
     ) -> Reply | Pending | None:
-        """Ask `filters` from `start` on, adding what they take to `tickets`. Raises Refused.
+        """Ask each filter of `each_call` or `each_attempt` from `start` on, adding what it takes to `tickets`.
+
+        Raises Refused.
 
         Returns None where all admit, a Reply that answers the call here, or Pending where one must wait. Whatever
         it ends in, the tickets in the list are the caller's to settle.
         """
-        for one in filters[start:] if start else filters:
+        at = start
+        for asked in each[start:] if start else each:
+            at += 1
             try:
-                decision: Any = one.admit(call)
+                decision: Any = asked(call)
             except Refused as refused:
                 if not refused.is_shadow:
                     raise
@@ -125,12 +160,12 @@ class Chain:
                 continue
             kind = type(decision)
             if kind is Wait:
-                return Pending(decision, filters.index(one) + 1)
+                return Pending(decision, at)
             if kind is Reply:
                 reply: Reply = decision
                 return reply
             if kind is NeedBody:
-                return Pending(None, filters.index(one), decision.is_wish)
+                return Pending(None, at - 1, decision.is_wish)
             tickets.append(decision)
         return None
 

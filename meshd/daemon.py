@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
 import ssl
@@ -11,15 +10,20 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from meshd import register
+from meshd import heap, register
 from meshd import running as registry
 from meshd.admin.view import ReloadResult
+from meshd.api.eventing import Eventing
+from meshd.api.keeping_events import OwnBus
 from meshd.api.mesh import Mesh
+from meshd.api.state_start import start_state
 from meshd.approving import Approving
 from meshd.assembly import build_chain
 from meshd.books import keep_trying, open_books
+from meshd.bridge.telling import tell
 from meshd.call import Direction
 from meshd.config import Address, ConfigError
+from meshd.discovering import Discovering
 from meshd.engines.bus_table import LateBus
 from meshd.engines.port import StoreError, StoreUnable
 from meshd.filters.bounds import Bounds
@@ -27,6 +31,7 @@ from meshd.filters.breaker import Breaker
 from meshd.filters.budget import Budget
 from meshd.filters.idempotency import Idempotency
 from meshd.filters.turns import Turns
+from meshd.intent.leading import Leading
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeyError, MeshKeys
 from meshd.policy.addressing import APP
@@ -39,6 +44,7 @@ from meshd.proxy.proxy import Proxy
 from meshd.supervisor.ways import supervisor_of
 from meshd.telemetry.telemetry import Telemetry
 from meshd.tokens.counter import Counter
+from meshd.tracing import open_for
 from meshd.turns.sharing import Sharing
 from meshd.view import DIGEST_DIGITS, View, attach_sources, meshd_version
 
@@ -55,22 +61,10 @@ POLL_S = 1.0
 SETTLE_S = 0.1
 SETTLE_LOOKS_MAX = 50
 TICK_S = 10.0
-KEPT_BYTES = 2 * 2**20
-"""Freed memory that is kept for the next body: see `_keep_freed_memory`."""
 
 
 class StartError(Exception):
     """The sidecar cannot start; the message is for the operator and says what to do."""
-
-
-def _keep_freed_memory() -> None:
-    """Let the allocator keep what a long body leaves, in place of giving it back and fetching it page by page.
-
-    glibc hands the top of its heap back above 128 kB, and every body of that length would fault its pages in anew: a
-    sixth of such a call. It raises that threshold to twice the largest block that was ever freed (mallopt(3), under
-    M_MMAP_THRESHOLD); this one is never touched, so it costs no memory.
-    """
-    bytes(KEPT_BYTES)
 
 
 def app_upstream(url: str) -> Upstream | None:
@@ -90,12 +84,12 @@ class Daemon:
         self.inbound: Address | None = None
         self.servers: Servers | None = None
         self.bus = LateBus(config.bus, config.home)
-        self.door: Door | None = None
-        """The protobuf API; None where there is none."""
+        self.own_bus = OwnBus(self.bus, lambda: self.mesh)
+        self.door: Door | None = None  # the protobuf API
         self.counter = Counter()
         self._started_s = time.time()
-        self._why: StoreError | None = None
-        """Why the ledger could not be opened at the start."""
+        self.ledger_problem: StoreError | None = None
+        """Why the ledger could not be opened at the start; it is tried again and again."""
         self._stop = asyncio.Event()
         self._reloading = asyncio.Lock()
         self._listeners: list[Listener] = []
@@ -109,8 +103,11 @@ class Daemon:
         try:
             config.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
-            raise StartError(f"the state directory {config.home} cannot be made: {error.strerror}") from None
-        overrides = Overrides(upstreams=config.upstreams, agent=config.agent)
+            reason = "it is no directory" if config.home.exists() else error.strerror
+            raise StartError(
+                f"the state directory {config.home} cannot be made: {reason}. MESHD_HOME names another one."
+            ) from None
+        overrides = Overrides(upstreams=config.upstreams, agent=config.agent, hops=config.hops)
         self._watch = Watch(config.policy)
         policy = load(config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
         self.reloader = Reloader(policy, config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
@@ -118,35 +115,33 @@ class Daemon:
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
         self.bounds = Bounds(self.counter)
-        self.approving = Approving(lambda: self.ledger, lambda: self.reloader.policy, self.bus, sidecar=policy.agent)
+        self.approving = Approving(
+            lambda: self.ledger, lambda: self.reloader.policy, self.own_bus, sidecar=policy.agent
+        )
         self.chain = build_chain(
             keys=self.keys,
             ledger=self.ledger,
             agent=config.agent,
             shadowed=self.telemetry.shadowed,
+            malformed=self.telemetry.usage_malformed,
             breaker_changed=self._breaker_changed,
             bounds=self.bounds,
             desk=self.approving.desk,
             held=self.approving.held.observe,
             carrying=self.approving.carrying,
             home=config.home,
+            trace=self.telemetry.provenance.trace,
         )
         await self._listen(policy)
-        self.approving.mesh = self.mesh
-        self.approving.start()
+        self.approving.start(self.mesh)
         for warning in policy.warnings:
             log.warning("%s", warning)
+        tell(policy, self.proxy.hidden)
         loop = asyncio.get_running_loop()
-        self._tasks += [loop.create_task(self._poll()), loop.create_task(self._tick())]
-        if self._why is not None:
-            trying = keep_trying(config.home, config.store, self._why, self._use)
-            self._tasks.append(loop.create_task(trying))
-        _keep_freed_memory()
-        # What is alive now stays so: the collector need not look at it again.
-        gc.freeze()
-        # A call makes some fifty objects that die with it and no cycles; by default it would look every dozen calls.
-        gc.set_threshold(20_000, 20, 20)
-        gc.enable()
+        self._tasks += [loop.create_task(self._poll()), loop.create_task(self._tick()), start_state(self.mesh)]
+        if self.ledger_problem is not None:
+            self._tasks.append(loop.create_task(keep_trying(config.home, config.store, self.ledger_problem, self._use)))
+        heap.tune()
 
     async def _open_ledger(self) -> Ledger:
         try:
@@ -155,7 +150,7 @@ class Daemon:
             raise StartError(f"--store: {error}") from None
         except StoreError as error:
             log.error("the ledger cannot be opened, so every budget refuses: %s", error)
-            self._why = error
+            self.ledger_problem = error
             return Ledger.failed(error)
 
     def _use(self, ledger: Ledger) -> None:
@@ -175,8 +170,11 @@ class Daemon:
                 otlp_endpoint=endpoint.traces_url(),
                 ratio=self.config.sample_ratio,
             )
+            open_for(self.config, self.keys, telemetry)
         except ValueError as error:
             raise StartError(f"the OTLP endpoint cannot be used: {error}") from None
+        except StoreError as error:
+            raise StartError(f"MESHD_TRACE: the trace must be kept, and cannot be: {error}") from None
         telemetry.policy_taken()
         return telemetry
 
@@ -186,30 +184,28 @@ class Daemon:
 
         config = self.config
         app = app_upstream(config.app)
-        self.proxy = Proxy(
-            asyncio.get_running_loop(),
-            policy=policy,
-            chain=self.chain,
-            telemetry=self.telemetry,
-            app=app,
-            listen_hosts=(config.listen.host,),
+        loop = asyncio.get_running_loop()
+        self.proxy = proxy = Proxy(
+            loop, policy=policy, chain=self.chain, telemetry=self.telemetry, app=app, listen_hosts=(config.listen.host,)
         )
+        self.discovering = Discovering(self.proxy, lambda: self.ledger, self.telemetry, labels=config.labels)
+        self.proxy.hidden = tuple(map(str, (config.home, config.key_file, *filter(None, [config.tls_key]))))
         self.approving.carrying.send = partial(repeat, self.proxy)
         self.listen = await self._open_port(Direction.OUTBOUND, config.listen)
+        self.proxy.cards.open(config.home, is_tls=config.tls_cert is not None, port=self.listen.port)
         if app is not None:
             self.inbound = await self._open_port(Direction.INBOUND, config.inbound)
         breaker = next(one for one in self.chain.per_attempt if isinstance(one, Breaker))
         budget = next(one for one in self.chain.per_attempt if isinstance(one, Budget))
         turns = next(one for one in self.chain.per_call if isinstance(one, Turns))
         attach_sources(self.telemetry, self.reloader, lambda: self.ledger, breaker, budget, self.bounds, turns)
-        # A number of this process alone: what it counts stands beside what others count, and outlives it.
-        number = int.from_bytes(os.urandom(4), "big") | 1
-        loop, proxy = asyncio.get_running_loop(), self.proxy
+        number = int.from_bytes(os.urandom(4), "big") | 1  # of this process alone: what it counts outlives it
         self.sharing = turns.sharing = Sharing(
             turns.book, lambda: self.ledger.store(), number, time.time, loop.time, lambda: proxy.policy.turns_span_s
         )
         self._tasks.append(loop.create_task(self.sharing.run()))
-        self.supervisor = turns.supervisor = supervisor_of(self.proxy, self.bus, self.telemetry, self.approving.desk)
+        asker = supervisor_of(proxy, self.own_bus, self.telemetry, self.approving.desk, lambda: self.ledger.holder)
+        self.supervisor = turns.supervisor = asker
         idempotency = next(one for one in self.chain.per_call if isinstance(one, Idempotency))
         self.telemetry.sources.claims = lambda: idempotency.book.results
         view = self.view = View(
@@ -252,6 +248,9 @@ class Daemon:
             bus=self.bus,
             desk=self.approving.desk,
         )
+        self.view.catalogue = self.discovering.start(self.mesh, str(self.listen), is_tls=bool(self.config.tls_cert))
+        self.eventing = self.view.events = Eventing(self.mesh, (Leading,))
+        self.eventing.take(self.proxy.policy)
         if self.config.api is not None:
             self.door = Door(self.mesh, home=self.config.home)
             try:
@@ -271,9 +270,10 @@ class Daemon:
         try:
             host, port = await listener.start(address, self._tls())
         except OSError as error:
+            setting = "--listen or MESHD_LISTEN" if direction is Direction.OUTBOUND else "MESHD_INBOUND"
             raise StartError(
                 f"{address} cannot be listened on: {error.strerror or error}. Another meshd may run already; "
-                "choose another port with --listen, MESHD_INBOUND, MESHD_ADMIN or MESHD_METRICS."
+                f"choose another port with {setting}."
             ) from None
         self._listeners.append(listener)
         return Address(host, port)
@@ -318,11 +318,8 @@ class Daemon:
             log.error("%s", error)
 
     def _breaker_changed(self, key: Any, before: Any, after: Any) -> None:
-        log.warning(
-            "breaker %s",
-            after.value,
-            extra={"fields": {"upstream": key.upstream, "model": key.model, "was": before.value}},
-        )
+        fields = {"upstream": key.upstream, "model": key.model, "was": before.value}
+        log.warning("breaker %s", after.value, extra={"fields": fields})
 
     async def reload(self) -> ReloadResult:
         """Read the policy anew; keep the old document where that fails."""
@@ -340,7 +337,9 @@ class Daemon:
         self.proxy.swap(policy)
         if self.servers is not None:
             self._register(self.servers)
+        self.eventing.take(policy)
         self.telemetry.policy_taken()
+        tell(policy, self.proxy.hidden)
         log.info("policy taken from %s (%s)", policy.source, digest[:DIGEST_DIGITS])
         return ReloadResult(is_taken=True, digest=digest)
 
@@ -357,6 +356,7 @@ class Daemon:
         if drain_s is None:
             drain_s = self.reloader.policy.limits.drain_s
         api = [self.door.drain(drain_s)] if self.door is not None else []
+        api.append(self.eventing.end(drain_s))
         if not (await asyncio.gather(self.proxy.drain(drain_s), *api))[0]:
             log.warning("the drain's deadline of %g s passed with calls under way", drain_s)
         await self.close()
@@ -365,10 +365,14 @@ class Daemon:
         """End everything, in the order in which nothing is lost: calls, events, books, spans."""
         for task in self._tasks:
             task.cancel()
-        if hasattr(self, "proxy"):
+        if hasattr(self, "discovering"):
+            await self.discovering.close()
             self.proxy.close()
+            await self.proxy.ended()
         if self.door is not None:
             await self.door.close()
+        if hasattr(self, "eventing"):
+            await self.eventing.end(0.0)
         if self.servers is not None:
             await self.servers.close()
         if hasattr(self, "supervisor"):

@@ -75,8 +75,8 @@ class Outcome:
 
     __slots__ = (
         "duration_s", "error_status", "fault", "first_byte_s", "first_token_s", "grpc_status", "held", "is_answered",
-        "is_final", "is_forwarded", "is_terminal", "is_too_long", "microdollars", "now_s", "reason", "retry_after_s",
-        "status", "taken_s", "usage", "verdict",
+        "is_final", "is_forwarded", "is_terminal", "is_too_long", "is_unpaid", "microdollars", "now_s", "reason",
+        "retry_after_s", "status", "taken_s", "usage", "verdict",
     )  # fmt: skip
 
     def __init__(
@@ -128,6 +128,8 @@ class Outcome:
         """The upstream says that the same request would end the same (`x-should-retry: false`)."""
         self.is_too_long = False
         """The request is longer than its model can read: so the upstream says, or its counted tokens."""
+        self.is_unpaid = False
+        """The credential has no quota or no money left, so the upstream says: no other attempt with it can go well."""
         self.microdollars: int | None = None
         """What it cost, set by Budget as it settles; None where no budget counts money."""
         self.held: Any = None

@@ -25,6 +25,7 @@ class Reason(str, Enum):
     MAX_TURNS = "max_turns"
     NOT_ALLOWED = "not_allowed"
     UNKNOWN_TARGET = "unknown_target"
+    PROMPT_UNRESOLVED = "prompt_unresolved"
     APPROVAL_PENDING = "approval_pending"
     APPROVAL_DENIED = "approval_denied"
     CIRCUIT_OPEN = "circuit_open"
@@ -73,6 +74,7 @@ TABLE: Final[dict[Reason, Row]] = {
     Reason.MAX_TURNS: Row(403, _PERMISSION, _PERMISSION, "meshd_max_turns", -32012, 9),
     Reason.NOT_ALLOWED: Row(403, _PERMISSION, _PERMISSION, "meshd_not_allowed", -32014, 7),
     Reason.UNKNOWN_TARGET: Row(404, "not_found_error", "not_found_error", "meshd_unknown_target", -32014, 5),
+    Reason.PROMPT_UNRESOLVED: Row(404, "not_found_error", "not_found_error", "meshd_prompt_unresolved", -32014, 5),
     Reason.APPROVAL_PENDING: Row(428, "approval_required", _PERMISSION, "meshd_approval_pending", -32013, 9),
     Reason.APPROVAL_DENIED: Row(403, _PERMISSION, _PERMISSION, "meshd_approval_denied", -32013, 7),
     Reason.CIRCUIT_OPEN: Row(503, "api_error", "overloaded_error", "meshd_circuit_open", -32015, 14),
@@ -132,6 +134,9 @@ class Refused(Exception):
         """What an MCP client is told to bring along when it makes the call again; empty where it is not to."""
         self.asks: dict[str, Any] = {}
         """What it is asked to show its user meanwhile, as MCP's `inputRequests`."""
+        self.prescribed: dict[str, Any] | None = None
+        """What a specification wants said of an error, beside its code: then its status is kept, whatever the wire of
+        messages would make of it. None for what is ours to word."""
         self.short: Any = None
         """`meshd.ledger.Shortfall`: what an account lacked, for whoever may see amounts that the message leaves out."""
 

@@ -14,7 +14,9 @@ from meshd.admin.view import (
     RuleDump,
     StatusDump,
 )
+from meshd.filters.prompts import Prompts
 from meshd.outcome import Fault
+from meshd.prompts.desk import PromptDesk
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.sources import BreakerReading, BudgetReading, OverloadReading, TurnsReading
 from meshd.view_books import LedgerBooks
@@ -23,6 +25,8 @@ from meshd.view_calls import call_of, calls_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
+    from meshd.admin.catalogue_view import CatalogueView
+    from meshd.admin.events import EventsView
     from meshd.admin.view import CallDump, CallsPage
     from meshd.approvals.desk import Desk
     from meshd.call import Call
@@ -33,6 +37,8 @@ if TYPE_CHECKING:
     from meshd.filters.turns import Turns
     from meshd.ledger import Ledger
     from meshd.policy.reload import Reloader
+    from meshd.prompts.registry import Registry
+    from meshd.prompts.terms import PromptTerms
     from meshd.proxy.proxy import Proxy
     from meshd.telemetry.telemetry import Telemetry
 
@@ -127,6 +133,10 @@ class View:
         self._reload = reload
         self._stop = stop
         self.desk = desk
+        self.catalogue: CatalogueView | None = None
+        """Set once there is one, as is the next."""
+        self.events: EventsView | None = None
+        self.prompts = PromptDesk(_registry_of(proxy), self._terms)
 
     def ready(self, *, outbound_only: bool = False) -> Sequence[Check]:
         """Return all checks; ready means that every one is ok. Whoever asks shows no token, so no path is told."""
@@ -139,6 +149,10 @@ class View:
             is_draining = self._proxy.is_draining
             checks.append(Check("drain", not is_draining, "draining" if is_draining else ""))
         return checks
+
+    def _terms(self) -> tuple[PromptTerms, str]:
+        policy = self._reloader.policy
+        return policy.prompts, policy.tenant
 
     def policy(self) -> PolicyDump:
         """Return the document in force."""
@@ -219,6 +233,10 @@ def _breaker_dump(view: BreakerView, ago: float) -> BreakerDump:
 
 def _failure(failure: Failure) -> str:
     return str(failure.status) if failure.fault is Fault.NONE else failure.fault.value
+
+
+def _registry_of(proxy: Proxy) -> Registry:
+    return next(one.registry for one in proxy.chain.per_call if isinstance(one, Prompts))
 
 
 def _state(state: State) -> str:

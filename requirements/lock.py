@@ -1,8 +1,8 @@
-"""Write requirements/run.txt, build.txt, dev.txt, bench.txt and proto.txt from what the two pyproject files declare.
+"""Write run.txt, build.txt, dev.txt, bench.txt, proto.txt and embeddings.txt from what the pyproject files declare.
 
 Run by `make lock`, which brings pip-compile. Pins that still fit are kept; `make lock UPGRADE=1` takes the newest.
 The files name exact versions and hashes and no registry, so they serve wherever the same artefacts are offered. `dev`
-holds everything of `run` and `build`; `bench` is installed on top of it.
+holds everything of `run` and `build`; `bench` is installed on top of it, and `embeddings` in an environment of its own.
 """
 
 from __future__ import annotations
@@ -38,10 +38,14 @@ def declared() -> dict[str, list[str]]:
     groups = daemon["dependency-groups"]
     run = [need for need in daemon["project"]["dependencies"] if not need.startswith(OWN)]
     run += sdk["project"]["dependencies"]
-    # An image has the drivers of all engines.
-    run += [need for extra in daemon["project"]["optional-dependencies"].values() for need in extra]
+    # An image has the drivers of all engines, and no model of language.
+    extras = daemon["project"]["optional-dependencies"]
+    run += [need for extra in extras if extra != "embeddings" for need in extras[extra]]
     development = run + groups["build"] + groups["dev"]
-    return {"run": run, "dev": development} | {name: groups[name] for name in ("build", "bench", "proto")}
+    # The model's process runs a module of meshd that reads JSON.
+    model = extras["embeddings"] + [need for need in run if need.startswith("msgspec")]
+    others = {name: groups[name] for name in ("build", "bench", "proto")}
+    return {"run": run, "dev": development, "embeddings": model} | others
 
 
 def compile_one(name: str, needs: list[str], constraint: str | None) -> None:

@@ -11,23 +11,30 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent / "meshd_sdk"
 OUTPUT = PACKAGE / "sync.pyi"
-CLASSES = (("agent.py", "Agent", {"run"}), ("ctx.py", "Ctx", {"record", "record_later"}))
-HEAD = '''"""Written by sdk/derive.py from agent.py and ctx.py: not to be edited."""
+CLASSES: tuple[tuple[str, str, set[str]], ...] = (
+    ("agent.py", "Agent", {"run"}),
+    ("ctx.py", "Ctx", {"record", "record_later"}),
+    ("state.py", "SharedState", set()),
+    ("state.py", "CheckedOut", set()),
+)
+HEAD = '''"""Written by sdk/derive.py from agent.py, ctx.py and state.py: not to be edited."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar, overload
 
 from meshd_sdk import ctx as _async
 from meshd_sdk.approvals import Approval
 from meshd_sdk.current import Current
 from meshd_sdk.link import Balance, Charged, Event, Published
+from meshd_sdk.state_values import State
 from meshd_sdk.step import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["Agent", "Ctx", "Step", "face"]
+__all__ = ["Agent", "CheckedOut", "Ctx", "SharedState", "State", "Step", "face"]
 
 def face(ctx: _async.Ctx) -> Ctx: ...
 '''

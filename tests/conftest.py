@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 import hypothesis
@@ -12,7 +14,7 @@ import pytest
 import uvloop
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
     LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
@@ -69,3 +71,17 @@ def pytest_runtest_makereport(
         reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
         report.longrepr = f"{item.nodeid} was skipped where nothing may be (MESHD_REQUIRE_ENGINES=1): {reason}"
     return report
+
+
+@pytest.fixture(autouse=True)
+def _signals_stay() -> Iterator[None]:
+    """Give back the handlers of signals after each test.
+
+    Two servers of uvicorn that end in the order in which they began leave the first one's handler behind, and by that
+    sse-starlette takes every later stream of the process for one that must end.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler and threading.current_thread() is threading.main_thread():
+            signal.signal(number, handler)

@@ -8,6 +8,7 @@
     accounts  /v1/accounts: shown and ordered
     calls     /v1/calls: what was decided of each
     approvals /v1/approvals: what people are asked, and what they decide
+    catalogue /v1/catalogue: what can be called, and what is in quarantine
     server    starts and stops both
 
 aiohttp is imported only below this package, and not on the hot path.

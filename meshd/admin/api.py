@@ -10,7 +10,10 @@ from aiohttp import web
 from meshd.admin.accounts import Accounts
 from meshd.admin.approvals import Approvals
 from meshd.admin.calls import Calls
+from meshd.admin.catalogue import CatalogueApi
 from meshd.admin.doors import Problem, no_body, only_queries, reply
+from meshd.admin.events import EventsApi
+from meshd.admin.prompts import PromptsApi
 
 if TYPE_CHECKING:
     from meshd.admin.view import AdminView
@@ -36,6 +39,9 @@ class Api:
             *Accounts(self._view).routes(),
             *Calls(self._view).routes(),
             *Approvals(self._view).routes(),
+            *CatalogueApi(self._view).routes(),
+            *EventsApi(self._view).routes(),
+            *PromptsApi(self._view).routes(),
         ]
 
     async def policy(self, request: web.Request) -> web.Response:

@@ -139,12 +139,17 @@ def _problem(status: int, title: str, detail: str, why: Why, headers: dict[str, 
     return Problem(status, title, detail, headers, type=f"urn:meshd:approval:{why.value}")
 
 
+def problem_of(declined: Declined) -> Problem:
+    """Return how a decision that is not taken is answered."""
+    status, title = _STATUS[declined.why]
+    headers = {"Retry-After": "6"} if status == 429 else None
+    return _problem(status, title, str(declined), declined.why, headers)
+
+
 async def _answered(question: Awaitable[Any]) -> Any:
     try:
         return await question
     except Declined as declined:
-        status, title = _STATUS[declined.why]
-        headers = {"Retry-After": "6"} if status == 429 else None
-        raise _problem(status, title, str(declined), declined.why, headers) from None
+        raise problem_of(declined) from None
     except StoreError as error:
         raise Problem(503, "The store cannot be reached", str(error), {"Retry-After": "1"}) from None

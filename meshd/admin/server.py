@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
 import logging
 import socket
@@ -130,6 +131,8 @@ async def _serve(servers: Servers, what: str, address: Address, app: web.Applica
         await web.TCPSite(runner, host, address[1], backlog=128).start()
     except (OSError, socket.gaierror) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise AdminError(f"{what} address {address[0]}:{address[1]}: {reason}") from None
+        taken = f". Another meshd may run already; choose another port with MESHD_{what.upper()}."
+        hint = taken if error.errno == errno.EADDRINUSE else ""
+        raise AdminError(f"{what} address {address[0]}:{address[1]}: {reason}{hint}") from None
     bound: list[Address] = runner.addresses
     return bound[0][1]

@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from meshd.admin.catalogue_view import CatalogueView
+    from meshd.admin.events import EventsView
     from meshd.approvals.desk import Desk
+    from meshd.prompts.desk import PromptDesk
 
 
 @dataclass(frozen=True, slots=True)
@@ -324,6 +327,21 @@ class AdminView(Protocol):
     @property
     def desk(self) -> Desk | None:
         """Where people are asked; None where nobody is."""
+        ...
+
+    @property
+    def prompts(self) -> PromptDesk | None:
+        """Where prompts are kept; None where they are not."""
+        ...
+
+    @property
+    def catalogue(self) -> CatalogueView | None:
+        """What can be called; None where none is kept."""
+        ...
+
+    @property
+    def events(self) -> EventsView | None:
+        """The bus; None where there is none."""
         ...
 
     def call(self, id: str) -> CallDump | None:

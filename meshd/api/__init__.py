@@ -5,6 +5,7 @@
     contexts     open, read, narrow
     budgets      balances (limits), parts, reports of usage (reports)
     approvals    people asked about what an agent intends to do by itself
+    discovery    agents register, and find what they may call
     traces       what agents say of themselves
     fields       what a request's fields must be
     failing      how a refusal looks on both faces

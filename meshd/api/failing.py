@@ -10,7 +10,8 @@ import logging
 from base64 import b64encode
 from typing import Any, Final, NamedTuple
 
-from meshd.engines.port import StoreError
+from meshd.engines.bus_port import EventMalformed
+from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
 from meshd.refusal import DOMAIN, Reason, Refused
 from meshd.wire.grpc import INFO_TYPE, encode_error_info, encode_status
 
@@ -65,9 +66,19 @@ def refused_by(error: BaseException, store_failed: str) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, StoreError):
-        return Refused(Reason.STORE_UNAVAILABLE, f"{store_failed}: {error}")
+        # What is damaged, or of a newer meshd, is so the next time too.
+        is_lasting = isinstance(error, StoreCorrupt | StoreNewer)
+        message = f"{store_failed}: {error}"
+        return Refused(Reason.STORE_UNAVAILABLE, message, is_retryable=False if is_lasting else None)
     _log.error("what was asked of the API failed", exc_info=error)
     return Refused(Reason.INTERNAL, "The sidecar failed at this; its log says more.")
+
+
+def refused_as(error: Exception) -> Refused:
+    """Return an error of the bus, or of what was asked of it, as the refusal that it is told as."""
+    if isinstance(error, EventMalformed | StoreUnable):
+        return Refused(Reason.MALFORMED, str(error))
+    return refused_by(error, "The bus failed")
 
 
 def failure_of(error: BaseException) -> Failure:

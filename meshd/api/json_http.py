@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import WSMsgType, web
 
 from meshd.admin.doors import Problem, check_host, check_origin, seal
+from meshd.api.event_http import EventRoutes
 from meshd.api.failing import CODES, body, failure_of
 from meshd.api.services import SERVICES, parsed
 from meshd.refusal import Reason, Refused
@@ -62,6 +63,7 @@ class JsonDoor:
         app.add_routes(
             [
                 web.get("/", self.about),
+                *EventRoutes(self._mesh, _body).routes(),
                 web.post("/{service}/{method}", self.call),
                 web.get("/{service}/{method}", self.stream),
             ]

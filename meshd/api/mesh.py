@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from meshd.api.event_counts import EventCounts
 from meshd.call import Kind
-from meshd.filters.minting import TOKEN_LIFE_S, refused
+from meshd.filters.minting import TOKEN_LIFE_S, moved, refused
 from meshd.filters.turns import Turns
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from meshd.mesh_key import MeshKeys
     from meshd.policy.compiled import Policy
     from meshd.proxy.proxy import Proxy
+    from meshd.state.keeping import Keeping
     from meshd.telemetry.telemetry import Telemetry
 
 
@@ -29,8 +30,8 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent", "_random_bytes", "bus", "chain", "desk", "keys", "ledger", "proxy", "telemetry", "traces", "turns",
-        "wall_clock",
+        "_agent", "_random_bytes", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded", "judged",
+        "keys", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -59,8 +60,19 @@ class Mesh:
         """None where this build has none."""
         self.desk = desk
         """Where people are asked; None where nobody can be."""
+        self.discovering: Any = None
+        """`meshd.discovering.Discovering`: what can be called; None where no catalogue is kept."""
+        self.state: Keeping | None = None
+        """Shared state; made by the first who asks, where the daemon has not (`meshd.state.keeping.keeping`)."""
         self.traces: Any = None
         """`meshd.api.traces.TraceService`; use `trace_service`."""
+        self.events: Any = None
+        """`meshd.api.events.EventService`; use `event_service`."""
+        self.event_counts = EventCounts()
+        self.funded: dict[str, float] = {}
+        """Until when (`proxy.clock`) an account that had something left is not asked again."""
+        self.judged: dict[tuple[str, str, str], None] = {}
+        """Workflow, source and id of events whose publishing was let pass as a turn, the latest of them."""
         self.wall_clock = wall_clock
         self._agent = agent
         self._random_bytes = random_bytes
@@ -88,7 +100,7 @@ class Mesh:
         where it does not fit into a token.
         """
         if agent and agent != context.agent:
-            context = replace(context, agent=agent)
+            context = moved(context, agent, context.hops, context.path, policy=self.policy)
         expires_s = int(self.wall_clock()) + TOKEN_LIFE_S
         nonce = self._random_bytes(codec.NONCE_BYTES)
         try:

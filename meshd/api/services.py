@@ -41,6 +41,9 @@ SERVICES: Final[tuple[Service, ...]] = (
     Service("meshd.v1.BudgetService", "meshd_sdk.v1.budget_pb2", "meshd.api.budgets", "BudgetService"),
     Service("meshd.v1.ApprovalService", "meshd_sdk.v1.approvals_pb2", "meshd.api.approvals", "ApprovalService"),
     Service("meshd.v1.TraceService", "meshd_sdk.v1.trace_pb2", "meshd.api.traces", "trace_service"),
+    Service("meshd.v1.DiscoveryService", "meshd_sdk.v1.discovery_pb2", "meshd.api.discovery", "DiscoveryService"),
+    Service("meshd.v1.EventService", "meshd_sdk.v1.events_pb2", "meshd.api.events", "event_service"),
+    Service("meshd.v1.StateService", "meshd_sdk.v1.state_pb2", "meshd.api.state", "StateService"),
     Service("meshd.v1.SessionService", "meshd_sdk.v1.session_pb2", "meshd.api.sessions", "SessionService"),
 )
 """What this build answers."""

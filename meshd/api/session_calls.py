@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 import time
 from typing import TYPE_CHECKING, Final
+from urllib.parse import quote, unquote
 
 from meshd.api import session_frames as frames
 from meshd.call import Direction
+from meshd.policy.addressing import INTENT as INTENT_NAME
+from meshd.policy.addressing import MESH_SCHEME
 from meshd.proxy.crash import ending
 from meshd.proxy.exchange import Exchange
 from meshd.refusal import Reason, Refused
@@ -22,8 +25,11 @@ if TYPE_CHECKING:
     from meshd.call import Headers
 
 _PATH: Final = re.compile(r"[!-~]*\Z")
+INTENT: Final = f"{MESH_SCHEME}://{INTENT_NAME}/"
+"""Begins a target that says what is wanted, in place of the name of who is called."""
 DELEGATE_TOKENS_MAX: Final = 10**15 - 1
 _OUTBOUND: Final = Direction.OUTBOUND
+_INTENT_TARGET: Final = b"x-meshd-intent-target"
 
 
 def begin(session: Session, call: pb.Call) -> None:
@@ -52,7 +58,8 @@ def begin(session: Session, call: pb.Call) -> None:
 
 def _request_of(call: pb.Call, url_bytes_max: int) -> Request:
     """Return the request that says the same. Raises Refused for what could not stand in one, naming the field."""
-    if not frames.is_name(call.target):
+    is_intent = call.target.startswith(INTENT)
+    if not is_intent and not frames.is_name(call.target):
         raise Refused(Reason.UNKNOWN_TARGET, f"call.target: {call.target[:64]!r} is no name of an agent or upstream")
     path = call.operation.removeprefix("/")
     if not _PATH.match(path) or len(path) > url_bytes_max:
@@ -75,7 +82,9 @@ def _request_of(call: pb.Call, url_bytes_max: int) -> Request:
         headers.append((codec.HEADER_DELEGATE, b"%d" % call.delegate_tokens))
     if call.idempotency_key:
         headers.append((b"idempotency-key", call.idempotency_key.encode()))
-    request = Request("POST", f"/{call.target}/{path}", Fields(headers))
+    # Words may be written with percent signs or as they are; in an address there is but one way.
+    place = INTENT + quote(unquote(call.target[len(INTENT) :]), safe="") if is_intent else f"/{call.target}"
+    request = Request("POST", f"{place}/{path}", Fields(headers))
     request.has_body = True
     request.content_length = len(call.payload)
     return request
@@ -85,8 +94,8 @@ class SessionCaller:
     """The `Caller` of one exchange: a Call that waits for its CallReply."""
 
     __slots__ = (
-        "_content_type", "_held", "_http_status", "_is_begun", "_is_paused", "_left", "_retry_after_s", "_target",
-        "call_id", "exchange", "id", "peer", "said", "session",
+        "_content_type", "_held", "_http_status", "_is_begun", "_is_paused", "_left", "_retry_after_s", "_served_by",
+        "_target", "call_id", "exchange", "id", "peer", "said", "session",
     )  # fmt: skip
 
     def __init__(self, session: Session, id: int, target: str) -> None:
@@ -101,6 +110,8 @@ class SessionCaller:
         self._http_status = 0
         self._content_type = ""
         self._retry_after_s: float | None = None
+        self._served_by = ""
+        """Whom the words of the target led to; empty where it was a name."""
         self._left = -1
         """Bytes of the reply that have yet to come; below 0 where its length is not known."""
         self._held = b""
@@ -118,6 +129,8 @@ class SessionCaller:
         for name, value in headers:
             if name == b"content-type":
                 self._content_type = value.decode("latin-1")
+            elif name == _INTENT_TARGET:
+                self._served_by = value.decode("latin-1")
 
     def send_data(self, data: bytes) -> None:
         if self._left >= 0:
@@ -141,6 +154,8 @@ class SessionCaller:
             status = frames.status_of_http(self._http_status, self._target, self._retry_after_s)
         else:
             status.metadata["http_status"] = str(self._http_status)
+        if self._served_by:
+            status.metadata["intent_target"] = self._served_by
         self._end(status)
 
     def half_close(self) -> None:

@@ -11,26 +11,34 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from meshd.api.fields import utc_day
-from meshd.engines.bus_port import KEEP_S
+from meshd.call import Evidence
+from meshd.engines.bus_port import DEAD_KEEP_S, KEEP_S
 from meshd.filters.minting import moved, refused
 from meshd.refusal import Reason, Refused
+from meshd.trace.acts import Actor
 from meshd_sdk import context as codec
 
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
 
+TOKEN_S: Final = KEEP_S + DEAD_KEEP_S
+"""How long the token of an event holds: it may become a dead letter when it is about to go, and be redriven then."""
 _NO_CONTEXT: Final[tuple[None, bytes]] = (None, b"")
 log = logging.getLogger("meshd.api")
 
 
-def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, bytes]:
-    """Return the context that an event is published in, and the token that goes with it. Raises Refused.
+def publisher(mesh: Mesh, agent: str, token: str) -> codec.Context:
+    """Return the context that `agent` publishes an event in. Raises Refused(CONTEXT_INVALID).
 
     Without a token it is that of the agent's shared account, as for calls. Hops then count from 0: events that breed
     events come to an end at the hop limit where their agents pass on what they were handed, else at that account's.
     """
+    return mesh.read(token, agent) if token else own_context(mesh, agent)
+
+
+def token_for_bus(mesh: Mesh, context: codec.Context) -> bytes:
+    """Return the token that goes with an event which is published in a context. Raises Refused: HOP_LIMIT, DEADLINE."""
     wall_s, limits = mesh.wall_clock(), mesh.policy.limits
-    context = mesh.read(token, agent) if token else _own(mesh, agent, wall_s)
     if context.hops >= limits.hops:
         workflow = f"workflow {context.workflow}" if context.workflow else f"the calls charged to {context.account}"
         raise Refused(
@@ -41,7 +49,13 @@ def for_publisher(mesh: Mesh, agent: str, token: str) -> tuple[codec.Context, by
     if context.deadline_s is not None and context.deadline_s <= wall_s:
         raise Refused(Reason.DEADLINE, f"The time of workflow {context.workflow} is over: nothing more is published.")
     sent = moved(context, context.agent, context.hops, (*context.path, context.agent))
-    return context, _minted(mesh, sent, codec.Audience.PEER, wall_s + KEEP_S)
+    return _minted(mesh, sent, codec.Audience.PEER, wall_s + TOKEN_S)
+
+
+def actor_of(context: codec.Context) -> Actor:
+    """Return who acts in a context, as the trace has it."""
+    evidence = Evidence.TOKEN if context.workflow else Evidence.NONE
+    return Actor(context.workflow or context.account, context.agent, context.hops, evidence.value)
 
 
 def for_consumer(mesh: Mesh, agent: str, token: bytes) -> tuple[codec.Context, bytes] | tuple[None, bytes]:
@@ -53,22 +67,38 @@ def for_consumer(mesh: Mesh, agent: str, token: bytes) -> tuple[codec.Context, b
     wall_s = mesh.wall_clock()
     try:
         if not token:
-            context = _own(mesh, agent, wall_s)
+            context = own_context(mesh, agent)
             return context, mesh.issue(context, agent)
         context, audience, _ = codec.verify(token, mesh.keys.ring, now_s=wall_s)
         if audience is not codec.Audience.PEER:
             return _NO_CONTEXT
-        received = moved(context, agent, context.hops + 1, context.path)
+        received = moved(context, agent, context.hops + 1, context.path, policy=mesh.policy)
         return received, mesh.issue(received, agent)
     except (codec.TokenInvalidError, Refused) as error:
         log.warning("an event's context cannot be used: %s", error)
         return _NO_CONTEXT
 
 
-def _own(mesh: Mesh, agent: str, wall_s: float) -> codec.Context:
+def publisher_of(mesh: Mesh, token: bytes) -> codec.Context | None:
+    """Return the context of whoever published an event, from the token that came with it; None where that does not
+    hold."""
+    if not token:
+        return None
+    try:
+        context, audience, _ = codec.verify(token, mesh.keys.ring, now_s=mesh.wall_clock())
+    except codec.TokenInvalidError as error:
+        log.warning("an event's context cannot be used: %s", error)
+        return None
+    if audience is not codec.Audience.PEER:
+        return None
+    # On the bus its path has the publisher at its end already.
+    return moved(context, context.agent, context.hops, context.path[:-1])
+
+
+def own_context(mesh: Mesh, agent: str) -> codec.Context:
     """Return the context of an agent's shared account, as for calls."""
     payer = agent if mesh.policy.limits.names_workflows else mesh.agent
-    return codec.Context("", agent, account=f"unattributed/{payer}/{utc_day(wall_s)}")
+    return codec.Context("", agent, account=f"unattributed/{payer}/{utc_day(mesh.wall_clock())}")
 
 
 def _minted(mesh: Mesh, context: codec.Context, audience: codec.Audience, expires_s: float) -> bytes:

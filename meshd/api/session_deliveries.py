@@ -103,7 +103,7 @@ class Delivery:
         if context is not None and token is not None:
             if call.direction is not _INBOUND:
                 path = (*context.path, context.agent)
-                context = moved(context, self._session.name, context.hops + 1, path)
+                context = moved(context, self._session.name, context.hops + 1, path, policy=call.policy)
             traceparent = minted.get(_TRACEPARENT, b"").decode("ascii")
             evidence = call.evidence.name
             delivery.context.CopyFrom(frames.context_frame(context, token.decode("ascii"), evidence, traceparent))

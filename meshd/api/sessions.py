@@ -144,6 +144,8 @@ class SessionService:
             session.join(wire, pb.ConnectResponse(welcome=welcome), hello)
         finally:
             proxy.leave()
+        if session.is_callable and self._mesh.discovering is not None:
+            self._mesh.discovering.agent_told(session.agent)
         log.info(
             "the agent %s has %s a session (%s)",
             session.name,
@@ -197,6 +199,8 @@ class SessionService:
             if not of_name:
                 del self._by_name[session.name]
                 self._mesh.proxy.dismiss_guest(session.name)
+                if session.is_callable and self._mesh.discovering is not None:
+                    self._mesh.discovering.agent_gone(session.name)
 
     # ------------------------------------------------------------------ as one of the proxy's callers
 

@@ -41,6 +41,15 @@ class Answer(Protocol):
     """What came back of a call that was made."""
 
     @property
+    def status(self) -> int: ...
+
+    @property
+    def headers(self) -> Headers: ...
+
+    @property
+    def trailers(self) -> Headers: ...
+
+    @property
     def body(self) -> bytes: ...
 
     @property
@@ -50,13 +59,16 @@ class Answer(Protocol):
 class Carrying:
     """One for the process, on the loop's thread."""
 
-    def __init__(self, held: HeldCalls, clock: Callable[[], float]) -> None:
-        """`clock` gives unix seconds."""
+    def __init__(
+        self, held: HeldCalls, clock: Callable[[], float], here: Callable[[], tuple[str, int]] = lambda: ("", 0)
+    ) -> None:
+        """`clock` gives unix seconds; `here` the name by which the ledger knows this sidecar, and its epoch."""
         self.held = held
-        self.send: Callable[[str, Headers, bytes, str], Awaitable[Answer]] | None = None
-        """Makes a call: path with its upstream's name before it, header fields, body; the approval that it uses, empty
-        for a call that only asks for a task. Raises Refused."""
+        self.send: Callable[[str, Headers, bytes | None, str], Awaitable[Answer]] | None = None
+        """Makes a call: path with its upstream's name before it, header fields, body (None for a GET); the approval
+        that it uses, empty for a call that only asks for a task. Raises Refused."""
         self._clock = clock
+        self._here = here
         self._running: dict[str, asyncio.Task[None]] = {}
         self._held_here: set[str] = set()
         self._claimed: set[str] = set()
@@ -128,7 +140,7 @@ class Carrying:
         """Claim a call whose caller waits for its stream here, so that nobody else carries it out; False where another
         has it. Raises StoreError."""
         id = kept.call.id
-        is_taken = kept.call.state == ENDED or (kept.call.state == RUNNING and not self.is_lost(kept.call))
+        is_taken = kept.call.state == ENDED or (kept.call.state == RUNNING and not await self.is_lost(kept.call))
         if is_taken or id in self._held_here or not await self._claim(kept, changed_s=kept.call.changed_s):
             return False
         self._held_here.add(id)
@@ -163,14 +175,23 @@ class Carrying:
         if not task.cancelled() and (error := task.exception()) is not None:
             log.error("where a held call stands could not be written down: %s", error)
 
-    def is_lost(self, call: HeldCall) -> bool:
-        """Say whether whoever carried a call out has gone without a word."""
+    async def is_lost(self, call: HeldCall) -> bool:
+        """Say whether whoever carried a call out has gone without a word. Raises StoreError.
+
+        One that was started again is known to be; one that is only silent is taken for it, since it may be slow: that
+        is a guess, and harms nothing, since the approval is used once whoever guesses.
+        """
         if call.id in self._running or call.id in self._held_here:
             return False
-        return self._clock() - max(call.beat_s, call.changed_s) > LOST_S
+        if self._clock() - max(call.beat_s, call.changed_s) > LOST_S:
+            return True
+        return bool(call.holder) and await self.held.has_begun_anew(call.holder, call.epoch)
 
     async def _claim(self, kept: Kept, changed_s: float) -> bool:
-        claimed = msgspec.structs.replace(kept.call, state=RUNNING, beat_s=self._clock(), changed_s=changed_s)
+        holder, epoch = self._here()
+        claimed = msgspec.structs.replace(
+            kept.call, state=RUNNING, beat_s=self._clock(), changed_s=changed_s, holder=holder, epoch=epoch
+        )
         if not await self.held.change(kept, claimed):
             return False
         self._claimed.add(kept.call.id)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
+from meshd.approvals.crowd import Crowd
 from meshd.approvals.deciding import Declined, Why, decided, holds, over
 from meshd.approvals.drafting import draft
 from meshd.approvals.holding import Holding
@@ -92,6 +93,7 @@ class Desk:
         self.line = Line(self.shelf, self._seen)
         self.guard = Guard()
         self.tally = Tally()
+        self.crowd = Crowd()
         self.pending: dict[str, float] = {}
         """Ids that nobody has decided on, as far as is known here, and when they expire."""
         self.sidecar = sidecar
@@ -138,10 +140,13 @@ class Desk:
         """Return the approval that is in force for a call: an earlier one, or a new one that people are told of."""
         now_s = self.clock()
         digest = question.digest
+        full = self.crowd.full(question.agent, self.clean("", question.workflow), now_s)
         if len(self.pending) >= PENDING_MAX:
+            full = f"{PENDING_MAX} approvals wait for a decision already"
+        if full:
             if (known := (await self.shelf.in_force(digest, now_s, question.key))[0]) is not None:
                 return known
-            raise Flooded(f"{PENDING_MAX} approvals wait for a decision already")
+            raise Flooded(full)
         found, is_new = await self.shelf.add(
             lambda id: draft(id, digest, question, now_s, self.clean, self.sidecar), digest, now_s, question.key
         )
@@ -266,20 +271,7 @@ class Desk:
 
     async def decide(self, id: str, key: str, *, approver: str, is_allowed: bool, reason: str) -> Approval:
         """Allow or deny, as whoever has the key; `approver` may be left empty. Raises Declined."""
-        now_s = self.clock()
-        rules = self._rules()
-        wait_s = self.guard.wait_s(now_s) if not is_made(key) else 0.0
-        if wait_s:
-            self.guard.refused += 1
-            raise Declined(Why.LIMITED, f"There were too many wrong keys. Try again in {wait_s:.0f} seconds.")
-        name = approver_of(key, approver, rules.approvers)
-        if not name:
-            self.guard.wrong()
-            log.warning(
-                "a decision on the approval %s came with a wrong key", id, extra={"fields": {"as": approver[:64]}}
-            )
-            known = "there are none in this policy" if not rules.approvers else "the policy names them"
-            raise Declined(Why.KEY, f"No approver{f' {approver[:64]}' if approver else ''} has this key; {known}.")
+        rules, name = self._rules(), self.approver(key, approver, of=f"the approval {id}")
         for _ in range(TRIES_MAX):
             found = await self._known(id)
             if name == rules.owner and found.approval.agent == rules.agent:
@@ -294,6 +286,25 @@ class Desk:
                 return await self._has_changed(changed)
         raise Declined(Why.BUSY, "Others keep changing this approval. Try again.")
 
+    def has_approvers(self) -> bool:
+        """Say whether the policy names somebody who may decide."""
+        return bool(self._rules().approvers)
+
+    def approver(self, key: str, approver: str = "", *, of: str = "the catalogue") -> str:
+        """Return whose key it is, which is to decide on `of`; of `approver`, where that is said. Raises Declined."""
+        approvers = self._rules().approvers
+        wait_s = self.guard.wait_s(self.clock()) if not is_made(key) else 0.0
+        if wait_s:
+            self.guard.refused += 1
+            raise Declined(Why.LIMITED, f"There were too many wrong keys. Try again in {wait_s:.0f} seconds.")
+        name = approver_of(key, approver, approvers)
+        if not name:
+            self.guard.wrong()
+            log.warning("a decision on %s came with a wrong key", of, extra={"fields": {"as": approver[:64]}})
+            known = "the policy names them" if approvers else "there are none in this policy"
+            raise Declined(Why.KEY, f"No approver{f' {approver[:64]}' if approver else ''} has this key; {known}.")
+        return name
+
     async def cancel(self, id: str, why: str) -> Approval:
         """Take a question back, or what was allowed and not used. Raises Declined."""
         for _ in range(TRIES_MAX):
@@ -301,9 +312,8 @@ class Desk:
             state = found.approval.state_at(self.clock())
             if (state, Event.CANCEL) not in TABLE:
                 raise Declined(Why.OVER, over(found.approval, state))
-            changed = msgspec.structs.replace(
-                found.approval.after(Event.CANCEL, self.clock()), cancelled_for=why[:1000]
-            )
+            cancelled = found.approval.after(Event.CANCEL, self.clock()).emptied()
+            changed = msgspec.structs.replace(cancelled, cancelled_for=why[:1000])
             if await self.shelf.change(found, changed):
                 return await self._has_changed(changed)
         raise Declined(Why.BUSY, "Others keep changing this approval. Try again.")
@@ -321,8 +331,8 @@ class Desk:
             fits = (one for one in some if workflow is None or one.workflow == workflow)
             chosen += [one for one in fits if state is None or one.state_at(now_s) is state]
             if len(chosen) > 4 * limit:
-                chosen = sorted(chosen, key=_newest_first)[:limit]
-        return sorted(chosen, key=_newest_first)[:limit]
+                chosen = sorted(chosen, key=lambda one: -one.asked_s)[:limit]
+        return sorted(chosen, key=lambda one: -one.asked_s)[:limit]
 
     # ------------------------------------------------------------------ within
 
@@ -339,7 +349,7 @@ class Desk:
         """Note that the time of an approval is over: it is over whether or not that is noted."""
         if found.approval.state not in (State.PENDING, State.APPROVED):
             return
-        lapsed = found.approval.after(Event.LAPSE, self.clock())
+        lapsed = found.approval.after(Event.LAPSE, self.clock()).emptied()
         if await self.shelf.change(found, lapsed):
             await self._has_changed(lapsed)
 
@@ -356,6 +366,7 @@ class Desk:
 
     def _seen(self, found: Found) -> None:
         approval = found.approval
+        self.crowd.note(approval, self.clock())
         if approval.state is State.PENDING:
             self.pending[approval.id] = approval.expires_s
         else:
@@ -387,7 +398,3 @@ def _look_whether_sent(found: Found | None, key: str) -> None:
 def _ring(future: asyncio.Future[Found | None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _newest_first(approval: Approval) -> float:
-    return -approval.asked_s

@@ -2,8 +2,8 @@
 
 A record stands beside the approval, under its id. What it takes to make the call again is in it, and no credential:
 those come with whoever asks for the task. Once it was allowed, one sidecar claims the call, carries it out and writes
-the answer down. It beats while it does: a claim that beats no more was of a sidecar that ended, and whether the call
-was carried out is then what its approval says (used, or not).
+the answer down. It beats while it does: a claim that beats no more, or whose sidecar has begun another epoch since, was
+of one that ended, and whether the call was carried out is then what its approval says (used, or not).
 
 Long bodies stand in pieces, the pieces before the record: a record never names what is not there.
 """
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshd.engines.port import Change
+from meshd.ledger.desk import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,6 +73,11 @@ class HeldCall(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why there is no answer, for good."""
     other: str = ""
     """The id of the upstream's own task, where it made one that was not over."""
+    binding: str = "jsonrpc"
+    """Of A2A, how it came: see `meshd.call.Rpc`."""
+    holder: str = ""
+    epoch: int = 0
+    """Who carries it out: a sidecar as the ledger knows it, and which of its starts. Empty where nobody said."""
     version: int = 1
 
 
@@ -149,6 +155,10 @@ class HeldCalls:
                 changes.append(Change(SPACE, id, msgspec.json.encode(call), kept.version))
         if changes:
             await self._shelf.store.write(changes)
+
+    async def has_begun_anew(self, holder: str, epoch: int) -> bool:
+        """See `meshd.ledger.desk.Desk.has_begun_anew`."""
+        return await Desk(self._shelf.store).has_begun_anew(holder, epoch)
 
     async def forget(self, id: str) -> None:
         """Delete the call of an approval that is forgotten too, and what a crash has left of one."""

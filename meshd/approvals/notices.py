@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from meshd.approvals.crowd import Crowd
 from meshd.approvals.held_calls import HeldCalls
 from meshd.approvals.record import Damaged
 from meshd.approvals.state import State
@@ -38,6 +39,8 @@ RETRY_S_MAX: Final = 30.0
 SWEEP_S: Final = 60.0
 KEEP_S: Final = 7 * 86_400.0
 """How long an approval is kept after it is over."""
+KEEP_ABANDONED_S: Final = 86_400.0
+"""How long one that nobody decided on, and nobody will."""
 TYPE: Final = "io.meshd.approval."
 """Before what has happened, in the `type` of a notice."""
 
@@ -206,12 +209,16 @@ class Notices:
         """Note what has expired, tell what is owed, forget what is long over, count what waits."""
         desk, now_s = self._desk, self._desk.clock()
         pending: dict[str, float] = {}
+        crowd = Crowd()
         await desk.line.watch()
         async for page in desk.shelf.all():
             for _, found in page:
-                if found is not None and await self._looked_at(found, now_s):
+                if found is None:
+                    continue
+                crowd.note(found.approval, now_s)
+                if await self._looked_at(found, now_s):
                     pending[found.approval.id] = found.approval.expires_s
-        desk.pending = pending
+        desk.pending, desk.crowd = pending, crowd
 
     async def _looked_at(self, found: Found, now_s: float) -> bool:
         """Do for one approval what is due; return whether it waits for people."""
@@ -220,7 +227,10 @@ class Notices:
             await self._desk.lapse(found)
             return False
         is_open = state in (State.PENDING, State.APPROVED)
-        if not is_open and now_s > max(approval.ended_s, approval.expires_s) + KEEP_S:
+        is_abandoned = state in (State.CANCELLED, State.EXPIRED) and not approval.decisions
+        # Of what was taken back the time in which somebody would have decided means nothing.
+        ended_s = approval.ended_s if is_abandoned else max(approval.ended_s, approval.expires_s)
+        if not is_open and now_s > ended_s + (KEEP_ABANDONED_S if is_abandoned else KEEP_S):
             await HeldCalls(self._desk.shelf).forget(approval.id)
             await self._desk.shelf.forget(found)
             return False

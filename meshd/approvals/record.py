@@ -76,6 +76,8 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the arguments as they are sent."""
     is_cut: bool = False
     """More of the arguments is sent than is shown."""
+    is_emptied: bool = False
+    """Its arguments are not kept any more: nobody decided, and nobody will."""
     hidden: int = 0
     """How many places of the arguments are not shown, since they look like secrets."""
     also: tuple[str, ...] = ()
@@ -119,6 +121,13 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
         expires_s = now_s + self.lasts_s if event is Event.GRANT else self.expires_s
         return msgspec.structs.replace(self, state=state, ended_s=ended_s, expires_s=expires_s)
 
+    def emptied(self) -> Approval:
+        """Return it without what was to be shown of the call, which will never go out; the digest says what it was.
+        What somebody has decided on is kept whole, for whoever asks what that was."""
+        if self.decisions:
+            return self
+        return msgspec.structs.replace(self, arguments="", fields={}, said="", is_emptied=bool(self.arguments_bytes))
+
     def state_at(self, now_s: float) -> State:
         """Return where it stands, whether or not anybody has noted that its time is over."""
         if self.state in (State.PENDING, State.APPROVED) and now_s >= self.expires_s:
@@ -126,10 +135,10 @@ class Approval(msgspec.Struct, frozen=True, omit_defaults=True):
         return self.state
 
     def is_sending(self, key: str, now_s: float) -> bool:
-        """Say whether the very call that has `key` has used it a moment ago, perhaps at another sidecar, and nobody has
-        noted yet how that ended."""
+        """Say whether the very call that has `key` has used it a moment ago, perhaps at another sidecar, and it is not
+        noted that this failed: where it went well, its answer is there for whoever made the same call."""
         is_its = bool(key) and self.state is State.USED and self.used_key == key
-        return is_its and not self.outcome and now_s < self.ended_s + SENDING_S
+        return is_its and self.outcome[:1] in ("", "2", "3") and now_s < self.ended_s + SENDING_S
 
     @property
     def allowed_by(self) -> tuple[str, ...]:

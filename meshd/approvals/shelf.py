@@ -70,7 +70,8 @@ class Shelf:
         return found
 
     async def in_force(self, digest: str, now_s: float, key: str = "") -> tuple[Found | None, int, str]:
-        """Return the approval that is in force for a call, the version of its index, and the id that this names.
+        """Return the approval that is in force for a call, the version of its index, and the id that this names where
+        no record stands under it yet.
 
         One that is pending, or allowed and not used, is in force until its time is over; so is a denial, lest who was
         told no asks until somebody says yes, and one that a call with `key` is being sent with. Anything else must be
@@ -84,17 +85,17 @@ class Shelf:
             found = await self.read(id)
         except Damaged as error:
             log.error("%s: the call must ask anew", error)
-            return None, index.version, id
+            return None, index.version, ""
         if found is None:
             return None, index.version, id
         approval = found.approval
         if approval.digest != digest:
             log.error("the approval %s is not of the call that its index names: the call must ask anew", id)
-            return None, index.version, id
+            return None, index.version, ""
         is_denial = approval.state is State.DENIED and now_s < approval.expires_s
         if approval.state_at(now_s) in _IN_FORCE or is_denial or approval.is_sending(key, now_s):
-            return found, index.version, id
-        return None, index.version, id
+            return found, index.version, ""
+        return None, index.version, ""
 
     async def add(
         self, draft: Callable[[str], Approval], digest: str, now_s: float, key: str = ""
@@ -104,19 +105,16 @@ class Shelf:
             found, version, id = await self.in_force(digest, now_s, key)
             if found is not None:
                 return found, False
-            if not version or not await self._is_free(id):
+            if not id:
                 id = new_id(self._random)
                 if not (await self.store.write([Change(INDEX, digest, id.encode(), version)]))[0]:
                     continue
+            # Where an index names it, whoever chose it may be writing it this very moment: one of both does.
             approval = draft(id)
             is_made = (await self.store.write([Change(SPACE, id, encode(approval), 0)]))[0]
             if is_made and (made := await self.read(id)) is not None:
                 return made, True
         raise Busy(f"the approval of one call was changed by others {TRIES_MAX} times in a row")
-
-    async def _is_free(self, id: str) -> bool:
-        """Say whether an index names an approval that was never written."""
-        return id not in await self.store.read(SPACE, (id,))
 
     async def change(self, found: Found, approval: Approval) -> bool:
         """Put an approval in the place of what was found; False where that has changed since."""

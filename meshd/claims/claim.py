@@ -36,8 +36,8 @@ class Claim:
     """The ticket of one claimed call, and what those who made the same call wait on."""
 
     __slots__ = ("_waiting", "answer", "call", "ended_s", "event", "fingerprint", "has_run", "identity", "is_durable",
-                 "is_held", "is_logged", "is_orphaned", "is_uncertain", "key", "nonce", "owner", "settings", "tape",
-                 "version")  # fmt: skip
+                 "is_held", "is_logged", "is_orphaned", "is_uncertain", "is_withdrawn", "key", "nonce", "owner",
+                 "settings", "tape", "version")  # fmt: skip
 
     def __init__(
         self, owner: Owner, call: Call, settings: Any, tape: Tape, *, identity: str = "", fingerprint: bytes = b""
@@ -64,6 +64,8 @@ class Claim:
         """An attempt of it may have been carried out."""
         self.is_orphaned = False
         """Its caller has hung up, and it goes on for one who asks again."""
+        self.is_withdrawn = False
+        """Its call was answered with a task, and is made by whoever carries that out."""
         self.event: Event | None = None
         """How it ended; None while it is under way."""
         self.answer: Answer | None = None
@@ -92,8 +94,16 @@ class Claim:
         """Return the ticket of an attempt that goes out."""
         return Attempted(self)
 
+    def withdraw(self) -> None:
+        """The call will not go out itself, though its caller waits on: whoever makes it in its place has the claim."""
+        self.is_withdrawn = True
+        self.call.claim = None
+        self.owner.ended(self, Event.RELEASED)
+
     def settle(self, outcome: Outcome) -> None:
         """See `Ticket.settle`."""
+        if self.is_withdrawn:
+            return
         tape = self.tape
         # A claim in memory logs no attempt: what came whole was carried out, and what did not is released anyway.
         has_run = self.has_run or not self.identity

@@ -165,9 +165,8 @@ class Shelf:
             return record.epoch != self.epoch or not is_known(record.nonce)
         if not self.is_shared:
             return True  # Only this process may have the store.
-        _, known = await Desk(self.store).holder(record.holder)
-        if known is not None and known.epoch > record.epoch:
-            return True  # It has been started again, and the ledger knows that.
+        if await Desk(self.store).has_begun_anew(record.holder, record.epoch):
+            return True
         sign = (await self.store.read(HOLDERS, (record.holder,))).get(record.holder)
         version = 0 if sign is None else sign.version
         now_s = self._clock()

@@ -25,6 +25,15 @@ COMMANDS: dict[str, Entry] = {
     "exec": Entry("meshd.cli.exec", "command", "Run a program with all its calls in one workflow."),
     "budget": Entry("meshd.cli.budget", "command", "Show the accounts of a running daemon, top them up, close them."),
     "approvals": Entry("meshd.cli.approvals", "command", "Show what people are asked to allow, and decide on it."),
+    "trace": Entry("meshd.cli.trace", "command", "Show what a workflow did, verify it, replay it, export it."),
+    "tools": Entry(
+        "meshd.cli.catalogue", "tools", "Show the tools that can be called, search them, approve changed ones."
+    ),
+    "agents": Entry("meshd.cli.catalogue", "agents", "Show the agents that can be called, and what they can do."),
+    "prompts": Entry("meshd.cli.prompts", "command", "Keep prompts: add versions, test them, move labels, roll back."),
+    "route": Entry("meshd.cli.route", "command", "Say which agent serves what somebody wants, and why."),
+    "events": Entry("meshd.cli.events", "command", "Show topics, groups and dead letters; publish, follow, redrive."),
+    "state": Entry("meshd.cli.state", "command", "Read and write what agents share, as one of them."),
     "check": Entry("meshd.cli.check", "command", "Name every problem of policy documents, by line and column."),
     "explain": Entry("meshd.cli.explain", "command", "Say what each filter would do with a request, and why."),
     "tokens": Entry("meshd.cli.tokens", "command", "Say how many tokens a request would reserve, and how it is known."),

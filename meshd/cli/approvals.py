@@ -76,16 +76,16 @@ def command(ctx: click.Context, is_json: bool, home: Path | None, state: str, fo
         _told(lambda: _follow(home, state, is_json=is_json) if follow else _list(home, state, is_json=is_json))
 
 
-@command.command("show")
+@command.command("show", epilog="Example: meshd approvals show k7x2-m9qr-tzab")
 @click.argument("id", metavar="ID")
 @_shared
 @click.pass_context
 def show(ctx: click.Context, id: str, is_json: bool, home: Path | None) -> None:
-    """Show one approval in full: what would be sent, what it may cost, who decides and who has."""
+    """Show one approval in full. That is what would be sent, what it may cost, who decides and who has."""
     _told(lambda: _print(_client(home or ctx.obj).get(_path(id)), is_json=is_json))
 
 
-@command.command("approve")
+@command.command("approve", epilog="Example: meshd approvals approve k7x2-m9qr-tzab --key-file ~/.ana.key")
 @click.argument("id", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Why, for whoever reads the trace.")
 @_keyed
@@ -98,7 +98,7 @@ def approve(
     _decide(home or ctx.obj, id, "approve", {"reason": reason, "approver": approver}, key_file, is_json=is_json)
 
 
-@command.command("deny")
+@command.command("deny", epilog='Example: meshd approvals deny k7x2-m9qr-tzab --reason "wrong customer"')
 @click.argument("id", metavar="ID")
 @click.option("--reason", required=True, metavar="TEXT", help="Why: the agent is told.")
 @_keyed
@@ -111,7 +111,7 @@ def deny(
     _decide(home or ctx.obj, id, "deny", {"reason": reason, "approver": approver}, key_file, is_json=is_json)
 
 
-@command.command("cancel")
+@command.command("cancel", epilog="Example: meshd approvals cancel k7x2-m9qr-tzab")
 @click.argument("id", metavar="ID")
 @click.option("--reason", default="", metavar="TEXT", help="Why.")
 @_shared
@@ -121,7 +121,7 @@ def cancel(ctx: click.Context, id: str, reason: str, is_json: bool, home: Path |
     _told(lambda: _print(_client(home or ctx.obj).post(f"{_path(id)}/cancel", {"reason": reason}), is_json=is_json))
 
 
-@command.command("key")
+@command.command("key", epilog="Example: meshd approvals key ana")
 @click.argument("name", metavar="NAME")
 @click.option("--json", "is_json", is_flag=True, help="Print JSON.")
 def key(name: str, is_json: bool) -> None:
@@ -234,11 +234,12 @@ def _client(home: Path | None) -> AdminClient:
 def _told(work: Callable[[], None]) -> None:
     """Do it; whatever keeps the daemon from doing it is said in one line."""
     from meshd.cli.admin_client import AdminProblem
+    from meshd.cli.api_client import ApiProblem
     from meshd.config import ConfigError
 
     try:
         work()
-    except (AdminProblem, ConfigError) as error:
+    except (AdminProblem, ApiProblem, ConfigError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
         raise click.exceptions.Exit(130) from None

@@ -107,7 +107,10 @@ def _arguments(approval: dict[str, Any]) -> list[str]:
         lines += ["Header fields:", *(f"  {visible(name)}: {visible(one)}" for name, one in approval["fields"].items())]
     size = approval["arguments_bytes"]
     lines.append(f"Arguments ({size:,} bytes):" if size else "No arguments.")
-    lines += [f"  {one}" for one in visible(approval["arguments"]).split("\n")] if size else []
+    if approval.get("is_emptied"):
+        lines.append("  They are not kept any more, since nobody decided in time; the digest says what they were.")
+    else:
+        lines += [f"  {one}" for one in visible(approval["arguments"]).split("\n")] if size else []
     if approval["is_cut"]:
         lines.append("NOT ALL OF IT IS SHOWN: there is more than can be kept. What is not shown would be sent too.")
     if approval["hidden"]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.cli.admin_client import AdminClient
+    from meshd.cli.exec_daemon import Place
 
 PAGE = 200
 """Accounts asked for at once: the daemon makes a page between two calls of its agent, in some milliseconds."""
@@ -68,12 +69,12 @@ def command(ctx: click.Context, is_json: bool, home: Path | None, rows: int, is_
         _told(lambda: _list(home, is_json=is_json, rows=ACCOUNTS_MAX if is_all else rows))
 
 
-@command.command("show")
+@command.command("show", epilog="Example: meshd budget show report-42")
 @click.argument("account", metavar="ID")
 @_shared
 @click.pass_context
 def show(ctx: click.Context, account: str, is_json: bool, home: Path | None) -> None:
-    """Show one account: its limit, what was used, who holds what of it."""
+    """Show one account: its limit, what was used, who holds it."""
 
     def run() -> None:
         from meshd.cli.budget_text import account_text
@@ -84,13 +85,13 @@ def show(ctx: click.Context, account: str, is_json: bool, home: Path | None) -> 
     _told(run)
 
 
-@command.command("top-up")
+@command.command("top-up", epilog="Example: meshd budget top-up report-42 50k, or meshd budget top-up report-42 '$5'")
 @click.argument("account", metavar="ID")
 @click.argument("amount", type=Amount(), metavar="AMOUNT")
 @_shared
 @click.pass_context
 def top_up(ctx: click.Context, account: str, amount: dict[str, object], is_json: bool, home: Path | None) -> None:
-    """Let an account spend more: AMOUNT is tokens (50000, 50k, 2M) or dollars ('$5', 5usd).
+    """Let an account spend more. AMOUNT is tokens (50000, 50k, 2M) or dollars ('$5', 5usd).
 
     It comes on top of whatever the policy says, now and after a reload, and cannot be taken back. An account that
     nobody has used yet can be topped up too.
@@ -101,16 +102,16 @@ def top_up(ctx: click.Context, account: str, amount: dict[str, object], is_json:
     _order(home or ctx.obj, "top-up", {"id": id, **amount}, is_json=is_json)
 
 
-@command.command("close")
+@command.command("close", epilog="Example: meshd budget close report-42")
 @click.argument("account", metavar="ID")
 @_shared
 @click.pass_context
 def close(ctx: click.Context, account: str, is_json: bool, home: Path | None) -> None:
-    """Let an account spend no more: calls in flight end as they would, new ones are refused."""
+    """Let an account spend no more. Calls in flight end as they would, new ones are refused."""
     _order(home or ctx.obj, "close", {"id": _named(account)}, is_json=is_json)
 
 
-@command.command("reopen")
+@command.command("reopen", epilog="Example: meshd budget reopen report-42")
 @click.argument("account", metavar="ID")
 @_shared
 @click.pass_context
@@ -119,14 +120,14 @@ def reopen(ctx: click.Context, account: str, is_json: bool, home: Path | None) -
     _order(home or ctx.obj, "reopen", {"id": _named(account)}, is_json=is_json)
 
 
-@command.command("write-off")
+@command.command("write-off", epilog="Example: meshd budget write-off report-42 HOLDER")
 @click.argument("account", metavar="ID")
 @click.argument("holder", metavar="HOLDER")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @_shared
 @click.pass_context
 def write_off(ctx: click.Context, account: str, holder: str, yes: bool, is_json: bool, home: Path | None) -> None:
-    """Count as spent what a sidecar that will not come back has on lease.
+    """Count as spent what a lost sidecar has on lease.
 
     A sidecar takes tokens on lease and spends them without asking. One that is gone for good keeps them from everybody
     else; nobody but an operator can know that it is gone, and nobody can know what it has spent. So all of it counts
@@ -151,7 +152,7 @@ def write_off(ctx: click.Context, account: str, holder: str, yes: bool, is_json:
     _told(run)
 
 
-@command.command("call")
+@command.command("call", epilog="Example: meshd budget call 3f9c01d2a4b6-17")
 @click.argument("call", metavar="CALL_ID")
 @_shared
 @click.pass_context
@@ -225,6 +226,13 @@ def _told(work: Callable[[], None]) -> None:
 def _client(home: Path | None) -> AdminClient:
     """Return the admin port of the daemon that runs. Raises ClickException where none does."""
     from meshd.cli.admin_client import AdminClient
+
+    place = daemon_of(home)
+    return AdminClient(place.running.admin, place.home)
+
+
+def daemon_of(home: Path | None) -> Place:
+    """Return the daemon that runs. Raises ClickException where none does."""
     from meshd.cli.exec_daemon import find
     from meshd.config import from_environment
 
@@ -235,7 +243,7 @@ def _client(home: Path | None) -> AdminClient:
         config = replace(config, home=home)
     place = find(config, environ)
     if place is not None:
-        return AdminClient(place.running.admin, place.home)
+        return place
     where = f"in the state directory {config.home}"
     if environ.get("MESHD_LISTEN"):
         where = f"at {config.listen} (MESHD_LISTEN), nor {where}"

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from meshd.policy.compiled import Policy
+    from collections.abc import Sized
+
+    from meshd.policy.compiled import Policy, Upstream
     from meshd.policy.problem import Problem
 
 
@@ -41,6 +43,12 @@ def command(
     Several files, or a directory with *.yaml files, are one policy: their upstreams are united and their rules
     follow each other. Exits with 0 where the policy loads, with 1 where it does not. Warnings go to standard error
     and change nothing.
+
+    \b
+    Examples:
+      meshd check policy.yaml
+      meshd check team.yaml agents.d
+      meshd check --json policy.yaml
     """
     from meshd.policy.document import LoadError, Overrides, load
 
@@ -52,24 +60,39 @@ def command(
         else:
             for problem in error.problems:
                 click.echo(str(problem))
-            count = len(error.problems)
-            click.echo(f"{count} problem{'s' if count != 1 else ''}", err=True)
+            click.echo(_counted(error.problems, "problem"), err=True)
         ctx.exit(1)
     if is_json:
         click.echo(json.dumps({"ok": True, "problems": [], **policy_fields(policy)}, indent=2))
         return
     for warning in policy.warnings:
         click.echo(f"warning: {warning}", err=True)
-    rules = len(policy.rules)
-    click.echo(
-        f"{policy.source}: fine. {len(policy.upstreams)} upstreams, {rules} rule{'s' if rules != 1 else ''}, "
-        f"{len(policy.warnings)} warning{'s' if len(policy.warnings) != 1 else ''}"
+    counts = (
+        _counted(policy.upstreams, "upstream"),
+        _counted(policy.rules, "rule"),
+        _counted(policy.warnings, "warning"),
     )
+    click.echo(f"{policy.source}: fine. {', '.join(counts)}")
+
+
+def _counted(things: Sized, noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
 
 
 def problem_fields(problem: Problem) -> dict[str, object]:
     """Return a problem as JSON has it."""
     return problem._asdict()
+
+
+def _upstream_fields(upstream: Upstream) -> dict[str, object]:
+    fields: dict[str, object] = {"kind": upstream.kind.value, "dialect": upstream.dialect, "url": upstream.url}
+    if upstream.process is not None:
+        from meshd.bridge.sandbox import words
+
+        fields["confined"] = words(upstream.process)
+    elif upstream.is_sse:
+        fields["transport"] = "sse"
+    return fields
 
 
 def policy_fields(policy: Policy) -> dict[str, object]:
@@ -78,9 +101,7 @@ def policy_fields(policy: Policy) -> dict[str, object]:
         "agent": policy.agent,
         "digest": policy.digest,
         "source": policy.source,
-        "upstreams": {
-            u.name: {"kind": u.kind.value, "dialect": u.dialect, "url": u.url} for u in policy.upstreams.values()
-        },
+        "upstreams": {u.name: _upstream_fields(u) for u in policy.upstreams.values()},
         "rules": [rule.name for rule in policy.rules],
         "warnings": list(policy.warnings),
     }

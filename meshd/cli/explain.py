@@ -42,6 +42,11 @@ def command(
 ) -> None:
     """Say what each filter would do with REQUEST under the policy FILE, and why. Nothing is sent.
 
+    \b
+    Examples:
+      meshd explain policy.yaml request.http
+      meshd explain policy.yaml call.json --agent researcher
+
     REQUEST is a file (or - for standard input) with one HTTP/1.1 request, or with a JSON document:
 
     \b
@@ -108,6 +113,14 @@ def _verdict(explained: Explained) -> str:
         path = path_to_send(call, b"" if call.upstream.key_header is not None else None)
     except Refused as sealed:
         return f"The call is refused: {sealed.status} {sealed.reason.value}: {sealed.message}"
+    if call.upstream.process is not None:
+        from meshd.bridge.sandbox import words
+
+        where = f"the server that meshd starts: {redact.text(call.upstream.process.command[0])}, "
+        where += words(call.upstream.process)
+        if any(step.verdict == "hold" for step in explained.steps):
+            return f"The call waits until a person has allowed it, and then goes to {where}."
+        return f"The call goes to {where}."
     address = redact.text(f"{call.upstream.scheme}://{call.upstream.authority.decode()}{path}")
     if any(step.verdict == "hold" for step in explained.steps):
         return f"The call waits until a person has allowed it, and then goes to {address}."

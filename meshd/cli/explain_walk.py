@@ -13,8 +13,11 @@ from meshd.assembly import build_chain
 from meshd.call import Call, Direction, NeedBody, Reply, Target, Wait
 from meshd.chain import FILTERS, settle
 from meshd.daemon import app_upstream
+from meshd.dialects.a2a import CARD
 from meshd.dialects.jsonrpc import MESSAGE
+from meshd.dialects.scatter import Scatter
 from meshd.filters.bounds import Bounds
+from meshd.intent.resolver import Resolver
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.outcome import Outcome, Verdict
@@ -25,10 +28,13 @@ from meshd.telemetry import redact
 from meshd.tokens.counter import Counter
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.chain import Chain
     from meshd.cli.explain_request import Asked
     from meshd.filters.contract import Ticket
     from meshd.policy.compiled import Policy
+    from meshd.proxy.arrival import Intents
     from meshd.wire.message import Request
 
 APP_STAND_IN = "http://127.0.0.1:9"
@@ -56,8 +62,9 @@ class Explained(NamedTuple):
 class _Here:
     """A door that leads nowhere."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, speaker: Callable[[Call], str]) -> None:
         self.book = AddressBook(policy, app_upstream(APP_STAND_IN))
+        self.intents: Intents | None = Resolver(lambda: self.book, speaker)
 
 
 async def explain(
@@ -80,7 +87,10 @@ async def explain(
         call = _call(policy, request, Direction.INBOUND if is_inbound else Direction.OUTBOUND)
         steps: list[Step] = []
         try:
-            refused = _read(policy, call, asked, request, steps) or await _walk(chain, call, asked.body, steps, told)
+            door = _Here(policy, chain.context.speaker)
+            refused = _read(policy, door, call, asked, request, steps)
+            if refused is None and not isinstance(call.dialect, Scatter):
+                refused = await _walk(chain, call, asked.body, steps, told)
         finally:
             await ledger.close()
             counter.close()
@@ -106,12 +116,16 @@ def _call(policy: Policy, request: Request, direction: Direction) -> Call:
     return call
 
 
-def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: list[Step]) -> Refused | None:
+def _read(policy: Policy, door: _Here, call: Call, asked: Asked, request: Request, steps: list[Step]) -> Refused | None:
     """Find out where the call goes and what its body asks for, as the proxy does before the chain."""
     try:
-        _locate(policy, call, request, steps)
+        _locate(door, call, request, steps)
     except Refused as refused:
         return _refuse(steps, "address", refused)
+    if isinstance(call.dialect, Scatter):
+        words = f"the same for {', '.join(call.dialect.targets)}: a call of its own to each, explained by its name"
+        steps.append(Step("body", "answer", words))
+        return None
     if call.upstream is None or call.dialect is PLAIN:
         steps.append(Step("body", "pass", "streams by unread"))
         return None
@@ -126,6 +140,9 @@ def _read(policy: Policy, call: Call, asked: Asked, request: Request, steps: lis
         if operation == MESSAGE:
             read_message(call, asked.body, request.fields)
             steps.append(Step("body", "pass", _words_of(call)))
+            return None
+        if operation == CARD:
+            steps.append(Step("body", "pass", "asks for the agent's card, whose addresses are led here"))
             return None
         ask = call.dialect.read(operation, asked.body, call.path, call.headers)
     except Refused as refused:
@@ -157,11 +174,14 @@ def _words_of(call: Call) -> str:
     return words
 
 
-def _locate(policy: Policy, call: Call, request: Request, steps: list[Step]) -> None:
-    is_tunnel = arrive(_Here(policy), call, request)
+def _locate(door: _Here, call: Call, request: Request, steps: list[Step]) -> None:
+    is_tunnel = arrive(door, call, request)
     upstream, name = call.upstream, call.target.name
     words = f"{upstream.kind.value} {name}" if upstream else f"{name}: no upstream of this name"
     words += ", a tunnel" if is_tunnel else ""
+    words += "".join(
+        f", {name.decode().removeprefix('x-meshd-')} {value.decode()}" for name, value in call.reply_headers
+    )
     steps.append(Step("address", "pass", f"{words}, {call.method} {redact.text(call.path)}"))
 
 

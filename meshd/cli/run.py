@@ -40,9 +40,11 @@ Then, for the SDKs of OpenAI, Anthropic, Gemini and Ollama:
 
 \b
 SIGHUP reads the policy anew, SIGTERM and Ctrl-C drain, a second one ends at once.
-Other settings come from the environment: MESHD_HOME, MESHD_STORE, MESHD_BUS, MESHD_INBOUND, MESHD_API,
-MESHD_ADMIN, MESHD_METRICS, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_TLS_CERT, MESHD_TLS_KEY,
-MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
+Settings come from the environment, too: MESHD_HOME, MESHD_POLICY, MESHD_LISTEN, MESHD_INBOUND, MESHD_APP,
+MESHD_API, MESHD_ADMIN, MESHD_METRICS, MESHD_AGENT, MESHD_HOPS, MESHD_STORE, MESHD_BUS, MESHD_MESH_KEY,
+MESHD_LABELS, MESHD_TLS_CERT, MESHD_TLS_KEY, MESHD_TRACE, MESHD_TRACE_KEEP, MESHD_TRACE_BYTES, MESHD_LOG,
+MESHD_LOG_FORMAT, MESHD_OTLP_ENDPOINT, MESHD_SAMPLE_RATIO, MESHD_DRAIN, MESHD_LOOP; and EVENT_BUS_URL,
+AGENT_ROLE, MAX_RECURSION_DEPTH for MESHD_BUS, MESHD_AGENT, MESHD_HOPS. docs/settings.md says what each means.
 """
 
 
@@ -68,10 +70,21 @@ MESHD_LOG, MESHD_LOG_FORMAT, MESHD_DRAIN, MESHD_LOOP.
     metavar="NAME=URL[,dialect=D]",
     help="Add an upstream; may be given again.",
 )
-@click.option("--store", metavar="URL", help="Engine of the store: redis://, nats://, postgres://. [default: embedded]")
-@click.option("--bus", metavar="URL", help="Engine of the bus: sqlite:, memory:. [default: embedded]")
+@click.option(
+    "--store",
+    metavar="URL",
+    help="Engine of the store: redis://, nats://, postgres://, dynamodb://. [default: embedded, SQLite]",
+)
+@click.option(
+    "--bus",
+    metavar="URL",
+    help="Engine of the bus: redis://, nats://, amqp://, kafka://. [default: embedded, SQLite]",
+)
 @click.option("--mesh-key", type=click.Path(path_type=Path), help="Keys that sign contexts. [default: made at start]")
 @click.option("--agent", metavar="NAME", help="Name of the agent beside this sidecar. [default: the policy's]")
+@click.option(
+    "--trace", metavar="MODE", help="Keep the trace: fast, durable (waits for a sync), or off. [default: fast]"
+)
 @click.option("--accept-unenforced", is_flag=True, help="Take a policy that asks for what this build cannot enforce.")
 @click.option("--quiet", is_flag=True, help="Print nothing but logs.")
 def command(
@@ -84,6 +97,7 @@ def command(
     bus: str | None,
     mesh_key: Path | None,
     agent: str | None,
+    trace: str | None,
     accept_unenforced: bool,
     quiet: bool,
 ) -> None:
@@ -108,6 +122,7 @@ def command(
             bus=bus,
             mesh_key=mesh_key,
             agent=agent,
+            trace=trace,
             accept_unenforced=accept_unenforced or None,
             **said,
         )
@@ -188,6 +203,11 @@ def banner(daemon: Daemon) -> str:
             lines.append(f"  export {variable}={base}/{named}")
     if base != _SDK_URL:
         lines.append(f"  export MESHD_URL={base}  # where meshd_sdk.instrument() carries contexts to")
+    if policy.gateway is not None:
+        lines.append(f"  MCP clients: {base}/{policy.gateway.name}  # the tools of all MCP servers")
+    agents = [name for name, upstream in policy.upstreams.items() if upstream.kind.value == "agent"]
+    if agents:
+        lines.append(f"  other agents: {base}/{agents[0]}/... by name, {base}/intent/<words>/... by what is wanted")
     lines += [
         "or let it be set up for one run:  meshd exec -- python agent.py",
         f"Upstreams: {', '.join(policy.upstreams) or 'none'}",
@@ -195,7 +215,9 @@ def banner(daemon: Daemon) -> str:
     if daemon.inbound is not None:
         lines.append(f"Inbound calls for {daemon.config.app}: {daemon.inbound}")
     config, servers = daemon.config, daemon.servers
-    if config.store:
+    if daemon.ledger_problem is not None:
+        lines.append(f"NO BUDGET CAN BE KEPT, so calls under one are refused until it can: {daemon.ledger_problem}")
+    elif config.store:
         from meshd.engines.url import shown
 
         lines.append(f"Budgets are kept in {shown(config.store)}")

@@ -14,6 +14,10 @@ def command(is_markdown: bool) -> None:
 
     Editors that speak the YAML language server read it from a document's first line:
     `# yaml-language-server: $schema=schema.json`
+
+    \b
+    Example:
+      meshd schema > schema.json
     """
     from meshd.policy.schema import json_schema, reference
 

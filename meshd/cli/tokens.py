@@ -28,6 +28,8 @@ def command(request_file: BinaryIO, dialect: str, operation: str, is_json: bool)
     a bare JSON body; - is standard input. Caps and defaults are those of a budget that sets none.
 
     \b
+    Examples:
+      meshd tokens request.http
       echo '{"model": "gpt-4o", "messages": [{"role": "user", "content": "Hi"}]}' |
         meshd tokens - --dialect openai
 

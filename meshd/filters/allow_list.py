@@ -1,4 +1,4 @@
-"""AllowList: which targets, models, hosts and tools a call may use.
+"""AllowList: which targets, models, hosts, tools and prompts a call may use.
 
 Tools are judged where meshd can see them: those that an LLM request offers, those that its answer begins to call, those
 that are called at an upstream which speaks MCP, and any other upstream of kind tool by its own name.
@@ -12,6 +12,7 @@ from meshd.call import Kind
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.contract import Cut
 from meshd.filters.globs import names
+from meshd.prompts.finding import named_in
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from meshd.call import Call, Target
     from meshd.dialects.event import Event
     from meshd.filters.globs import Names
+    from meshd.filters.plan import Plan
     from meshd.outcome import Outcome
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
@@ -27,6 +29,7 @@ _AGENT: Final = Kind.AGENT
 _LLM: Final = Kind.LLM
 _TOOL: Final = Kind.TOOL
 _HOST: Final = Kind.HOST
+_EVENT: Final = Kind.EVENT
 
 _UNREAD: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 """Methods with which MCP's clients listen and end their sessions."""
@@ -35,7 +38,7 @@ _UNREAD: Final = frozenset({"GET", "HEAD", "OPTIONS", "DELETE"})
 class AllowList:
     """Refuses what the policy does not allow; watches an answer for the tools that it calls."""
 
-    __slots__ = ("_allow", "_shadowed", "_target")
+    __slots__ = ("_allow", "_model", "_shadowed", "_target")
 
     name = "allow_list"
 
@@ -44,26 +47,27 @@ class AllowList:
         self._shadowed = shadowed
         self._allow: AllowSettings | None = None
         self._target: Target | None = None
-        """What was allowed last, of calls whose target is all that is judged, and by which settings. Routing has one
-        target for each tool that is called, and for each method of a message."""
+        self._model = ""
+        """What was allowed last, of calls whose target and model are all that is judged, and by which settings; the
+        model is empty where it is the target alone. Routing has one target for each tool that is called, and for each
+        method of a message."""
 
     def admit(self, call: Call) -> ToolWatch | None:
         """Raise Refused(NOT_ALLOWED), or return a ticket where the answer's tool calls must be judged."""
-        plan = call.plan
+        plan: Plan = call.plan
         if plan.trials and self._shadowed is not None:
             self._try(call)
         allow: AllowSettings | None = plan.allow
         if allow is None:
             return None
-        if call.ask is None:
-            target = call.target
-            if allow is not self._allow or target is not self._target:
-                judge(call, allow)
-                if target.kind is _AGENT or target.kind is _TOOL:
-                    self._allow, self._target = allow, target
-            return None
-        judge(call, allow)
-        if allow.tools is None or not call.ask.tools or not call.ask.has_output:
+        ask, target = call.ask, call.target
+        model = "" if ask is None else ask.model_sent
+        is_more = ask is not None and bool(ask.tools or ask.other_models or not model)
+        if is_more or allow is not self._allow or target is not self._target or model != self._model:
+            judge(call, allow)
+            if not is_more and (model or target.kind is _AGENT or target.kind is _TOOL) and allow.prompts is None:
+                self._allow, self._target, self._model = allow, target, model
+        if ask is None or not ask.tools or allow.tools is None or not ask.has_output:
             return None
         return ToolWatch(call, allow, self._shadowed)
 
@@ -74,7 +78,7 @@ class AllowList:
             return "no rule restricts this"
         limits = [
             f"{key} {', '.join(value[:10]) or 'none'}"
-            for key in ("targets", "hosts", "models", "tools")
+            for key in ("targets", "hosts", "models", "tools", "prompts")
             if (value := getattr(allow, key)) is not None
         ]
         return f"allowed by {allow.rule or 'the policy'}: {'; '.join(limits) or 'anything'}"
@@ -95,10 +99,15 @@ def judge(call: Call, allow: AllowSettings) -> None:
         raise _refused(allow, f"{call.target.name or 'This'} is not allowed: {allow.denied}")
     target = call.target
     if allow.targets is not None and not names(allow.targets).admits(target.name):
-        raise _refused(allow, f"The upstream {target.name[:64]} is not allowed here.{_list(allow.targets)}")
+        what = "topic" if target.kind is _EVENT else "upstream"
+        raise _refused(allow, f"The {what} {target.name[:64]} is not allowed here.{_list(allow.targets)}")
     if target.kind is _LLM:
         if allow.models is not None or allow.tools is not None:
             _judge_llm(call, allow)
+        if allow.prompts is not None:
+            _judge_prompts(call, allow, allow.prompts)
+    elif target.kind is _EVENT:
+        return
     elif target.kind is not _HOST:
         if allow.tools is not None:
             _judge_tool(call, allow, allow.tools)
@@ -153,6 +162,13 @@ def _judge_llm(call: Call, allow: AllowSettings) -> None:
             raise _refused(
                 allow, f"The tool {foreign[:128]!r} is not allowed: do not offer it to the model.{_list(allow.tools)}"
             )
+
+
+def _judge_prompts(call: Call, allow: AllowSettings, prompts: tuple[str, ...]) -> None:
+    """Judge what the request names, before anybody looks for it."""
+    foreign = names(prompts).first_foreign(named_in(call).names)
+    if foreign is not None:
+        raise _refused(allow, f"The prompt {foreign} is not allowed.{_list(prompts)}")
 
 
 class ToolWatch:

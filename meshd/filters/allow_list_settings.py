@@ -27,7 +27,9 @@ class AllowSettings(Settings):
     tools: Globs | None = None
     """Tools that may be offered to a model, called by its answer, called at an upstream of `dialect: mcp`, or called as
     any other upstream of kind tool."""
+    prompts: Globs | None = None
+    """Prompts, by name, that a request to an LLM may name by `prompt://`."""
     targets: Globs | None = None
-    """Names of upstreams."""
+    """Names of upstreams; of a rule for events, topics."""
     hosts: Globs | None = None
     """Hosts of upstreams of kind host, in lower case."""

@@ -1,18 +1,20 @@
 """Answers that requests got, kept for the time when nobody else answers them: bounded, and never across agents.
 
-Only the very same request gets one: the same upstream, method, path, body (members in another order are the same), of
-the same agent, tenant and key. Only what came whole is kept.
+Only the very same request gets one: the same upstream, method, path, body (members in another order are the same, and
+the id of a message to an MCP server is none of it), of the same agent, tenant and key. Only what came whole is kept.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
+from meshd.call import OWN_PEER
 from meshd.dialects.gemini import without_key
+from meshd.dialects.mcp_kept import LISTS, MCP, is_kept, question
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
@@ -79,6 +81,15 @@ class Answers:
         return kept if kept is not None and now_s - kept.stored_s <= age_s_max else None
 
 
+def are_kept(call: Call) -> bool:
+    """Say whether answers to such a call are kept: of MCP those that can be given again. What the gateway and the
+    catalogue list for themselves is to be found wanting where its server is."""
+    rpc: Any = call.rpc
+    if rpc is None or rpc.protocol != MCP:
+        return True
+    return is_kept(rpc) and not (call.peer == OWN_PEER and rpc.method in LISTS)
+
+
 def key_of(call: Call, origin: Standing) -> bytes:
     """Return what is the same for two calls exactly where one may have the other's answer."""
     path = origin.path
@@ -99,7 +110,9 @@ def key_of(call: Call, origin: Standing) -> bytes:
         ]
     else:
         parts += [name + b":" + value for name, value in call.headers if name == b"cookie"]
-    parts.append(_canonical(origin.body or b""))
+    body = origin.body or b""
+    rpc: Any = call.rpc
+    parts.append(question(body) if rpc is not None and is_kept(rpc) else _canonical(body))
     for part in parts:
         # Its length goes before each, so that no two lists of parts are the same bytes.
         digest.update(len(part).to_bytes(8, "big"))

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from meshd.approvals.record import Approval as Record
     from meshd.call import Call, NeedBody, Reply
     from meshd.filters.deferring import Deferring
+    from meshd.filters.plan import Plan
     from meshd.filters.resuming import Resuming
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
@@ -78,7 +79,7 @@ class Approval:
 
     def admit(self, call: Call) -> Wait | NeedBody | None:
         """Let a call pass that need not ask, or hold it. Raises Refused: approval_pending where nobody can be asked."""
-        plan = call.plan
+        plan: Plan = call.plan
         if plan.trials and self._shadowed is not None:
             for trial in plan.trials:
                 if isinstance(trial, ApprovalSettings) and (why := why_asked(call, trial)):
@@ -96,7 +97,8 @@ class Approval:
         return self._judge(call)
 
     def _judge(self, call: Call) -> Wait | NeedBody | None:
-        settings: ApprovalSettings | None = call.plan.approval
+        plan: Plan = call.plan
+        settings = plan.approval
         if settings is None:
             return None
         why = why_asked(call, settings)

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from meshd.filters.breaker_settings import BreakerSettings
     from meshd.filters.circuit import Failure
     from meshd.filters.concurrency_settings import ConcurrencySettings
+    from meshd.filters.plan import Plan
     from meshd.outcome import Outcome
 
 BREAKERS_MAX: Final = 4096
@@ -146,8 +147,8 @@ class Breaker:
 
         None where no breaker is set.
         """
-        plan = call.plan
-        settings: BreakerSettings | None = plan.breaker
+        plan: Plan = call.plan
+        settings = plan.breaker
         if settings is None:
             return None
         value = _credential_of(call)

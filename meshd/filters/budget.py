@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 from meshd.call import Kind, Wait
 from meshd.engines.port import StoreError
 from meshd.filters.bounds import Bounds
+from meshd.filters.hearsay import Tasks
 from meshd.filters.held import Held, HeldStream
 from meshd.filters.purse import UNATTRIBUTED, account_of, price_for, terms_for
 from meshd.filters.reported import reported
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Ask, Call
     from meshd.filters.allow_list_settings import AllowSettings
+    from meshd.filters.plan import Plan
     from meshd.filters.purse import Purse, Terms
     from meshd.filters.underway import Reading
     from meshd.ledger import Ledger
@@ -40,7 +42,7 @@ class Budget:
     """Reserves before, settles after. The same instance serves every policy: it reads its settings from the plan."""
 
     name = "budget"
-    __slots__ = ("_bounds", "_judge", "_shadowed", "_underway", "ledger", "tally")
+    __slots__ = ("_bounds", "_judge", "_shadowed", "_tasks", "_underway", "ledger", "tally")
 
     def __init__(
         self,
@@ -48,17 +50,21 @@ class Budget:
         shadowed: Callable[[Call, Refused], None] | None = None,
         bounds: Bounds | None = None,
         judge: Callable[[Call, AllowSettings], None] | None = None,
+        malformed: Callable[[Call, bytes], None] | None = None,
     ) -> None:
         """`shadowed` is told of a shadow budget that would have refused a call which binding ones admitted; `bounds`
         counts where a bound does not fit.
 
         `judge` raises Refused where a call's request is not allowed: what AllowList asks, asked again of a cheaper
         model. Without it no model that an `allow` is about is put in another's place.
+
+        `malformed` is told of a call whose answer reports what is no number of tokens, and of that.
         """
         self.ledger = ledger
         self._shadowed = shadowed
         self._bounds = bounds if bounds is not None else Bounds()
         self._judge = judge
+        self._tasks = Tasks(malformed)
         self._underway = Underway()
         self.tally = Tally()
 
@@ -68,7 +74,8 @@ class Budget:
 
         A ceiling in the context is a limit of its own, whether or not a rule sets a budget.
         """
-        plan, context, ask = call.plan, call.context, call.ask
+        plan: Plan = call.plan
+        context, ask = call.context, call.ask
         ceiling = context.ceiling if context is not None else None
         if not plan.budgets and ceiling is None:
             return self._underway.read_by(call) if ask is None and len(self._underway) else None
@@ -112,7 +119,8 @@ class Budget:
             self._check_unread(call, terms)
             if ask is not None:
                 return None
-            return reported(call, terms, self.ledger) or (self._underway.read_by(call) if len(self._underway) else None)
+            ticket = reported(call, terms, self.ledger, self._tasks)
+            return ticket or (self._underway.read_by(call) if len(self._underway) else None)
         self._bounds.raise_for(ask)
         taken = self._taking(call, ask, terms)
         if terms.is_durable or terms.trials:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meshd.call import Direction, Evidence, Kind
 from meshd.filters.correlation import Correlation
 from meshd.filters.minting import WORKFLOW, Minting, moved, refused, with_deadline
+from meshd.filters.talks import Talks
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 from meshd_sdk import trace_context
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.filters.contract import Ticket
     from meshd.mesh_key import MeshKeys
+    from meshd.outcome import Outcome
 
 KNOWN_MAX: Final = 16_384
 """Verified tokens that are remembered."""
@@ -62,7 +64,11 @@ _BY_TOKEN: Final = Evidence.TOKEN
 _BY_ADDRESS: Final = Evidence.RUN_ADDRESS
 _BY_NAME: Final = Evidence.NAMED
 _BY_OPENING: Final = Evidence.OPENED
+_BY_RELAY: Final = Evidence.RELAYED
 _BY_NOTHING: Final = Evidence.NONE
+_WEAKER: Final = frozenset({Evidence.OPENED, Evidence.HISTORY, Evidence.QUOTED, Evidence.ALONE, _BY_NOTHING})
+"""What says less of whose a message is than the context that it names."""
+_A2A: Final = "a2a"
 
 
 def is_stripped(name: bytes) -> bool:
@@ -78,6 +84,20 @@ class _Known(NamedTuple):
     expires_s: int
 
 
+class _Pair:
+    """Two tickets of one call."""
+
+    __slots__ = ("_first", "_second")
+
+    def __init__(self, first: Ticket, second: Ticket) -> None:
+        self._first = first
+        self._second = second
+
+    def settle(self, outcome: Outcome) -> None:
+        self._second.settle(outcome)
+        self._first.settle(outcome)
+
+
 class Context:
     """First of all filters. Sets `call.context`, `call.agent` and `call.evidence`; owes to correlation alone.
 
@@ -85,7 +105,7 @@ class Context:
     """
 
     __slots__ = (
-        "_agent", "_correlation", "_generation", "_keys", "_known", "_minting", "_named", "_random_bytes",
+        "_agent", "_correlation", "_generation", "_keys", "_known", "_minting", "_named", "_random_bytes", "_talks",
         "_unattributed",
     )  # fmt: skip
 
@@ -97,6 +117,7 @@ class Context:
         self._random_bytes = random_bytes
         self._agent = agent
         self._correlation = Correlation()
+        self._talks = Talks()
         self._generation = keys.generation
         self._known: dict[bytes, _Known] = {}
         self._named: dict[bytes, codec.Context] = {}
@@ -108,7 +129,8 @@ class Context:
         policy = call.policy
         agent = self._agent or policy.agent
         found = _ours(call.governed) if call.governed else None
-        token = name = ticket = None
+        token = name = None
+        ticket: Ticket | None = None
         if found is not None:
             token, name = found.pop(_CONTEXT_FIELD, None), found.pop(_WORKFLOW_FIELD, None)
             if name is not None and name not in self._named and WORKFLOW.match(name) is None:
@@ -119,6 +141,8 @@ class Context:
         if call.direction is _INBOUND:
             context = self._from_peer(token, call, agent) if token is not None else self._opened(agent)
             evidence = _BY_TOKEN if token is not None else _BY_OPENING
+        elif call.handed is not None:
+            context, evidence = call.handed, _BY_TOKEN
         elif token is not None:
             context, evidence = self._from_agent(token, call, agent), _BY_TOKEN
         elif call.run_token:
@@ -138,18 +162,47 @@ class Context:
                     ticket = inferred.ticket
                     if inferred.context is not None:
                         context, evidence = inferred.context, inferred.evidence
+        if call.rpc is not None and call.rpc.protocol == _A2A and policy.limits.infers_context:
+            context, evidence, ticket = self._in_talk(call, context, evidence, ticket)
         if call.timeout_s is not None:
             call.lasting = None if found else context
             context = _due(context, call.wall_s + call.timeout_s)
         call.context = _attenuated(context, found, call.wall_s) if found else context
         if context.parent and call.span is not None:
             call.span.adopt(context.parent)
-        call.agent = context.agent
+        if call.handed is None:  # else it stays meshd's own: that a handler is tried again is no turn
+            call.agent = context.agent
         call.evidence = evidence
         if call.direction is _INBOUND and policy.limits.infers_context:
             live = call.heard_by = self._correlation.begin(call, call.context)
-            return live
+            return live if ticket is None else _Pair(live, ticket)
         return ticket
+
+    def _in_talk(
+        self, call: Call, context: codec.Context, evidence: Evidence, ticket: Ticket | None
+    ) -> tuple[codec.Context, Evidence, Ticket | None]:
+        """Tie a message to the workflow of the context or task with which it goes on, where nothing stronger says
+        whose it is; note the workflow of those that it, and the answer to it, names."""
+        if evidence in _WEAKER and not call.agent:
+            found = self._talks.find(call)
+            # Who says a context's id is not thereby the agent that began it.
+            if found is not None and found.agent == context.agent:
+                context, evidence = found, _BY_RELAY
+        if not context.workflow:
+            return context, evidence, ticket
+        hearing = self._talks.begin(call, context)
+        if hearing is not None:
+            call.reply_heard_by = hearing
+            # Of a call that no dialect of an LLM reads, no other ticket has come of inferring.
+            ticket = ticket or hearing
+        return context, evidence, ticket
+
+    def speaker(self, call: Call) -> str:
+        """Return who makes a call, as `admit` will find it; of those of the agents here alone. Raises Refused."""
+        agent, found = self._agent or call.policy.agent, _ours(call.governed) or {}
+        if token := found.get(_CONTEXT_FIELD):
+            return self._from_agent(token, call, agent).agent
+        return self._from_run(call).agent if call.run_token else call.agent or agent
 
     def forward_headers(self, call: Call) -> Headers:
         """Return the fields that the request to `call.upstream` carries, in place of all that `is_stripped` names.
@@ -168,8 +221,7 @@ class Context:
         elif upstream.kind is _AGENT:
             headers.append((codec.HEADER_CONTEXT, self._minting.token(call, context, _LOCAL, upstream.name)))
         if headers and context.deadline_s is not None:
-            # What is left, not when: clocks differ between hosts.
-            left_s = max(context.deadline_s - call.wall_s, 0.0)
+            left_s = max(context.deadline_s - call.wall_s, 0.0)  # not when: clocks differ between hosts
             headers.append((codec.HEADER_DEADLINE, b"%.3f" % min(left_s, 999_999_999.0)))
         if upstream.sends_trace:
             _add_trace(headers, call, context)
@@ -187,8 +239,7 @@ class Context:
 
     def _verified(self, token: bytes, call: Call, agent: str) -> _Known:
         if self._generation != self._keys.generation:
-            # A key that was taken away must not live on in what it once verified.
-            self._generation = self._keys.generation
+            self._generation = self._keys.generation  # a key that was taken away must not live on in what it verified
             self._known.clear()
         known = self._known.get(token)
         if known is not None and known.expires_s > call.wall_s:
@@ -200,7 +251,7 @@ class Context:
         if audience is _PEER:
             # The one place where an edge between two sidecars is counted. Whatever port it came in on: what is
             # remembered of a token must not depend on where it was shown first.
-            context = moved(context, agent, context.hops + 1, context.path)
+            context = moved(context, agent, context.hops + 1, context.path, policy=call.policy)
         known = _Known(context, audience, expires_s)
         if len(self._known) >= KNOWN_MAX:
             del self._known[next(iter(self._known))]
@@ -239,7 +290,7 @@ class Context:
                 "The agent's calls to other agents go through the sidecar beside it."
             )
         if context.agent != agent:
-            context = moved(context, agent, context.hops, context.path)
+            context = moved(context, agent, context.hops, context.path, policy=call.policy)
         return context
 
     def _opened(self, agent: str) -> codec.Context:
@@ -315,9 +366,8 @@ def _attenuated(context: codec.Context, found: dict[bytes, bytes], wall_s: float
 
 def _due(context: codec.Context, deadline_s: float) -> codec.Context:
     """Return the context with a deadline that is no later than this."""
-    if context.deadline_s is not None and context.deadline_s <= deadline_s:
-        return context
-    return with_deadline(context, deadline_s)
+    is_nearer = context.deadline_s is not None and context.deadline_s <= deadline_s
+    return context if is_nearer else with_deadline(context, deadline_s)
 
 
 def _is_beside(agent: str, call: Call) -> bool:

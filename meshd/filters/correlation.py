@@ -68,8 +68,7 @@ class Recording:
     def on_event(self, event: Event) -> Event:
         """Note the ids at once: the agent may go on before the stream's end has come."""
         answer = self._answer
-        if event.raw:
-            answer.read(event.raw)
+        answer.take(event)
         if answer.ids:
             for id in answer.ids:
                 self._correlation.memory.add(hash(("id", id)), self._conversation)

@@ -20,10 +20,13 @@ from meshd.approvals.record import read_id
 from meshd.approvals.state import State
 from meshd.call import OURS, Direction, Reply
 from meshd.claims.keys import principal_of, workflow_of
-from meshd.dialects import a2a_tasks, mcp_tasks
-from meshd.dialects.held_task import PREFIX, HeldTask, Stage, decoded, messages_in, request_for, rpc_answer, rpc_error
+from meshd.dialects import a2a_bindings, a2a_tasks, mcp_tasks
+from meshd.dialects.a2a_tasks import is_old
+from meshd.dialects.held_task import PREFIX, HeldTask, Stage, decoded, rpc_answer, rpc_error
 from meshd.dialects.jsonrpc import event
 from meshd.engines.port import StoreError
+from meshd.filters.deferred import Deferred
+from meshd.filters.following import Following
 from meshd.refusal import Reason, Refused
 from meshd_sdk import context as codec
 
@@ -56,7 +59,7 @@ _KEPT: Final = frozenset({b"accept", b"a2a-version", b"a2a-extensions", b"idempo
 _DROPPED: Final = frozenset(
     {
         b"host", b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"content-length", b"expect",
-        b"upgrade", b"origin", b"accept-encoding", b"last-event-id",
+        b"upgrade", b"origin", b"accept-encoding", b"last-event-id", b"grpc-timeout",
     }
 )  # fmt: skip
 _ASKED_FOR: Final = mcp_tasks.METHODS | a2a_tasks.GETS
@@ -71,7 +74,7 @@ def takes_task(call: Call) -> bool:
     rpc, upstream = call.rpc, call.upstream
     if (
         rpc is None
-        or not rpc.id
+        or not a2a_bindings.takes_tasks(rpc)
         or call.resumes is not None
         or call.agent.startswith(OURS)
         or call.direction is _INBOUND
@@ -91,13 +94,13 @@ def hold_s(call: Call) -> float:
 def is_streamed(call: Call) -> bool:
     """Say whether a call that takes a task is answered with a stream of events, in which its caller is shown one."""
     rpc = call.rpc
-    return rpc is not None and rpc.protocol == "a2a" and rpc.is_stream
+    return rpc is not None and rpc.protocol == "a2a" and rpc.is_stream and rpc.binding == a2a_bindings.JSONRPC
 
 
 class Deferring:
     """What Approval asks where a call may be answered with a task."""
 
-    __slots__ = ("_bound", "_carrying", "_desk", "_held", "_keys", "_nonce", "_unbound", "_waiting_words")
+    __slots__ = ("_bound", "_carrying", "_deferred", "_desk", "_held", "_keys", "_nonce", "_unbound")
 
     def __init__(
         self,
@@ -118,7 +121,7 @@ class Deferring:
         self._nonce = nonce
         self._bound = bound
         self._unbound = unbound
-        self._waiting_words = waiting_words
+        self._deferred = Deferred(desk, carrying, waiting_words)
 
     # ------------------------------------------------------------------ the call itself
 
@@ -129,10 +132,10 @@ class Deferring:
         kept = await self._written(call, rpc, approval)
         if kept is None:
             return None
-        task = self._waiting(kept.call, approval)
+        task = self._deferred.waiting(kept.call, approval)
         if rpc.protocol == "mcp":
             return _reply(call, mcp_tasks.created(rpc.id, task))
-        return _reply(call, a2a_tasks.created(rpc.id, rpc.method, task))
+        return self._told(call, rpc, kept, task)
 
     async def hold(self, call: Call, approval: Approval, holding: Holding) -> str:
         """Write a call down whose caller waits for a stream, so that it can be shown a task in it. Return the id under
@@ -142,16 +145,13 @@ class Deferring:
         kept = await self._written(call, rpc, approval)
         if kept is None or not await self._carrying.hold(kept):
             return ""
-        holding.task = self._waiting(kept.call, approval)
+        holding.task = self._deferred.waiting(kept.call, approval)
         holding.over = partial(self._carrying.over, approval.id)
         return approval.id
 
     def let_go(self, id: str, *, is_free: bool) -> None:
         """The caller of such a stream waits no more. `is_free`: its call never went out."""
         self._carrying.let_go(id, is_free=is_free)
-
-    def _waiting(self, held: HeldCall, approval: Approval) -> HeldTask:
-        return self._task(held, approval, Stage.WAITING, self._waiting_words(approval))
 
     async def _written(self, call: Call, rpc: Rpc, approval: Approval) -> Kept | None:
         try:
@@ -179,6 +179,7 @@ class Deferring:
             fields=self._fields_kept(call),
             token=token,
             context_id=rpc.context_id,
+            binding=rpc.binding,
         )
         kept = await self._held.add(made, body)
         return kept if kept.call.principal == made.principal else None
@@ -234,6 +235,10 @@ class Deferring:
             return None
         held = kept.call
         is_theirs = hmac.compare_digest(held.task.encode(), rpc.task.encode("utf-8", "replace"))
+        if is_theirs and call.passage is not None:
+            call.passage.held_at(call, held.target)  # It came by the MCP gateway, which cannot know.
+        # What 0.3 says of a task is not what 1.0 says: by another binding only those of one version ask for it.
+        is_theirs = is_theirs and (held.binding == rpc.binding or not (is_old(held.method) or is_old(rpc.method)))
         where = (principal_of(call), call.target.name, rpc.protocol)
         # Who came back after a crash may belong to no workflow any more; who belongs to another one is another.
         workflow = workflow_of(call) or held.workflow
@@ -253,7 +258,7 @@ class Deferring:
             task = await self._cancelled(call, kept)
             if not is_mcp and task.stage not in (Stage.CANCELLED, Stage.DENIED):
                 words = "The task cannot be cancelled: it is being carried out, or is over."
-                return _reply(call, rpc_error(rpc.id, a2a_tasks.NOT_CANCELABLE, words))
+                return a2a_bindings.failed(call, a2a_tasks.NOT_CANCELABLE, words)
         else:
             task = await self._looked_at(call, kept)
             if task.stage is Stage.ENDED and not task.answer:
@@ -261,56 +266,51 @@ class Deferring:
                 return await self._answer(call, rpc, await self._held.read(kept.call.id) or kept)
         if is_mcp:
             return _reply(call, mcp_tasks.answered(rpc.id, rpc.method, task))
-        return _reply(call, a2a_tasks.answered(rpc.id, rpc.method, task))
+        return self._told(call, rpc, kept, task)
+
+    def _told(self, call: Call, rpc: Rpc, kept: Kept, task: HeldTask) -> Reply:
+        """Return the answer that shows a task; that of a stream goes on until the task is over."""
+        reply = a2a_bindings.reply(call, a2a_tasks.answered(rpc.method, task))
+        # A stream of JSON-RPC that could be held is; of one that could not its caller asks for the task.
+        is_followed = rpc.method in a2a_tasks.SUBSCRIBES or rpc.binding != a2a_bindings.JSONRPC
+        if is_followed and rpc.method in a2a_tasks.STREAMED and task.stage in (Stage.WAITING, Stage.RUNNING):
+            reply.rest, reply.size = self._following(call, kept, task), None
+            if call.claim is not None:
+                call.claim.withdraw()
+        return reply
 
     async def _looked_at(self, call: Call, kept: Kept) -> HeldTask:
         """Return where a task stands; carry its call out where it was allowed."""
         held = kept.call
         approval = await self._desk.show(held.id)
         state = approval.state_at(self._desk.clock())
-        is_free = held.state == ASKED or (held.state != ENDED and self._carrying.is_lost(held))
+        is_free = held.state == ASKED or (held.state != ENDED and await self._carrying.is_lost(held))
         if state is State.APPROVED and is_free:
             path = held.path + ("?" + call.path.partition("?")[2] if held.is_query_hidden else "")
             await self._carrying.carry_out(kept, path, self._fields(call, held), reader_of(held), WAIT_S)
             kept = await self._held.read(held.id) or kept
             approval = await self._desk.show(held.id)
-        return await self._stands(kept.call, approval)
+        return await self._deferred.stands(kept.call, approval)
 
-    async def _stands(self, held: HeldCall, approval: Approval) -> HeldTask:
-        state = approval.state_at(self._desk.clock())
-        if state is State.USED and held.state == ASKED and (now := await self._held.read(held.id)) is not None:
-            held = now.call  # Whoever uses it has claimed it before.
-        if held.state == ENDED:
-            if held.failure:
-                return self._task(held, approval, Stage.FAILED, held.failure)
-            answer = await self._held.answer(held)
-            if answer is None:
-                return self._task(held, approval, Stage.FAILED, "The answer is gone from the store.")
-            return self._task(held, approval, Stage.ENDED, "It was carried out.", answer)
-        if state is State.PENDING:
-            return self._waiting(held, approval)
-        if state is State.USED and held.state == ASKED and approval.outcome:
-            words = "It was allowed, and the same call, made again, has used that: its answer went there."
-            return self._task(held, approval, Stage.FAILED, words)
-        if state is State.USED:
-            if not self._carrying.is_lost(held):
-                return self._task(held, approval, Stage.RUNNING, "It was allowed, and is being carried out.")
-            words = (
-                "It was allowed, and the sidecar that carried it out ended before the answer was there: nobody knows "
-                "whether it was carried out. It is not tried again by itself."
-            )
-            return self._task(held, approval, Stage.FAILED, words)
-        if state is State.APPROVED:
-            return self._task(held, approval, Stage.RUNNING, "It was allowed, and is about to be carried out.")
-        denial = approval.denied_by
-        if denial is not None:
-            words = f"It was denied by {denial.approver} (approval {approval.id}): {denial.reason.strip()}"
-            return self._task(held, approval, Stage.DENIED, words)
-        if state is State.CANCELLED:
-            words = f"It was cancelled: {approval.cancelled_for or 'taken back'}"
-            return self._task(held, approval, Stage.CANCELLED, words)
-        words = f"Nobody decided on the approval {approval.id} in time, and no answer is a no."
-        return self._task(held, approval, Stage.DENIED, words)
+    def _following(self, call: Call, kept: Kept, task: HeldTask) -> Following:
+        """Return what tells a subscriber of a task from here on."""
+        rpc: Any = call.rpc
+        id, old = kept.call.id, is_old(rpc.method)
+
+        async def now() -> Kept:
+            return await self._held.read(id) or kept
+
+        async def peek() -> HeldTask:
+            return await self._deferred.stands((await now()).call, await self._desk.show(id))
+
+        async def look() -> HeldTask:
+            return await self._looked_at(call, await now())
+
+        def say(task: HeldTask) -> bytes:
+            return b"".join([a2a_bindings.piece(rpc, one) for one in a2a_tasks.followed(task, is_old=old)])
+
+        life = a2a_bindings.life(rpc)
+        return Following(self._desk.line, id, task.stage, peek=peek, look=look, say=say, life=life)
 
     async def _cancelled(self, call: Call, kept: Kept) -> HeldTask:
         held = kept.call
@@ -321,23 +321,19 @@ class Deferring:
             except Declined:
                 # Decided meanwhile: what it says now is the answer.
                 pass
-        return await self._stands(held, await self._desk.show(held.id))
-
-    def _task(self, held: HeldCall, approval: Approval, stage: Stage, words: str, answer: bytes = b"") -> HeldTask:
-        changed_s = max(held.changed_s, approval.ended_s)
-        return HeldTask(
-            held.task, approval.id, stage, words, held.asked_s, changed_s, held.ttl_s, answer, held.context_id
-        )
+        return await self._deferred.stands(held, await self._desk.show(held.id))
 
     # ------------------------------------------------------------------ a task of the upstream's own
 
     async def _of_other(self, call: Call, rpc: Rpc, held: HeldCall) -> Reply | None:
         """Ask the upstream for the task that it made of the call, and answer under the id that the caller knows."""
-        body = request_for(call.body or b"", held.task, held.other)
+        path, body = a2a_bindings.renamed_request(call, held.task, held.other)
         if rpc.method not in _ASKED_FOR:
             # A stream, another message of the same task, or its end: it goes on as any call and is judged as one, for
             # the task as it is called there.
-            call.body = body
+            call.path, call.body = path, body
+            if call.passage is not None:
+                call.passage.body = body
             return None
         send = self._carrying.send
         assert send is not None
@@ -347,18 +343,21 @@ class Deferring:
             if one[0] not in _DROPPED and not one[0].startswith(codec.HEADER_PREFIX)
         ]
         fields.append((codec.HEADER_CONTEXT, self._token(call, SLACK_S).encode()))
-        answer = await send(f"/{call.target.name}{call.path}", fields, body, "")
-        found = messages_in(answer.body, is_stream=answer.is_stream)
+        answer = await send(f"/{call.target.name}{path}", fields, body, "")
+        found = a2a_bindings.heard(rpc.binding, rpc.method, answer)
         if not found:
             raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{call.target.name} answered with something else than a task")
         result = found[-1].get("result")
+        if not isinstance(result, dict) and rpc.binding != a2a_bindings.JSONRPC:
+            words = _error(found[-1])["error"].get("message", "no result")
+            raise Refused(Reason.UPSTREAM_UNREACHABLE, f"{call.target.name} answered: {words}")
         if not isinstance(result, dict):
             return _reply(call, msgspec.json.encode({"jsonrpc": "2.0", "id": decoded(rpc.id), **_error(found[-1])}))
         if rpc.protocol == "mcp":
             if "taskId" in result:
                 result["taskId"] = held.task
             return _reply(call, rpc_answer(rpc.id, result))
-        return _reply(call, rpc_answer(rpc.id, a2a_tasks.under(result, held.task)))
+        return a2a_bindings.reply(call, a2a_tasks.under(result, held.task))
 
     def _fields(self, call: Call, held: HeldCall) -> Headers:
         """Return the fields with which a call is made again: its own, and the credentials of who asks for its task."""
@@ -377,8 +376,9 @@ class Deferring:
 
 def reader_of(held: HeldCall) -> Callable[[Answer], tuple[bytes, str]]:
     """Return what reads the answer to a call."""
-    outcome_of = mcp_tasks.outcome_of if held.protocol == "mcp" else a2a_tasks.outcome_of
-    return lambda answer: outcome_of(answer.body, is_stream=answer.is_stream)
+    if held.protocol == "mcp":
+        return lambda answer: mcp_tasks.outcome_of(answer.body, is_stream=answer.is_stream)
+    return lambda answer: a2a_tasks.outcome_of(a2a_bindings.heard(held.binding, held.method, answer))
 
 
 def _error(message: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Kind, Wait
 from meshd.engines.port import StoreError
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Call
+    from meshd.filters.plan import Plan
     from meshd.filters.purse import Purse
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
@@ -67,7 +68,8 @@ class Delegation:
 
     def admit(self, call: Call) -> Wait | None:
         """Raise Refused: malformed, budget_exhausted, budget_busy, store_unavailable."""
-        settings: Any = call.plan.delegate
+        plan: Plan = call.plan
+        settings = plan.delegate
         if call.direction is not _OUTBOUND or not (call.target.kind is _AGENT or call.upstream.is_peer):
             return None
         tokens = asked_tokens(call)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.chain_settings import ChainSettings
     from meshd.filters.fallback_settings import RetryOn, RetrySettings
+    from meshd.filters.plan import Plan
     from meshd.outcome import Outcome
 
 RETRY_AFTER_S_MAX: Final = 2.0
@@ -137,7 +138,8 @@ class Fallback:
 
     def succeeded(self, call: Call, now_s: float) -> None:
         """Take note of an attempt that went well: with those that `next` is asked about, these are all calls."""
-        settings: RetrySettings | None = call.plan.retry
+        plan: Plan = call.plan
+        settings = plan.retry
         if settings is not None and tries(call) == 1:
             upstream = call.target[1]
             purse = self._purses.get(upstream) or self._purse(upstream, now_s)
@@ -172,7 +174,7 @@ class Fallback:
 
 def is_worth_another(call: Call, outcome: Outcome, settings: RetrySettings) -> bool:
     """Say whether the attempt ended in a way after which another may be made."""
-    if outcome.is_answered or outcome.is_final or outcome.reason is not None:
+    if outcome.is_answered or outcome.is_final or outcome.is_unpaid or outcome.reason is not None:
         return False
     cause = cause_of(outcome)
     if cause is None or cause not in causes(call, settings):

@@ -7,6 +7,7 @@ client says how often it has tried.
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import NEED_BODY, Kind, Wait
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
     from meshd.filters.idempotency_settings import IdempotencySettings
+    from meshd.filters.plan import Plan
     from meshd.ledger import Ledger
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -59,7 +61,8 @@ class Idempotency:
 
     def admit(self, call: Call) -> Any:
         """See `Filter.admit`. Raises Refused for what is no key, and where a key is missing that must be there."""
-        settings: IdempotencySettings | None = call.plan.idempotency
+        plan: Plan = call.plan
+        settings = plan.idempotency
         if settings is None or call.method in _SAFE:
             return None
         rpc: Any = None if call.target.kind is _LLM else getattr(call, "rpc", None)
@@ -71,6 +74,9 @@ class Idempotency:
         key, sort = key_in(call.keyed) if call.keyed else "", "key"
         if not key and rpc is not None and rpc.key:
             key, sort = checked(rpc.key, "key in the message (messageId, or in _meta)"), "message"
+            if rpc.protocol == "a2a":
+                # A messageId is no key that anybody chose to be one: clients exist that give it to other messages too.
+                key += f" {sha256(rpc.arguments).hexdigest()}"
         tool_call = "" if key or not settings.derived else self._tool_call(call, rpc)
         if not key and not tool_call:
             return self._unkeyed(call, settings, rpc)

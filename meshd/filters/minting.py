@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
+from meshd.filters.globs import names
 from meshd.refusal import Reason, Refused
+from meshd.state.access import OPEN, Terms, handed
+from meshd.state.keys import Who
 from meshd_sdk import context as codec
 
 if TYPE_CHECKING:
@@ -32,7 +35,7 @@ _RUN: Final = codec.Audience.RUN
 class _Minted:
     """What the tokens from one context to one callee share."""
 
-    __slots__ = ("context", "die", "parent", "since_s", "token")
+    __slots__ = ("context", "die", "parent", "shared", "shared_parent", "since_s", "token")
 
     def __init__(self, context: codec.Context, since_s: float, die: codec.Die, parent: bytes) -> None:
         self.context = context
@@ -41,7 +44,10 @@ class _Minted:
         self.parent = parent
         """The context's own, as the token holds it."""
         self.token = b""
-        """Serves all calls that bring no span of their own; empty until the first of them."""
+        """Serves all calls whose span nobody keeps, under the context's own parent; empty until the first of them."""
+        self.shared = b""
+        """Serves those whose span nobody keeps, and whose context has no parent: see `Span.join`."""
+        self.shared_parent = b""
 
 
 class Minting:
@@ -75,15 +81,25 @@ class Minting:
             if len(self._minted) >= MINTED_MAX:
                 del self._minted[next(iter(self._minted))]
             self._minted[key] = minted
-        parent = call.span.parent_bytes if call.span is not None else b""
         try:
-            # With a span of this call's own in it, a token is of no use to another call.
-            if parent and parent != minted.parent:
-                return minted.die.strike(self._nonce(), parent)
-            if not minted.token:
-                minted.token = minted.die.strike(self._nonce(), minted.parent)
+            return self._struck(minted, call.span)
         except codec.TokenTooLongError as error:
             raise _too_long(error) from error
+
+    def _struck(self, minted: _Minted, span: Any) -> bytes:
+        """Return a token with the call's span as parent where that is to be kept; the others share one."""
+        parent = minted.parent
+        if span is not None and (span.is_sampled or span.parent != minted.context.parent):
+            # With a span of this call's own in it, a token is of no use to another call.
+            own = span.parent_bytes
+            if own and own != parent:
+                return minted.die.strike(self._nonce(), own)
+        elif span is not None and not parent and (shared := span.join(minted.shared_parent)):
+            if not minted.shared:
+                minted.shared, minted.shared_parent = minted.die.strike(self._nonce(), shared), shared
+            return minted.shared
+        if not minted.token:
+            minted.token = minted.die.strike(self._nonce(), parent)
         return minted.token
 
     def _due(self, lasting: codec.Context, context: codec.Context, timeout_s: float) -> codec.Context:
@@ -110,7 +126,7 @@ class Minting:
             agent, hops = callee, hops + 1
         if callee or audience is _PEER:
             path = (*path, context.agent)
-        sent = moved(context, agent, hops, path)
+        sent = moved(context, agent, hops, path, policy=call.policy if callee else None)
         expires_s = int(call.wall_s) + TOKEN_LIFE_S
         try:
             die = codec.Die(sent, self._keys.ring, audience=audience, expires_s=expires_s)
@@ -164,9 +180,22 @@ def mint_run(
 
 
 def moved(
-    context: codec.Context, agent: str, hops: int, path: tuple[str, ...], parent: str | None = None
+    context: codec.Context,
+    agent: str,
+    hops: int,
+    path: tuple[str, ...],
+    parent: str | None = None,
+    policy: Any = None,
 ) -> codec.Context:
-    """Return a context as it is elsewhere: for another agent, further on, under another span."""
+    """Return a context as it is elsewhere: for another agent, further on, under another span.
+
+    `policy` is the frozen document of the sidecar beside the agent, where this is it: of the references to shared state
+    the agent then gets those to what it may read. Where it is beside another sidecar, that one judges them when the
+    context comes there.
+    """
+    memory = context.memory
+    if memory and policy is not None:
+        memory = handed(memory, Who(agent, context.workflow, policy.tenant), mesh_terms(policy))
     return codec.Context(
         context.workflow,
         agent,
@@ -176,9 +205,15 @@ def moved(
         context.account,
         context.ceiling,
         context.parent if parent is None else parent,
-        context.memory,
+        memory,
         context.ceiling_microdollars,
     )
+
+
+def mesh_terms(policy: Any) -> Terms:
+    """Return what a frozen document says of the mesh's own shared state."""
+    section = policy.state
+    return OPEN if section is None else Terms(names(section.mesh_readers).admits, names(section.mesh_writers).admits)
 
 
 def with_deadline(context: codec.Context, deadline_s: float) -> codec.Context:

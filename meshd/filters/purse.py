@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Ask, Call
     from meshd.filters.budget_settings import BudgetSettings
+    from meshd.filters.plan import Plan
     from meshd.prices.price import Price
 
 OUTPUT_DEFAULT: Final = 4096
@@ -125,7 +126,7 @@ class Terms:
 
 def terms_for(call: Call) -> Terms:
     """Return the terms of a call's plan and target, worked out when the first call asks for them."""
-    plan = call.plan
+    plan: Plan = call.plan
     terms: Terms | None = plan.terms
     if terms is None:
         terms = plan.terms = terms_of(plan.budgets)

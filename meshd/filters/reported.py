@@ -1,7 +1,7 @@
 """What Budget takes from a call whose upstream may report what it spent: nothing beforehand, and the report in full.
 
-Only gRPC's trailers carry such a report, and only agents and tools are believed: an LLM is metered, and a mere host has
-no word in it.
+gRPC's trailers carry such a report, and the metadata of an A2A agent's answer. Only agents and tools are believed: an
+LLM is metered, and a mere host has no word in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ from meshd.filters.purse import account_of
 from meshd.ledger.booking import book
 
 if TYPE_CHECKING:
-    from meshd.call import Call
+    from meshd.call import Call, ReplyHead
+    from meshd.filters.hearsay import Hearsay, Tasks
     from meshd.filters.purse import Terms
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
@@ -55,12 +56,39 @@ class Reported(Held):
             book(self._ledger, account, limit, usage.total)
 
 
-def reported(call: Call, terms: Terms, ledger: Ledger) -> Reported | None:
+class Overheard(Reported):
+    """The same of an A2A answer: hears what its metadata reports, and books that."""
+
+    __slots__ = ("_hearsay",)
+
+    def __init__(self, ledger: Ledger, purses: tuple[tuple[str, int], ...], hearsay: Hearsay) -> None:
+        super().__init__(ledger, purses)
+        self._hearsay = hearsay
+
+    def on_head(self, head: ReplyHead) -> None:
+        """The answer begins."""
+        self._hearsay.begin(head)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Charge what was heard, also where the answer broke off."""
+        usage = self._hearsay.end()
+        # What stands in trailers is of this very call, and says it on purpose: it counts before what messages say.
+        if usage is not None and outcome.usage is None:
+            outcome.usage = usage
+        super().settle(outcome)
+
+
+def reported(call: Call, terms: Terms, ledger: Ledger, tasks: Tasks) -> Reported | None:
     """Return the ticket of a call that may report usage; None where nobody would believe it, or no budget counts it.
 
-    Tokens alone are counted: what they cost in dollars, nobody here knows.
+    Tokens alone are counted: what they cost in dollars, nobody here knows. `tasks` are those of A2A that have reported.
     """
-    if call.target.kind not in _BELIEVED or call.dialect is None or call.dialect.name != DIALECT:
+    if call.target.kind not in _BELIEVED or call.dialect is None:
+        return None
+    is_a2a = tasks.may_report(call)
+    if not is_a2a and call.dialect.name != DIALECT:
         return None
     purses = tuple([account_of(call, one) for one in (*terms.binding, *terms.trials) if not one.is_money])
-    return Reported(ledger, purses) if purses else None
+    if not purses:
+        return None
+    return Overheard(ledger, purses, tasks.listen(call)) if is_a2a else Reported(ledger, purses)

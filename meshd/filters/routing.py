@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Kind, Target
 from meshd.dialects.rebounding import bound_anew
+from meshd.filters.plan import operation_of, tool_of
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from meshd.call import Call
+    from meshd.filters.plan import Plan
     from meshd.filters.routing_settings import RouteSettings
 
 UPSTREAMS_SHOWN_MAX: Final = 10
@@ -24,7 +26,6 @@ NAME_CHARACTERS_MAX: Final = 256
 
 # Bound here: looking a member up on its enum takes 0.1 us on Python 3.11.
 _LLM: Final = Kind.LLM
-_TOOL: Final = Kind.TOOL
 
 
 class Routing:
@@ -37,9 +38,9 @@ class Routing:
     def __init__(self) -> None:
         self._policy: Any = None
         """The policy that `_known` is of."""
-        self._known: dict[tuple[str, str, str, str], tuple[Target, Any, Any]] = {}
+        self._known: dict[tuple[str, str, str, str], tuple[Target, Plan, Any]] = {}
         """By upstream, model or tool, agent and operation; of plans in which no route leads elsewhere."""
-        self._usual: tuple[Target, Any, Any] | None = None
+        self._usual: tuple[Target, Plan, Any] | None = None
         """What was found for the last call that no dialect reads, and, next, what it was found by."""
         self._agent = self._method = self._path = ""
 
@@ -80,7 +81,7 @@ class Routing:
         self._take(call, known)
 
     @staticmethod
-    def _take(call: Call, known: tuple[Target, Any, Any]) -> None:
+    def _take(call: Call, known: tuple[Target, Plan, Any]) -> None:
         call.target, plan, _ = known
         call.plan = plan
         for hits in plan.hits:
@@ -110,29 +111,6 @@ class Routing:
             model += f" (asked: {ask.model})"
         rules = ", ".join(call.plan.rules) or "none"
         return f"{target.kind.value} {target.name} at {call.upstream.url}{model}; rules: {rules}"
-
-
-def operation_of(call: Call) -> str:
-    """Return what rules match as the operation: an LLM request's (chat), the method of a JSON-RPC message, else method
-    and path without its query."""
-    if call.ask is not None:
-        return call.ask.operation
-    if call.rpc is not None and call.upstream.dialect == call.rpc.protocol:
-        return call.rpc.method or "reply"
-    return f"{call.method} {call.path.partition('?')[0]}"
-
-
-def tool_of(call: Call) -> str:
-    """Return what rules match as the tool: the one that an MCP call names, or an upstream of kind tool by its name.
-
-    Only of an upstream of which the policy says that it speaks MCP: of others the caller alone would say so, and could
-    call one tool by the name of another.
-    """
-    upstream = call.upstream
-    if upstream.dialect == "mcp":
-        return call.rpc.tool if call.rpc is not None else ""
-    name: str = upstream.name
-    return name if upstream.kind is _TOOL else ""
 
 
 def _reroute(call: Call, route: RouteSettings) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.call import Kind, Target
 from meshd.dialects.canned import can_answer
-from meshd.filters.answers import Answers, key_of
+from meshd.filters.answers import Answers, are_kept, key_of
 from meshd.filters.substitution import (
     CACHED,
     MODEL,
@@ -148,7 +148,8 @@ class Substituting:
                 call.substitution = substitution
                 return Next(made.target, 0.0, link, made)
             if kind == CACHED:
-                kept = self.answers.find(key_of(call, origin), now_s, link.cached or 0.0)
+                key = key_of(call, origin) if are_kept(call) else b""
+                kept = self.answers.find(key, now_s, link.cached or 0.0)
                 if kept is None:
                     tried.append(f"{name} (nothing that is new enough)")
                     continue
@@ -237,6 +238,8 @@ def link_cause(call: Call, outcome: Outcome) -> str | None:
         return _CAUSE.get(outcome.fault)
     if outcome.is_too_long:
         return "context"
+    if outcome.is_unpaid:
+        return "backpressure"
     status = outcome.status
     if status >= 500:
         return "5xx"

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.call import Kind, Target
 from meshd.dialects.gemini import without_key
 from meshd.dialects.rebounding import bound_anew
-from meshd.dialects.table import DIALECTS, GRPC, dialect_at
+from meshd.dialects.table import DIALECTS, dialect_at
 from meshd.dialects.translation import translation
 from meshd.dialects.windows import window
 from meshd.filters.asking import why_asked
+from meshd.filters.plan import operation_of, tool_of
 from meshd.refusal import Refused
 from meshd.tokens.encodings import BYTES, COUNT
 
@@ -196,8 +197,7 @@ def _placed(
     if why:
         return why
     made.put(call)
-    operation = ask.operation if ask is not None else f"{call.method} {made.path.partition('?')[0]}"
-    made.plan = call.plan = call.policy.plan(made.target, call.agent, operation)
+    made.plan = call.plan = call.policy.plan(made.target, call.agent, operation_of(call), tool_of(call))
     return _why_not_judged(call, origin, judge) or _why_not_able(call, made) or made
 
 
@@ -205,7 +205,7 @@ def _speak(call: Call, origin: Standing, made: Standing, model: str) -> str:
     """Put the request into the words of the substitute; return why that cannot be, empty where it can."""
     path, old, new = origin.path, origin.upstream, made.upstream
     below = path[len(old.base_path) :] if path.startswith(old.base_path) else path
-    if origin.dialect is GRPC:
+    if origin.dialect.name == "grpc":
         made.path = new.base_path + below
         return "it has no HTTP/2" if new.protocol == "http/1.1" else ""
     ask = origin.ask

@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import OURS, WANT_BODY, Direction, Kind, NeedBody, Reply, Target, Wait
+from meshd.call import OURS, WANT_BODY, Direction, Kind, NeedBody, Reply, Wait
 from meshd.dialects.marks_answer import answer_marks
+from meshd.filters.turns_events import EventTurns
 from meshd.filters.turns_hearing import Hearing, HearingModel, hears
 from meshd.filters.turns_ladder import Ladder, mark, refusal
 from meshd.filters.turns_settings import TurnsSettings
@@ -20,13 +21,14 @@ from meshd.turns.asking import Asking, asking_of
 from meshd.turns.book import Book, key_of
 from meshd.turns.places import Places
 from meshd.turns.sample import sampled
-from meshd.turns.turn import AGENT, EVENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
+from meshd.turns.turn import AGENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from meshd.call import Call
     from meshd.filters.contract import Ticket
+    from meshd.filters.plan import Plan
     from meshd.turns.sharing import Sharing
     from meshd.turns.supervision import Supervisor
     from meshd.turns.turn import Judgement
@@ -55,6 +57,7 @@ class Turns:
         "_shadowed",
         "_sleep",
         "book",
+        "events",
         "ladder",
         "sharing",
     )
@@ -81,6 +84,7 @@ class Turns:
         self.ladder = Ladder(judge)
         self.sharing: Sharing | None = None
         """What shares the book with other sidecars; None where there is no store."""
+        self.events = EventTurns(self.book, self.ladder, self._limits_of, lambda: self.sharing)
 
     @property
     def supervisor(self) -> Supervisor | None:
@@ -95,8 +99,8 @@ class Turns:
 
     def admit(self, call: Call) -> Ticket | Reply | Wait | NeedBody | None:
         """Raise Refused(LOOP), Refused(MAX_TURNS) or Refused(STORE_UNAVAILABLE)."""
-        settings: TurnsSettings | None = call.plan.turns
-        context = call.context
+        plan: Plan = call.plan
+        settings, context = plan.turns, call.context
         if settings is None or context is None or call.agent.startswith(OURS):
             return None
         if call.direction is _INBOUND:
@@ -135,7 +139,8 @@ class Turns:
         verdict = judgement.verdict
         if verdict != PASS and verdict != WAIT:
             return self._stop(call, workflow, turn, judgement, settings, prefix)
-        if call.plan.trials and self._shadowed is not None:
+        plan: Plan = call.plan
+        if plan.trials and self._shadowed is not None:
             self._try(call, workflow, turn)
         ticket = self._ticket(call, workflow, turn, settings, prefix)
         if verdict == WAIT:
@@ -146,9 +151,10 @@ class Turns:
     def _needs_payload(self, call: Call, workflow: Workflow, turn: Turn, limits: Limits) -> bool:
         if workflow.needs_payload(turn, limits):
             return True
-        return bool(call.plan.trials) and any(
+        plan: Plan = call.plan
+        return bool(plan.trials) and any(
             workflow.needs_payload(turn, self._limits_of(trial, call.policy))
-            for trial in call.plan.trials
+            for trial in plan.trials
             if isinstance(trial, TurnsSettings)
         )
 
@@ -177,11 +183,10 @@ class Turns:
         rung = settings.ladder
         mark(call, judgement)
         if settings.is_shadow or rung in ("note", "tell"):
-            refused = refusal(call, turn, judgement, settings)
-            if settings.is_shadow:
+            if settings.is_shadow and self._shadowed is not None:
+                refused = refusal(call, turn, judgement, settings)
                 refused.is_shadow = True
-                if self._shadowed is not None:
-                    self._shadowed(call, refused)
+                self._shadowed(call, refused)
             ladder.tally.noted += 1
             if rung == "tell" and not settings.is_shadow:
                 ladder.tell(call, judgement)
@@ -189,7 +194,7 @@ class Turns:
             workflow.passed_over(turn)
             return None
         workflow.withdraw(turn)
-        if ladder.supervisor is not None and call.policy.supervisor is not None and judgement.detector != "stopped":
+        if ladder.asks(call.policy, judgement):
             ladder.tally.held += 1
             return Wait(ladder.ask(call, workflow, turn, judgement, settings), is_hold=True)
         raise ladder.refused(call, workflow, turn, judgement, settings)
@@ -300,39 +305,6 @@ class Turns:
         workflow = self.book.of(key_of(context.workflow, context.account, call.wall_s))
         return self._judge(call, workflow, turn, limits, settings, b"")
 
-    # ------------------------------------------------------------------ events
-
-    def publish(self, context: Context, topic: str, data: bytes, policy: Any, *, now_s: float, wall_s: float) -> None:
-        """Judge an event before it is published. Raises Refused(LOOP) or Refused(MAX_TURNS).
-
-        An event is a turn without an answer. One that follows from nothing belongs to no workflow, and is not counted:
-        what an agent publishes of its own accord may be the same all day.
-        """
-        if not context.workflow:
-            return
-        settings = policy.plan(_event_target(topic), context.agent, f"PUBLISH {topic}").turns
-        if settings is None:
-            return
-        turn = Turn(context.agent, topic, EVENT, "", sampled(data, settings.sample), context.path, now_s)
-        workflow = self.book.of(key_of(context.workflow, context.account, wall_s))
-        limits = self._limits_of(settings, policy)
-        again = context.path.count(context.agent)
-        if again > limits.reentry:
-            turn = Turn(context.path[-1], context.agent, EVENT, "", b"", context.path[:-1], now_s)
-        judgement = workflow.judge(turn, limits)
-        if judgement.verdict in (PASS, WAIT):
-            workflow.answered(turn, None)
-            if not workflow.is_read and self.sharing is not None:
-                self.sharing.want(key_of(context.workflow, context.account, wall_s), workflow)
-            return
-        self.ladder.tally.found(judgement)
-        if settings.is_shadow or settings.ladder in ("note", "tell"):
-            self.ladder.tally.noted += 1
-            return
-        workflow.withdraw(turn)
-        self.ladder.tally.refused += 1
-        raise self.ladder.refused_event(judgement, turn, context, settings)
-
     # ------------------------------------------------------------------ the rest
 
     def _limits_of(self, settings: TurnsSettings, policy: Any) -> Limits:
@@ -368,7 +340,3 @@ class Turns:
             f"{turns:g} of {settings.edge} turns from {context.agent} to {call.target.name}, a loop after "
             f"{settings.periods} rounds of the same; highest step: {settings.ladder}"
         )
-
-
-def _event_target(topic: str) -> Target:
-    return Target(_AGENT, topic)

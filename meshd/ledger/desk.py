@@ -245,6 +245,11 @@ class Desk:
         except msgspec.MsgspecError as error:
             raise StoreCorrupt(f"the record of holder {name} in the {self.store.name} store is damaged") from error
 
+    async def has_begun_anew(self, name: str, epoch: int) -> bool:
+        """Say whether a holder was started again since `epoch`: what it was at then, nobody is at any more."""
+        known = (await self.holder(name))[1]
+        return known is not None and known.epoch > epoch
+
     async def write_holder(self, name: str, record: HolderRecord, expected: int | None = None) -> bool:
         """Write a holder's record; False where another start has come between."""
         return (await self.store.write([Change("holder", name, _encode(record), expected)]))[0]

@@ -24,9 +24,14 @@ _INBOUND: Final = Direction.INBOUND
 _LLM: Final = Kind.LLM
 
 MESH_SUFFIX: Final = ".mesh"
+LOCAL_SUFFIX: Final = ".localhost"
+"""Of a name that is loopback everywhere (RFC 6761, 6.3), so that a client can dial it and nobody else can claim it."""
 TARGET_FIELD: Final = b"x-meshd-target"
 """Names the upstream of a gRPC call, whose path has no room for a name. Read here, and never forwarded."""
 RUN_SEGMENT: Final = "w"
+INTENT: Final = "intent"
+"""In an upstream's place: the call says what it wants, and not from whom. See `meshd.intent`."""
+MESH_SCHEME: Final = "mesh"
 APP: Final = "app"
 """Name of the upstream to which inbound calls go: the agent beside this sidecar."""
 
@@ -60,6 +65,8 @@ class AddressBook:
     def __init__(self, policy: Policy, app: Upstream | None = None, listen_hosts: tuple[str, ...] = ()) -> None:
         self._app = app
         self._upstreams = policy.upstreams
+        if policy.gateway is not None:
+            self._upstreams = {**policy.upstreams, policy.gateway.name: policy.gateway}
         self._known: set[str] = set()
         """Host fields that were found to be ours; a caller sends the same one all the time."""
         self._paths: dict[str, Located] = {}
@@ -70,7 +77,7 @@ class AddressBook:
         """Several names may stand for one origin. What is metered stands first, so that no second name of an LLM is a
         way around its meter; else the order is the document's."""
         for upstream in sorted(policy.upstreams.values(), key=lambda one: one.kind is not _LLM or one.is_unmetered):
-            if upstream.is_session:
+            if upstream.is_session or upstream.process is not None:
                 continue
             origin = (upstream.scheme, upstream.host, upstream.port)
             self._by_origin.setdefault(origin, []).append(upstream)
@@ -101,8 +108,8 @@ class AddressBook:
         if found is not None:
             return found
         host = host_of(authority)
-        if host.endswith(MESH_SUFFIX):
-            name = host[: -len(MESH_SUFFIX)]
+        name = self._named(host)
+        if name:
             found = self._found(name, self._upstreams.get(name), target)
             if found.upstream is not None and len(authority) + len(target) <= PATH_LENGTH_MAX:
                 if len(self._by_host) >= KNOWN_MAX:
@@ -120,29 +127,39 @@ class AddressBook:
         names = [value for name, value in fields.governed if name == TARGET_FIELD] if fields.governed else []
         if direction is _INBOUND or not names:
             found = self.locate(request, direction)
-            if found.upstream is None and direction is not _INBOUND:
+            if found.upstream is None and direction is not _INBOUND and found.name != INTENT:
                 raise _unnamed(found.name, self._upstreams)
             return found
         name = names[0].decode("latin-1")
         host = host_of(fields.authority)
-        is_other = host.endswith(MESH_SUFFIX) and host[: -len(MESH_SUFFIX)] != name
+        is_other = self._named(host) not in ("", name)
         if len(names) > 1 or is_other or request.target[:1] != "/":
             raise Refused(Reason.MALFORMED, "x-meshd-target must name one upstream, and the same as :authority does")
         self._check_host(host)
         upstream = self._upstreams.get(name)
-        if upstream is None:
+        if upstream is None and name != INTENT:
             raise _unnamed(name, self._upstreams)
         return self._found(name, upstream, request.target)
 
+    def named(self, name: str, path: str, run_token: str) -> Located:
+        """Say what a call to an upstream by its name is for. Raises Refused for a path that no call may have."""
+        return self._found(name, self._upstreams.get(name), path, run_token)
+
     def _check_host(self, host: str) -> None:
         """Raise Refused for a host that is not this sidecar's, nor an upstream's name."""
-        if host and not host.endswith(MESH_SUFFIX) and not self._is_ours(host):
+        if host and not self._named(host) and not self._is_ours(host):
             raise Refused(
                 Reason.NOT_ALLOWED,
                 f"The Host {host!r} is not this sidecar's. Use 127.0.0.1, localhost or <upstream>.mesh, or add the "
                 "name to hosts_allowed in the policy.",
                 status=421,
             )
+
+    def _named(self, host: str) -> str:
+        """Return the upstream that a host name names, as in `writer.mesh`; empty for another host."""
+        if host.endswith(MESH_SUFFIX):
+            return host[: -len(MESH_SUFFIX)]
+        return host[: -len(LOCAL_SUFFIX)] if host.endswith(LOCAL_SUFFIX) and host not in self._hosts else ""
 
     def _locate_path(self, target: str) -> Located:
         name, slash, rest = target[1:].partition("/")
@@ -162,15 +179,21 @@ class AddressBook:
 
     def _locate_absolute(self, target: str) -> Located:
         scheme, separator, rest = target.partition("://")
-        if not separator or scheme.lower() not in ("http", "https"):
-            raise Refused(Reason.MALFORMED, "The request's address is neither in origin form nor an http:// URL")
         authority, slash, path = rest.partition("/")
+        if scheme.lower() == MESH_SCHEME and separator and authority.lower() == INTENT:
+            return self._found(INTENT, None, f"/{path}")
+        if not separator or scheme.lower() not in ("http", "https"):
+            raise Refused(
+                Reason.MALFORMED,
+                "The request's address is neither in origin form nor an http:// URL, nor mesh://intent/<words>",
+            )
         if not slash:
             authority, mark, query = authority.partition("?")
             path = mark + query
+        if "@" in authority:
+            raise Refused(Reason.MALFORMED, "The request's address names a user, which is never sent (RFC 9110, 4.2.4)")
         host = host_of(authority)
-        if host.endswith(MESH_SUFFIX):
-            name = host[: -len(MESH_SUFFIX)]
+        if name := self._named(host):
             return self._found(name, self._upstreams.get(name), f"/{path}")
         if self._is_ours(host) and (scheme.lower(), host, port_of(authority, scheme)) not in self._by_origin:
             return self._locate_path(f"/{path}")

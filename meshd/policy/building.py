@@ -11,18 +11,25 @@ from meshd.call import Kind
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.budget_settings import BudgetSettings
+from meshd.policy.card_section import talking_problems
+from meshd.policy.cataloguing import CATALOGUE_KEYS, catalogue_problems, told
 from meshd.policy.checking import compile_match, rule_name
 from meshd.policy.compiled import DialectName, Limits, Policy, Upstream
-from meshd.policy.matching import Match, Matcher, Rule
+from meshd.policy.gateway import check_gateway, gateway_problems, gateway_upstream
+from meshd.policy.intending import intent_terms
+from meshd.policy.matching import GlobSet, Match, Matcher, Rule
 from meshd.policy.model import NAME_PATTERN, UpstreamSection
 from meshd.policy.planning import named, planner
 from meshd.policy.pricing import price_book
 from meshd.policy.problem import Problem, shown
+from meshd.policy.prompting import prompt_terms
+from meshd.policy.starting import started_problems
 from meshd.policy.upstreams import (
     KINDS_OF_RPC,
     RESERVED_NAMES,
     WELL_KNOWN,
     compile_session,
+    compile_started,
     compile_upstream,
     dialect_of,
     kind_of,
@@ -75,16 +82,19 @@ def upstreams(document: Document, overrides: Overrides, report: Report) -> dict[
             report.error(here, f"the name {shown(name)} is taken by meshd itself", is_key=True)
         for key, message in section_problems(name, section):
             report.error((*here, *key), message)
-        if section.url is None and not section.session:
+        if section.url is None and not section.session and section.process is None:
             continue
         try:
             made[name] = _upstream(name, section)
         except ValueError as error:
             report.error((*here, "url"), str(error))
+    check_gateway(made, report)
     return made if len(report.problems) == count else None
 
 
 def _upstream(name: str, section: UpstreamSection) -> Upstream:
+    if section.process is not None:
+        return compile_started(name, section, kind_of(name, section) or Kind.TOOL)
     if section.url is None:
         return compile_session(name, section)
     return compile_upstream(name, section, parse_url(section.url), kind_of(name, section) or Kind.HOST)
@@ -99,10 +109,9 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
     section = known.get(name)
     if section is None and name in WELL_KNOWN:
         section = UpstreamSection(url=WELL_KNOWN[name][0], kind="llm", dialect=WELL_KNOWN[name][1])
-    # Its prices stay the document's: they are found by the upstream's name.
-    fields = (
-        {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude={"prices", "session"})
-    )
+    # Its prices, and what is said of it for the catalogue, stay the document's: they are found by the upstream's name.
+    left = {"prices", "process", "session", *CATALOGUE_KEYS}
+    fields = {} if section is None else section.model_dump(exclude_unset=True, by_alias=True, exclude=left)
     fields["url"] = url
     for option in options:
         key, _, value = option.partition("=")
@@ -122,11 +131,15 @@ def override(text: str, known: dict[str, UpstreamSection]) -> tuple[str, Upstrea
 
 def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[str, ...], str]]:
     """Return what is wrong with a section beyond its types and its URL: (key path, message) each."""
-    found: list[tuple[tuple[str, ...], str]] = []
+    found = catalogue_problems(section, kind_of(name, section))
+    if section.process is not None:
+        return found + started_problems(section)
     if section.session:
-        return _session_problems(section)
+        return found + _session_problems(section)
     if section.url is None:
-        found.append(((), 'the key "url" is missing; only an agent with session: true has none'))
+        found.append(((), 'the key "url" is missing; only an agent with session: true, or a process, has none'))
+    if section.transport == "sse" and section.dialect != "mcp":
+        found.append((("transport",), "only a server of dialect: mcp has the transport sse"))
     kind, dialect = kind_of(name, section), dialect_of(name, section)
     if kind is None:
         found.append(((), "kind is missing: llm (with a dialect), tool, agent or host"))
@@ -144,6 +157,7 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
         found.append((("peer",), "an LLM is not another sidecar: context tokens never leave the mesh"))
     if section.timeouts.first_token is not None and kind is not None and kind is not Kind.LLM:
         found.append((("timeouts", "first_token"), f"only an LLM sends tokens; this is of kind {kind.value}"))
+    found += gateway_problems(section, dialect)
     if section.tls.ca is not None and (section.url or "").startswith("http://"):
         found.append((("tls", "ca"), "there is no TLS on an http:// URL"))
     if section.key is not None:
@@ -151,6 +165,7 @@ def section_problems(name: str, section: UpstreamSection) -> list[tuple[tuple[st
             found.append((("key",), "key needs either env or file"))
         if section.key.header is not None and section.key.header.lower() in _KEY_HEADERS_REFUSED:
             found.append((("key", "header"), f"a key cannot stand in {shown(section.key.header)}"))
+    found += talking_problems(section, dialect)
     return found
 
 
@@ -163,7 +178,8 @@ def _session_problems(section: UpstreamSection) -> list[tuple[tuple[str, ...], s
         found.append((("kind",), f"only an agent has a session; this is of kind {section.kind}"))
     if section.timeouts.first_token is not None:
         found.append((("timeouts", "first_token"), "only an LLM sends tokens; this is an agent"))
-    meaningless = section.model_fields_set - {"session", "kind", "sends_trace", "pool", "timeouts"}
+    said = {"description", "version", "intents", "labels", "tools"}
+    meaningless = section.model_fields_set - {"session", "kind", "sends_trace", "pool", "timeouts", *said}
     found += [
         ((key,), f"{key} says nothing of an agent that is called through its session") for key in sorted(meaningless)
     ]
@@ -189,18 +205,11 @@ def _is_ipv6(text: str) -> bool:
 
 
 def policy(
-    document: Document,
-    upstreams: dict[str, Upstream],
-    *,
-    agent: str,
-    digest: str,
-    source: str,
-    report: Report,
+    document: Document, upstreams: dict[str, Upstream], *, agent: str, digest: str, source: str, report: Report
 ) -> Policy:
     """Make the policy of a document that has no problems."""
     rules = [_rule(rule, index) for index, rule in enumerate(document.rules)]
-    governance = _governance(document, rules)
-    if governance is not None:
+    if (governance := _governance(document, rules)) is not None:
         rules.append(governance)
     _warn(document, upstreams, report)
     return Policy(
@@ -218,6 +227,15 @@ def policy(
         approvers={name: section.key.removeprefix("sha256:") for name, section in document.approvers.items()},
         approvals=document.approvals,
         supervisor=document.on_exceeded,
+        gateway=gateway_upstream(upstreams),
+        mcp=document.mcp,
+        told=told(document, upstreams),
+        intents=intent_terms(document),
+        subscriptions=document.subscriptions,
+        parked=GlobSet(document.park),
+        semantic=document.intents.events,
+        prompts=prompt_terms(document),
+        state=document.state,
         hosts_allowed=tuple(host.lower() for host in document.hosts_allowed),
         digest=digest,
         source=source,
@@ -364,6 +382,8 @@ def _warn_upstream(name: str, upstream: Upstream, report: Report) -> None:
         report.warn(
             here, f"{upstream.host} is the LLM API {known}: as kind {upstream.kind.value} nobody counts its tokens"
         )
+    if upstream.process is not None and upstream.process.sandbox == "none":
+        report.warn((*here, "process"), f"{shown(name)} runs without a sandbox: it can read and do what meshd can")
     if upstream.is_unmetered:
         report.warn((*here, "unmetered"), f"calls to {shown(name)} that no dialect reads cost nothing here")
     if (
@@ -372,6 +392,7 @@ def _warn_upstream(name: str, upstream: Upstream, report: Report) -> None:
         and upstream.host not in ("127.0.0.1", "::1", "localhost")
     ):
         report.warn((*here, "key"), f"the key of {shown(name)} leaves this machine unencrypted")
-    for key, path in (("tls", upstream.ca_file), ("key", upstream.key_file)):
+    cards = [("card", path) for path in upstream.card_keys]
+    for key, path in (("tls", upstream.ca_file), ("key", upstream.key_file), *cards):
         if path is not None and not Path(path).is_file():
             report.warn((*here, key), f"there is no file {shown(path)} here")

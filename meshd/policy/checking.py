@@ -9,10 +9,15 @@ from meshd.call import Kind
 from meshd.dialects.table import RPC
 from meshd.policy.checking_approvals import ApprovalChecker
 from meshd.policy.checking_budgets import BudgetChecker
+from meshd.policy.checking_events import check_event_rule, check_events, is_for_events
 from meshd.policy.checking_fallback import ChainChecker
 from meshd.policy.checking_supervisor import check_supervisor
+from meshd.policy.gateway import gateway_upstream
+from meshd.policy.intending import check_intents
 from meshd.policy.matching import GlobSet, Match, is_literal
+from meshd.policy.planning import ALLOWED
 from meshd.policy.problem import shown
+from meshd.policy.prompting import check_prompts
 from meshd.policy.report import nearest
 
 if TYPE_CHECKING:
@@ -73,6 +78,8 @@ class Checker:
         self.report = report
         self.possible = [_Possible(upstream.name, upstream.kind, upstream.dialect) for upstream in upstreams.values()]
         self.possible.append(_Possible(INBOUND_NAME, Kind.AGENT))
+        if (gateway := gateway_upstream(upstreams)) is not None:
+            self.possible.append(_Possible(gateway.name, gateway.kind, gateway.dialect))
         self.budgets = BudgetChecker(document, upstreams, report)
         self.approvals = ApprovalChecker(document, report)
         self.chains = ChainChecker(document, upstreams, report)
@@ -95,7 +102,10 @@ class Checker:
             self.rule(here, rule)
         self.approvals.check()
         self.unreachable()
+        check_events(self.document, self.upstreams, self.report)
         check_supervisor(self.document, self.upstreams, self.report)
+        check_intents(self.document, self.upstreams, self.report)
+        check_prompts(self.document, self.report)
         self.chains.cycles()
 
     def rule(self, here: Location, rule: RuleSection) -> None:
@@ -104,6 +114,9 @@ class Checker:
             self.report.error(here, f"this rule sets nothing: it needs one of {', '.join(SETS)}")
         if rule.allow is not None and rule.deny is not None:
             self.report.error((*here, "deny"), "a rule either allows or denies, not both", is_key=True)
+        if is_for_events(rule.match):
+            check_event_rule(here, rule, self.report)
+            return
         fitting = self.match((*here, "match"), rule.match)
         if fitting is None:
             return
@@ -212,11 +225,16 @@ class Checker:
             return
         if allow.denied is not None:
             self.report.error((*here, "allow", "denied"), "write deny: beside match: instead", is_key=True)
-        elif all(value is None for value in (allow.models, allow.tools, allow.targets, allow.hosts)):
+        elif all(value is None for value in (allow.models, allow.tools, allow.prompts, allow.targets, allow.hosts)):
             self.report.error(
-                (*here, "allow"), "allow sets nothing: it needs models, tools, targets or hosts", is_key=True
+                (*here, "allow"), "allow sets nothing: it needs models, tools, prompts, targets or hosts", is_key=True
             )
-        for key, needed in (("models", {Kind.LLM}), ("tools", {Kind.LLM, Kind.TOOL}), ("hosts", {Kind.HOST})):
+        for key, needed in (
+            ("models", {Kind.LLM}),
+            ("tools", {Kind.LLM, Kind.TOOL}),
+            ("prompts", {Kind.LLM}),
+            ("hosts", {Kind.HOST}),
+        ):
             if getattr(allow, key) is not None and not kinds & needed and not (key == "tools" and is_mcp):
                 words = " or ".join(sorted(kind.value for kind in needed))
                 self.report.error((*here, "allow", key), f"this rule fits no upstream of kind {words}", is_key=True)
@@ -277,9 +295,7 @@ def _contested(rule: RuleSection) -> set[str]:
     """What a rule sets that only one rule can set for a call."""
     keys = {key for key in _DECIDES_ALONE if getattr(rule, key) is not None}
     if rule.allow is not None:
-        keys |= {
-            f"allow.{key}" for key in ("models", "tools", "targets", "hosts") if getattr(rule.allow, key) is not None
-        }
+        keys |= {f"allow.{key}" for key in ALLOWED if getattr(rule.allow, key) is not None}
     return keys
 
 
@@ -287,7 +303,7 @@ def _takes(rule: RuleSection) -> set[str]:
     """What a rule that comes first takes from those after it."""
     keys = _contested(rule)
     if rule.deny is not None:
-        keys |= {"allow.models", "allow.tools", "allow.targets", "allow.hosts"}
+        keys |= {f"allow.{key}" for key in ALLOWED}
     if rule.allow is not None:
         keys.add("deny")
     return keys
@@ -307,4 +323,5 @@ def compile_match(match: MatchSection) -> Match:
         tool=match.tool,
         model=match.model,
         operation=match.operation,
+        topic=match.topic,
     )

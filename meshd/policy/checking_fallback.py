@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _TRANSLATED: Final = frozenset({"openai", "anthropic"})
 _SPOKEN_BESIDES: Final = {"ollama": frozenset({"openai", "anthropic"}), "gemini": frozenset({"anthropic"})}
 """What an upstream of a dialect understands besides, below other paths: see `meshd.dialects.table`."""
-_CANNED: Final = frozenset({"openai", "anthropic", "ollama", "plain"})
+_CANNED: Final = frozenset({"openai", "anthropic", "ollama", "plain", "mcp", "a2a"})
 """Dialects in which a text can be made an answer."""
 _OWN: Final = ("cached", "command", "python", "reply")
 

@@ -7,27 +7,25 @@ for two things that no decision depends on: the bounded memo of plans and the hi
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+from meshd.discovery.intent_terms import IntentTerms
+from meshd.prompts.terms import PromptTerms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meshd.call import Kind, Target
-    from meshd.filters.allow_list_settings import AllowSettings
-    from meshd.filters.approval_settings import ApprovalSettings
-    from meshd.filters.breaker_settings import BreakerSettings
-    from meshd.filters.budget_settings import BudgetSettings
-    from meshd.filters.chain_settings import ChainSettings
-    from meshd.filters.concurrency_settings import ConcurrencySettings
-    from meshd.filters.contract import Settings
-    from meshd.filters.delegation_settings import DelegateSettings
-    from meshd.filters.fallback_settings import RetrySettings
-    from meshd.filters.idempotency_settings import IdempotencySettings
-    from meshd.filters.routing_settings import RouteSettings
-    from meshd.filters.turns_settings import TurnsSettings
-    from meshd.policy.matching import Matcher, Rule
+    from meshd.discovery.told import Told
+    from meshd.filters.plan import Plan
+    from meshd.policy.gateway import McpSettings
+    from meshd.policy.matching import GlobSet, Matcher, Rule
     from meshd.policy.model import ApprovalsSection, SupervisorSection
+    from meshd.policy.model_events import SubscriptionSection
+    from meshd.policy.model_intents import SemanticSection
+    from meshd.policy.model_state import StateSection
     from meshd.policy.pricing import PriceBook
+    from meshd.policy.process import Process
 
 DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"]
 Protocol = Literal["auto", "http/1.1", "h2"]
@@ -57,6 +55,10 @@ class Upstream:
     """The document says which dialect it speaks; else a call's own fields may say that it is MCP or A2A."""
     is_session: bool = False
     """An agent that is reached by the session which it keeps with this sidecar: it has no address."""
+    process: Process | None = None
+    """An MCP server that is started and spoken to over its standard input and output: it has no address."""
+    is_sse: bool = False
+    """An MCP server of 2024-11-05: the address is that of its event stream."""
     is_peer: bool = False
     """The address is another sidecar's inbound port, which verifies the context token and mints its own."""
     sends_trace: bool = False
@@ -69,6 +71,16 @@ class Upstream:
     """What stands before the key in that field: `Bearer ` for authorization."""
     key_env: str | None = None
     key_file: str | None = None
+    card_keys: tuple[str, ...] = ()
+    """Files with the keys that may sign its card; empty where nobody verifies that."""
+    is_card_signed: bool = False
+    """A card that is not signed is refused."""
+    card_origins: tuple[tuple[str, int], ...] = ()
+    """Host and port of each other address by which its card names it."""
+    takes_extension: bool | None = None
+    """It is told of the workflow by meshd's A2A extension; None: where its card declares that."""
+    charges_usage: bool | None = None
+    """Charge what the metadata of its A2A answers reports; None: see `meshd.filters.hearsay`."""
     connections_max: int = 1024
     pending_max: int = 1024
     """Calls that wait for a connection."""
@@ -79,6 +91,19 @@ class Upstream:
     """Longest from sending to a model's first output in a stream; None for no such limit."""
     gap_timeout_s: float = 300.0
     """Longest silence between two pieces of a reply."""
+    prefix: str = ""
+    """Of an MCP server behind the gateway: what its tools are called by, the separator included."""
+    endpoint: str = ""
+    """The path at which the gateway sends messages to it, with the base path."""
+    result_tokens_max: int | None = None
+    """Of a result that comes through the gateway; None for what that says of all."""
+    is_gateway: bool = False
+    """It has no address: calls to it go to one of the MCP servers, or are answered for all of them."""
+
+    @property
+    def is_bridged(self) -> bool:
+        """Whether its clients speak streamable HTTP and it speaks something else: see `meshd.bridge`."""
+        return self.process is not None or self.is_sse
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,67 +137,6 @@ class Limits:
     """Tokens for each agent and UTC day for calls that no evidence ties to a workflow."""
 
 
-class Plan:
-    """The settings of every filter for one sort of call, as the rules matched. Shared by all calls of that sort."""
-
-    __slots__ = (
-        "allow", "approval", "breaker", "budgets", "chain", "concurrency", "delegate", "hits", "idempotency", "retry",
-        "route", "rules", "terms", "trials", "turns",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        *,
-        route: RouteSettings | None = None,
-        allow: AllowSettings | None = None,
-        budgets: tuple[BudgetSettings, ...] = (),
-        breaker: BreakerSettings | None = None,
-        retry: RetrySettings | None = None,
-        approval: ApprovalSettings | None = None,
-        delegate: DelegateSettings | None = None,
-        chain: ChainSettings | None = None,
-        concurrency: ConcurrencySettings | None = None,
-        idempotency: IdempotencySettings | None = None,
-        turns: TurnsSettings | None = None,
-        trials: tuple[Settings, ...] = (),
-        rules: tuple[str, ...] = (),
-        hits: tuple[Hits, ...] = (),
-    ) -> None:
-        self.route = route
-        self.allow = allow
-        self.budgets = budgets
-        """Every budget that matched, in the order of the rules: each must admit."""
-        self.breaker = breaker
-        self.retry = retry
-        self.approval = approval
-        self.delegate = delegate
-        self.chain = chain
-        self.concurrency = concurrency
-        self.idempotency = idempotency
-        self.turns = turns
-        self.trials = trials
-        """Settings of shadow rules that stand beside one which binds: they decide, are counted, and never bind."""
-        self.rules = rules
-        """Names of the rules that set something here, in their order."""
-        self.hits = hits
-        self.terms: Any = None
-        """What Budget has worked out of `budgets`: kept here, since a plan is shared by many calls."""
-
-    def hit(self) -> None:
-        """Count a call that used this plan, for each rule that set something in it."""
-        for hits in self.hits:
-            hits.count += 1
-
-
-class Hits:
-    """How many calls used what a rule sets."""
-
-    __slots__ = ("count",)
-
-    def __init__(self) -> None:
-        self.count = 0
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy:
     """One document, compiled. Swapped whole, never changed."""
@@ -201,6 +165,24 @@ class Policy:
     """How approvers learn that they are asked."""
     supervisor: SupervisorSection | None = None
     """Whom to ask about a workflow that goes in circles; None for nobody."""
+    gateway: Upstream | None = None
+    """Stands for all MCP servers together, under a name of its own; None where there are none."""
+    mcp: McpSettings | None = None
+    """What the gateway shows."""
+    told: Mapping[str, Told] = field(default_factory=dict)
+    """By upstream: what the document says of it for the catalogue."""
+    intents: IntentTerms = field(default_factory=IntentTerms)
+    """How an agent is found by what is wanted."""
+    subscriptions: tuple[SubscriptionSection, ...] = ()
+    """Topics whose events go to agents as calls."""
+    parked: GlobSet
+    """Topics whose events are not handed out again where nothing was heard of an attempt."""
+    semantic: SemanticSection | None = None
+    """How events are led that say what is wanted; None where this sidecar leads none."""
+    prompts: PromptTerms = field(default_factory=PromptTerms)
+    """Where prompts are, and in whose messages they are looked for."""
+    state: StateSection | None = None
+    """What agents may share, and how much of it is kept."""
     hosts_allowed: tuple[str, ...] = ()
     """Host names that the listener accepts besides its own, for pods; lower case, without ports."""
     digest: str = ""

@@ -40,6 +40,8 @@ class Overrides:
     """`NAME=URL[,dialect=D][,kind=K]` each; adds an upstream, or changes the address of one."""
     agent: str = ""
     """Name of the agent beside this sidecar; empty for the document's."""
+    hops: int | None = None
+    """Hop limit where the document sets none; None for the default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +125,8 @@ def parse(
     check_keys(report)
     _check_unenforced(report, accept_unenforced)
     data = _plain_without_nulls(root)
+    if overrides.hops is not None and isinstance(limits := data.setdefault("limits", {}), dict):
+        limits.setdefault("hops", overrides.hops)
     document, broken = _validated(data, report)
     upstreams = building.upstreams(document, overrides, report)
     agent = overrides.agent or document.agent

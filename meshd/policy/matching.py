@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 from urllib.parse import unquote
 
-from meshd.policy.compiled import Hits, Plan
+from meshd.call import Kind
+from meshd.filters.plan import Hits, Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from meshd.call import Kind, Target
+    from meshd.call import Target
     from meshd.filters.allow_list_settings import AllowSettings
     from meshd.filters.approval_settings import ApprovalSettings
     from meshd.filters.breaker_settings import BreakerSettings
@@ -36,6 +37,9 @@ MEMO_ENTRIES_MAX: Final = 4096
 """Per generation; two generations are kept."""
 OPERATION_CHARACTERS_MAX: Final = 256
 """Longer operations are judged, but not kept: they would fill the memo's memory."""
+
+_EVENTS: Final = frozenset({Kind.EVENT})
+_CALLS: Final = frozenset(Kind) - _EVENTS
 
 Globs = tuple[str, ...]
 K = TypeVar("K")
@@ -102,7 +106,10 @@ class GlobSet:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Match:
-    """What a rule asks of a call; a key that is None asks nothing. All keys must fit."""
+    """What a rule asks of a call; a key that is None asks nothing. All keys must fit.
+
+    Events are no calls: a rule that names neither their kind nor a topic is not for them.
+    """
 
     target: Globs | None = None
     kind: tuple[Kind, ...] | None = None
@@ -110,12 +117,20 @@ class Match:
     tool: Globs | None = None
     model: Globs | None = None
     operation: Globs | None = None
+    topic: Globs | None = None
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """Of what this is for."""
+        if self.kind is not None:
+            return frozenset(self.kind)
+        return _EVENTS if self.topic is not None else _CALLS
 
     def covers(self, other: Match) -> bool:
         """Say whether this surely fits every call that `other` fits. Sound, not complete."""
-        if self.kind is not None and (other.kind is None or not set(other.kind) <= set(self.kind)):
+        if not other.kinds <= self.kinds:
             return False
-        keys = ("target", "agent", "tool", "model", "operation")
+        keys = ("target", "agent", "tool", "model", "operation", "topic")
         return all(covers(getattr(self, key), getattr(other, key)) for key in keys)
 
 
@@ -152,35 +167,42 @@ class Rule:
 class _Candidate:
     """A rule with its globs compiled."""
 
-    __slots__ = ("agent", "kind", "model", "operation", "rule", "target", "tool")
+    __slots__ = ("agent", "kind", "model", "operation", "rule", "target", "tool", "topic")
 
     def __init__(self, rule: Rule) -> None:
         match = rule.match
         self.rule = rule
-        self.kind = None if match.kind is None else frozenset(match.kind)
-        self.target, self.agent, self.tool, self.model, self.operation = (
+        self.kind = match.kinds
+        self.target, self.agent, self.tool, self.model, self.operation, self.topic = (
             None if globs is None else GlobSet(globs)
-            for globs in (match.target, match.agent, match.tool, match.model, match.operation)
+            for globs in (match.target, match.agent, match.tool, match.model, match.operation, match.topic)
         )
 
     def fits_place(self, target: Target, agent: str) -> bool:
         """Judge what does not change from call to call on the same edge."""
         return (
-            (self.kind is None or target.kind in self.kind)
+            target.kind in self.kind
             and (self.target is None or self.target.fits(target.name))
+            and (self.topic is None or self.topic.fits(target.name))
             and (self.model is None or self.model.fits(target.model))
             and (self.agent is None or self.agent.fits(agent))
         )
 
     def fits_deed(self, operation: str, tool: str) -> bool:
         """Judge the rest. `/research.v1.Research/Find` is `research.v1.Research/Find` too, as gRPC calls it: of every
-        method and content-type, since servers that take gRPC may take the same by others."""
+        method and content-type, since servers that take gRPC may take the same by others. An operation of two lines
+        has two names."""
         globs = self.operation
-        if globs is not None and not globs.fits(operation):
-            _, slash, rpc = operation.partition(" /")
-            if not slash or "/" not in rpc or not globs.fits(rpc):
-                return False
+        if globs is not None and not any(_fits_name(globs, name) for name in operation.split("\n")):
+            return False
         return self.tool is None or (tool != "" and self.tool.fits(tool))
+
+
+def _fits_name(globs: GlobSet, name: str) -> bool:
+    if globs.fits(name):
+        return True
+    _, slash, rpc = name.partition(" /")
+    return bool(slash) and "/" in rpc and globs.fits(rpc)
 
 
 class Generations(Generic[K, V]):
@@ -229,6 +251,7 @@ def normal_operation(operation: str) -> str:
     method, space, path = operation.partition(" ")
     if not space:
         return operation
+    path, line, other = path.partition("\n")
     path = path.partition("?")[0].partition("#")[0]
     if "%" in path:
         path = unquote(path, errors="replace")
@@ -241,7 +264,7 @@ def normal_operation(operation: str) -> str:
             elif part not in ("", "."):
                 kept.append(part)
         path = "/" + "/".join(kept) + ("/" if kept and parts[-1] in ("", ".", "..") else "")
-    return f"{method.upper()} {path}"
+    return f"{method.upper()} {path}{line}{other}"
 
 
 class Matcher:

@@ -20,15 +20,23 @@ from meshd.filters.idempotency_settings import IdempotencySettings
 from meshd.filters.routing_settings import RouteSettings
 from meshd.filters.turns_settings import TurnsSettings
 from meshd.filters.units import Count, Duration, Money, Rate, Size, Times
+from meshd.policy.card_section import Talking
+from meshd.policy.gateway import McpSettings, ServerSection
+from meshd.policy.model_catalogue import MODEL_PATTERN, Catalogued
+from meshd.policy.model_events import Subscribing
+from meshd.policy.model_intents import Intended
+from meshd.policy.model_prompts import Prompted
+from meshd.policy.model_state import Stateful
+from meshd.policy.process import ProcessSection
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_.-]{0,62}$"
 """Names of upstreams and agents: they stand in paths, in host names and in metric labels."""
 RULE_NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$"
-MODEL_PATTERN = r"^[!-~]{1,128}$"
-"""Models, with `*` and `?`, whose price is said."""
 HOST_PATTERN = r"^[A-Za-z0-9_.-]{1,253}$|^[0-9A-Fa-f:.]{2,45}$"
 
 KindName = Literal["llm", "tool", "agent", "host"]
+MatchedName = Literal["llm", "tool", "agent", "host", "event"]
+_MATCHED = ["llm", "tool", "agent", "host", "event"]
 _GLOB_LIST: dict[str, Any] = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItems": 1}
 
 
@@ -45,17 +53,10 @@ Globs = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "minLength": 1, "maxLength": 512}, _GLOB_LIST]}),
 ]
 Kinds = Annotated[
-    tuple[KindName, ...],
+    tuple[MatchedName, ...],
     BeforeValidator(one_or_many),
     Field(min_length=1),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"enum": ["llm", "tool", "agent", "host"]},
-                {"type": "array", "items": {"enum": ["llm", "tool", "agent", "host"]}, "minItems": 1},
-            ]
-        }
-    ),
+    WithJsonSchema({"anyOf": [{"enum": _MATCHED}, {"type": "array", "items": {"enum": _MATCHED}, "minItems": 1}]}),
 ]
 Unenforced = Annotated[Any, Field(json_schema_extra={"x-meshd-unenforced": True})]
 """Known, and not enforced by this build: refused at load unless `--accept-unenforced`."""
@@ -85,7 +86,8 @@ class LimitsSection(Section):
     """Limits that hold for every call."""
 
     hops: int = Field(default=16, ge=0, le=1000)
-    """Agent-to-agent edges from the beginning of a workflow. A tool call or an LLM call is not a hop."""
+    """Agent-to-agent edges from the beginning of a workflow. A tool call or an LLM call is not a hop. Unset: as
+    `MESHD_HOPS` says, where that is set."""
     turns: TurnsSettings = TurnsSettings()
     """When agents that go in circles are stopped."""
     deadline: Annotated[Duration, Field(gt=0)] | None = None
@@ -208,12 +210,12 @@ class PriceSection(Section):
 Prices = dict[Annotated[str, Field(pattern=MODEL_PATTERN)], PriceSection]
 
 
-class UpstreamSection(Section):
+class UpstreamSection(Catalogued, ServerSection, Talking, Section):
     """An address that serves a target."""
 
     url: Annotated[str, Field(min_length=1, max_length=2048)] | None = None
     """`http` or `https`, host, port, and the path that precedes every call's own. No user, query or fragment. Only
-    with `session: true` there is none."""
+    with `session: true` or `process` there is none."""
     kind: KindName | None = None
     """What it is. May be left out for a well-known LLM and where `dialect` is one of an LLM's."""
     dialect: Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"] | None = None
@@ -223,6 +225,10 @@ class UpstreamSection(Section):
     """`auto` asks by ALPN over TLS and takes HTTP/1.1 without; `h2` without TLS begins with prior knowledge."""
     session: bool = False
     """An agent that opens a session with this sidecar and is called through it, in place of at a `url`."""
+    process: ProcessSection | None = None
+    """An MCP server that meshd starts and speaks to over its standard input and output, in place of at a `url`."""
+    transport: Literal["http", "sse"] = "http"
+    """Of `dialect: mcp`: `sse` for a server of 2024-11-05, whose `url` is the one of its event stream."""
     unmetered: bool = False
     """Let calls and tunnels to an LLM pass whose tokens nobody can count."""
     peer: bool = False
@@ -239,6 +245,11 @@ class UpstreamSection(Section):
     """How long it may be silent."""
     prices: Prices = {}
     """What its models cost, before the document's own `prices`."""
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{0,32}$")] | None = None
+    """Of an MCP server behind the gateway: its tools are called by this, two underscores, and their names. Empty: by
+    their names alone. Unset: the upstream's name."""
+    endpoint: Annotated[str, Field(pattern=r"^(/[A-Za-z0-9_~-][A-Za-z0-9._~-]{0,63}){1,8}/?$")] | None = None
+    """Path below `url` at which an MCP server takes the gateway's messages. Unset: that of `url`, else `/mcp`."""
 
 
 class MatchSection(Section):
@@ -247,7 +258,7 @@ class MatchSection(Section):
     target: Globs | None = None
     """Names of upstreams; `app` for calls that come in to the agent beside this sidecar."""
     kind: Kinds | None = None
-    """`llm`, `tool`, `agent` or `host`."""
+    """`llm`, `tool`, `agent` or `host`; `event` for what is published and handed out."""
     agent: Globs | None = None
     """Name of the agent that calls."""
     tool: Globs | None = None
@@ -257,7 +268,9 @@ class MatchSection(Section):
     operation: Globs | None = None
     """`chat`, `responses` and others that dialects of LLMs read; of `dialect: mcp` and `a2a` a message's method, as in
     `tools/call`; else method and path, as in `DELETE /invoices/*`; a gRPC call's service and method too, as in
-    `research.v1.Research/*`."""
+    `research.v1.Research/*`. Of an event, `PUBLISH` or `HANDLE` and its topic."""
+    topic: Globs | None = None
+    """Topic of an event. A rule that names one is for events alone."""
 
 
 class RuleSection(Section):
@@ -353,7 +366,7 @@ class ErrorsSection(Section):
     """Say how many tokens and dollars were used and allowed."""
 
 
-class Document(Section):
+class Document(Prompted, Intended, Stateful, Subscribing, Section):
     """A policy: what a sidecar does with each call of its agent."""
 
     agent: Annotated[str, Field(pattern=NAME_PATTERN)] = "agent"
@@ -372,6 +385,8 @@ class Document(Section):
     """What models cost, by name or glob; the first that fits, before the table that comes with meshd."""
     errors: ErrorsSection = ErrorsSection()
     """What refusals say."""
+    mcp: McpSettings = McpSettings()
+    """The gateway to all MCP servers."""
     owner: Annotated[str, Field(min_length=1, max_length=64)] | None = None
     """The approver whose agent this is: the agent's calls are never theirs to allow."""
     approvers: dict[Annotated[str, Field(pattern=NAME_PATTERN)], ApproverSection] = {}

@@ -16,7 +16,7 @@ from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.concurrency_settings import ConcurrencySettings
 from meshd.filters.fallback_settings import RetrySettings
 from meshd.filters.idempotency_settings import IdempotencySettings
-from meshd.policy.compiled import Plan
+from meshd.filters.plan import Plan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from meshd.filters.turns_settings import TurnsSettings
     from meshd.policy.matching import Rule
 
+ALLOWED = ("models", "tools", "prompts", "targets", "hosts")
+"""Lists of `allow`: each is taken from the first rule that has it."""
 DEFAULT_RULE = "default"
 """The name that the settings of upstreams without a rule carry in messages and counters."""
 
@@ -109,7 +111,7 @@ def merge_allow(every: Iterable[AllowSettings]) -> AllowSettings | None:
             break
         gives = {
             key: value
-            for key in ("models", "tools", "targets", "hosts")
+            for key in ALLOWED
             if (value := getattr(settings, key)) is not None and getattr(first, key) is None and key not in lists
         }
         if gives:

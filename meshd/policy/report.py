@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from meshd.policy.model import HOST_PATTERN, MODEL_PATTERN, NAME_PATTERN, RULE_NAME_PATTERN, Document
+from meshd.policy.model import HOST_PATTERN, NAME_PATTERN, RULE_NAME_PATTERN, Document
+from meshd.policy.model_catalogue import MODEL_PATTERN
 from meshd.policy.problem import Problem, shown
 from meshd.policy.reading import Mapping, Node, Scalar, Sequence, find
 

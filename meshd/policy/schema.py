@@ -24,7 +24,7 @@ def json_schema() -> dict[str, Any]:
             description = field.pop("description", "")
             allow[name] = {"anyOf": [{"type": "string"}, field], "description": description}
     schema["$defs"]["BudgetSettings"]["anyOf"] = [{"required": [key]} for key in ("tokens", "dollars")]
-    schema["$defs"]["UpstreamSection"]["anyOf"] = [{"required": [key]} for key in ("url", "session")]
+    schema["$defs"]["UpstreamSection"]["anyOf"] = [{"required": [key]} for key in ("url", "session", "process")]
     sections = (schema["properties"], schema["$defs"]["UpstreamSection"]["properties"])
     for named in (sections[0]["upstreams"], *(section["prices"] for section in sections)):
         named["additionalProperties"] = False

@@ -11,7 +11,9 @@ from urllib.parse import urlsplit
 
 from meshd.call import Kind
 from meshd.policy.compiled import Upstream
+from meshd.policy.gateway import endpoint_of, prefix_of
 from meshd.policy.problem import shown
+from meshd.policy.process import compile_process
 
 if TYPE_CHECKING:
     from meshd.policy.compiled import DialectName
@@ -37,11 +39,14 @@ KINDS_OF_RPC: dict[str, Kind] = {"mcp": Kind.TOOL, "a2a": Kind.AGENT}
 _KEY_HEADERS: dict[DialectName, str] = {"anthropic": "x-api-key", "gemini": "x-goog-api-key"}
 """Where a provider's key stands that is no bearer token."""
 
-RESERVED_NAMES = frozenset({"w", "app"})
-"""`/w/<opaque>/...` is a per-run address; `app` is the target of calls that come in: the agent beside the sidecar."""
+RESERVED_NAMES = frozenset({"w", "app", "intent"})
+"""`/w/<opaque>/...` is a per-run address; `app` is the target of calls that come in: the agent beside the sidecar;
+`/intent/<words>/...` names none, but what is wanted."""
 
 SESSION = "session"
 """Stands where others have a URL: the agent is called through the session that it opens."""
+PROCESS = "process"
+"""The same of an MCP server that meshd starts."""
 
 # Where clouds hand credentials to whoever asks from inside: no agent's call may go there, whatever a document says.
 _METADATA_HOSTS = frozenset({"metadata", "metadata.google.internal", "metadata.goog", "instance-data"})
@@ -228,6 +233,27 @@ def compile_session(name: str, section: UpstreamSection) -> Upstream:
     )
 
 
+def compile_started(name: str, section: UpstreamSection, kind: Kind) -> Upstream:
+    """Make the upstream of an MCP server that the policy starts. `section.process` is set."""
+    assert section.process is not None
+    return replace(
+        session_upstream(name),
+        is_session=False,
+        is_dialect_told=True,
+        url=PROCESS,
+        kind=kind,
+        dialect="mcp",
+        process=compile_process(section.process),
+        prefix=prefix_of(name, section),
+        endpoint=endpoint_of(section, ""),
+        result_tokens_max=section.result_tokens_max,
+        sends_trace=False,
+        pending_max=section.pool.pending,
+        first_byte_timeout_s=section.timeouts.first_byte,
+        gap_timeout_s=section.timeouts.gap,
+    )
+
+
 def compile_upstream(name: str, section: UpstreamSection, location: Location, kind: Kind) -> Upstream:
     """Make the object that the hot path reads."""
     dialect = dialect_of(name, section)
@@ -247,6 +273,7 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         dialect=dialect,
         is_dialect_told=dialect != "plain" or section.dialect is not None or kind in (Kind.LLM, Kind.HOST),
         protocol=section.protocol,
+        is_sse=section.transport == "sse",
         is_unmetered=section.unmetered,
         is_peer=section.peer,
         sends_trace=kind is Kind.AGENT if section.sends_trace is None else section.sends_trace,
@@ -255,6 +282,11 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         key_prefix=b"Bearer " if key_header == b"authorization" else b"",
         key_env=None if section.key is None else section.key.env,
         key_file=None if section.key is None else section.key.file,
+        card_keys=section.card.keys,
+        is_card_signed=section.card.require_signature,
+        card_origins=tuple([(one.host, one.port) for one in map(parse_url, section.card.origins)]),
+        takes_extension=section.extension,
+        charges_usage=section.charges_usage,
         connections_max=section.pool.connections,
         pending_max=section.pool.pending,
         connect_timeout_s=section.pool.connect_timeout,
@@ -262,4 +294,7 @@ def compile_upstream(name: str, section: UpstreamSection, location: Location, ki
         first_byte_timeout_s=section.timeouts.first_byte,
         first_token_timeout_s=section.timeouts.first_token,
         gap_timeout_s=section.timeouts.gap,
+        prefix=prefix_of(name, section),
+        endpoint=endpoint_of(section, location.base_path),
+        result_tokens_max=section.result_tokens_max,
     )

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from meshd.call import Kind, Rpc
+from meshd.dialects.a2a import asked_in
 from meshd.dialects.gemini import key_in
-from meshd.dialects.table import DIALECTS, GRPC, RPC, RPC_FIELDS, dialect_at, spoken_in
+from meshd.dialects.table import A2A_GRPC, DIALECTS, GRPC, RPC, RPC_FIELDS, dialect_at, spoken_in
+from meshd.policy.addressing import INTENT
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
     from meshd.call import Call
-    from meshd.policy.addressing import AddressBook
+    from meshd.policy.addressing import AddressBook, Located
     from meshd.wire.message import Fields, Request
 
 # Bound once: reading a member from its enum costs 0.17 us on Python 3.11, and every call reads dozens.
@@ -19,12 +21,25 @@ _LLM: Final = Kind.LLM
 
 PLAIN: Final = DIALECTS["plain"]
 _GEMINI: Final = "gemini"
+_A2A: Final = "a2a"
+
+
+class Intents(Protocol):
+    """Finds who serves what a call wants: see `meshd.intent.resolver`."""
+
+    def locate(self, call: Call, request: Request, located: Located) -> Located:
+        """Return the place of whoever is chosen, as if the call had named it.
+
+        Where several are, there is none, and the call's dialect says who they are. Raises Refused.
+        """
+        ...
 
 
 class Door(Protocol):
     """Whoever has the addresses of a policy: the proxy, and what explains it."""
 
     book: AddressBook
+    intents: Intents | None
 
 
 def arrive(door: Door, call: Call, request: Request) -> bool:
@@ -38,16 +53,23 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
         located = book.locate_rpc(request, call.direction)
     else:
         located = book.locate_tunnel(request.target) if is_connect else book.locate(request, call.direction)
-    _, upstream, call.path, call.run_token, call.target = located
+    name, upstream, call.path, call.run_token, call.target = located
+    if upstream is None and name == INTENT and door.intents is not None:
+        _, upstream, call.path, call.run_token, call.target = door.intents.locate(call, request, located)
     call.upstream = upstream
     # What is framed as gRPC is no way around an LLM's meter.
+    if is_grpc and upstream is not None and upstream.dialect == _A2A:
+        call.dialect = A2A_GRPC
     if upstream is not None and (not is_grpc or upstream.kind is _LLM):
         call.dialect = dialect_at(upstream.dialect, call.path)
-        if not upstream.is_dialect_told and request.method == "POST":
-            fields = request.fields
-            if not fields.spoken:
-                fields.spoken = spoken_in(fields.content_type, fields.headers)
-            call.dialect = DIALECTS[fields.spoken]
+        if not upstream.is_dialect_told:
+            if request.method == "POST":
+                fields = request.fields
+                if not fields.spoken:
+                    fields.spoken = spoken_in(fields.content_type, fields.headers)
+                call.dialect = DIALECTS[fields.spoken]
+            elif request.method == "GET" and asked_in(call.path):
+                call.dialect = DIALECTS[_A2A]
         if upstream.dialect == _GEMINI and "?" in call.path and (key := key_in(call.path)) is not None:
             call.credentials = [*call.credentials, (b"x-goog-api-key", key)]
     is_tunnel = is_connect or bool(request.upgrade)
@@ -82,7 +104,7 @@ def read_message(call: Call, body: bytes, fields: Fields) -> None:
     rpc = call.rpc = Rpc(dialect.name)
     is_told = call.upstream is not None and call.upstream.is_dialect_told
     try:
-        dialect.fill(rpc, body, call.headers)
+        dialect.fill(rpc, body, call.headers, call.method, call.path)
     except Refused:
         if is_told or rpc.id or rpc.method or any(name in RPC_FIELDS for name, _ in fields.headers):
             raise

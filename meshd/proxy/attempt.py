@@ -50,7 +50,7 @@ class Attempt(Degrading):
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
         self._path = path_to_send(call, pool.key)
-        is_held = exchange.held_caller is not None
+        is_held = exchange.held_caller is not None or call.card is not None or call.passage is not None
         self._fields_added = added_fields(call, fields, pool.key, proxy.chain.context, is_read=is_held)
         connection = pool.acquire(self)
         if connection is not None:
@@ -75,14 +75,15 @@ class Attempt(Degrading):
                 self._retry_after_s = retry_after_s(headers, exchange.proxy.wall_clock())
             if self._is_passed_over(status, headers, content_length):
                 return
-        watching = watchers_in(exchange.tickets, self.tickets)
-        if (self.call.ask or self.call.earlier) is not None and 200 <= status < 300:
+        call, watching = self.call, watchers_in(exchange.tickets, self.tickets)
+        if (call.ask or call.earlier) is not None and 200 <= status < 300:
             try:
-                self._answer = choose_answer(self.call, headers, watching)
+                self._answer = choose_answer(self.call, headers, watching) or self._unmetered(headers)
             except AnswerError as error:
-                self._broken(str(error))
+                self._unread(headers, error)
                 return
-        if (self.call.plan.chain is not None or self.call.substitution is not None) and not self._go_onward(headers):
+        through = call.plan.chain or call.substitution or call.card or call.passage
+        if through is not None and not self._go_onward(headers):
             return
         if watching:
             show_head(watching, status, headers)
@@ -104,14 +105,15 @@ class Attempt(Degrading):
         self._send_head(status, headers, content_length)
 
     def _send_head(self, status: int, headers: Headers, content_length: int | None) -> None:
-        exchange = self.exchange
+        exchange, call, answer = self.exchange, self.call, self._answer
         if exchange.is_caller_gone:
             return
-        call, answer = self.call, self._answer
         is_inflated = answer is not None and answer.is_inflated
         fields = forwardable_reply(headers, (b"content-encoding",) if is_inflated else ())
         if call.substitution is not None:
             fields = without_cookies(call, fields)
+        if call.passage is not None:
+            fields = call.passage.reply_fields(fields)
         fields.append((CALL_ID, call.id.encode()))
         if call.reply_headers:
             fields += call.reply_headers
@@ -126,9 +128,8 @@ class Attempt(Degrading):
 
     def reply_data(self, data: bytes) -> None:
         """A piece of the reply's body."""
-        exchange = self.exchange
+        exchange, answer = self.exchange, self._answer
         self._heard_s = exchange.proxy.now_s
-        answer = self._answer
         if self._error is not None:
             self._hold_error(self._error, data)
             return
@@ -166,12 +167,14 @@ class Attempt(Degrading):
 
     def reply_end(self, trailers: Headers) -> None:
         """The reply's last byte."""
-        exchange = self.exchange
-        self.stream = None
+        exchange, self.stream = self.exchange, None
         if self._error is not None and self._error_ended():
             return
-        if self._answer is not None and not self._end_answer(self._answer):
+        answer = self._answer
+        if not (self._end_answer(answer) if answer is not None else self._head is None or self._end_held()):
             return
+        if answer is None and self.call.passage is not None:
+            self._end_passage()
         if not exchange.is_caller_gone:
             exchange.caller.send_end(forwardable_trailers(trailers) if trailers else trailers)
             if self._onward is not None and self._is_well_ended:
@@ -332,7 +335,7 @@ class Attempt(Degrading):
         claim = self.call.claim
         if claim is not None and (exchange.is_detached or not claim.may_repeat(outcome)):
             return False
-        outcome.is_too_long, outcome.is_final = is_too_long, self._is_final
+        outcome.is_too_long, outcome.is_final, outcome.is_unpaid = is_too_long, self._is_final, self._is_unpaid
         following = exchange.proxy.chain.fallback.next(self.call, outcome)
         if following is None:
             return False

@@ -2,9 +2,8 @@
 
     begin -> (body held, where a dialect must read it) -> chain -> attempt -> reply -> finish
 
-Everything here is a plain function call made from a connection's callback. Only a filter that must wait makes a
-task, and only for its own call. Tickets of the call are settled when it ends, those of an attempt when that does;
-both exactly once, whoever hung up first.
+Everything here is a plain function call made from a connection's callback; only a filter that must wait makes a task.
+Tickets of a call are settled when it ends, those of an attempt when that does; exactly once, whoever hung up first.
 """
 
 from __future__ import annotations
@@ -54,11 +53,14 @@ class Exchange(Diverting):
         proxy.telemetry.started(call)
         try:
             self._arrive()
+            if call.upstream is None and self._is_page():
+                return
             if call.dialect is not PLAIN and not self.is_tunnel:
                 operation = call.dialect.recognise(call.method, call.path)
                 if operation is not None:
                     self._hold(operation)
                     return
+                self._keep_back()
         except Refused as refused:
             self.refuse(refused)
             return
@@ -71,7 +73,7 @@ class Exchange(Diverting):
     def _admit(self, start: int = 0) -> None:
         chain = self.proxy.chain
         try:
-            decision = chain.admit(chain.per_call, self.call, self.tickets, start)
+            decision = chain.admit(chain.each_call, self.call, self.tickets, start)
         except Refused as refused:
             self.refuse(refused)
             return
@@ -84,6 +86,16 @@ class Exchange(Diverting):
         chain = self.proxy.chain
         attempt = self.attempt
         if start == 0 or attempt is None:
+            passage = self.call.passage
+            if passage is not None:
+                try:
+                    pending = passage.prepare(self)
+                except Refused as refused:
+                    self.refuse(refused)
+                    return
+                if pending is not None:
+                    self._wait(pending, [], self._attempt)  # It takes nothing: see `_refuse_unprepared`.
+                    return
             if self.call.plan.chain is not None and self._is_diverted():
                 return
             self.call.attempt += 1
@@ -91,7 +103,7 @@ class Exchange(Diverting):
             if self.call.claim is not None and self.call.attempt == 1:
                 self.caller = Recording(self, self.caller, self.call.claim.tape)
         try:
-            decision = chain.admit(chain.per_attempt, self.call, attempt.tickets, start)
+            decision = chain.admit(chain.each_attempt, self.call, attempt.tickets, start)
             if decision is None:
                 attempt.send()
         except Refused as refused:
@@ -160,11 +172,11 @@ class Exchange(Diverting):
 
     def let_go(self) -> None:
         """The drain has begun: nobody waits for people any more, and the same call made elsewhere finds their answer.
-
-        Ends in `waited`, with the refusal.
-        """
+        Ends in `waited`, with the refusal."""
         if self._hold_task is not None:
             self._hold_task.cancel()
+        elif self._replaying is not None:
+            self._replaying.let_go()
 
     def waited(self, tickets: list[Ticket], result: Any, go_on: Any, resume_at: int) -> None:
         """What a filter waited for is there: a ticket, a Reply, None, or the exception that it ended in."""

@@ -16,6 +16,7 @@ _IDENTITY: Final = (b"accept-encoding", b"identity")
 """What must be metered must be readable; the field says so to the upstream (RFC 9110, 12.5.3)."""
 
 _GEMINI: Final = "gemini"
+_A2A: Final = "a2a"
 
 
 def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context, *, is_read: bool = False) -> Headers:
@@ -25,7 +26,7 @@ def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context
 
     `key` is the provider's key where meshd attaches one, and then takes the place of the caller's credentials.
     """
-    is_read = is_read or call.ask is not None or call.earlier is not None
+    is_read = is_read or call.ask is not None or call.earlier is not None or _is_overheard(call, fields)
     headers = [_IDENTITY] if is_read else fields.accept_encoding[:]
     if key is not None:
         headers.append((call.upstream.key_header, key))
@@ -33,6 +34,12 @@ def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context
     if call.inject:
         headers += call.inject
     return headers
+
+
+def _is_overheard(call: Call, fields: Fields) -> bool:
+    """Say whether the answer is an A2A agent's, in which something is looked for as it passes."""
+    rpc = call.rpc
+    return rpc is not None and call.reply_heard_by is not None and rpc.protocol == _A2A and not fields.is_grpc
 
 
 def path_to_send(call: Call, key: bytes | None) -> str:

@@ -77,6 +77,10 @@ class GrpcAttempt(Attempt):
                 self._alone = headers
         super().reply_head(status, headers, content_length)
 
+    def _holds_card(self, headers: Headers) -> bool:
+        # A status alone, or what is no gRPC, has no card.
+        return self._alone is not None or not self._is_framed or super()._holds_card(headers)
+
     def _send_head(self, status: int, headers: Headers, content_length: int | None) -> None:
         if self._alone is None:
             super()._send_head(status, headers, content_length)

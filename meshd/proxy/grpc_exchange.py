@@ -13,6 +13,7 @@ from meshd.proxy.grpc_attempt import GrpcAttempt
 from meshd.proxy.grpc_refusing import grpc_reply, status_fields
 from meshd.proxy.proxy import SWEEP_S
 from meshd.proxy.recording import unrecorded
+from meshd.proxy.refusing import is_told
 from meshd.refusal import Reason, Refused
 from meshd.wire.grpc import read_timeout, write_timeout
 from meshd.wire.message import WireError
@@ -120,7 +121,7 @@ class GrpcExchange(Exchange):
         if not self.is_caller_gone:
             if self.is_answered:
                 self.caller.send_end(self._status_fields(refused))
-            else:
+            elif not is_told(self, refused):
                 context = self.call.context
                 self._write(grpc_reply(refused, self.call.id, context.workflow if context is not None else ""))
         self.finish(attempt, fault, refused)

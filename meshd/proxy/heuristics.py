@@ -20,6 +20,7 @@ import msgspec
 
 from meshd.call import Reply
 from meshd.dialects.canned import Canned, answer
+from meshd.proxy.stood_in import stood_in
 from meshd.wire.fields import CALL_ID
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ class Heuristics:
         self._said: dict[tuple[str, str], float] = {}
         """When a failure was last told, by the target and the link: an outage is told once in a while."""
 
-    def answer(self, call: Call, link: Substitute) -> Reply | Coroutine[Any, Any, Reply | None]:
-        """Return the answer of a link that is no upstream, or the coroutine that ends in it, or in None."""
+    def answer(self, call: Call, link: Substitute) -> Reply | Coroutine[Any, Any, Reply | None] | None:
+        """Return the answer of a link that is no upstream, or the coroutine that ends in it; None for no answer."""
         if link.reply is not None:
             return _reply(call, link.reply, "meshd-reply")
         return self._made(call, link)
@@ -164,17 +165,17 @@ def asked_of(call: Call) -> dict[str, Any]:
     }
 
 
-def kept_reply(call: Call, kept: Kept, now_s: float) -> Reply:
-    """Return an answer that the same request got before, and say how old it is."""
+def kept_reply(call: Call, kept: Kept, now_s: float) -> Reply | None:
+    """Return an answer that the same request got before, and say how old it is; None where it must not be given now."""
     headers = [*kept.headers, (b"age", b"%d" % max(0, int(now_s - kept.stored_s))), (CALL_ID, call.id.encode())]
-    return Reply(kept.status, headers + call.reply_headers, kept.body)
+    return stood_in(call, Reply(kept.status, headers + call.reply_headers, kept.body))
 
 
-def _reply(call: Call, text: str, model: str) -> Reply:
+def _reply(call: Call, text: str, model: str) -> Reply | None:
     canned = Canned(text, model, call.id, int(call.wall_s))
     content_type, body = answer(call.dialect, call.ask, getattr(call, "rpc", None), canned)
     headers = [(b"content-type", content_type), (b"cache-control", b"no-store"), (CALL_ID, call.id.encode())]
-    return Reply(200, headers + call.reply_headers, body)
+    return stood_in(call, Reply(200, headers + call.reply_headers, body))
 
 
 def _patience_s(call: Call, link: Substitute) -> float:

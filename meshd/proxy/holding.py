@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from meshd.dialects.jsonrpc import error_answer, event
+from meshd.dialects.jsonrpc import SIGN_OF_LIFE, error_answer, event
 from meshd.proxy.answer import content_type_of
 from meshd.refusal import Reason, Refused
 from meshd.wire.fields import CALL_ID
@@ -34,7 +34,6 @@ FAILURE_BYTES_MAX: Final = 65_536
 PROGRESS_STEP: Final = 1e-6
 """Of a progress that must grow and has not begun: the server's own goes on from there."""
 
-_COMMENT: Final = b": waiting for approval\n\n"
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 
 _WAITING, _STREAMING, _WRAPPING, _FAILING, _ENDED = range(5)
@@ -183,7 +182,7 @@ def sign_of(call: Call, number: int) -> bytes:
         progress = msgspec.json.encode({"progress": number * PROGRESS_STEP, "message": "waiting for approval"})
         params = b'{"progressToken":' + rpc.progress_token + b"," + progress[1:]
         return event(b'{"jsonrpc":"2.0","method":"notifications/progress","params":' + params + b"}")
-    return _PING if call.dialect.name == "anthropic" else _COMMENT
+    return _PING if call.dialect.name == "anthropic" else SIGN_OF_LIFE
 
 
 def error_event(call: Call, refused: Refused) -> bytes:

@@ -28,6 +28,7 @@ class Http1Connection(asyncio.Protocol):
         "_is_closed",
         "_is_eof",
         "_is_half_closed",
+        "_is_paused",
         "_is_raw",
         "_is_retired",
         "_is_sent",
@@ -57,6 +58,7 @@ class Http1Connection(asyncio.Protocol):
         self._had_bytes = False
         self.idle_since_s = 0.0
         self._out = b""
+        self._is_paused = False
         self.is_dirty = False
 
     # ------------------------------------------------------------------ from the loop
@@ -226,11 +228,13 @@ class Http1Connection(asyncio.Protocol):
         self._transport.abort()
 
     def pause_reply(self) -> None:
-        if self.is_usable and self._transport.is_reading():
+        if self.is_usable and not self._is_paused:
+            self._is_paused = True
             self._transport.pause_reading()
 
     def resume_reply(self) -> None:
-        if self.is_usable and not self._transport.is_reading():
+        if self._is_paused and self.is_usable:
+            self._is_paused = False
             self._transport.resume_reading()
 
     def _release(self) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from meshd.dialects.mcp_kept import MCP, answer_in
 from meshd.dialects.translation_contract import TranslationError
-from meshd.filters.answers import ANSWER_BYTES_MAX, key_of
+from meshd.filters.answers import ANSWER_BYTES_MAX, are_kept, key_of
 from meshd.filters.substitution import Standing
-from meshd.proxy.answer import AnswerError
+from meshd.proxy.answer import AnswerError, content_type_of
 from meshd.wire.sse import EventTooLarge, Splitter
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from meshd.filters.substitution import Substitution
     from meshd.proxy.answer import Answer
 
+ALTERED: Final = frozenset(
+    {b"content-encoding", b"content-md5", b"digest", b"content-digest", b"repr-digest", b"etag", b"last-modified"}
+)
+"""Fields that are of the bytes as they came, which a held answer leaves without where its bytes are others."""
 _NO_STORE: Final = b"no-store"
 _PARTIAL: Final = 206
 
@@ -40,8 +45,12 @@ class Onward:
         raise NotImplementedError
 
     def end(self) -> bytes:
-        """Nothing more comes; return what is still to leave. Raises AnswerError."""
+        """Nothing more comes; return what is still to leave. Raises AnswerError; what judges the answer, Refused."""
         raise NotImplementedError
+
+    def fields(self, headers: Headers) -> Headers:
+        """Return the header fields with which a held answer leaves."""
+        return headers
 
     def keep(self, answers: Answers, status: int, now_s: float) -> None:
         """The caller has had the whole answer."""
@@ -72,6 +81,43 @@ class Recording(Onward):
     def keep(self, answers: Answers, status: int, now_s: float) -> None:
         if self._size <= ANSWER_BYTES_MAX:
             answers.put(self._key, status, self._headers, b"".join(self._pieces), now_s)
+
+
+class RecordingMessage(Recording):
+    """Keeps the answer of an MCP server as one message, however it came."""
+
+    __slots__ = ()
+
+    def keep(self, answers: Answers, status: int, now_s: float) -> None:
+        if self._size <= ANSWER_BYTES_MAX:
+            is_stream = content_type_of(self._headers).lower().startswith(b"text/event-stream")
+            message = answer_in(b"".join(self._pieces), is_stream=is_stream)
+            if message is not None:
+                answers.put(self._key, 200, [(b"content-type", b"application/json")], message, now_s)
+
+
+class Both(Onward):
+    """What is kept as it came, and goes through something else then."""
+
+    __slots__ = ("_first", "_last", "is_held", "is_rewritten")
+
+    def __init__(self, first: Recording, last: Onward) -> None:
+        self._first = first
+        self._last = last
+        self.is_held = last.is_held
+        self.is_rewritten = last.is_rewritten
+
+    def data(self, data: bytes) -> bytes:
+        return self._last.data(self._first.data(data))
+
+    def end(self) -> bytes:
+        return self._last.end()
+
+    def fields(self, headers: Headers) -> Headers:
+        return self._last.fields(headers)
+
+    def keep(self, answers: Answers, status: int, now_s: float) -> None:
+        self._first.keep(answers, status, now_s)
 
 
 class TranslatedWhole(Onward):
@@ -143,6 +189,11 @@ def onward_for(call: Call, answer: Answer | None, status: int, headers: Headers,
         return None  # Its length is that of a body which nobody has.
     if call.ask is None and (status == _PARTIAL or any(_is_not_kept(*field) for field in headers)):
         return None
+    if not are_kept(call):
+        return None
+    if call.rpc is not None and call.rpc.protocol == MCP:
+        is_read = not any(name == b"content-encoding" for name, _ in headers)
+        return RecordingMessage(call, headers) if is_read else None
     if answer is not None and answer.is_inflated:
         headers = [field for field in headers if field[0] != b"content-encoding"]
     return Recording(call, headers)

@@ -48,15 +48,14 @@ class Pools:
             usual = usuals.get(upstream.name)
             if usual is not None and usual[0] is upstream:
                 return usual[1]
-        wire: str = upstream.protocol
-        if is_tunnel:
-            wire = "tunnel"
-        elif wire == "auto" and upstream.scheme == "http":
+        wire: str = "tunnel" if is_tunnel else upstream.protocol
+        if wire == "auto" and upstream.scheme == "http":
             wire = "h2" if is_grpc else "http/1.1"
         elif wire == "auto" and is_grpc:
             wire = "h2"
-        if upstream.is_session:
-            wire = "tunnel" if is_tunnel else "grpc" if is_grpc else "session"
+        if upstream.is_session or upstream.is_bridged or upstream.is_gateway:
+            own = "session" if upstream.is_session else "bridge" if upstream.is_bridged else "gateway"
+            wire = "tunnel" if is_tunnel else "grpc" if is_grpc else own
         key = (upstream, wire)
         pool = self._pools.get(key)
         if pool is None:
@@ -70,6 +69,14 @@ class Pools:
             from meshd.proxy.session_pool import SessionPool
 
             return SessionPool(self._proxy, self, upstream, wire)
+        if upstream.is_bridged:
+            from meshd.proxy.bridge_pool import BridgePool
+
+            return BridgePool(self._proxy, self, upstream, wire)
+        if upstream.is_gateway:
+            from meshd.gateway.pool import GatewayPool
+
+            return GatewayPool(self._proxy, self, upstream, wire)
         return Pool(self._proxy, self, upstream, wire)
 
     def ssl_context(self, ca_file: str | None, wire: str) -> ssl.SSLContext:

@@ -11,23 +11,30 @@ import asyncio
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
+from meshd.discovery.catalogue import Catalogue
 from meshd.policy.addressing import AddressBook
 from meshd.proxy.agents import Agents
+from meshd.proxy.card_answer import Cards
 from meshd.proxy.crash import crash, ending
 from meshd.proxy.heuristics import Heuristics
 from meshd.proxy.pool import Pools
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from meshd.call import Direction
     from meshd.chain import Chain, Pending
+    from meshd.discovery.entry import Entry, Origin
     from meshd.filters.contract import Ticket
+    from meshd.gateway.gateway import Gateway
     from meshd.policy.compiled import Policy, Upstream
+    from meshd.proxy.arrival import Intents
     from meshd.proxy.exchange import Exchange
+    from meshd.proxy.incoming import Incoming
+    from meshd.proxy.quarantine import Held
     from meshd.telemetry.telemetry import Telemetry
 
 BUSY_S: Final = 0.0001
@@ -79,12 +86,28 @@ class Proxy:
         self.telemetry = telemetry
         self.pools = Pools(self)
         self.agents = Agents()
+        self.catalogue = Catalogue()
+        """What can be called, as far as it is known here."""
+        self.admit_listed: Callable[[str, Origin, list[Entry]], Awaitable[object]] | None = None
+        """Looks at what a server offers, and puts it into the catalogue; None where it is put there as it is."""
+        self.quarantine: Held = {}
+        """What of MCP servers nobody may call."""
+        self._gateway: Gateway | None = None
         self.heuristics = Heuristics()
+        self.cards = Cards()
+        self.intents: Intents | None = None
+        """Finds whom a call is for that only says what it wants; None where nobody does."""
         self.live: set[Exchange] = set()
         self.sessions: set[Session] = set()
         self.is_draining = False
+        self.endings: set[asyncio.Task[None]] = set()
+        """Servers that were started, and have yet to end: see `meshd.bridge`."""
+        self.hidden: tuple[str, ...] = ()
+        """Files and folders of meshd's own, which none of them may see."""
         self._call_ended = asyncio.Event()
         self._app = app
+        self.has_app = app is not None
+        """There is an agent to which inbound calls go."""
         self._listen_hosts = listen_hosts
         self._id_prefix = os.urandom(6).hex() + "-"
         self._id_number = 0
@@ -93,6 +116,9 @@ class Proxy:
         self._is_scheduled = False
         self._left_s = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
+        self.wishes: dict[Incoming, float] = {}
+        """Calls whose body is wished for, and until when; the first one's time is over first."""
+        self._is_wish_timed = False
         self._sweeper: asyncio.TimerHandle | None = None
         self.policy = policy
         self._document = policy
@@ -113,6 +139,8 @@ class Proxy:
         """
         named = self._document.upstreams.get(upstream.name)
         if named is not None and not named.is_session:
+            return False
+        if self._document.gateway is not None and upstream.name == self._document.gateway.name:
             return False
         # Also where the document names it so: the next one may not.
         self._guests[upstream.name] = upstream
@@ -135,6 +163,15 @@ class Proxy:
             policy = replace(policy, upstreams={**self._guests, **policy.upstreams})
         self.book = AddressBook(policy, self._app, self._listen_hosts)
         self.policy = policy
+
+    @property
+    def gateway(self) -> Gateway:
+        """What stands before the MCP servers. Made when it is first called."""
+        if self._gateway is None:
+            from meshd.gateway.gateway import Gateway
+
+            self._gateway = Gateway(self)
+        return self._gateway
 
     def next_id(self) -> str:
         """Return an id for a call: unique among all sidecars, and cheap."""
@@ -196,6 +233,28 @@ class Proxy:
         finally:
             self.leave()
 
+    def wish(self, exchange: Incoming, wait_s: float) -> None:
+        """Call its `wished_enough` after `wait_s`, which is the same for all: one timer of the loop serves them.
+
+        Whoever is met before takes itself out of `wishes`.
+        """
+        self.wishes[exchange] = self.now_s + wait_s
+        if not self._is_wish_timed:
+            self._is_wish_timed = True
+            self.loop.call_later(wait_s, self._wishes_over)
+
+    def _wishes_over(self) -> None:
+        self._is_wish_timed, now_s = False, self.clock()
+        for exchange, until_s in tuple(self.wishes.items()):
+            # A little early is fine: a timer of its own for each that is due within a millisecond would not be.
+            if until_s > now_s + 0.001:
+                if not self._is_wish_timed:
+                    self._is_wish_timed = True
+                    self.loop.call_later(until_s - now_s, self._wishes_over)
+                return
+            self.wishes.pop(exchange, None)
+            self.run(exchange.wished_enough, cast("Exchange", exchange))
+
     # ------------------------------------------------------------------ waiting
 
     def wait(self, exchange: Exchange, pending: Pending, tickets: list[Ticket], go_on: Any) -> asyncio.Task[None]:
@@ -250,6 +309,8 @@ class Proxy:
     async def drain(self, deadline_s: float) -> bool:
         """Finish what runs, for at most `deadline_s` seconds, then end the rest. True where nothing was cut short."""
         self.is_draining = True
+        if self._gateway is not None:
+            self._gateway.drain()
         for exchange in tuple(self.live):
             exchange.let_go()
         for session in tuple(self.sessions):
@@ -287,9 +348,16 @@ class Proxy:
             self._sweeper.cancel()
         for task in self._tasks:
             task.cancel()
+        if self._gateway is not None:
+            self._gateway.close()
         for session in tuple(self.sessions):
             session.close_now()
         self.pools.close()
+
+    async def ended(self) -> None:
+        """Wait, after `close`, until every server that was started has ended: it is killed after two seconds."""
+        while self.endings:
+            await asyncio.gather(*self.endings, return_exceptions=True)
 
 
 def _cancelled(exchange: Exchange) -> Refused | None:

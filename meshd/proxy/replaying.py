@@ -1,4 +1,5 @@
-"""A reply of ours that is read while it is sent: its beginning has left, and the rest follows at the caller's pace.
+"""A reply of ours that is read while it is sent: its beginning has left, and the rest follows at the caller's pace, or
+when there is something to tell.
 
 It ends as the wire ends a whole reply, or so that it shows: a rest that cannot be read never makes a short reply that
 looks whole. This is the task of one such call; no other reply costs one.
@@ -10,6 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Final
 
+from meshd.filters.following import Following
 from meshd.outcome import Fault
 from meshd.refusal import Reason, Refused
 
@@ -102,7 +104,13 @@ class Replaying:
     def stop(self) -> None:
         """The call has ended: nothing more of it is sent."""
         self._is_over = True
+        self._rest.close()
         self._wake()
+
+    def let_go(self) -> None:
+        """The drain has begun: what only waits for people ends here, and can be asked for elsewhere."""
+        if isinstance(self._rest, Following):
+            self._rest.close()
 
     def _wake(self) -> None:
         resumed, self._resumed = self._resumed, None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshd.proxy.telling import A2A, tell
+
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
     from meshd.filters.contract import Ticket
@@ -19,8 +21,9 @@ class Sending:
 
     __slots__ = (
         "_answer", "_before", "_detached_bytes", "_error", "_fields_added", "_first_byte_s", "_first_token_s", "_head",
-        "_heard_s", "_is_final", "_is_paused", "_is_request_paused", "_onward", "_path", "_retry_after_s", "_sent_s",
-        "call", "exchange", "has_streamed", "is_late", "is_over", "pool", "request", "status", "stream", "tickets",
+        "_heard_s", "_is_final", "_is_paused", "_is_request_paused", "_is_unpaid", "_onward", "_path", "_retry_after_s",
+        "_sent_s", "call", "exchange", "has_streamed", "is_late", "is_over", "pool", "request", "status", "stream",
+        "tickets",
     )  # fmt: skip
 
     def __init__(self, exchange: Exchange) -> None:
@@ -57,6 +60,8 @@ class Sending:
         self._detached_bytes = 0
         self._is_final = False
         """The upstream says that the same request would end the same."""
+        self._is_unpaid = False
+        """The upstream says that the credential has nothing left."""
         self._is_paused = self._is_request_paused = False
         self._fields_added: Headers = []
         self._path = ""
@@ -75,6 +80,11 @@ class Sending:
         elif call.body is not None and has_body:
             body = call.body
             length = length if self.request.fields.is_grpc else len(body)
+        if call.rpc is not None and call.rpc.protocol == A2A:
+            told = tell(call, exchange.proxy.cards.declared, self._fields_added, body)
+            if told is not body:
+                body = told
+                length = len(body or b"")
         connection.open(
             self,
             method=call.method,

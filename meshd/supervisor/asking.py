@@ -44,10 +44,10 @@ class Asker:
         self,
         section: Callable[[], SupervisorSection | None],
         ways: dict[str, Way],
-        told: Callable[[str, str], None],
+        told: Callable[[str, str, Story], None],
     ) -> None:
         """`section` returns what the policy in force says; `ways` has one for each of `agent`, `url`, `topic` and
-        `people`; `told` counts a question: by which way, and what became of it."""
+        `people`; `told` hears of a question: by which way, what became of it, and what it was about."""
         self._section = section
         self._ways = ways
         self._told = told
@@ -109,7 +109,7 @@ class Asker:
             log.warning("the supervisor says %s: %s", verdict.action, verdict.reason, extra={"fields": fields})
             return verdict
         finally:
-            self._told(name, result)
+            self._told(name, result, story)
         return None
 
 

@@ -17,6 +17,7 @@ from meshd.proxy.errand import ask
 from meshd.refusal import Refused
 from meshd.supervisor.asking import Asker, Unreachable
 from meshd.supervisor.story import encode
+from meshd.trace.kinds import SUPERVISED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -39,17 +40,21 @@ PEOPLE_GIVE: Final = 20
 """Turns, where people allow a workflow to go on."""
 
 
-def supervisor_of(proxy: Proxy, bus: Any, telemetry: Telemetry, desk: Desk) -> Asker:
-    """Return who asks whom the policy in force names."""
+def supervisor_of(proxy: Proxy, bus: Any, telemetry: Telemetry, desk: Desk, here: Callable[[], str]) -> Asker:
+    """Return who asks whom the policy in force names. `here` is the name of this sidecar in its store."""
 
-    def told(way: str, result: str) -> None:
+    def told(way: str, result: str, story: Story) -> None:
         counts = telemetry.tally.supervisor_asked
         counts[way, result] = counts.get((way, result), 0) + 1
+        trace = telemetry.provenance.trace
+        if trace is not None:
+            workflow = story.workflow or story.account
+            trace.note(SUPERVISED, workflow, (way, result), agent=story.source, target=story.target, call=story.call_id)
 
     ways: dict[str, Any] = {
         "agent": Agent(proxy),
         "url": Address(),
-        "topic": Topic(bus),
+        "topic": Topic(bus, here),
         "people": People(desk, lambda: proxy.policy),
     }
     return Asker(lambda: proxy.policy.supervisor, ways, told)
@@ -112,8 +117,9 @@ class Topic:
     What the agents of the story say there is passed over: nobody decides about itself.
     """
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, here: Callable[[], str]) -> None:
         self._bus = bus
+        self._here = here
         self._waiting: dict[str, tuple[asyncio.Future[bytes], frozenset[str]]] = {}
         """Questions that are open, and who may not answer them."""
         self._listeners: dict[str, asyncio.Task[None]] = {}
@@ -154,7 +160,8 @@ class Topic:
         listener = self._listeners.get(topic)
         if listener is not None and not listener.done():
             return
-        answers = await self._bus.subscribe(topic + ANSWERS, GROUP)
+        # Each sidecar hears them all: in one group, an answer could go to another sidecar that waits for its own.
+        answers = await self._bus.subscribe(topic + ANSWERS, f"{GROUP}-{self._here()}")
         self._listeners[topic] = asyncio.get_running_loop().create_task(self._hear(answers))
 
     async def _hear(self, answers: Subscription) -> None:

@@ -23,12 +23,18 @@ class Place(NamedTuple):
     parent_id: int
     is_sampled: bool
 
+    @property
+    def as_bytes(self) -> bytes:
+        """Trace id, span id and flags, as a record of the trace has them."""
+        flags = b"\x01" if self.is_sampled else b"\x00"
+        return self.trace_id.to_bytes(16, "big") + self.span_id.to_bytes(8, "big") + flags
+
 
 class Told(NamedTuple):
-    """One thing that an agent says of itself, its texts without secrets."""
+    """One thing that an agent says of itself, or does with shared state, its texts without secrets."""
 
     entry: str
-    """One of `names.ENTRIES`."""
+    """One of `names.ENTRIES`; `names.STATE` for shared state."""
     name: str
     start_ns: int
     """Unix nanoseconds."""
@@ -79,6 +85,8 @@ def tell(tracer: Tracer, told: Told, place: Place) -> None:
 def _cut(value: Any) -> Any:
     if isinstance(value, str):
         return value[: span_attributes.TEXT_LENGTH_MAX]
+    if isinstance(value, int):
+        return value
     return tuple(text[: span_attributes.TEXT_LENGTH_MAX] for text in value[: span_attributes.FINISH_REASONS_MAX])
 
 

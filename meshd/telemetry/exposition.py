@@ -25,7 +25,14 @@ if TYPE_CHECKING:
 
     from meshd.telemetry.metrics import Metric
     from meshd.telemetry.series import Histogram, Series, TargetSeries
-    from meshd.telemetry.sources import ApprovalReading, BudgetReading
+    from meshd.telemetry.sources import (
+        ApprovalReading,
+        BudgetReading,
+        CatalogueReading,
+        EventsReading,
+        ResultReading,
+        TraceReading,
+    )
     from meshd.telemetry.tally import Tally
 
 
@@ -189,6 +196,9 @@ class Exposition(Collector):
         yield _counter(metrics.TURNS, [((one,), count) for one, count in turns.decisions] if turns else [])
         yield _counter(metrics.LOOPS, [((one,), count) for one, count in turns.detectors] if turns else [])
         yield _counter(metrics.CLAIMS, [((result,), count) for result, count in sorted(reading.claims.items())])
+        yield _gauge(metrics.MCP_SESSIONS, [((), float(reading.mcp.sessions))])
+        yield _counter(metrics.MCP_TOKENS_SAVED, [((), reading.mcp.tokens_saved)])
+        yield from _results(reading.mcp.results)
         worst: dict[str, int] = {}
         not_closed: dict[tuple[str, ...], float] = {}
         for breaker in reading.breakers:
@@ -215,15 +225,31 @@ class Exposition(Collector):
         yield _counter(metrics.TRACE_ENTRIES, [((entry,), count) for entry, count in list(tally.entries.items())])
         yield _counter(metrics.SUPERVISOR_ASKED, list(tally.supervisor_asked.items()))
         yield from _approvals(self.reading.approvals)
+        yield from _catalogue(self.reading.catalogue)
+        yield _counter(metrics.INTENTS, [((one,), count) for one, count in self.reading.intents.items()])
+        yield from _events(self.reading.events)
+        yield _counter(metrics.STATE_OPERATIONS, list(self.reading.state.items()))
         yield _gauge(metrics.STORE_UP, [] if up is None else [((), float(up))])
+        yield from _trace(self.reading.trace)
         yield _counter(metrics.SPANS_EXPORTED, [((), tally.spans_exported)])
         yield _counter(
             metrics.SPANS_DROPPED, [(("queue_full",), tally.spans_dropped), (("export_failed",), tally.spans_failed)]
         )
         yield _counter(metrics.USAGE_MALFORMED, [((), tally.usage_malformed)])
+        yield _counter(metrics.REPLIES_UNREAD, list(tally.replies_unread.items()))
         yield _counter(metrics.LOG_LINES_SUPPRESSED, [((), tally.lines_suppressed)])
         yield _gauge(metrics.BUILD, [((self._version, names.PROFILE), 1.0)])
         yield _gauge(metrics.STARTED_AT, [((), self._started_s)])
+
+
+def _events(reading: EventsReading) -> Iterator[Family]:
+    yield _counter(metrics.EVENTS_PUBLISHED, reading.published)
+    yield _counter(metrics.EVENTS_HANDED, reading.handed)
+    yield _counter(metrics.EVENTS_SETTLED, reading.settled)
+    yield _counter(metrics.EVENTS_REFUSED, reading.refused)
+    yield _counter(metrics.EVENTS_LED, reading.led)
+    yield _gauge(metrics.EVENTS_DEAD, reading.dead)
+    yield _gauge(metrics.EVENTS_LAG, reading.lag)
 
 
 def _approvals(reading: ApprovalReading | None) -> Iterator[Family]:
@@ -234,6 +260,32 @@ def _approvals(reading: ApprovalReading | None) -> Iterator[Family]:
     yield _counter(metrics.APPROVAL_KEYS_REFUSED, [((), reading.keys_refused)] if reading else [])
     notices = [(("ok",), reading.told), (("failed",), reading.untold)] if reading else []
     yield _counter(metrics.APPROVAL_NOTICES, notices)
+
+
+def _catalogue(reading: CatalogueReading | None) -> Iterator[Family]:
+    for metric, counts in (
+        (metrics.CATALOGUE_ENTRIES, reading.sorts if reading else ()),
+        (metrics.CATALOGUE_SOURCES, reading.sources if reading else ()),
+    ):
+        yield _gauge(metric, [((one,), count) for one, count in counts])
+    for metric, counts in (
+        (metrics.CATALOGUE_LOOKS, reading.looks if reading else ()),
+        (metrics.CATALOGUE_FLAWS, reading.flaws if reading else ()),
+    ):
+        yield _counter(metric, [((one,), count) for one, count in counts])
+    yield _gauge(metrics.CATALOGUE_QUARANTINED, [((), reading.quarantined)] if reading else [])
+    yield _gauge(metrics.CATALOGUE_SHARED, [((), reading.shared_entries)] if reading else [])
+    yield _gauge(metrics.CATALOGUE_SIDECARS, [((), reading.shared_sidecars)] if reading else [])
+    yield _gauge(metrics.CATALOGUE_BYTES, [((), reading.shared_bytes)] if reading else [])
+
+
+def _results(reading: ResultReading) -> Iterator[Family]:
+    yield _histogram(metrics.RESULT_TOKENS, [((name,), histogram) for name, histogram in reading.tokens])
+    yield _counter(metrics.RESULT_BYTES, [((name,), count) for name, count in reading.bytes])
+    yield _counter(metrics.RESULTS_CLIPPED, [((name,), count) for name, count in reading.clipped])
+    yield _counter(metrics.RESULT_LEFT_OUT, [((name,), count) for name, count in reading.left_out])
+    yield _gauge(metrics.RESULTS_KEPT, [((), reading.kept)])
+    yield _gauge(metrics.RESULTS_KEPT_BYTES, [((), reading.kept_bytes)])
 
 
 def _overload(reading: Reading) -> Iterator[Family]:
@@ -285,6 +337,13 @@ _OF_MONEY = (
 
 def _by_direction(outbound: int, inbound: int) -> list[tuple[tuple[str, ...], float]]:
     return [(("outbound",), outbound), (("inbound",), inbound)]
+
+
+def _trace(trace: TraceReading | None) -> Iterator[Family]:
+    yield _counter(metrics.TRACE_EVENTS, [((), trace.records)] if trace else [])
+    yield _counter(metrics.TRACE_BYTES, [((), trace.bytes)] if trace else [])
+    yield _counter(metrics.TRACE_MISSED, [((), trace.missed)] if trace else [])
+    yield _gauge(metrics.TRACE_KEPT, [((), trace.kept_bytes)] if trace else [])
 
 
 def _add(rows: dict[tuple[str, ...], float], key: tuple[str, ...], count: float, *, keep_zero: bool = False) -> None:

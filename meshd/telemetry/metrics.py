@@ -26,6 +26,7 @@ FAULT: Final = "fault"
 EVIDENCE: Final = "evidence"
 GRPC_STATUS: Final = "grpc_status"
 STATE: Final = "state"
+ENCODING: Final = "encoding"
 SUBSTITUTE: Final = "substitute"
 SCOPE: Final = "scope"
 FAMILY: Final = "family"
@@ -35,6 +36,12 @@ DECISION: Final = "decision"
 DETECTOR: Final = "detector"
 VERSION: Final = "version"
 WAY: Final = "way"
+SORT: Final = "sort"
+FLAW: Final = "flaw"
+CHOICE: Final = "choice"
+TOPIC: Final = "topic"
+GROUP: Final = "group"
+OPERATION: Final = "operation"
 NAMES_PROFILE: Final = "names"
 LABEL_OPERATION: Final = "gen_ai_operation_name"
 LABEL_PROVIDER: Final = "gen_ai_provider_name"
@@ -73,8 +80,13 @@ GRPC_CALLS: Final = Metric(
     "gRPC calls that ended with a status, by its name: the upstream's, or our own.", (DIRECTION, TARGET, GRPC_STATUS),
 )  # fmt: skip
 USAGE_MALFORMED: Final = Metric(
-    "meshd_usage_malformed_total", "counter", "gRPC replies whose trailers report usage that is no number."
+    "meshd_usage_malformed_total", "counter", "Replies of agents and tools that report usage which is no number."
 )
+REPLIES_UNREAD: Final = Metric(
+    "meshd_replies_unread_total", "counter",
+    "Replies of models in an encoding that meshd cannot read, though it had asked for plain ones.",
+    (TARGET, ENCODING),
+)  # fmt: skip
 FIRST_BYTE: Final = Metric(
     "meshd_call_first_byte_seconds",
     "histogram",
@@ -221,11 +233,31 @@ MODEL_COST: Final = Metric(
 CLAIMS: Final = Metric(
     "meshd_claims_total", "counter", "Calls that can be known again, by what came of that.", (RESULT,)
 )
+MCP_SESSIONS: Final = Metric("meshd_mcp_sessions", "gauge", "Clients that have a session with the MCP gateway.")
+MCP_TOKENS_SAVED: Final = Metric(
+    "meshd_mcp_definition_tokens_saved_total", "counter",
+    "Tokens of tools' definitions that clients were not shown, about four bytes each, counted at each list.",
+)  # fmt: skip
 BOUND_VIOLATIONS: Final = Metric(
     "meshd_budget_bound_violations_total",
     "counter",
     "Attempts whose reported usage passed the bound that was reserved for them.",
 )
+RESULT_TOKENS: Final = Metric(
+    "meshd_mcp_result_tokens",
+    "histogram",
+    "About how many tokens a tool's result has, as its server gave it, at four bytes each.",
+    (TARGET,),
+)
+RESULT_BYTES: Final = Metric("meshd_mcp_result_bytes_total", "counter", "Bytes of these results.", (TARGET,))
+RESULTS_CLIPPED: Final = Metric(
+    "meshd_mcp_results_clipped_total", "counter", "Results that were longer than the policy lets through.", (TARGET,)
+)
+RESULT_LEFT_OUT: Final = Metric(
+    "meshd_mcp_result_tokens_left_out_total", "counter", "About how many tokens of them were left out.", (TARGET,)
+)
+RESULTS_KEPT: Final = Metric("meshd_mcp_results_kept", "gauge", "Whole results that can still be read.")
+RESULTS_KEPT_BYTES: Final = Metric("meshd_mcp_results_kept_bytes", "gauge", "Their bytes, in memory.")
 BOUND_COUNTS: Final = Metric(
     "meshd_bound_counts_total",
     "counter",
@@ -296,7 +328,42 @@ APPROVAL_NOTICES: Final = Metric(
     "Tries to tell people of approvals, by how they ended.",
     (RESULT,),
 )
+CATALOGUE_ENTRIES: Final = Metric(
+    "meshd_catalogue_entries", "gauge", "What this sidecar has in its catalogue, by what it is.", (SORT,)
+)
+CATALOGUE_SOURCES: Final = Metric(
+    "meshd_catalogue_sources", "gauge", "Servers that are asked what they offer, by how they stand.", (STATE,)
+)
+CATALOGUE_LOOKS: Final = Metric(
+    "meshd_catalogue_looks_total", "counter", "How asking a server what it offers has ended.", (RESULT,)
+)
+CATALOGUE_FLAWS: Final = Metric(
+    "meshd_catalogue_flaws_total", "counter", "Flaws that were found in what servers say of what they offer.", (FLAW,)
+)
+CATALOGUE_QUARANTINED: Final = Metric(
+    "meshd_catalogue_quarantined", "gauge", "Definitions that a person must look at before they are offered."
+)
+CATALOGUE_SHARED: Final = Metric("meshd_catalogue_shared_entries", "gauge", "What other sidecars have, as known here.")
+CATALOGUE_SIDECARS: Final = Metric("meshd_catalogue_sidecars", "gauge", "Other sidecars that share their catalogue.")
+CATALOGUE_BYTES: Final = Metric(
+    "meshd_catalogue_shared_bytes", "gauge", "What other sidecars say of what they have, as it is written."
+)
+INTENTS: Final = Metric(
+    "meshd_intents_total", "counter", "Calls that said what they want and named nobody, by what was decided.", (CHOICE,)
+)
+EVENTS_PUBLISHED: Final = Metric("meshd_events_published_total", "counter", "Events that the bus has.", (TOPIC, RESULT))
+EVENTS_HANDED: Final = Metric("meshd_events_handed_total", "counter", "Events that were handed out.", (TOPIC,))
+EVENTS_SETTLED: Final = Metric("meshd_events_settled_total", "counter", "What handlers said of them.", (TOPIC, RESULT))
+EVENTS_REFUSED: Final = Metric("meshd_events_refused_total", "counter", "What was kept back.", (OPERATION, REASON))
+EVENTS_LED: Final = Metric("meshd_events_led_total", "counter", "Events that say what they want, by choice.", (CHOICE,))
+EVENTS_DEAD: Final = Metric("meshd_events_dead", "gauge", "Dead letters of a group.", (GROUP, TOPIC))
+EVENTS_LAG: Final = Metric("meshd_events_lag", "gauge", "Events that a group has yet to settle.", (GROUP, TOPIC))
+STATE_OPERATIONS: Final = Metric("meshd_state_operations_total", "counter", "Uses of state.", (OPERATION, RESULT))
 STORE_UP: Final = Metric("meshd_store_up", "gauge", "1 while the store answers.")
+TRACE_EVENTS: Final = Metric("meshd_trace_events_total", "counter", "Events written into the trace.")
+TRACE_BYTES: Final = Metric("meshd_trace_bytes_total", "counter", "Bytes written into the trace.")
+TRACE_MISSED: Final = Metric("meshd_trace_missed_total", "counter", "Events of the trace that could not be written.")
+TRACE_KEPT: Final = Metric("meshd_trace_kept_bytes", "gauge", "What the trace takes on disk.")
 SPANS_EXPORTED: Final = Metric("meshd_spans_exported_total", "counter", "Spans that the collector took.")
 SPANS_DROPPED: Final = Metric("meshd_spans_dropped_total", "counter", "Spans that were lost, by where.", (REASON,))
 LOG_LINES_SUPPRESSED: Final = Metric(
@@ -306,7 +373,6 @@ BUILD: Final = Metric("meshd_build_info", "gauge", "1; the labels name this buil
 STARTED_AT: Final = Metric("meshd_start_timestamp_seconds", "gauge", "When this process began to serve.")
 
 METRICS: Final[tuple[Metric, ...]] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
-"""All of the above, in order."""
 
 PROCESS_METRICS: Final = (
     "process_virtual_memory_bytes",
@@ -328,8 +394,7 @@ RATIO_BUCKETS: Final = (
 GEN_AI_SECONDS_BUCKETS: Final = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92,
 )  # fmt: skip
-"""As the conventions advise."""
+"""As the conventions advise, as are the next."""
 TOKEN_BUCKETS: Final = (
     1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304, 16777216, 67108864,
 )  # fmt: skip
-"""As the conventions advise."""

@@ -48,6 +48,7 @@ RPC_SERVICE: Final = "rpc.service"
 RPC_METHOD: Final = "rpc.method"
 RPC_STATUS: Final = "rpc.grpc.status_code"
 MESHD_CALL: Final = "meshd.call"
+MESHD_EVENT: Final = "meshd.event"
 MESHD_AGENT: Final = "meshd.agent"
 MESHD_TARGET: Final = "meshd.target"
 MESHD_KIND: Final = "meshd.kind"
@@ -73,17 +74,27 @@ MESHD_APPROVAL_STATE: Final = "meshd.approval.state"
 MESHD_APPROVAL_BY: Final = "meshd.approval.decided_by"
 MESHD_APPROVAL_HELD: Final = "meshd.approval.held_seconds"
 TOOL_CALL_ID: Final = "gen_ai.tool.call.id"
+MESHD_INTENT_TARGET: Final = "meshd.intent.target"
+MESHD_INTENT_SCORE: Final = "meshd.intent.score"
+MESHD_INTENT_CHOICE: Final = "meshd.intent.choice"
+MESHD_PROMPTS: Final = "meshd.prompts"
 MESHD_ENTRY: Final = "meshd.entry.id"
 MESHD_ERROR: Final = "meshd.entry.error"
 MESHD_STEP: Final = "meshd.step.name"
 MESHD_STEP_SUMMARY: Final = "meshd.step.summary"
 MESHD_TOOL_ARGUMENTS: Final = "meshd.tool.arguments_digest"
 MESHD_TOOL_RESULT: Final = "meshd.tool.result_digest"
+MESHD_RESULT_BYTES: Final = "meshd.tool.result_bytes"
+MESHD_RESULT_TOKENS: Final = "meshd.tool.result_tokens"
+MESHD_RESULT_LEFT_OUT: Final = "meshd.tool.result_tokens_left_out"
 MESHD_DECISION_QUESTION: Final = "meshd.decision.question"
 MESHD_DECISION_CHOICE: Final = "meshd.decision.choice"
 MESHD_DECISION_OPTIONS: Final = "meshd.decision.options"
 MESHD_DECISION_RATIONALE: Final = "meshd.decision.rationale"
 MESHD_NOTE: Final = "meshd.note.text"
+MESHD_STATE_KEY: Final = "meshd.state.key"
+MESHD_STATE_VERSION: Final = "meshd.state.version"
+MESHD_STATE_RESULT: Final = "meshd.state.result"
 MESHD_ATTRIBUTE: Final = "meshd.entry.attribute."
 """Before the name of an attribute that the agent itself chose."""
 
@@ -93,13 +104,15 @@ ATTRIBUTES: Final[frozenset[str]] = frozenset(
         RESPONSE_FINISH_REASONS, USAGE_INPUT_TOKENS, USAGE_OUTPUT_TOKENS, USAGE_CACHE_READ, USAGE_REASONING,
         FIRST_CHUNK, AGENT_NAME, TOOL_NAME, ERROR_TYPE, SERVER_ADDRESS, SERVER_PORT, HTTP_METHOD, HTTP_STATUS,
         URL_PATH, RPC_SYSTEM, RPC_SERVICE, RPC_METHOD, RPC_STATUS,
-        MESHD_CALL, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
+        MESHD_CALL, MESHD_EVENT, MESHD_AGENT, MESHD_TARGET, MESHD_KIND, MESHD_DIRECTION, MESHD_WORKFLOW, MESHD_HOPS,
         MESHD_EVIDENCE, MESHD_INFERRED, MESHD_ATTEMPTS, MESHD_SERVED_BY, MESHD_REASON, MESHD_RULE,
         MESHD_SHADOW, MESHD_VERDICT, MESHD_LOOP, MESHD_USAGE_ESTIMATED, MESHD_CAP_GRANTED, MESHD_MODEL_ASKED,
         MESHD_DEGRADED_BY, MESHD_COST, TOOL_CALL_ID, MESHD_APPROVAL, MESHD_APPROVAL_STATE, MESHD_APPROVAL_BY,
-        MESHD_APPROVAL_HELD, MESHD_ENTRY, MESHD_ERROR, MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS,
-        MESHD_TOOL_RESULT,
+        MESHD_APPROVAL_HELD, MESHD_INTENT_TARGET, MESHD_INTENT_SCORE, MESHD_INTENT_CHOICE,
+        MESHD_PROMPTS, MESHD_ENTRY, MESHD_ERROR, MESHD_STEP, MESHD_STEP_SUMMARY, MESHD_TOOL_ARGUMENTS,
+        MESHD_TOOL_RESULT, MESHD_RESULT_BYTES, MESHD_RESULT_TOKENS, MESHD_RESULT_LEFT_OUT,
         MESHD_DECISION_QUESTION, MESHD_DECISION_CHOICE, MESHD_DECISION_OPTIONS, MESHD_DECISION_RATIONALE, MESHD_NOTE,
+        MESHD_STATE_KEY, MESHD_STATE_VERSION, MESHD_STATE_RESULT,
     }
 )  # fmt: skip
 """Every attribute that a span of ours may carry."""
@@ -111,6 +124,8 @@ STEP: Final = "meshd.step"
 DECISION: Final = "meshd.decision"
 NOTE: Final = "meshd.note"
 """Names of spans of what agents record of themselves; a step's own name follows."""
+STATE: Final = "meshd.state"
+"""Name of spans of shared state; what is done with it follows."""
 
 ENTRIES: Final = ("step", "tool_call", "decision", "note")
 """Values of `entry`."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Evidence, Kind, Target
 from meshd.outcome import Fault, Verdict
+from meshd.telemetry.names import ANSWERED
 
 if TYPE_CHECKING:
     from meshd.call import Ask, Call
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from meshd.ledger.entry import Shortfall
     from meshd.outcome import Outcome
     from meshd.refusal import Reason, Refused
+    from meshd.trace.recorder import Recorder
 
 ATTEMPTS_MAX: Final = 10_000
 """Attempts that are remembered, some 500 bytes each."""
@@ -168,7 +170,7 @@ class Denied:
 class Provenance:
     """The last attempts and refusals of this process."""
 
-    __slots__ = ("_at", "_attempts", "_attempts_max", "_refusals", "_refusals_max", "_sequence")
+    __slots__ = ("_at", "_attempts", "_attempts_max", "_refusals", "_refusals_max", "_sequence", "trace")
 
     def __init__(self, attempts_max: int = ATTEMPTS_MAX, refusals_max: int = REFUSALS_MAX) -> None:
         self._attempts: list[Attempted] = []
@@ -178,9 +180,13 @@ class Provenance:
         self._refusals: list[Denied] = []
         self._refusals_max = refusals_max
         self._sequence = 0
+        self.trace: Recorder | None = None
+        """Where it is kept for good; None where it is not."""
 
     def attempted(self, call: Call, outcome: Outcome) -> None:
         """Keep how an attempt ended."""
+        if self.trace is not None:
+            self.trace.attempted(call, outcome)
         attempts, at = self._attempts, self._at
         if at == self._attempts_max:
             at = 0
@@ -192,11 +198,28 @@ class Provenance:
 
     def denied(self, call: Call, refused: Refused, *, is_shadow: bool = False) -> None:
         """Keep why a call was refused."""
+        if self.trace is not None:
+            self.trace.denied(call, refused, is_shadow=is_shadow)
         self._sequence += 1
         self._refusals.append(Denied(call, refused, self._sequence, is_shadow))
         # The oldest half goes at once, so that a refusal costs the same whatever is kept.
         if len(self._refusals) >= 2 * self._refusals_max:
             self._refusals = self._refusals[self._refusals_max :]
+
+    def answered(self, call: Call, status: int, result: int) -> None:
+        """A call has ended that no upstream served: where meshd itself answered it, the trace keeps that."""
+        if self.trace is not None and result == ANSWERED:
+            self.trace.answered(call, status)
+
+    def tick(self) -> None:
+        """Let the trace let go of what is old."""
+        if self.trace is not None:
+            self.trace.tick()
+
+    def close(self) -> None:
+        """End the trace, where one is kept."""
+        if self.trace is not None:
+            self.trace.close()
 
     def attempts(self) -> list[Attempted]:
         """Return the attempts, the oldest first. They are written over when others end: read them at once."""

@@ -60,6 +60,28 @@ class BudgetReading(NamedTuple):
     unpriced: tuple[tuple[str, int], ...] = ()
 
 
+class ResultReading(NamedTuple):
+    """Of tools' results that came through the MCP gateway: counts since the start of the process, by server."""
+
+    tokens: tuple[tuple[str, Histogram], ...] = ()
+    bytes: tuple[tuple[str, int], ...] = ()
+    clipped: tuple[tuple[str, int], ...] = ()
+    left_out: tuple[tuple[str, int], ...] = ()
+    """Tokens."""
+    kept: int = 0
+    """Now, as is the next."""
+    kept_bytes: int = 0
+
+
+class McpReading(NamedTuple):
+    """Of the MCP gateway."""
+
+    sessions: int = 0
+    """Now."""
+    tokens_saved: int = 0
+    results: ResultReading = ResultReading()
+
+
 class TurnsReading(NamedTuple):
     """Counts since the start of the process."""
 
@@ -83,6 +105,46 @@ class ApprovalReading(NamedTuple):
     """Tries that failed."""
 
 
+class EventsReading(NamedTuple):
+    """What was done with events: counts since the start of the process; of the groups, how they stood last."""
+
+    published: tuple[tuple[tuple[str, str], int], ...] = ()
+    handed: tuple[tuple[tuple[str], int], ...] = ()
+    settled: tuple[tuple[tuple[str, str], int], ...] = ()
+    refused: tuple[tuple[tuple[str, str], int], ...] = ()
+    led: tuple[tuple[tuple[str], int], ...] = ()
+    dead: tuple[tuple[tuple[str, str], int], ...] = ()
+    lag: tuple[tuple[tuple[str, str], int], ...] = ()
+
+
+class CatalogueReading(NamedTuple):
+    """The catalogue now, and counts since the start of the process."""
+
+    sorts: tuple[tuple[str, int], ...] = ()
+    """Entries of this sidecar, by what they are."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """Servers that are asked, by how they stand."""
+    looks: tuple[tuple[str, int], ...] = ()
+    """How asking them ended."""
+    flaws: tuple[tuple[str, int], ...] = ()
+    quarantined: int = 0
+    shared_entries: int = 0
+    """Of other sidecars."""
+    shared_sidecars: int = 0
+    shared_bytes: int = 0
+
+
+class TraceReading(NamedTuple):
+    """Of the trace: counts since the start of the process, and what it takes on disk."""
+
+    records: int = 0
+    bytes: int = 0
+    missed: int = 0
+    """Events that could not be written."""
+    kept_bytes: int = 0
+    """Now."""
+
+
 @dataclass(slots=True)
 class Sources:
     """Where the scrape finds what the hot path does not count. A source that is None has no metrics."""
@@ -96,6 +158,14 @@ class Sources:
     """True while the store answers."""
     turns: Callable[[], TurnsReading] | None = None
     approvals: Callable[[], ApprovalReading] | None = None
+    mcp: Callable[[], McpReading] | None = None
+    catalogue: Callable[[], CatalogueReading] | None = None
+    intents: Callable[[], Mapping[str, int]] | None = None
+    """Calls that said what they want, by what was decided for them."""
+    trace: Callable[[], TraceReading] | None = None
+    events: Callable[[], EventsReading] | None = None
+    state: Callable[[], Mapping[tuple[str, str], int]] | None = None
+    """What was done with shared state, by operation and result."""
 
 
 @dataclass(slots=True)
@@ -110,6 +180,12 @@ class Reading:
     is_store_up: bool | None = None
     turns: TurnsReading | None = None
     approvals: ApprovalReading | None = None
+    mcp: McpReading = field(default_factory=lambda: McpReading())
+    catalogue: CatalogueReading | None = None
+    intents: dict[str, int] = field(default_factory=dict)
+    trace: TraceReading | None = None
+    events: EventsReading = field(default_factory=lambda: EventsReading())
+    state: dict[tuple[str, str], int] = field(default_factory=dict)
 
 
 def read(sources: Sources) -> Reading:
@@ -121,10 +197,16 @@ def read(sources: Sources) -> Reading:
         overload=_ask(sources.overload) or OverloadReading(),
         budget=_ask(sources.budget),
         approvals=_ask(sources.approvals),
+        catalogue=_ask(sources.catalogue),
+        intents=dict(_ask(sources.intents) or {}),
+        events=_ask(sources.events) or EventsReading(),
+        state=dict(_ask(sources.state) or {}),
         claims=dict(_ask(sources.claims) or {}),
         # A store that cannot even be asked is not up.
         is_store_up=None if sources.store is None else bool(_ask(sources.store)),
         turns=_ask(sources.turns),
+        trace=_ask(sources.trace),
+        mcp=_ask(sources.mcp) or McpReading(),
     )
 
 

@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 TEXT_LENGTH_MAX: Final = 256
 """Characters of any attribute; ids and models come from peers."""
 FINISH_REASONS_MAX: Final = 16
+_OF_INTENT: Final = {
+    b"x-meshd-intent-target": names.MESHD_INTENT_TARGET,
+    b"x-meshd-intent-score": names.MESHD_INTENT_SCORE,
+    b"x-meshd-intent-choice": names.MESHD_INTENT_CHOICE,
+}
 _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH", "QUERY"})
 _ATTRIBUTED_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 501, 502, 503, 504, 529})
 
@@ -88,7 +93,7 @@ def attributes(
     if call.dialect is not None and call.dialect.name == "grpc":
         _of_grpc(call, outcome, refused, found)
     elif call.rpc is not None:
-        said = {names.RPC_SYSTEM: "jsonrpc", names.RPC_METHOD: call.rpc.method, names.TOOL_NAME: call.rpc.tool}
+        said = {names.RPC_SYSTEM: call.rpc.binding, names.RPC_METHOD: call.rpc.method, names.TOOL_NAME: call.rpc.tool}
         found |= {name: _short(text) for name, text in said.items() if text}
     context = call.context
     if context is not None:
@@ -99,6 +104,12 @@ def attributes(
         _of_ask(call, outcome, found)
     if call.substitution is not None and refused is None:
         found[names.MESHD_SERVED_BY] = _short(call.substitution.served_by)
+    if call.prompts is not None and call.prompts.used:
+        found[names.MESHD_PROMPTS] = tuple(map(str, call.prompts.used))
+    if call.reply_headers:
+        _of_intent(call, found)
+    if call.passage is not None and call.passage.sized is not None:
+        found |= _of_result(call.passage.sized)
     if meter is not None:
         _of_meter(meter, found)
     if call.holding is not None:
@@ -194,3 +205,18 @@ def _of_meter(meter: Meter, found: dict[str, Any]) -> None:
     if meter.finish_reasons:
         reasons = meter.finish_reasons[:FINISH_REASONS_MAX]
         found[names.RESPONSE_FINISH_REASONS] = tuple(_short(reason) for reason in reasons)
+
+
+def _of_result(sized: Any) -> dict[str, Any]:
+    """How long a tool's result was; nothing of what it says."""
+    found = {names.MESHD_RESULT_BYTES: sized.bytes, names.MESHD_RESULT_TOKENS: sized.tokens}
+    return found | {names.MESHD_RESULT_LEFT_OUT: sized.left_out} if sized.left_out else found
+
+
+def _of_intent(call: Call, found: dict[str, Any]) -> None:
+    """What the caller is told of whom its words led to; the words themselves are content."""
+    for name, value in call.reply_headers:
+        attribute = _OF_INTENT.get(name)
+        if attribute is not None:
+            text = value.decode("ascii", "replace")
+            found[attribute] = float(text) if attribute == names.MESHD_INTENT_SCORE else _short(text)

@@ -55,7 +55,7 @@ def parse_traceparent(value: str) -> tuple[int, int, int] | None:
 class Span:
     """The handle on `call.span`. Cheap: two words until somebody asks for its ids."""
 
-    __slots__ = ("_span_id", "_trace_id", "is_sampled", "is_shadowed", "loop", "parent", "parent_id")
+    __slots__ = ("_bytes", "_span_id", "_trace_id", "is_sampled", "is_shadowed", "loop", "parent", "parent_id")
 
     def __init__(
         self, is_sampled: bool, parent: str = "", trace_id: int = 0, parent_id: int = 0, span_id: int = 0
@@ -68,6 +68,7 @@ class Span:
         self.parent_id = parent_id
         self._trace_id = trace_id
         self._span_id = span_id
+        self._bytes = b""  # what `parent_bytes` has returned
 
     @property
     def trace_id(self) -> int:
@@ -92,8 +93,20 @@ class Span:
     @property
     def parent_bytes(self) -> bytes:
         """The same as a context token holds it: 16, 8 and 1 bytes; none where there is nothing to forward."""
-        flags = b"\x01" if self.is_sampled else b"\x00"
-        return self.trace_id.to_bytes(16, "big") + self.span_id.to_bytes(8, "big") + flags
+        if not self._bytes:
+            flags = b"\x01" if self.is_sampled else b"\x00"
+            self._bytes = self.trace_id.to_bytes(16, "big") + self.span_id.to_bytes(8, "big") + flags
+        return self._bytes
+
+    def join(self, sibling: bytes) -> bytes:
+        """Return what a context token holds of a call that begins a trace which is not kept: all of one second hold
+        the same, so that one token serves them. `sibling` is what the others hold, empty for the first.
+
+        They become one trace; where one of them fails, and is kept all the same, it stands in that.
+        """
+        if sibling and not self._trace_id:
+            self._trace_id = int.from_bytes(sibling[:16], "big")
+        return sibling or self.parent_bytes
 
     def adopt(self, traceparent: str) -> bool:
         """Take a parent that was found later (in the context token, say), unless the call brought its own.
@@ -106,6 +119,7 @@ class Span:
         if parsed is None:
             return False
         self.parent = traceparent
+        self._bytes = b""
         self._trace_id, self.parent_id, flags = parsed
         self.is_sampled = bool(flags & SAMPLED)
         return True
@@ -125,6 +139,10 @@ class PassedThrough(Span):
     def parent_bytes(self) -> bytes:
         """See `traceparent`; of a later version of it, the fields that this one knows (section 4.3)."""
         return parent_bytes("00" + self.parent[2:55]) if self.parent else b""
+
+    def join(self, sibling: bytes) -> bytes:
+        """Nothing: no trace is begun here."""
+        return b""
 
     def adopt(self, traceparent: str) -> bool:
         taken = super().adopt(traceparent)
@@ -175,12 +193,19 @@ class SpanSink(Protocol):
 class Tracer:
     """Begins and ends spans. With no sink it only passes the caller's parent through."""
 
-    __slots__ = ("_random", "_sink", "ratio")
+    __slots__ = ("_random", "_sink", "events", "ratio")
 
     def __init__(self, sink: SpanSink | None, ratio: float = 0.1, chance: Callable[[], float] = random.random) -> None:
         self._sink = sink
         self.ratio = ratio
         self._random = chance
+        self.events = ""
+        """How the ids of events in the trace begin; empty where none is kept."""
+
+    @property
+    def has_sink(self) -> bool:
+        """Whether spans go anywhere."""
+        return self._sink is not None
 
     def begin(self, call: Call) -> Span:
         """Return the handle for a call, its parent read from the call's own header."""
@@ -214,6 +239,8 @@ class Tracer:
             return
         start_ns = int(call.wall_s * 1e9) or time.time_ns()
         found = attributes(call, status, outcome, refused, meter, result)
+        if self.events and call.event:
+            found[names.MESHD_EVENT] = f"{self.events}{call.event}"
         kind = KIND_SERVER if call.direction is Direction.INBOUND else KIND_CLIENT
         end_ns = start_ns + max(int(duration_s * 1e9), 0)
         sink.put(FinishedSpan(span, span_name(call), kind, start_ns, end_ns, found, is_error))

@@ -21,6 +21,7 @@ class Tally:
         "policy_taken_s",
         "reloads_failed",
         "reloads_ok",
+        "replies_unread",
         "spans_dropped",
         "spans_exported",
         "spans_failed",
@@ -54,5 +55,13 @@ class Tally:
         self.supervisor_asked: dict[tuple[str, str], int] = {}
         """Questions to a supervisor, by how it is reached and what became of them."""
         self.lines_suppressed = 0
+        self.replies_unread: dict[tuple[str, str], int] = {}
+        """Replies of models in an encoding that meshd cannot read, by upstream and encoding."""
         self.usage_malformed = 0
         """Replies whose trailers report usage that is no number."""
+
+    def unread(self, upstream: str, encoding: str) -> bool:
+        """Count a reply that could not be read; say whether it is the first of its upstream and encoding."""
+        found = (upstream, encoding)
+        count = self.replies_unread[found] = self.replies_unread.get(found, 0) + 1
+        return count == 1

@@ -11,7 +11,6 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Call, Direction, Kind
-from meshd.dialects.table import GRPC
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason
 from meshd.telemetry import metrics, names, redact, sources, span_attributes, spans
@@ -187,13 +186,14 @@ class Telemetry:
                 result = names.BACKPRESSURE if verdict is _BACKPRESSURE else names.REJECTED
         else:
             result = _result(attempts, outcome, refused)
+            self.provenance.answered(call, status, result)
         series.results[result] += 1
         if call.context is not None:
             self.series.tie(call)
         code = outcome.grpc_status if outcome is not None else -1
         if refused is not None:
             self.provenance.denied(call, refused)
-            if code < 0 and call.dialect is GRPC:
+            if code < 0 and call.dialect is not None and call.dialect.name == "grpc":
                 code = refused.grpc
         if code >= 0:
             series.grpc[code] = series.grpc.get(code, 0) + 1
@@ -256,13 +256,11 @@ class Telemetry:
             _log.warning("connection refused: %s", refused.message, extra={"fields": {"direction": direction.value}})
 
     def usage_malformed(self, call: Call, value: bytes) -> None:
-        """An upstream's trailers report what is no number of tokens: nothing is charged by them."""
+        """An upstream reports what is no number of tokens: nothing is charged by that."""
         self.tally.usage_malformed += 1
         if self._gate.is_open(("usage", call.target.name), self._clock()):
             shown = value.decode("ascii", "backslashreplace")
-            _log.warning(
-                "usage in trailers is no number: %s", shown, extra={"fields": _fields(call, 0, None, None, None)}
-            )
+            _log.warning("reported usage is no number: %s", shown, extra={"fields": _fields(call, 0, None, None, None)})
 
     def policy_taken(self) -> None:
         """A document was put in force: the first one, or a reload that worked."""
@@ -294,6 +292,7 @@ class Telemetry:
                 "and %d more calls %s", count, " ".join(key), extra={"fields": {"suppressed": count, "kind": list(key)}}
             )
         self.tally.lines_suppressed = self._gate.suppressed
+        self.provenance.tick()
 
     def read_sources(self) -> None:
         """Ask the other rooms for their totals, on the loop's thread; `render` shows them from any thread."""
@@ -337,6 +336,7 @@ class Telemetry:
         """Write the last summaries and send the last spans. Blocks for at most `timeout_s`: call it in a thread."""
         self.tick()
         self.tracer.close(timeout_s)
+        self.provenance.close()
 
 
 def _used(series: TargetSeries, model: ModelSeries, usage: Usage) -> None:

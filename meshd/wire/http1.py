@@ -20,6 +20,8 @@ _PHRASES: Final = {
 }  # fmt: skip
 _STATUS_LINES: Final = {status: b"HTTP/1.1 %d %s\r\n" % (status, phrase) for status, phrase in _PHRASES.items()}
 LAST_CHUNK: Final = b"0\r\n\r\n"
+_CHUNK_HEADS: Final = [b"%x\r\n" % size for size in range(2048)]
+"""Before the data of chunks that are as short as most pieces of a stream: to format costs more than to look up."""
 
 
 def encode_reply_head(status: int, headers: Headers) -> bytes:
@@ -42,7 +44,8 @@ def encode_request_head(method: str, path: str, authority: bytes, fields: bytes,
 
 def encode_chunk(data: bytes) -> bytes:
     """Return `data` as one chunk."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
+    size = len(data)
+    return b"".join((_CHUNK_HEADS[size] if size < len(_CHUNK_HEADS) else b"%x\r\n" % size, data, b"\r\n"))
 
 
 def encode_last_chunk(trailers: Headers) -> bytes:

@@ -52,6 +52,7 @@ class ReplyReader:
         "_head_bytes_max",
         "_headers",
         "_in_body",
+        "_is_1_1",
         "_is_head_request",
         "_is_informational",
         "_is_upgrade_offered",
@@ -72,6 +73,7 @@ class ReplyReader:
         self._headers: Headers = []
         self._head_bytes = 0
         self._in_body = False
+        self._is_1_1 = False
         self._is_head_request = False
         self._is_informational = False
         self._is_upgrade_offered = False
@@ -96,6 +98,9 @@ class ReplyReader:
         """Read `data`, calling the sink for whatever became whole."""
         if not self.is_expecting:
             raise WireError(502, "The upstream sent bytes that answer no request")
+        if not self._head_bytes:
+            # llhttp's binding spells the version anew for each reply, which costs more than to read it here.
+            self._is_1_1 = not self._in_body and data.startswith(b"HTTP/1.1 ")
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -127,7 +132,7 @@ class ReplyReader:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
-        version = parser.get_http_version()
+        version = "1.1" if self._is_1_1 else parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise WireError(502, "The upstream's reply is of an HTTP version that was not asked for")
         headers, self._headers = self._headers, []
@@ -138,6 +143,7 @@ class ReplyReader:
             if status == 101 and not (self._is_upgrade_offered and parser.should_upgrade()):
                 raise WireError(502, "The upstream switched protocols, which nobody had asked for")
             if status != 101:
+                self._is_1_1 = False
                 self.sink.reply_informational(status, headers)
                 return
         length: int | None = None

@@ -19,7 +19,7 @@ _BORDER: Final = re.compile(rb"\n\n|\n\r\n|\n\r(?=[^\n])|\r\r")
 _BORDER_BYTES_MAX: Final = 3
 _LF: Final = 0x0A
 _CR: Final = 0x0D
-_BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
+BYTE_ORDER_MARK: Final = b"\xef\xbb\xbf"
 
 
 class EventTooLarge(Exception):
@@ -32,14 +32,11 @@ class EventTooLarge(Exception):
 
 def _is_one_event(data: bytes, size: int) -> bool:
     """Say whether data is cheaply seen to be one event: with LF alone, or with CRLF alone, as most servers write."""
-    # By number: a byte is found three times as fast as a string of one or two.
+    # By number: a byte is found three times as fast as a string, and that it is there faster than where it is.
     if _CR not in data:
-        if data[-1] != _LF:
+        if data[-1] != _LF or data[-2] != _LF:
             return False
-        first = data.find(_LF)
-        if first == size - 2 or (first < size - 3 and data.find(_LF, first + 1) == size - 2):
-            return True
-        return data.find(b"\n\n", first) == size - 2
+        return _LF not in data[:-2] or data.find(b"\n\n") == size - 2
     if data.find(b"\r\n\r\n") != size - 4 or size < 4:
         return False
     return data.count(b"\r") == data.count(b"\n") == data.count(b"\r\n")
@@ -128,7 +125,7 @@ def name_of(raw: bytes) -> bytes:
 def _values(raw: bytes, field: bytes) -> list[bytes]:
     values: list[bytes] = []
     size = len(field)
-    for line in raw.removeprefix(_BYTE_ORDER_MARK).splitlines():
+    for line in raw.removeprefix(BYTE_ORDER_MARK).splitlines():
         if line[:size] != field:
             continue
         if len(line) == size:

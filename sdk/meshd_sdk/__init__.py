@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from meshd_sdk.errors import CallFailed, Drop, MeshError, NoSidecar, Refused, Retry
     from meshd_sdk.instrumenting import instrument, uninstrument
     from meshd_sdk.link import Event
+    from meshd_sdk.state_values import State
     from meshd_sdk.threads import CarryingExecutor
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "Refused",
     "Reply",
     "Retry",
+    "State",
     "TokenInvalidError",
     "TokenTooLongError",
     "Verified",
@@ -90,6 +92,7 @@ _LATER: Final = {
     "Refused": "errors",
     "Reply": "bodies",
     "Retry": "errors",
+    "State": "state_values",
     "TokenInvalidError": "context",
     "TokenTooLongError": "context",
     "Verified": "context",

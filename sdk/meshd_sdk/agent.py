@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, overload
 from meshd_sdk.ctx import Ctx
 from meshd_sdk.current import using
 from meshd_sdk.errors import MeshError, NoSidecar, SettingInvalid
-from meshd_sdk.handlers import Entrance, Subscription, Tool, topic_pattern
+from meshd_sdk.handlers import Entrance, Subscription, Tool, start_of, topic_pattern
 from meshd_sdk.link import Given, Opening
 from meshd_sdk.log import log
 from meshd_sdk.serving import Serving
@@ -29,6 +29,7 @@ from meshd_sdk.tools import recording
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+    from datetime import datetime
 
     from meshd_sdk.deliveries import Delivering
     from meshd_sdk.link import Link
@@ -133,21 +134,32 @@ class Agent:
         return function
 
     def on(
-        self, topic: str, *, group: str = "", from_oldest: bool = False, handling_time: float | None = None
+        self,
+        topic: str,
+        *,
+        group: str = "",
+        from_oldest: bool = False,
+        starts_at: datetime | float | None = None,
+        starts_after: str = "",
+        handling_time: float | None = None,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Hand the events of a topic to a function; `*` stands for one word, a `>` at the end for one or more.
 
         It returns: handled. It raises: to be retried, with the reason; or `Drop`, or `Retry(after=seconds)`. Of
         subscribers in one group each event goes to one; the agent's name is the group where none is given. A new group
-        begins with what is published from now on, or with what is still kept (`from_oldest`). After `handling_time`
-        seconds (5 min) the event is handed over again.
+        begins with what is published from now on, or replays what is still kept: all (`from_oldest`), what was
+        published at a moment or later (`starts_at`, a datetime with a time zone or Unix seconds), or what came behind
+        an event (`starts_after`, its `sequence`). Raises ValueError for what is none; connecting raises Refused where
+        the bus cannot begin there. A group that is known goes on where it was. After `handling_time` seconds (5 min)
+        the event is handed over again.
         """
         pattern, names = topic_pattern(topic), sys._getframe(1).f_locals
+        start = start_of(from_oldest, starts_at, starts_after)
 
         def subscribe(function: Callable[P, R]) -> Callable[P, R]:
             self._declare()
             handler = Entrance(function, names, is_read=False)
-            self._serving.subscriptions.append(Subscription(pattern, group, handler, from_oldest, handling_time))
+            self._serving.subscriptions.append(Subscription(pattern, group, handler, start, handling_time))
             return function
 
         return subscribe

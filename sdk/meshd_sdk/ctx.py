@@ -12,12 +12,14 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 from meshd_sdk.approvals import Approval, Wish, granted
-from meshd_sdk.bodies import JSON, Lines, decode, encode, is_lines
-from meshd_sdk.carry import TOKENS_MAX
+from meshd_sdk.asking import asked, tokens_of
+from meshd_sdk.bodies import JSON, Lines, encode, is_lines
 from meshd_sdk.current import Current, current, using
-from meshd_sdk.errors import ArgumentsInvalid, CallFailed, MeshError
-from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Link, Published, Usage, new_id
+from meshd_sdk.errors import MeshError
+from meshd_sdk.link import Balance, Charged, Entry, Event, Given, Link, Published, Usage, new_id
 from meshd_sdk.log import log
+from meshd_sdk.replies import decoded, fed
+from meshd_sdk.state import SharedState
 from meshd_sdk.step import Step, decision_entry, note_entry
 
 if TYPE_CHECKING:
@@ -124,6 +126,16 @@ class Ctx:
         return self._given.ceiling_tokens
 
     @property
+    def memory(self) -> tuple[str, ...]:
+        """References to shared state that were handed on with this: `ctx.state.get` reads them."""
+        return self._given.memory
+
+    @property
+    def state(self) -> SharedState:
+        """What agents share: versioned objects, see `meshd_sdk.state`."""
+        return SharedState(self._link, lambda: self._acting().token)
+
+    @property
     def is_governed(self) -> bool:
         """Whether a sidecar is there."""
         return self._link.is_governed
@@ -147,12 +159,14 @@ class Ctx:
     ) -> Any:
         """Call an agent, its tool (`researcher/search`) or an upstream of the policy; return the decoded JSON.
 
+        `mesh://intent/analyse the market` calls the agent that serves this best, as the sidecar finds.
+
         A payload of another type is returned as a `Reply`. `payload` is whatever JSON has a word for, bytes, or a
         `Reply`; `timeout` is in seconds; at most `delegate` tokens may be spent by what is called.
         """
-        ask = self._ask(target, payload, operation, timeout, delegate, idempotency_key, content_type)
+        ask = asked(self._acting().token, target, payload, operation, timeout, delegate, idempotency_key, content_type)
         piece = await self._link.call(ask)
-        return _decoded(piece.payload, piece.content_type, piece.call_id, target)
+        return decoded(piece.payload, piece.content_type, piece.call_id, target)
 
     async def stream(
         self,
@@ -169,7 +183,7 @@ class Ctx:
 
         A reply that is one JSON document is yielded whole. The call ends where the iterator is closed.
         """
-        ask = self._ask(target, payload, operation, timeout, delegate, idempotency_key, content_type)
+        ask = asked(self._acting().token, target, payload, operation, timeout, delegate, idempotency_key, content_type)
         lines: Lines | None = None
         whole: list[bytes] = []
         kind = call_id = ""
@@ -177,37 +191,17 @@ class Ctx:
             kind, call_id = kind or piece.content_type or JSON, piece.call_id
             if is_lines(kind):
                 lines = lines or Lines()
-                for value in _fed(lines, piece.payload, target):
+                for value in fed(lines, piece.payload, target):
                     yield value
             elif kind.split(";", 1)[0].strip().lower() == JSON:
                 whole.append(piece.payload)
             elif piece.payload:
                 yield piece.payload
         if lines is not None:
-            for value in _fed(lines, None, target):
+            for value in fed(lines, None, target):
                 yield value
         if whole:
-            yield _decoded(b"".join(whole), kind, call_id, target)
-
-    def _ask(
-        self,
-        target: str,
-        payload: Any,
-        operation: str,
-        timeout_s: float | None,
-        delegate: int | None,
-        idempotency_key: str,
-        content_type: str,
-    ) -> Ask:
-        if not operation:
-            target, _, operation = target.partition("/")
-        if not target:
-            raise ValueError("a call has a target: the name of an agent or of an upstream")
-        if timeout_s is not None and not timeout_s > 0:
-            raise ValueError(f"timeout is a number of seconds above 0, not {timeout_s!r}")
-        body, kind = (b"", content_type) if payload is None else encode(payload, content_type)
-        tokens = 0 if delegate is None else _tokens(delegate)
-        return Ask(target, operation, body, kind, self._acting().token, timeout_s, tokens, idempotency_key)
+            yield decoded(b"".join(whole), kind, call_id, target)
 
     # Budgets
 
@@ -218,8 +212,19 @@ class Ctx:
         What is left when the block ends flows back.
         """
         acting, id = self._acting(), new_id()
-        given = await self._link.delegate(acting.token, id, _tokens(tokens))
-        part = Ctx(
+        given = await self._link.delegate(acting.token, id, tokens_of(tokens))
+        part = self._part(acting, given)
+        try:
+            with using(dataclasses.replace(part._current, step=_step())):
+                yield part
+        finally:
+            try:
+                await self._link.reclaim(acting.token, id)
+            except MeshError as error:
+                log().warning("a part of %d tokens was not given back: %s", tokens, error)
+
+    def _part(self, acting: Ctx, given: Given) -> Ctx:
+        return Ctx(
             self._link,
             given,
             agent=self.agent,
@@ -229,14 +234,15 @@ class Ctx:
             parent=acting,
             loop=self.loop,
         )
-        try:
-            with using(dataclasses.replace(part._current, step=_step())):
-                yield part
-        finally:
-            try:
-                await self._link.reclaim(acting.token, id)
-            except MeshError as error:
-                log().warning("a part of %d tokens was not given back: %s", tokens, error)
+
+    @asynccontextmanager
+    async def remembering(self, *references: str) -> AsyncIterator[Ctx]:
+        """Hand references to shared state on with what is called and published within the block. A callee gets those
+        that are within its scope, as `ctx.memory`."""
+        acting = self._acting()
+        part = self._part(acting, await self._link.remember(acting.token, list(references)))
+        with using(dataclasses.replace(part._current, step=_step())):
+            yield part
 
     async def balance(self) -> list[Balance]:
         """Return the accounts that limit what is called from here; none where the policy limits nothing."""
@@ -298,9 +304,11 @@ class Ctx:
         subject: str = "",
         content_type: str = "",
         extensions: dict[str, str] | None = None,
+        data_ref: str = "",
     ) -> Published:
         """Publish an event; return when the sidecar has it: then it is not lost.
 
+        `data_ref` says where the data is, in its place or beside it: a reference to shared state, say.
         Events with one `key` are handed over in order. The same `id`, published again, changes nothing.
         """
         payload, kind = (b"", content_type) if data is None else encode(data, content_type)
@@ -313,6 +321,7 @@ class Ctx:
             subject=subject,
             key=key,
             extensions=extensions or {},
+            data_ref=data_ref,
         )
         return await self._link.publish(self._acting().token, event)
 
@@ -372,23 +381,3 @@ class Ctx:
 def _step() -> str:
     now = current()
     return now.step if isinstance(now, Doing) else ""
-
-
-def _tokens(tokens: int) -> int:
-    if isinstance(tokens, bool) or not isinstance(tokens, int) or not 1 <= tokens <= TOKENS_MAX:
-        raise ValueError(f"a number of tokens from 1 to {TOKENS_MAX}, not {tokens!r}")
-    return tokens
-
-
-def _decoded(payload: bytes, content_type: str, call_id: str, target: str) -> Any:
-    try:
-        return decode(payload, content_type, call_id)
-    except ArgumentsInvalid as error:
-        raise CallFailed(f"the reply of {target}: {error}", code="DATA_LOSS", call_id=call_id) from error
-
-
-def _fed(lines: Lines, piece: bytes | None, target: str) -> list[Any]:
-    try:
-        return lines.end() if piece is None else lines.feed(piece)
-    except ArgumentsInvalid as error:
-        raise CallFailed(f"the reply of {target}: {error}", code="DATA_LOSS") from error

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, ClassVar, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from meshd_sdk.state_values import Lease, State
+
 CODES: Final = (
     "OK",
     "CANCELLED",
@@ -191,6 +193,32 @@ class ContextInvalid(Refused):
     code_default = "UNAUTHENTICATED"
 
 
+class StateConflict(Failure):
+    """A shared object was not written: it has changed since the version that the new one was made from."""
+
+    code_default = "ABORTED"
+
+    def __init__(
+        self, message: str, *, current: State | None = None, order: str = "", lease: Lease | None = None
+    ) -> None:
+        super().__init__(message)
+        self.current = current
+        """The version that is there, without its value: who wrote it, in which workflow, when. None where none is."""
+        self.order = order
+        """How what this workflow knew relates to what its writer knew: `before`, `after`, `concurrent`, `equal`; empty
+        where nothing is known, since it was written in another workflow."""
+        self.lease = lease
+        """Who has checked it out, and until when; None where nobody has."""
+
+
+class LeaseHeld(StateConflict):
+    """Another one has checked it out."""
+
+
+class LeaseLost(StateConflict):
+    """The lease has run out, or is another's by now."""
+
+
 class KeyConflict(Refused):
     """The idempotency key belongs to another call, to one that is under way, or to one whose end is not known."""
 
@@ -212,6 +240,7 @@ REFUSALS: Final[dict[str, type[Refused]]] = {
     "max_turns": TurnLimit,
     "not_allowed": NotAllowed,
     "unknown_target": UnknownTarget,
+    "prompt_unresolved": UnknownTarget,
     "approval_pending": ApprovalPending,
     "approval_denied": ApprovalDenied,
     "circuit_open": CircuitOpen,

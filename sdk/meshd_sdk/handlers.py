@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd_sdk.bodies import JSON, Reply
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 
 TOOL_NAME: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 TOPIC: Final = re.compile(r"(?=.{1,255}$)(?:(?:[A-Za-z0-9_-]+|\*)\.)*(?:[A-Za-z0-9_-]+|\*|>)")
+SEQUENCE: Final = re.compile(r"[0-9]{1,20}")
+UNIX_S_END: Final = 2**63 / 1e9
 THREADS_MAX: Final = 256
 """More than a handler can need that waits for another one of its own process: a thread is made where none is free."""
 _END: Final = object()
@@ -154,8 +157,35 @@ class Subscription(NamedTuple):
     topic: str
     group: str
     handler: Entrance
-    starts_at_oldest: bool
+    start: Start
     handling_s: float | None
+
+
+class Start(NamedTuple):
+    """Where a new group begins: with what is published from now on, where nothing is set."""
+
+    is_oldest: bool = False
+    at_s: float | None = None
+    """Unix seconds."""
+    after: str = ""
+    """A sequence."""
+
+
+def start_of(from_oldest: bool, starts_at: datetime | float | None, starts_after: str) -> Start:
+    """Return where a group is to begin. Raises ValueError."""
+    if from_oldest + (starts_at is not None) + bool(starts_after) > 1:
+        raise ValueError("only one of from_oldest, starts_at and starts_after says where a group begins")
+    if starts_after and not (isinstance(starts_after, str) and SEQUENCE.fullmatch(starts_after)):
+        raise ValueError(f"starts_after is the `sequence` of an event, 20 digits, not {starts_after!r}")
+    if starts_at is None:
+        return Start(from_oldest, None, starts_after)
+    if isinstance(starts_at, datetime):
+        if starts_at.tzinfo is None:
+            raise ValueError("starts_at has no time zone: nobody else knows which moment is meant")
+        starts_at = starts_at.timestamp()
+    if not 0 <= starts_at < UNIX_S_END:  # also for NaN
+        raise ValueError(f"starts_at is a datetime, or a number of Unix seconds until the year 2262, not {starts_at!r}")
+    return Start(at_s=float(starts_at))
 
 
 def topic_pattern(topic: str) -> str:

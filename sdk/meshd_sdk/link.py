@@ -15,6 +15,7 @@ from meshd_sdk.current import Current
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
 
+    from meshd_sdk import state_values
     from meshd_sdk.approvals import Approval, Wish
 
 
@@ -85,6 +86,8 @@ class Event:
     """Which attempt at handling it this is."""
     may_have_been_handled: bool = False
     """An earlier attempt may have been carried out, although nothing was heard of it."""
+    data_ref: str = ""
+    """Where the data lies where it is not here, such as a reference to shared state."""
 
     @property
     def data(self) -> Any:
@@ -245,4 +248,38 @@ class Link(Protocol):
 
     async def approvals(self, token: str, state: str) -> list[Approval]:
         """List those of the workflow, in a state; in any where that is empty."""
+        ...
+
+    async def remember(self, token: str, references: list[str]) -> Given:
+        """Return a context that holds these references too."""
+        ...
+
+    async def state_get(self, token: str, key: str, version: int, reads_shadow: bool) -> state_values.State:
+        """Read an object; version 0 where there is none."""
+        ...
+
+    async def state_write(self, token: str, wish: state_values.Wish) -> state_values.Written:
+        """Make a change, once for its id."""
+        ...
+
+    async def state_check_out(
+        self, token: str, key: str, id: str, lease_s: float
+    ) -> tuple[state_values.State, state_values.Lease | None]:
+        """Check an object out, or renew that; return it, and the lease of another one who has it."""
+        ...
+
+    async def state_release(self, token: str, key: str, id: str) -> bool:
+        """Give it back; return whether it was still checked out under this id."""
+        ...
+
+    async def state_history(self, token: str, key: str) -> list[state_values.State]:
+        """List the versions that are kept, newest first."""
+        ...
+
+    async def state_drop(self, token: str, key: str) -> bool:
+        """Drop tentative versions; return whether there were any."""
+        ...
+
+    def state_watch(self, token: str, key: str, known: int) -> AsyncIterator[state_values.State]:
+        """Return an object and its changes, as they come."""
         ...

@@ -133,6 +133,7 @@ def event_of(event: Event) -> events_pb2.Event:
         time=None if event.time_s is None else timestamp(event.time_s),
         data_content_type=event.content_type,
         data=event.payload,
+        data_ref=event.data_ref,
         partition_key=event.key,
         causation_id=event.cause,
         extensions=event.extensions,
@@ -159,6 +160,7 @@ def event_from(delivery: session_pb2.EventDelivery) -> Event:
         dict(event.extensions),
         max(1, delivery.attempt),
         delivery.may_have_been_handled,
+        event.data_ref,
     )
 
 
@@ -169,7 +171,12 @@ def published_of(response: events_pb2.PublishResponse) -> Published:
 
 def subscribe_of(id: int, one: Subscription) -> session_pb2.Subscribe:
     """Return the frame of a subscription."""
-    request = events_pb2.SubscribeRequest(topic=one.topic, group=one.group, starts_at_oldest=one.starts_at_oldest)
+    start = one.start
+    request = events_pb2.SubscribeRequest(
+        topic=one.topic, group=one.group, starts_at_oldest=start.is_oldest, starts_after=start.after
+    )
+    if start.at_s is not None:
+        request.starts_at.CopyFrom(timestamp(start.at_s))
     if one.handling_s is not None:
         request.handling_time.CopyFrom(duration(one.handling_s))
     return session_pb2.Subscribe(id=id, request=request)

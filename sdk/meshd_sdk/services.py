@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
     from meshd_sdk.approvals import Approval, Wish
 
-ATTEMPTS_MAX: Final = 3
-"""All that is asked here may be asked again: each request carries an id of its own, or changes nothing that counts."""
+ATTEMPTS_MAX: Final = 5
+"""More than a sidecar breaks that is started anew three times in a row. All that is asked here may be asked again: each
+request carries an id of its own, or changes nothing that counts."""
 ANSWER_S: Final = 30.0
 WAIT_S: Final = 20.0
 """For how long one request waits for people to decide; then the next one does."""

@@ -15,7 +15,7 @@ from meshd_sdk.connection import GOODBYE_S, Connection, log
 from meshd_sdk.errors import Malformed, NoSidecar, TimedOut
 from meshd_sdk.messages import call_of, entry_of, event_of, failure_of, published_of, subscribe_of
 from meshd_sdk.operations import CallOperation, Operation
-from meshd_sdk.services import Services
+from meshd_sdk.services_state import StateServices
 from meshd_sdk.v1 import events_pb2, session_pb2, trace_pb2
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Deliveries(Protocol):
         ...
 
 
-class Session(Connection, Services):
+class Session(Connection, StateServices):
     """See the module. One event loop's: `begin` first, `end` last."""
 
     is_governed: Final = True

@@ -16,11 +16,15 @@ from typing import Any
 from meshd_sdk import agent as _agent
 from meshd_sdk import ctx as _ctx
 from meshd_sdk import facing as _facing
+from meshd_sdk import state as _state
+from meshd_sdk.state_values import State
 from meshd_sdk.step import Step
 
-__all__ = ["Agent", "Ctx", "Step", "face"]
+__all__ = ["Agent", "CheckedOut", "Ctx", "SharedState", "State", "Step", "face"]
 
 Ctx = _facing.derived(_ctx.Ctx, without=frozenset({"record", "record_later"}))
+SharedState = _facing.derived(_state.SharedState)
+CheckedOut = _facing.derived(_state.CheckedOut)
 _Agent = _facing.derived(_agent.Agent, without=frozenset({"run"}))
 
 

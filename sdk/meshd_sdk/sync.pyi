@@ -1,19 +1,21 @@
-"""Written by sdk/derive.py from agent.py and ctx.py: not to be edited."""
+"""Written by sdk/derive.py from agent.py, ctx.py and state.py: not to be edited."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import datetime
 from typing import Any, ParamSpec, TypeVar, overload
 
 from meshd_sdk import ctx as _async
 from meshd_sdk.approvals import Approval
 from meshd_sdk.current import Current
 from meshd_sdk.link import Balance, Charged, Event, Published
+from meshd_sdk.state_values import State
 from meshd_sdk.step import Step
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["Agent", "Ctx", "Step", "face"]
+__all__ = ["Agent", "CheckedOut", "Ctx", "SharedState", "State", "Step", "face"]
 
 def face(ctx: _async.Ctx) -> Ctx: ...
 
@@ -59,14 +61,19 @@ class Agent:
         *,
         group: str = ...,
         from_oldest: bool = ...,
+        starts_at: datetime | float | None = ...,
+        starts_after: str = ...,
         handling_time: float | None = ...,
     ) -> Callable[[Callable[P, R]], Callable[P, R]]:
         """Hand the events of a topic to a function; `*` stands for one word, a `>` at the end for one or more.
 
         It returns: handled. It raises: to be retried, with the reason; or `Drop`, or `Retry(after=seconds)`. Of
         subscribers in one group each event goes to one; the agent's name is the group where none is given. A new group
-        begins with what is published from now on, or with what is still kept (`from_oldest`). After `handling_time`
-        seconds (5 min) the event is handed over again.
+        begins with what is published from now on, or replays what is still kept: all (`from_oldest`), what was
+        published at a moment or later (`starts_at`, a datetime with a time zone or Unix seconds), or what came behind
+        an event (`starts_after`, its `sequence`). Raises ValueError for what is none; connecting raises Refused where
+        the bus cannot begin there. A group that is known goes on where it was. After `handling_time` seconds (5 min)
+        the event is handed over again.
         """
     def __enter__(self) -> Agent:
         """Connect, and serve. Raises NoSidecar (but with MESHD_WITHOUT=run), and Refused where the sidecar says no."""
@@ -140,6 +147,12 @@ class Ctx:
     def ceiling_tokens(self) -> int | None:
         """Most tokens that may be spent under this context; None where the account's own limit is the only one."""
     @property
+    def memory(self) -> tuple[str, ...]:
+        """References to shared state that were handed on with this: `ctx.state.get` reads them."""
+    @property
+    def state(self) -> SharedState:
+        """What agents share: versioned objects, see `meshd_sdk.state`."""
+    @property
     def is_governed(self) -> bool:
         """Whether a sidecar is there."""
     def headers(self) -> dict[str, str]:
@@ -156,6 +169,8 @@ class Ctx:
         content_type: str = ...,
     ) -> Any:
         """Call an agent, its tool (`researcher/search`) or an upstream of the policy; return the decoded JSON.
+
+        `mesh://intent/analyse the market` calls the agent that serves this best, as the sidecar finds.
 
         A payload of another type is returned as a `Reply`. `payload` is whatever JSON has a word for, bytes, or a
         `Reply`; `timeout` is in seconds; at most `delegate` tokens may be spent by what is called.
@@ -180,6 +195,9 @@ class Ctx:
 
         What is left when the block ends flows back.
         """
+    def remembering(self, *references: str) -> AbstractContextManager[Ctx]:
+        """Hand references to shared state on with what is called and published within the block. A callee gets those
+        that are within its scope, as `ctx.memory`."""
     def balance(self) -> list[Balance]:
         """Return the accounts that limit what is called from here; none where the policy limits nothing."""
     def report_usage(
@@ -225,9 +243,11 @@ class Ctx:
         subject: str = ...,
         content_type: str = ...,
         extensions: dict[str, str] | None = ...,
+        data_ref: str = ...,
     ) -> Published:
         """Publish an event; return when the sidecar has it: then it is not lost.
 
+        `data_ref` says where the data is, in its place or beside it: a reference to shared state, say.
         Events with one `key` are handed over in order. The same `id`, published again, changes nothing.
         """
     def step(self, name: str, **attributes: Any) -> AbstractContextManager[Step]:
@@ -236,3 +256,105 @@ class Ctx:
         """Record something worth keeping. Prompts, answers and secrets do not belong here."""
     def decision(self, question: str, choice: str, *, options: Sequence[str] = ..., rationale: str = ...) -> None:
         """Record a choice that was made, and what else could have been."""
+
+class SharedState:
+    def get(
+        self,
+        key: str,
+        version: State | int | None = ...,
+        *,
+        scope: str = ...,
+        shadow: bool = ...,
+    ) -> State | None:
+        """Return the newest version, or a given one; None where there is none, or it is not kept.
+
+        `key` may be a reference. With `shadow` a tentative version of this workflow goes before the newest one.
+        """
+    def put(
+        self,
+        key: str,
+        value: Any = ...,
+        *,
+        scope: str = ...,
+        content_type: str = ...,
+        commit_id: str = ...,
+    ) -> State:
+        """Write the first version. Raises StateConflict where the object is there."""
+    def commit(
+        self,
+        key: str,
+        value: Any,
+        base: State | int | None,
+        *,
+        scope: str = ...,
+        content_type: str = ...,
+        commit_id: str = ...,
+    ) -> State:
+        """Write the next version, made from `base`. Raises StateConflict where another one is the newest by now."""
+    def delete(self, key: str, base: State | int, *, scope: str = ..., commit_id: str = ...) -> State:
+        """Delete the object and its history, where `base` is still the newest version."""
+    def checkout(
+        self,
+        key: str,
+        *,
+        scope: str = ...,
+        lease: float = ...,
+        lease_id: str = ...,
+    ) -> AbstractContextManager[CheckedOut]:
+        """Take the object for this block: for `lease` seconds nobody else commits it. Raises LeaseHeld where another
+        one has it. A block that ends without a commit gives it back.
+
+        Asked for again with the same `lease_id`, it is the same lease, from now on.
+        """
+    def history(self, key: str, *, scope: str = ...) -> list[State]:
+        """Return the versions that are kept, newest first, without their values."""
+    def watch(self, key: str, known: State | int | None = ..., *, scope: str = ...) -> Iterator[State]:
+        """Yield the newest version, and again whenever it changes; with `known` only newer ones. Close it to end.
+
+        Where it changes faster than it is read, versions between are left out. A deletion is yielded too.
+        """
+    def shadow(
+        self,
+        key: str,
+        value: Any,
+        base: State | int | None = ...,
+        after: State | int | None = ...,
+        *,
+        scope: str = ...,
+        content_type: str = ...,
+        commit_id: str = ...,
+    ) -> State:
+        """Write a tentative version that this workflow alone sees, made from the object's version `base`.
+
+        It follows the tentative version `after`, None for the first. Raises StateConflict where it does not.
+        """
+    def promote(
+        self,
+        key: str,
+        version: State | int | None = ...,
+        *,
+        scope: str = ...,
+        commit_id: str = ...,
+    ) -> State:
+        """Make a tentative version, the newest one or a given one, the object's next. Raises StateConflict where the
+        object is not at the version any more that it was made from: the tentative one stays."""
+    def drop(self, key: str, *, scope: str = ...) -> bool:
+        """Drop the tentative versions of an object; return whether there were any."""
+
+class CheckedOut:
+    @property
+    def state(self) -> State | None:
+        """The version that was checked out; None where the object is yet to be made."""
+    @property
+    def value(self) -> Any:
+        """Its value; None where the object is yet to be made."""
+    @property
+    def is_committed(self) -> bool:
+        """Whether it was committed: the lease has ended with that."""
+    def commit(self, value: Any, *, content_type: str = ...) -> State:
+        """Write the next version, and end the lease. Raises LeaseLost where it has run out: nothing is written.
+
+        Where that was not answered, the same value may be committed again: it is written once.
+        """
+    def renew(self, lease: float = ...) -> None:
+        """Have the lease run for another `lease` seconds from now. Raises LeaseLost where another one has it."""

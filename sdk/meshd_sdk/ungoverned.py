@@ -16,6 +16,7 @@ from meshd_sdk.current import Current, current
 from meshd_sdk.errors import NoSidecar, TimedOut
 from meshd_sdk.handlers import matches
 from meshd_sdk.link import Ask, Balance, Charged, Entry, Event, Given, Opening, Piece, Published, Usage, new_id
+from meshd_sdk.stateless import Stateless
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -33,7 +34,7 @@ _HERE: dict[str, Ungoverned] = {}
 """The agents of this process, by name."""
 
 
-class Ungoverned:
+class Ungoverned(Stateless):
     """See the module."""
 
     is_governed: Final = False

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 from meshd.admin.view import BreakerDump, Check, PolicyDump, ReloadResult, RuleDump, StatusDump
 from meshd.engines.memory import MemoryStore
 from meshd.ledger import Ledger
+from meshd.prompts.desk import PromptDesk
+from meshd.prompts.registry import Registry
+from meshd.prompts.terms import PromptTerms
 from meshd.telemetry.telemetry import Telemetry
 from meshd.view_books import LedgerBooks
 from meshd.view_calls import call_of, calls_of
@@ -44,6 +47,10 @@ class Daemon:
         self.books = LedgerBooks(lambda: self.ledger)
         self.telemetry = Telemetry(version="1.2.3")
         self.desk: Desk | None = None
+        self.catalogue = None
+        self.registry = Registry(lambda: self.store)
+        self.terms = PromptTerms()
+        self.prompts = PromptDesk(self.registry, lambda: (self.terms, "acme"))
         self.result = ReloadResult(True, "cd" * 32)
         self.is_draining = False
         self.reloads_running = 0

@@ -261,7 +261,7 @@ async def test_addresses_that_cannot_be_taken_are_named(tmp_path: Path) -> None:
         address = taken.getsockname()
         with pytest.raises(AdminError, match=rf"admin address 127.0.0.1:{address[1]}: .*[Aa]ddress already in use"):
             await start(Daemon(), Telemetry(), state_dir=tmp_path, metrics=ANY_PORT, admin=address)
-        with pytest.raises(AdminError, match="metrics address"):
+        with pytest.raises(AdminError, match=r"metrics address .* choose another port with MESHD_METRICS\."):
             await start(Daemon(), Telemetry(), state_dir=tmp_path, metrics=address, admin=None)
     for metrics in [("no.such.host.invalid", 0), ("127.0.0.1", 70_000)]:
         with pytest.raises(AdminError, match="metrics address"):

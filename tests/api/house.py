@@ -16,23 +16,29 @@ from meshd.api.mesh import Mesh
 from meshd.approvals.desk import Desk
 from meshd.assembly import build_chain
 from meshd.config import Address
+from meshd.engines.port import StoreLocked
 from meshd.ledger import Ledger
 from meshd.mesh_key import MeshKeys
 from meshd.policy.document import load
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry import redact
 from meshd.telemetry.telemetry import Telemetry
+from meshd.trace.opening import open_trace
+from meshd.tracing import attach
 from meshd_sdk.v1 import (
     approvals_pb2_grpc,
     budget_pb2_grpc,
     context_pb2,
     context_pb2_grpc,
+    state_pb2_grpc,
     trace_pb2_grpc,
 )
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
+
+    from meshd.trace.recorder import Recorder
 
 POLICY = "agent: ann\ngovernance: {max_tokens_per_workflow: 50000}\n"
 ANY_PORT = Address("127.0.0.1", 0)
@@ -54,7 +60,9 @@ class House:
         path.write_text(document)
         policy = load([path])
         keys, telemetry = MeshKeys(self.home / "mesh.key"), Telemetry(version="1.2.3")
-        chain = build_chain(keys=keys, ledger=ledger, agent="", shadowed=telemetry.shadowed)
+        self.trace = self._traced(keys)
+        attach(self.trace, telemetry)
+        chain = build_chain(keys=keys, ledger=ledger, agent="", shadowed=telemetry.shadowed, trace=self.trace)
         proxy = Proxy(asyncio.get_running_loop(), policy=policy, chain=chain, telemetry=telemetry)
         self.desk = Desk(ledger.store, lambda: proxy.policy, clean=redact.argument, clock=self.wall_clock)
         self.mesh = Mesh(
@@ -69,6 +77,14 @@ class House:
         self.door = Door(self.mesh, home=self.home, **more)
         await self.door.start(ANY_PORT)
         self.channel = grpc.aio.insecure_channel(self.address)
+
+    def _traced(self, keys: MeshKeys) -> Recorder:
+        """Open a trace beside the home: the one of an earlier house here, or another where that is still open."""
+        beside = self.home.parent / f"{self.home.name}-trace"
+        try:
+            return open_trace(beside, keys=keys)
+        except StoreLocked:
+            return open_trace(beside / "other", keys=keys)
 
     def wall_clock(self) -> float:
         return time.time() + self.ahead_s
@@ -88,6 +104,10 @@ class House:
     @property
     def approvals(self) -> Any:
         return approvals_pb2_grpc.ApprovalServiceStub(self.channel)
+
+    @property
+    def state(self) -> Any:
+        return state_pb2_grpc.StateServiceStub(self.channel)
 
     @property
     def traces(self) -> Any:
@@ -118,6 +138,7 @@ class House:
         await self.channel.close(grace=None)
         await self.door.close()
         self.mesh.proxy.close()
+        self.trace.close()
         await self.desk.close()
         await self.mesh.ledger.close()
 

@@ -197,10 +197,10 @@ async def test_a_newer_client_has_fields_that_are_passed_over(tmp_path: Path) ->
 
 async def test_what_is_not_there_is_said_to_be_not_there(tmp_path: Path) -> None:
     async with house(tmp_path) as one:
-        for path in ("/meshd.v1.ContextService/Close", "/meshd.v1.StateService/Checkout", "/x"):
+        for path in ("/meshd.v1.ContextService/Close", "/meshd.v1.StateService/Burn", "/x"):
             ended = await refusal(one.channel.unary_unary(path)(b""))
             assert ended.code() is grpc.StatusCode.UNIMPLEMENTED
-        for path in ("ContextService/Close", "StateService/Checkout", "ContextService/open"):
+        for path in ("ContextService/Close", "StateService/checkout", "ContextService/open"):
             status, said = await one.ask(path, {})
             assert (status, said["code"]) == (404, "unimplemented")
             assert f"no method /meshd.v1.{path}" in said["message"]

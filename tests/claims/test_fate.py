@@ -28,18 +28,18 @@ def fate(kind: Kind, end: Any, *, is_whole: bool = True, is_too_long: bool = Fal
 
 @pytest.mark.parametrize("status", [200, 201, 202, 204, 301, 303, 400, 404, 405, 410, 413, 415, 422])
 def test_what_would_be_said_again(status: int) -> None:
-    assert [fate(kind, ended(status)) for kind in Kind] == [ANSWERED] * 4
+    assert [fate(kind, ended(status)) for kind in Kind] == [ANSWERED] * len(Kind)
 
 
 @pytest.mark.parametrize("status", [401, 402, 403, 407, 408, 409, 423, 425, 429])
 def test_what_was_turned_away(status: int) -> None:
-    assert [fate(kind, ended(status)) for kind in Kind] == [RELEASED] * 4
+    assert [fate(kind, ended(status)) for kind in Kind] == [RELEASED] * len(Kind)
 
 
 @pytest.mark.parametrize("status", [500, 501, 502, 503, 504, 529, 599])
 def test_failures(status: int) -> None:
     found = {kind: fate(kind, ended(status)) for kind in Kind}
-    assert found == {Kind.LLM: RELEASED, Kind.TOOL: LOST, Kind.AGENT: LOST, Kind.HOST: LOST}
+    assert found == {Kind.LLM: RELEASED, Kind.TOOL: LOST, Kind.AGENT: LOST, Kind.HOST: LOST, Kind.EVENT: LOST}
 
 
 @pytest.mark.parametrize("grpc", range(17))

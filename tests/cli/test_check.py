@@ -30,6 +30,12 @@ def test_a_good_document(tmp_path: Path) -> None:
     assert f'warning: {path}:1:9: "rule-1" is in shadow' in result.stderr
 
 
+def test_what_there_is_one_of_is_counted_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text("upstreams: {a: {url: 'http://127.0.0.1:1', kind: agent}}")
+    assert run("check", str(path)).stdout == f"{path}: fine. 1 upstream, 0 rules, 0 warnings\n"
+
+
 def test_every_problem_on_a_line_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "p.yaml"
     path.write_text(BAD)

@@ -104,7 +104,8 @@ class Bench:
         return process.returncode, out, err
 
     def left_over(self) -> list[str]:
-        return sorted(path.name for path in self.home.iterdir() if path.is_dir())
+        """What a daemon of a run's own leaves beside the state of the one that serves all."""
+        return sorted(path.name for path in self.home.iterdir() if path.is_dir() and path.name != "trace")
 
 
 @pytest.fixture(scope="module")

@@ -2,48 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
-from typing import IO, cast
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(directory: Path, *arguments: str) -> subprocess.Popen[str]:
-    # A temporary directory of the test's own, named in the environment of every process that the demo starts.
-    environ = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"}
-    command = [sys.executable, "-m", "demo", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def left_running(directory: Path) -> list[str]:
-    """Return the command lines of processes that the demo of `directory` started and that still run."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            environ = (process / "environ").read_bytes()
-            command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-        except OSError:
-            continue
-        if f"TMPDIR={directory}".encode() in environ.split(b"\0"):
-            found.append(command)
-    return found
-
-
-def read_until(process: subprocess.Popen[str], text: str) -> str:
-    """Read its lines up to one with `text`."""
-    lines: list[str] = []
-    for line in cast("IO[str]", process.stdout):
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"it ended without {text!r}:\n{''.join(lines)}")
+from tests.demo.program import left_running, read_until, start
 
 
 def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
@@ -52,7 +17,7 @@ def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
     assert process.returncode == 0, out
     assert "FAIL" not in out
     assert "\x1b" not in out
-    assert re.search(r"^28 claims held, 0 did not", out, re.MULTILINE)
+    assert re.search(r"^34 claims held, 0 did not", out, re.MULTILINE)
     for line in (
         "received hop 3 of workflow report-",
         "stopped after 6 turns, 3 rounds",
@@ -63,6 +28,8 @@ def test_every_claim_holds_and_nothing_is_left(tmp_path: Path) -> None:
         "the shop's books: 1 order",
         "pending    clerk asks for DELETE /customers/jones at the tool shop",
         "the agent is told 403 approval_denied",
+        "lists calendar__free_days, calendar__plan_meeting, notes__read_note, notes__write_note",
+        "/run went to harbour, which answered 200",
         "added latency",
     ):
         assert line in out

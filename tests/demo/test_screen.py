@@ -11,7 +11,7 @@ from demo.checks import Checks
 from demo.screen import Screen
 from demo.world import AGENTS, POLICY, PROVIDERS, Options, policy_text
 
-NAMES = (*PROVIDERS, "shop", *AGENTS)
+NAMES = (*PROVIDERS, "shop", "toolbox", *AGENTS)
 
 
 class Terminal(io.StringIO):

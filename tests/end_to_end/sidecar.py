@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meshd.config import ALIASES
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 30.0
 """A guard against a hang: no test depends on it."""
 _PORTS = ("MESHD_LISTEN", "MESHD_INBOUND", "MESHD_API", "MESHD_ADMIN", "MESHD_METRICS")
-_STEERING = ("MESHD_", "OPENAI_", "ANTHROPIC_", "OTEL_", "HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
+_STEERING = ("MESHD_", *ALIASES, "OPENAI_", "ANTHROPIC_", "OTEL_")
+_STEERING += ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy")
 
 
 def until(is_so: Callable[[], Any], what: str = "") -> Any:
@@ -33,13 +35,6 @@ def until(is_so: Callable[[], Any], what: str = "") -> Any:
         assert time.monotonic() < ends_s, f"never came: {what or is_so}"
         time.sleep(0.01)
     return found
-
-
-def free_port() -> int:
-    """Return a port of loopback that is free now."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def environ(**more: str) -> dict[str, str]:
@@ -91,7 +86,10 @@ class Sidecar:
 
     def wait_ready(self) -> Sidecar:
         """Wait until the process says where it listens and answers there."""
-        until(self._is_ready, "ready")
+        try:
+            until(self._is_ready)
+        except AssertionError:
+            raise AssertionError(f"meshd was never ready:\n{self.log}") from None
         return self
 
     def _is_ready(self) -> bool:

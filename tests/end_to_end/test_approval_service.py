@@ -15,9 +15,10 @@ import pytest
 from meshd.approvals.keys import hash_of, new_key
 from meshd_sdk.v1 import approvals_pb2 as pb
 from meshd_sdk.v1 import approvals_pb2_grpc, context_pb2, context_pb2_grpc, trace_pb2, trace_pb2_grpc
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port
+from tests.end_to_end.sidecar import Sidecar, fetch
 from tests.end_to_end.test_approvals import decide, listed, meshd
 from tests.engines.places import place_of
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

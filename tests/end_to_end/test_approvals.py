@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd.approvals.keys import hash_of, new_key
+from meshd.trace.opening import DIRECTORY
+from meshd.trace.reading import Reader
 from tests.end_to_end.sidecar import ROOT, Sidecar, environ, fetch, until
 from tests.engines.places import place_of
 
@@ -279,8 +281,10 @@ async def test_two_sidecars_with_one_key_ask_once_and_send_once(tool: Tool, tmp_
 def _asked_once(pair: list[Sidecar], tool: Tool, store: str) -> None:
     key = (pair[0].home.parent / "mesh.key").as_posix()
     for one in pair:
-        one.start(document(tool, "hold: 60s"), "--store", store, "--mesh-key", key)
-    for number in range(3):  # more of the same would be a loop
+        # So much of the same would be a loop, as soon as the two have told each other.
+        policy = document(tool, "hold: 60s") + "limits: {turns: {ladder: note}}\n"
+        one.start(policy, "--store", store, "--mesh-key", key)
+    for number in range(3):
         fields = {"idempotency-key": f"order-{number}"}
         tool.gate.clear()
         calls = [Held(one, fields=fields) for one in pair]
@@ -380,6 +384,10 @@ def test_people_are_told_by_webhook_and_a_dead_one_holds_nobody_up(sidecar: Side
     assert decide(sidecar, asked["id"], "deny", BEN, {"reason": "no"})[0] == 200
     until(lambda: json.loads(tool.notices[-1][1])["type"].endswith("denied"))
     assert json.loads(tool.notices[-1][1])["data"]["decided_by"] == ["ben"]
+    # On the topic it is an event like any other: counted, once however often the webhook was tried, and in the trace.
+    until(lambda: sidecar.metric("meshd_events_published_total", topic="people.asked", result="new") == 2)
+    told = [event for event in Reader(sidecar.home / DIRECTORY).events(None) if event.kind == "published"]
+    assert {(event.payload.agent, event.facts["topic"]) for event in told} == {("/meshd/researcher", "people.asked")}
 
 
 def test_with_nobody_to_ask_the_call_is_refused_at_once(sidecar: Sidecar, tool: Tool) -> None:

@@ -15,7 +15,8 @@ from meshd.mesh_key import MeshKeys
 from meshd_sdk import context as codec
 from tests.end_to_end.agents import Agent, call, innermost
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port, until
+from tests.end_to_end.sidecar import Sidecar, fetch, until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

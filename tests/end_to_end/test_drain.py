@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import socket
 import threading
@@ -13,7 +14,8 @@ import pytest
 
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port, until
+from tests.end_to_end.sidecar import Sidecar, fetch, until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -120,6 +122,7 @@ def test_a_port_that_is_taken_is_named(sidecar: Sidecar, provider: Provider, whi
         sidecar.spawn(document(provider.url), "--app", provider.url, **{which: taken})
         assert sidecar.wait() == 1
     assert taken in sidecar.log
+    assert re.search(rf"choose another port with .*{which}\b", sidecar.log)
     assert "Traceback" not in sidecar.log
     assert sidecar.running is None
 
@@ -146,7 +149,7 @@ def test_run_with_no_argument_at_all(sidecar: Sidecar) -> None:
         (("--upstream", "x"), {}, "--upstream"),
         (("--store", "kafka://x"), {}, "--store: Kafka keeps no store"),
         ((), {"MESHD_STORE": "redis://x?timeout=soon"}, "--store: timeout=soon"),
-        (("--bus", "kafka://x"), {}, "--bus: this build has no bus called kafka"),
+        (("--bus", "dynamodb://x"), {}, "--bus: this build has no bus called dynamodb"),
         ((), {"MESHD_BUS": "sqlite:?mode=careless"}, "--bus: mode=careless"),
         ((), {"MESHD_DRAIN": "soon"}, "MESHD_DRAIN"),
         ((), {"MESHD_LOG": "loud"}, "loud"),

@@ -15,10 +15,11 @@ from click.testing import CliRunner
 from meshd.cli import main
 from meshd.mesh_key import MeshKeys
 from meshd_sdk import context as codec
-from tests.end_to_end.sidecar import Sidecar, free_port, until
+from tests.end_to_end.sidecar import Sidecar, until
 from tests.end_to_end.test_telemetry import Collector, collector
 from tests.grpc import testing_pb2 as pb
 from tests.grpc import testing_pb2_grpc as rpc
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -193,3 +193,10 @@ def test_a_document_that_does_not_load_starts_nothing(sidecar: Sidecar) -> None:
     assert all(line.split(":")[1].isdigit() for line in lines)
     assert "Traceback" not in sidecar.log
     assert not (sidecar.home / "daemon.json").exists()
+
+
+def test_a_state_directory_that_is_a_file_is_named(sidecar: Sidecar) -> None:
+    sidecar.home.write_text("in the way")
+    sidecar.spawn("agent: a\n")
+    assert sidecar.wait() == 1
+    assert f"{sidecar.home} cannot be made: it is no directory. MESHD_HOME names another one." in sidecar.log

@@ -13,7 +13,8 @@ import pytest
 
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port
+from tests.end_to_end.sidecar import Sidecar, fetch
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

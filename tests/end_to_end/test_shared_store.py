@@ -11,9 +11,10 @@ import pytest
 
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port, until
+from tests.end_to_end.sidecar import Sidecar, fetch, until
 from tests.engines.places import SHARED, Place, place_of
 from tests.engines.servers import redis_server, running
+from tests.ports import free_port
 
 CHAT = "/openai/v1/chat/completions"
 ACCOUNT = "workflow/shared"
@@ -80,6 +81,8 @@ async def test_what_a_store_may_lose_is_said_once_and_its_password_never(
 def test_a_store_that_is_away_at_the_start(sidecar: Sidecar, provider: Provider) -> None:
     port = free_port()
     sidecar.start(document(provider.url), MESHD_STORE=f"redis://:{CANARY}@127.0.0.1:{port}")
+    assert "NO BUDGET CAN BE KEPT" in sidecar.log
+    assert "Budgets are kept in" not in sidecar.log
     status, text = chat(sidecar)
     assert (status, json.loads(text)["error"]["code"]) == (503, "meshd_unavailable")
     assert f"127.0.0.1:{port} refuses connections" in text

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd.approvals.keys import hash_of, new_key
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port, until
+from tests.end_to_end.sidecar import Sidecar, fetch, until
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,7 +98,7 @@ class World:
             f'  writer: {{url: "{self.url}", kind: agent}}\n'
             f'  boss: {{url: "{self.url}", kind: agent}}\n'
             f'  helper: {{url: "{self.url}", kind: agent, dialect: a2a}}\n'
-            f'  tools: {{url: "{self.url}", kind: tool, dialect: mcp}}\n'
+            f'  tools: {{url: "{self.url}", kind: tool, dialect: mcp, discover: false}}\n'
             f'  llm: {{url: "{self.url}", kind: llm, dialect: openai}}\n'
             f"on_exceeded: {exceeded}\n"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ import pytest
 from meshd_sdk import Agent, Ctx, Event
 from meshd_sdk.errors import CallFailed
 from tests.end_to_end.sidecar import Sidecar, fetch
+from tests.end_to_end.supervisors import CONTINUE, STOP, WAYS, Boss, Supervised, making
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -20,55 +20,15 @@ if TYPE_CHECKING:
 
 STUCK = {"text": "I do not know where the contract is."}
 HERE = {"text": "It is in the safe."}
-CONTINUE = {"action": "continue", "turns": 2, "reason": "nearly done"}
 REDIRECT = {"action": "redirect", "target": "archive", "reason": "that one knows"}
 FINISH = {"action": "finish", "answer": {"text": "Use last year's."}, "reason": "enough"}
-STOP = {"action": "stop", "reason": "it will never end"}
-WAYS = ("agent", "topic")
 
 
-class Boss:
-    """A supervisor of either kind, which answers what the test gives it."""
-
-    def __init__(self, way: str, name: str = "boss") -> None:
-        self.way, self.name = way, name
-        self.answer: Any = CONTINUE
-        """None for never."""
-        self.stories: list[dict[str, Any]] = []
-        self.ended = asyncio.Event()
-
-    async def decide(self, story: dict[str, Any]) -> Any:
-        self.stories.append(story)
-        if self.answer is None:
-            await self.ended.wait()
-        if isinstance(self.answer, Exception):
-            raise self.answer
-        return self.answer
-
-    def agent(self, api: str) -> Agent:
-        made = Agent(self.name, api=api, environ={}, grace=0)
-        if self.way == "agent":
-
-            @made.tool
-            async def supervise(ctx: Ctx, story: dict[str, Any]) -> Any:
-                return await self.decide(story)
-
-        else:
-
-            @made.on("ops.loops")
-            async def asked(ctx: Ctx, event: Event) -> None:
-                await ctx.publish("ops.loops.answers", await self.decide(event.data["story"]))
-
-        return made
-
-
-class World:
+class World(Supervised):
     """A sidecar, two agents that always answer the same, and a supervisor where one is there."""
 
     def __init__(self, sidecar: Sidecar, way: str) -> None:
-        self.sidecar, self.way = sidecar, way
-        self.stack = contextlib.AsyncExitStack()
-        self.boss = Boss(way)
+        super().__init__(sidecar, way)
         self.called = 0
 
     async def start(self, timeout: str = "10s", *, is_there: bool = True, **declare: Callable[[Agent], None]) -> Boss:
@@ -90,11 +50,6 @@ class World:
         if is_there:
             await self._join(self.boss.agent(self.api))
         return self.boss
-
-    @property
-    def api(self) -> str:
-        assert self.sidecar.running is not None
-        return str(self.sidecar.running["api"])
 
     def _worker(self, name: str, says: dict[str, str]) -> Agent:
         made = Agent(name, api=self.api, environ={}, grace=0)
@@ -121,25 +76,11 @@ class World:
             assert await self.post() == (200, STUCK)
         return await self.post()
 
-    async def asked(self, result: str) -> float:
-        return await asyncio.to_thread(self.sidecar.metric, "meshd_supervisor_asked_total", way=self.way, result=result)
-
-    async def close(self) -> None:
-        self.boss.ended.set()
-        await self.stack.aclose()
-
 
 @pytest.fixture
 async def make(sidecar: Sidecar) -> AsyncIterator[Callable[[str], World]]:
-    made: list[World] = []
-
-    def make(way: str) -> World:
-        made.append(World(sidecar, way))
-        return made[-1]
-
-    yield make
-    for one in made:
-        await one.close()
+    async with making(World, sidecar) as make:
+        yield make
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -17,7 +17,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from meshd.telemetry.series import MODELS_MAX
 from tests.end_to_end.documents import document
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, fetch, free_port
+from tests.end_to_end.sidecar import Sidecar, fetch
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -215,7 +216,7 @@ def test_no_secret_comes_out_anywhere(sidecar: Sidecar, provider: Provider, coll
     assert not [body for body in collector.bodies if secret.encode() in body], [
         span for span in spans if secret in str(span)
     ]
-    for path in sidecar.home.iterdir():
+    for path in (one for one in sidecar.home.rglob("*") if one.is_file()):
         assert secret.encode() not in path.read_bytes(), path.name
 
 

@@ -14,22 +14,12 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from tests.end_to_end.sidecar import ROOT, Sidecar, free_port, until
+from tests.end_to_end.sidecar import Sidecar, until
+from tests.examples.conftest import EXAMPLE
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-EXAMPLE = ROOT / "examples" / "typescript"
-
-
-@pytest.fixture(scope="session")
-def built(require_engine: Callable[[str], str]) -> str:
-    """Build the example, and return the path of node."""
-    node, npm = require_engine("node"), require_engine("npm")
-    if not (EXAMPLE / "node_modules").is_dir():
-        pytest.skip("the example's packages are not there: run `npm ci` in examples/typescript")
-    subprocess.run([npm, "run", "build"], cwd=EXAMPLE, check=True, capture_output=True, timeout=120)
-    return node
 
 
 class Counter:

@@ -12,7 +12,8 @@ import openai
 import pytest
 
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.end_to_end.sidecar import Sidecar
+from tests.ports import free_port
 from tests.proxy.conftest import mesh, upstream
 
 if TYPE_CHECKING:

@@ -17,8 +17,9 @@ import time
 from pathlib import Path
 
 from tests.end_to_end.provider import Provider
-from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.end_to_end.sidecar import Sidecar
 from tests.fallback.conftest import KEYS, chained, document
+from tests.ports import free_port
 
 CALLS = 300
 AIM_MS = 50.0

@@ -10,7 +10,8 @@ import pytest
 
 from meshd.outcome import Fault, Verdict
 from tests.fallback.test_scripted import JSON, PATH, SERVED, document
-from tests.proxy.harness import CHAT, Peer, free_port, post, until
+from tests.ports import free_port
+from tests.proxy.harness import CHAT, Peer, post, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from tests.fallback.test_scripted import JSON, PATH, SERVED, document, script
-from tests.proxy.harness import CHAT, CHAT_REPLY, Peer, free_port, get, post
+from tests.ports import free_port
+from tests.proxy.harness import CHAT, CHAT_REPLY, Peer, get, post
 
 CACHED = "{cached: 1h}"
 

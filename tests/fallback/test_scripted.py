@@ -17,7 +17,8 @@ import pytest
 from meshd.call import Wait
 from meshd.proxy.answer import decoded
 from meshd.refusal import Reason, Refused
-from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, free_port, post, turns, until
+from tests.ports import free_port
+from tests.proxy.harness import CHAT, CHAT_REPLY, Mesh, Peer, Recorder, post, turns, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable

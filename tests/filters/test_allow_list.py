@@ -11,8 +11,9 @@ from meshd.filters.allow_list import AllowList, ToolWatch
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.contract import Cut
 from meshd.filters.globs import Names
+from meshd.filters.plan import Plan
 from meshd.filters.routing import Routing
-from meshd.policy.compiled import Plan, Policy
+from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
 from tests.filters.calls import SUCCESS, call, chat, policy
 
@@ -186,3 +187,37 @@ def test_globs(glob: str, fits: list[str], foreign: list[str]) -> None:
 
 def test_a_glob_takes_linear_time_in_what_a_caller_writes() -> None:
     assert not Names(("*a" * 30 + "b",)).admits("a" * 20_000)
+
+
+def test_what_was_allowed_a_moment_ago_allows_nothing_else() -> None:
+    of, routing, judging = rule("allow: {models: ['gpt-*'], tools: [web_search]}", "kind: llm"), Routing(), AllowList()
+
+    def judged(made: Call) -> bool:
+        made.dialect = OpenAI()
+        routing.admit(made)
+        try:
+            judging.admit(made)
+        except Refused:
+            return False
+        return True
+
+    more = chat("gpt-x")
+    more.other_models = ("claude",)
+    others = [
+        call(ask=chat("claude"), of=of),
+        call(ask=chat(""), of=of),
+        call(ask=chat("gpt-x", "rm_rf"), of=of),
+        call(ask=more, of=of),
+        call(path="/v1/brand-new", of=of),
+        call(ask=chat("gpt-x"), of=rule("allow: {models: [other]}", "kind: llm")),
+        call(ask=chat("gpt-x"), of=rule("allow: {targets: []}", "kind: llm")),
+    ]
+    for other in others:
+        for _ in range(2):
+            assert judged(call(ask=chat("gpt-x"), of=of))
+        assert not judged(other)
+    # What names prompts is judged by its body, each time.
+    of = rule("allow: {prompts: [summarise]}", "kind: llm")
+    assert judged(call(ask=chat("gpt-x"), of=of, body=b'{"model":"gpt-x","messages":[]}'))
+    named = b'{"model":"gpt-x","messages":[{"role":"user","content":"prompt://translate@^1"}]}'
+    assert not judged(call(ask=chat("gpt-x"), of=of, body=named))

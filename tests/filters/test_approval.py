@@ -18,10 +18,11 @@ from meshd.engines.port import StoreError
 from meshd.filters.approval import Approval
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.asking import cost_of, why_asked
+from meshd.filters.plan import Plan
 from meshd.filters.routing import Routing
 from meshd.ledger import Ledger
 from meshd.outcome import Fault
-from meshd.policy.compiled import Plan, Policy
+from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import Context
 from tests.filters.calls import WALL_S, call, chat, outcome, policy

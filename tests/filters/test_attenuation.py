@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from meshd.call import Direction, Evidence
 from meshd.dialects.table import DIALECTS
 from meshd.filters.context import Context
+from meshd.filters.minting import Minting, moved
 from meshd.policy.addressing import APP
 from meshd.refusal import Refused
 from meshd_sdk import context as codec
@@ -150,3 +151,27 @@ def test_an_agent_cannot_choose_anothers_workflow_by_what_it_invents(junk: bytes
     made = _asked(call("openai", of=of, now_s=NOW_S + 1), f"{name.decode()} {junk.hex()}")
     side.admit(made)
     assert made.evidence is Evidence.NONE
+
+
+def test_another_agent_gets_the_references_that_are_within_its_scope() -> None:
+    plan, own, theirs, mesh = (
+        f"mesh://state/{key}@1" for key in ("workflow/w/plan", "agent/ann/x", "agent/bob/x", "mesh/x")
+    )
+    context = codec.Context("w", "ann", memory=(plan, own, theirs, mesh))
+    of, closed = policy(), policy("state: {mesh_readers: [ann]}\n")
+    assert moved(context, "bob", 1, ("ann",), policy=of).memory == (plan, theirs, mesh)
+    assert moved(context, "bob", 1, ("ann",), policy=closed).memory == (plan, theirs)
+    assert moved(context, "ann", 1, (), policy=closed).memory == (plan, own, mesh)
+    assert moved(context, "ann", 1, ()).memory == context.memory  # whoever is there judges it
+    assert moved(codec.Context("other", "ann", memory=(plan,)), "bob", 1, ("ann",), policy=of).memory == ()
+
+
+def test_what_is_minted_for_a_callee_holds_no_more() -> None:
+    keys = Keys()
+    plan, own, mesh = (f"mesh://state/{key}@1" for key in ("workflow/w/plan", "agent/ann/x", "mesh/x"))
+    context = codec.Context("w", "ann", account="workflow/w", memory=(plan, own, mesh))
+    minting = Minting(keys, Bytes())  # type: ignore[arg-type]
+    one = call(of=policy("state: {mesh_readers: [ann]}\n"))
+    token = minting.token(one, context, Audience.LOCAL, "bob")
+    sent, _, _ = codec.verify(token, keys.ring, now_s=one.wall_s)
+    assert (sent.agent, sent.path, sent.memory) == ("bob", ("ann",), (plan,))

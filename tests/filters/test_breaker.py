@@ -13,8 +13,8 @@ from meshd.filters import breaker as breaker_filter
 from meshd.filters.breaker import Breaker, BreakerKey, Permit
 from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.circuit import PROBE_OVERDUE_S, STATES, Circuit, Sign, State
+from meshd.filters.plan import Plan
 from meshd.outcome import Fault, Outcome
-from meshd.policy.compiled import Plan
 from meshd.refusal import Reason, Refused
 from tests.filters.calls import call, chat, outcome, policy
 

@@ -391,6 +391,37 @@ def test_a_token_without_a_trace_serves_a_second_though_there_is_a_handle(here: 
     assert minted[0] == minted[1] != minted[2]
 
 
+def struck(here: Context, keys: Keys, parent: str = "", *, is_sampled: bool = False) -> tuple[bytes, Span]:
+    """Make a call whose span ends in a collector; return its token and its span."""
+    made = call("writer", headers=shown(token(keys, parent=parent)))
+    made.span = Span(is_sampled)
+    here.admit(made)
+    return sent(here, made)[codec.HEADER_CONTEXT], made.span
+
+
+def test_calls_whose_spans_nobody_keeps_share_a_token_and_its_trace(here: Context, keys: Keys) -> None:
+    first, other = struck(here, keys), struck(here, keys)
+    kept = struck(here, keys, is_sampled=True)
+    last = struck(here, keys)
+    assert first[0] == other[0] == last[0] != kept[0]
+    held = codec.verify(first[0], keys.ring, now_s=WALL_S).context.parent
+    assert held == first[1].traceparent
+    assert held.endswith("-00"), "whoever comes next keeps none of it either"
+    assert first[1].trace_id == other[1].trace_id == last[1].trace_id != kept[1].trace_id
+    assert len({first[1].span_id, other[1].span_id, last[1].span_id}) == 3
+    assert codec.verify(kept[0], keys.ring, now_s=WALL_S).context.parent == kept[1].traceparent
+
+
+def test_below_a_span_that_is_not_kept_calls_share_a_token_in_its_trace(here: Context, keys: Keys) -> None:
+    above = TRACE.decode()[:-2] + "00"
+    first, other = struck(here, keys, above), struck(here, keys, above)
+    assert first[0] == other[0]
+    assert codec.verify(first[0], keys.ring, now_s=WALL_S).context.parent == above
+    assert first[1].traceparent[:35] == above[:35]
+    kept = struck(here, keys, TRACE.decode())
+    assert codec.verify(kept[0], keys.ring, now_s=WALL_S).context.parent == kept[1].traceparent != TRACE.decode()
+
+
 def test_a_context_that_fits_no_token_is_refused(here: Context, keys: Keys) -> None:
     made = call("writer", headers=shown(token(keys)))
     here.admit(made)

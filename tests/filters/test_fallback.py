@@ -12,8 +12,8 @@ from meshd.call import Call
 from meshd.filters import fallback as fallback_filter
 from meshd.filters.fallback import RESERVE, Fallback, Next
 from meshd.filters.fallback_settings import RetrySettings
+from meshd.filters.plan import Plan
 from meshd.outcome import Fault, Outcome
-from meshd.policy.compiled import Plan
 from meshd.refusal import Reason
 from meshd_sdk.context import Context
 from tests.filters.calls import NOW_S, WALL_S, call, chat, outcome

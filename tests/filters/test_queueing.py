@@ -12,7 +12,7 @@ from meshd.filters.breaker import Breaker, Permit
 from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.circuit import State
 from meshd.filters.concurrency_settings import ConcurrencySettings
-from meshd.policy.compiled import Plan
+from meshd.filters.plan import Plan
 from meshd.refusal import Reason, Refused
 from meshd_sdk.context import Context
 from tests.filters.calls import WALL_S, call, chat, outcome

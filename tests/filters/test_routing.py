@@ -89,8 +89,8 @@ class _Route:
     """A policy whose document was checked by somebody else: every call is routed to `upstream`."""
 
     def __init__(self, upstream: str) -> None:
+        from meshd.filters.plan import Plan
         from meshd.filters.routing_settings import RouteSettings
-        from meshd.policy.compiled import Plan
 
         self.upstreams = POLICY.upstreams
         self._plan = Plan(route=RouteSettings(upstream=upstream))

@@ -375,7 +375,7 @@ def test_what_a_supervisor_stopped_stays_stopped_for_every_kind() -> None:
 
 def event(turns: Turns, data: bytes, *, path: tuple[str, ...] = (), workflow: str = "wf-1", agent: str = "a") -> None:
     context = Context(workflow, agent, len(path), path, account=f"workflow/{workflow}")
-    turns.publish(context, "task.done", data, policy(), now_s=NOW_S, wall_s=WALL_S)
+    turns.events.publish(context, "task.done", data, policy(), now_s=NOW_S, wall_s=WALL_S)
 
 
 def test_events_are_turns() -> None:

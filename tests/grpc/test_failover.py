@@ -9,7 +9,8 @@ import grpc
 import pytest
 
 from tests.grpc import testing_pb2 as pb
-from tests.proxy.harness import free_port, until
+from tests.ports import free_port
+from tests.proxy.harness import until
 
 
 def document(first: int, second: int, more: str = "") -> str:

@@ -17,9 +17,9 @@ from meshd.call import Ask, Call, Direction, Kind, Target, Usage
 from meshd.filters.budget import Budget
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.held import Held
+from meshd.filters.plan import Plan
 from meshd.ledger import Ledger, Reservation
 from meshd.outcome import Outcome, Verdict
-from meshd.policy.compiled import Plan
 from meshd_sdk.context import Context
 
 if TYPE_CHECKING:

@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from meshd.call import Kind, Target
-from meshd.policy.compiled import Hits, Plan, Policy
+from meshd.filters.plan import Hits, Plan
+from meshd.policy.compiled import Policy
 from meshd.policy.document import DocumentFile, parse
 from meshd.policy.matching import GlobSet, Match, Matcher, Rule, covers, glob_regex, normal_operation
 

@@ -156,6 +156,7 @@ class Mesh:
             ledger=Ledger.in_memory(),
             agent="",
             shadowed=telemetry.shadowed,
+            malformed=telemetry.usage_malformed,
             desk=self.desk,
             carrying=self.carrying,
         )
@@ -415,13 +416,6 @@ CHAT_REPLY = (
     b'{"role":"assistant","content":"hello"},"finish_reason":"stop"}],'
     b'"usage":{"prompt_tokens":8,"completion_tokens":2,"total_tokens":10}}'
 )
-
-
-def free_port() -> int:
-    """Return a port where nobody listens."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 def seeded(seed: int, size: int) -> bytes:

@@ -16,6 +16,8 @@ from tests.proxy.harness import echo, get, llm_policy, plain_policy
         ("GET http://127.0.0.1:PORT/a HTTP/1.1\r\nHost: elsewhere.example", b"/a"),
         ("GET /a HTTP/1.1\r\nHost: up.mesh", b"/a"),
         ("GET /a HTTP/1.1\r\nHost: UP.MESH:7400", b"/a"),
+        ("GET /a HTTP/1.1\r\nHost: up.localhost:7400", b"/a"),
+        ("GET http://up.localhost/a HTTP/1.1\r\nHost: x", b"/a"),
         ("GET /up/a HTTP/1.1\r\nHost: localhost:7400", b"/a"),
         ("GET http://127.0.0.1:1/up/a HTTP/1.1\r\nHost: localhost", b"/a"),
         ("GET /up/a HTTP/1.1\r\nHost: [::1]:7400", b"/a"),
@@ -39,8 +41,12 @@ async def test_addresses_of_an_upstream(mesh: Any, upstream: Any, raw: str, targ
         ("GET /nobody/a HTTP/1.1\r\nHost: localhost", 404),
         ("GET / HTTP/1.1\r\nHost: localhost", 404),
         ("GET /a HTTP/1.1\r\nHost: nobody.mesh", 404),
+        ("GET /up/a HTTP/1.1\r\nHost: nobody.localhost", 404),
+        ("GET /a HTTP/1.1\r\nHost: up.localhost.example", 421),
+        ("GET /a HTTP/1.1\r\nHost: .localhost", 421),
+        ("GET /a HTTP/1.1\r\nHost: up.localhost\r\nOrigin: https://page.example", 403),
         ("GET http://example.com/ HTTP/1.1\r\nHost: example.com", 404),
-        ("GET http://user@up.mesh/a HTTP/1.1\r\nHost: up.mesh", 404),
+        ("GET http://user@up.mesh/a HTTP/1.1\r\nHost: up.mesh", 400),
         ("GET https://127.0.0.1:PORT/a HTTP/1.1\r\nHost: x", 404),
         ("GET ftp://127.0.0.1/ HTTP/1.1\r\nHost: x", 400),
         ("OPTIONS * HTTP/1.1\r\nHost: localhost", 400),
@@ -67,6 +73,13 @@ async def test_an_allowed_host_and_origin(mesh: Any, upstream: Any) -> None:
     one = await mesh(plain_policy(up.port) + 'hosts_allowed: ["pod.example"]\n')
     raw = b"GET /up/a HTTP/1.1\r\nHost: pod.example:7400\r\nOrigin: https://pod.example\r\n\r\n"
     assert (await one.fetch(raw)).body == b"GET /a\n"
+
+
+async def test_an_allowed_host_below_localhost_is_the_sidecar_s_own(mesh: Any, upstream: Any) -> None:
+    up = await upstream(echo)
+    one = await mesh(plain_policy(up.port) + 'hosts_allowed: ["up.localhost"]\n')
+    reply = await one.fetch(b"GET /up/a HTTP/1.1\r\nHost: up.localhost\r\n\r\n")
+    assert reply.body == b"GET /a\n"
 
 
 async def test_an_absolute_address_stays_below_the_base_path(mesh: Any, upstream: Any) -> None:

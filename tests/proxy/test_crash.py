@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd.outcome import Fault, Verdict
-from tests.proxy.harness import CHAT_STREAM, Record, echo, free_port, get, llm_policy, plain_policy, post, turns
+from tests.ports import free_port
+from tests.proxy.harness import CHAT_STREAM, Record, echo, get, llm_policy, plain_policy, post, turns
 from tests.proxy.messages import Incomplete
 from tests.proxy.peers_h2 import echo_h2
 

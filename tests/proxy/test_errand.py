@@ -9,7 +9,8 @@ import pytest
 
 from meshd.proxy.errand import REPLY_BYTES_MAX, ask
 from meshd.refusal import Reason, Refused
-from tests.proxy.harness import echo, free_port, plain_policy, until
+from tests.ports import free_port
+from tests.proxy.harness import echo, plain_policy, until
 
 NO_RETRY = "rules: [{match: {}, retry: {attempts: 0}}]\n"
 

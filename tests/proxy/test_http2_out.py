@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from meshd.outcome import Fault
-from tests.proxy.harness import CHAT, CHAT_REPLY, chunked, free_port, get, llm_policy, plain_policy, post, until
+from tests.ports import free_port
+from tests.proxy.harness import CHAT, CHAT_REPLY, chunked, get, llm_policy, plain_policy, post, until
 from tests.proxy.peers_h2 import echo_h2
 
 H2 = ", protocol: h2"

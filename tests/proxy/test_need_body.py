@@ -252,6 +252,22 @@ async def test_a_wish_is_dropped_where_the_body_does_not_come_soon(mesh: Any, up
     assert (await client.reply()).body == b"POST /x\none half, the other"
 
 
+async def test_wishes_of_many_calls_end_each_in_its_turn(mesh: Any, upstream: Any) -> None:
+    one = await mesh(plain_policy((await upstream(echo)).port))
+    bodies = wishing(one)
+    request = post("/up/x", b"one half, the other")
+    late = [await one.connect() for _ in range(5)]
+    for client in late:
+        client.send(request[:-9])
+        # One that is met between two that are not leaves their time as it is.
+        assert (await one.fetch(post("/up/x", b"hello"))).body == b"POST /x\nhello"
+    await until(lambda: bodies.count(None) == 5)
+    for client in late:
+        client.send(request[-9:])
+        assert (await client.reply()).body == b"POST /x\none half, the other"
+    assert bodies.count(b"hello") == 5
+
+
 @pytest.mark.parametrize("limit", [64_000, 2**20 - 1, 2**22])
 async def test_a_wish_never_refuses_and_never_keeps_much(mesh: Any, upstream: Any, limit: int) -> None:
     up = await upstream(echo, limit=2**22)

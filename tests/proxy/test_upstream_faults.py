@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from meshd.outcome import Fault, Verdict
-from tests.proxy.harness import CHAT, CHAT_REPLY, echo, free_port, get, llm_policy, plain_policy, post, turns, until
+from tests.ports import free_port
+from tests.proxy.harness import CHAT, CHAT_REPLY, echo, get, llm_policy, plain_policy, post, turns, until
 from tests.proxy.messages import Incomplete
 
 NO_RETRY = "rules: [{match: {}, retry: {attempts: 0}}]\n"

@@ -63,7 +63,12 @@ def undeclared(paths: list[Path], declared: set[str]) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize(
     ("rooms", "groups"),
-    [(("meshd",), ("run",)), (("sdk",), ("run",)), (("tests", "demo"), ("dev",)), (("bench",), ("dev", "bench"))],
+    [
+        (("meshd",), ("run", "embeddings")),
+        (("sdk",), ("run",)),
+        (("tests", "demo"), ("dev",)),
+        (("bench",), ("dev", "bench", "embeddings")),
+    ],
     ids=lambda value: "+".join(value),
 )
 def test_what_is_imported_is_declared(rooms: tuple[str, ...], groups: tuple[str, ...]) -> None:

@@ -42,13 +42,16 @@ def needs(name: str) -> list[Requirement]:
     groups = DAEMON["dependency-groups"]
     run = [need for need in DAEMON["project"]["dependencies"] if not need.startswith("meshd-sdk")]
     run += SDK["project"]["dependencies"]
-    run += [need for extra in DAEMON["project"]["optional-dependencies"].values() for need in extra]
+    extras = DAEMON["project"]["optional-dependencies"]
+    run += [need for extra in extras if extra != "embeddings" for need in extras[extra]]
     development = run + groups["build"] + groups["dev"]
-    declared = {"run": run, "dev": development} | {name: groups[name] for name in ("build", "bench", "proto")}
+    model = extras["embeddings"] + [need for need in run if need.startswith("msgspec")]
+    declared = {"run": run, "dev": development, "embeddings": model}
+    declared |= {name: groups[name] for name in ("build", "bench", "proto")}
     return [Requirement(need) for need in declared[name]]
 
 
-@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto"])
+@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto", "embeddings"])
 def test_the_lock_holds_what_is_declared(name: str) -> None:
     pins = locked(name)
     missing = [
@@ -59,7 +62,7 @@ def test_the_lock_holds_what_is_declared(name: str) -> None:
     assert missing == [], "run `make lock`"
 
 
-@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto"])
+@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto", "embeddings"])
 def test_every_pin_has_a_hash_and_nothing_else_stands_there(name: str) -> None:
     requirement = r"[A-Za-z0-9._-]+==[^\s\\;]+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
     text = (ROOT / "requirements" / f"{name}.txt").read_text()

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd_sdk import Agent
-from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.end_to_end.sidecar import Sidecar
+from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

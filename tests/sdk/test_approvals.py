@@ -19,8 +19,9 @@ from meshd_sdk.errors import (
     Refused,
 )
 from meshd_sdk.sync import Agent as SyncAgent
-from tests.end_to_end.sidecar import Sidecar, free_port
+from tests.end_to_end.sidecar import Sidecar
 from tests.end_to_end.test_approvals import decide, listed
+from tests.ports import free_port
 from tests.sdk.conftest import soon
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import pytest
 
 from meshd_sdk import Agent, NoSidecar, channel
 from meshd_sdk.errors import KeyConflict, SessionLost
-from tests.end_to_end.sidecar import free_port
+from tests.ports import free_port
 from tests.sdk.conftest import PATIENCE_S, soon
 
 if TYPE_CHECKING:

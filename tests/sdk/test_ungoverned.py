@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from meshd_sdk import Agent, CallFailed, Ctx, Drop, NoSidecar, Retry, current
-from tests.end_to_end.sidecar import free_port
+from tests.ports import free_port
 from tests.sdk.conftest import soon
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from meshd.policy.model import SupervisorSection
 from meshd.supervisor.asking import Asker, Unreachable
 from meshd.supervisor.ways import Address, Agent, Topic
 from meshd.turns.supervision import Story, Verdict
-from tests.proxy.harness import free_port, plain_policy, until
+from tests.ports import free_port
+from tests.proxy.harness import plain_policy, until
 from tests.supervisor.test_answer import STORY, vars_of
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Told:
     def __init__(self) -> None:
         self.results: list[tuple[str, str]] = []
 
-    def __call__(self, way: str, result: str) -> None:
+    def __call__(self, way: str, result: str, story: Story) -> None:
+        assert story.workflow
         self.results.append((way, result))
 
 
@@ -163,7 +165,7 @@ async def test_a_topic_is_answered_by_an_event_that_it_caused() -> None:
     try:
         heard = await bus.subscribe("ops.loops", "ops")
         told = Told()
-        task = asyncio.ensure_future(asker(Topic(bus), told, topic="ops.loops").ask(STORY))
+        task = asyncio.ensure_future(asker(Topic(bus, lambda: "here"), told, topic="ops.loops").ask(STORY))
         question = (await heard.next()).event
         assert json.loads(question.data)["story"]["workflow"] == "wf-1"
         said = {"topic": "ops.loops.answers", "data": GO_ON, "causation_id": question.id}
@@ -181,11 +183,29 @@ async def test_a_topic_is_answered_by_an_event_that_it_caused() -> None:
         await bus.close()
 
 
+async def test_sidecars_that_share_a_bus_each_get_their_own_answer() -> None:
+    bus, told = MemoryBus(), Told()
+    try:
+        heard = await bus.subscribe("ops.loops", "ops")
+        names, tasks, questions = ("one", "two", "three"), [], []
+        for name in names:
+            way = Topic(bus, lambda name=name: name)  # type: ignore[misc]
+            tasks.append(asyncio.ensure_future(asker(way, told, topic="ops.loops", timeout=5).ask(STORY)))
+            questions.append((await heard.next()).event)
+        # All wait by now, and whose answer comes first is anybody's guess.
+        for number, question in enumerate(reversed(questions)):
+            answer = Event("ops.loops.answers", "ops", f"{number}", data=GO_ON, causation_id=question.id)
+            await bus.publish([answer])
+        assert [verdict and verdict.action for verdict in await asyncio.gather(*tasks)] == ["continue"] * 3
+    finally:
+        await bus.close()
+
+
 async def test_a_bus_that_is_closed_is_nobody_to_ask() -> None:
     bus = MemoryBus()
     await bus.close()
     told = Told()
-    assert await asker(Topic(bus), told, topic="ops.loops").ask(STORY) is None
+    assert await asker(Topic(bus, lambda: "here"), told, topic="ops.loops").ask(STORY) is None
     assert told.results == [("topic", "unreachable")]
 
 

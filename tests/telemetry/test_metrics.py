@@ -21,7 +21,17 @@ from meshd.refusal import Reason, Refused
 from meshd.telemetry import metrics, names
 from meshd.telemetry.budgets import sums_of
 from meshd.telemetry.series import MODELS_MAX, Histogram, label
-from meshd.telemetry.sources import ApprovalReading, BreakerReading, BudgetReading, OverloadReading, TurnsReading
+from meshd.telemetry.sources import (
+    ApprovalReading,
+    BreakerReading,
+    BudgetReading,
+    CatalogueReading,
+    EventsReading,
+    McpReading,
+    OverloadReading,
+    ResultReading,
+    TurnsReading,
+)
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import call, outcome, run_through, upstream
 
@@ -113,11 +123,24 @@ def busy() -> Telemetry:
         warned=(("flow", 2),), degraded=(("flow", 1),), unpriced=(("daily", 4),),
     )  # fmt: skip
     telemetry.tally.supervisor_asked["agent", "stop"] = 1
+    telemetry.tally.unread("llm", "br")
     telemetry.sources.claims = lambda: {"first": 2, "replayed": 1}
     telemetry.sources.store = lambda: True
     held = Histogram(metrics.SECONDS_BUCKETS)
     held.observe(3.0)
     telemetry.sources.approvals = lambda: ApprovalReading(2, 1, (("approved", 3),), held, 1, 4, 1)
+    lengths = Histogram(metrics.TOKEN_BUCKETS)
+    lengths.observe(300)
+    counts = (("docs", 5),)
+    results = ResultReading((("docs", lengths),), bytes=counts, clipped=counts, left_out=counts, kept=1, kept_bytes=9)
+    telemetry.sources.mcp = lambda: McpReading(results=results)
+    telemetry.sources.intents = lambda: {"chosen": 1}
+    pair, one = ((("task.done", "new"), 2),), ((("task.done",), 2),)
+    telemetry.sources.events = lambda: EventsReading(pair, one, pair, pair, one, pair, pair)
+    telemetry.sources.state = lambda: {("commit", "done"): 2}
+    telemetry.sources.catalogue = lambda: CatalogueReading(
+        sorts=(("tool", 3),), sources=(("healthy", 1),), looks=(("ok", 2),), flaws=(("hidden_characters", 1),)
+    )
     telemetry.sources.turns = lambda: TurnsReading((("refused", 2),), (("repetition", 2),))
     return telemetry
 

@@ -308,7 +308,7 @@ class Call(google.protobuf.message.Message):
     id: builtins.int
     """Chosen by the agent, unique in its session."""
     target: builtins.str
-    """A name: an agent with a session, or an upstream of the policy."""
+    """A name: an agent with a session, or an upstream of the policy. Or mesh://intent/ and what is wanted, in words."""
     operation: builtins.str
     """What is asked of it: the name of a tool, or a path; empty for the agent's own entrance."""
     token: builtins.str
