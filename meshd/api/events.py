@@ -14,8 +14,8 @@ from meshd.api import session_frames as frames
 from meshd.api.event_frames import event_frame
 from meshd.api.failing import refused_as
 from meshd.api.fields import AGENT, malformed, seconds, shown
-from meshd.api.handing import next_for, settle, start_of
-from meshd.api.keeping_events import bus_of, publish_all
+from meshd.api.handing import join, next_for, settle, start_of
+from meshd.api.keeping_events import publish_all
 from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, EventMalformed, Verdict
@@ -182,9 +182,11 @@ class EventService:
         if request.HasField("handling_time"):
             handling_s = seconds("handling_time", request.handling_time)
         try:
-            subscription = await bus_of(mesh).subscribe(
+            subscription = await join(
+                mesh,
+                agent,
                 request.topic,
-                request.group or agent,
+                request.group,
                 starts_at_oldest=request.starts_at_oldest,
                 handling_s=handling_s,
                 start=start_of(request),

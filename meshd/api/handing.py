@@ -1,7 +1,7 @@
 """An event that the bus has for a group, before somebody is handed it: its context, and whether the policy lets it.
 
-What may not be handed out is tried again at once, or, where time may mend it, later, until its attempts are used up: it
-then is a dead letter with the reason in it, which can be redriven, and never lost.
+What may not be handed out is tried again at once, or, where time or another of the group may mend it, later, until its
+attempts are used up: it then is a dead letter with the reason in it, which can be redriven, and never lost.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import logging
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.api.fields import unix_ns
+from meshd.api.keeping_events import bus_of
 from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
 from meshd.api.session_contexts import actor_of, for_consumer, own_context
 from meshd.call import Kind
-from meshd.engines.bus_event import REASON_CHARACTERS_MAX
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_pattern, is_topic
 from meshd.engines.bus_port import ATTEMPTS_MAX, EventMalformed, Start, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.trace import acts
@@ -30,8 +31,8 @@ SEQUENCE_DIGITS: Final = 20
 DEAD_LETTER: Final = "dead_letter"
 LATE: Final = "late"
 """What becomes of an attempt, beside what its handler says of it: it was the last, or what is said comes too late."""
-_PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE})
-"""What may be otherwise in a while."""
+_PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE, Reason.NOT_ALLOWED})
+"""What may be otherwise in a while, or for another agent of the group."""
 log = logging.getLogger("meshd.api")
 
 
@@ -67,6 +68,33 @@ def start_of(request: events_pb2.SubscribeRequest) -> Start | None:
     if not (after.isascii() and after.isdecimal() and len(after) <= SEQUENCE_DIGITS):
         raise EventMalformed("starts_after", f"{after[:40]!r} is no sequence of an event: {SEQUENCE_DIGITS} digits")
     return Start(after=int(after))
+
+
+async def join(
+    mesh: Mesh,
+    agent: str,
+    topic: str,
+    group: str | None,
+    *,
+    handling_s: float,
+    starts_at_oldest: bool = False,
+    start: Start | None = None,
+) -> Subscription:
+    """Let `agent` join a group, its own where `group` names none.
+
+    Raises EventMalformed, StoreError, and Refused(NOT_ALLOWED) for one topic that the rules let it handle nothing of:
+    in a group with others it would use up the attempts at what those may handle. Of a pattern each event is judged.
+    """
+    check_pattern(topic)
+    if is_topic(topic):
+        try:
+            check_allowed(mesh, mesh.policy, own_context(mesh, agent), topic, HANDLE)
+        except Refused as refused:
+            mesh.event_counts.refused(HANDLE, refused.reason)
+            raise
+    return await bus_of(mesh).subscribe(  # type: ignore[no-any-return]
+        topic, group or agent, starts_at_oldest=starts_at_oldest, handling_s=handling_s, start=start
+    )
 
 
 async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed:

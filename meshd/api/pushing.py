@@ -12,8 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meshd.api.cloud_events import binary
-from meshd.api.handing import admitted, settle
-from meshd.api.keeping_events import bus_of
+from meshd.api.handing import admitted, join, settle
 from meshd.api.session_contexts import publisher_of
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import Event, EventMalformed, Verdict
@@ -112,9 +111,11 @@ class Push:
         section = self.section
         while not self._is_over:
             try:
-                self._subscription = await bus_of(self._mesh).subscribe(
+                self._subscription = await join(
+                    self._mesh,
+                    self.agent,
                     section.topic,
-                    section.group or self.agent,
+                    section.group,
                     starts_at_oldest=section.starts_at_oldest,
                     handling_s=min(section.handling_time + SPARE_S, SECONDS_MAX),
                 )

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.api import session_frames as frames
 from meshd.api.event_frames import event_frame
 from meshd.api.failing import refused_as
-from meshd.api.handing import Handed, next_for, start_of
+from meshd.api.handing import Handed, join, next_for, start_of
 from meshd.api.handing import settle as settle_with
-from meshd.api.keeping_events import Publication, bus_of, publish_all
+from meshd.api.keeping_events import Publication, publish_all
 from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, EventMalformed, Subscription, Verdict
@@ -267,9 +267,11 @@ class Events:
             if request.HasField("handling_time"):
                 handling_s = frames.seconds(request.handling_time, "subscribe.request.handling_time")
                 subscribed.patience_s = min(PATIENCE_S, handling_s / 2)
-            subscribed.subscription = await bus_of(self._session.mesh).subscribe(
+            subscribed.subscription = await join(
+                self._session.mesh,
+                self._session.name,
                 request.topic,
-                request.group or self._session.name,
+                request.group,
                 starts_at_oldest=request.starts_at_oldest,
                 handling_s=handling_s,
                 start=start_of(request),

@@ -72,6 +72,11 @@ def check_pattern(topic: str) -> None:
         )
 
 
+def is_topic(pattern: str) -> bool:
+    """Say whether what may be subscribed to is one topic."""
+    return "*" not in pattern and ">" not in pattern
+
+
 def check_group(group: str) -> None:
     """Raises EventMalformed for what is no name of a group."""
     if len(group) > TOPIC_CHARACTERS_MAX or _TOPIC.fullmatch(group) is None:
@@ -90,7 +95,7 @@ def check_seconds(field: str, seconds: float, least_s: float = 0.0) -> None:
 
 def matcher(topic: str) -> Callable[[str], bool]:
     """Return what says whether a topic is one that `topic`, a valid one, stands for."""
-    if "*" not in topic and ">" not in topic:
+    if is_topic(topic):
         return topic.__eq__
     words = topic.split(".")
     ends = words[-1] == ">"

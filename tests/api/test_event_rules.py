@@ -9,6 +9,7 @@ import pytest
 
 from meshd.engines.bus_memory import MemoryBus
 from meshd.engines.bus_port import ATTEMPTS_MAX, DEAD_KEEP_S, KEEP_S, Event, Verdict
+from meshd.engines.bus_terms import Terms
 from meshd.mesh_key import MeshKeys
 from meshd_sdk import context as codec
 from meshd_sdk.v1 import budget_pb2
@@ -162,6 +163,7 @@ async def test_rules_hold_for_an_event_whose_context_does_not(one: House, tmp_pa
     token = codec.mint(context, ring, audience=audience, expires_s=expires_s, nonce=bytes(codec.NONCE_BYTES))
     if end == "nonsense":
         token = b"nonsense"
+    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     await one.mesh.bus.publish([Event(topic, "eve", topic, token=token) for topic in ("audit.done", "task.done")])
     taken = await subscribed(one, ">")
     handed = await taken.read()
@@ -172,6 +174,7 @@ async def test_rules_hold_for_an_event_whose_context_does_not(one: House, tmp_pa
 
 
 async def test_rules_say_who_publishes_and_handles_what(one: House) -> None:
+    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     error = await refusal(stub(one).Publish(publish("secret.plan")))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "it is secret" in (error.details() or "")
@@ -179,7 +182,11 @@ async def test_rules_say_who_publishes_and_handles_what(one: House) -> None:
     assert "The topic audit.done is not allowed here. Allowed: task.*." in (error.details() or "")
     await stub(one).Publish(publish("task.done", agent="bob"))
     await stub(one).Publish(publish("audit.done", id="a"))
-    taken = await subscribed(one, "audit.done")
+    error = await refusal(stub(one).Subscribe(ev.SubscribeRequest(topic="audit.done", agent="bob")).read())
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert "The topic audit.done is not allowed here" in (error.details() or "")
+    assert one.mesh.event_counts.refusals["handle", "not_allowed"] == 1
+    taken = await subscribed(one, "audit.*")
     letter = await buried(one)
     assert letter.reason.startswith("not_allowed: The topic audit.done")
     taken.cancel()
@@ -188,6 +195,27 @@ async def test_rules_say_who_publishes_and_handles_what(one: House) -> None:
     mine.cancel()
     hits = one.mesh.policy.hits()
     assert (hits["secret"], hits["bobs"] >= 3) == (1, True)
+
+
+async def test_who_may_not_handle_an_event_leaves_it_to_others_of_its_group(one: House) -> None:
+    waits: list[float] = []
+    one.mesh.bus = bus = MemoryBus(terms=Terms(chance=lambda: waits.append(1.0) or 0.01))  # type: ignore[func-returns-value]
+    wanted = ev.SubscribeRequest(topic="audit.done", agent="bob", group="all", starts_at_oldest=True)
+    error = await refusal(stub(one).Subscribe(wanted).read())
+    assert error.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert await bus.positions() == [], "it has joined nothing"
+    forbidden = stub(one).Subscribe(
+        ev.SubscribeRequest(topic="audit.*", agent="bob", group="all", starts_at_oldest=True)
+    )
+    await stub(one).Publish(publish("audit.done", id="a"))
+    await until(lambda: waits)
+    allowed = stub(one).Subscribe(ev.SubscribeRequest(topic="audit.*", agent="ann", group="all"))
+    handed = await allowed.read()
+    assert (handed.event.id, handed.may_have_been_handled) == ("a", False)
+    assert [one.dead for one in await bus.positions()] == [0]
+    forbidden.cancel()
+    allowed.cancel()
+    await bus.close()
 
 
 async def test_an_event_that_is_published_again_is_no_turn(tmp_path: Path) -> None:
