@@ -14,6 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from meshd.engines.bus_moment import unix_ns
 from meshd.engines.bus_port import Event, EventMalformed
 
 if TYPE_CHECKING:
@@ -41,8 +42,6 @@ _OURS: Final = frozenset({"correlationid", "causationid", "sequence"})
 """Written by the sidecar: what a publisher puts there is passed over."""
 _NAME: Final = re.compile(r"[a-z0-9]{1,20}")
 # RFC 3339, as section "Type System" has it.
-_TIME: Final = re.compile(r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(?:\.(\d{1,9})\d*)?([Zz]|[+-]\d\d:\d\d)")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _PLAIN: Final = frozenset(range(0x21, 0x7F)) - frozenset(b'"%')
 """Bytes that stand for themselves in a header (HTTP Protocol Binding, 3.1.3.2)."""
 
@@ -152,26 +151,12 @@ def _event(topic: str, attributes: dict[str, str], data: bytes, prefix: str) -> 
         if name in _FIELDS:
             known[_FIELDS[name]] = value
         elif name == "time":
-            known["time_ns"] = _from_time(f"{prefix}time", value)
+            known["time_ns"] = unix_ns(f"{prefix}time", value)
         elif name != "specversion" and name not in _OURS:
             if _NAME.fullmatch(name) is None:
                 raise EventMalformed(f"{prefix}{name[:40]}", "is no name of lower-case letters and digits, at most 20")
             extensions[name] = value
     return Event(topic=topic, data=data, extensions=extensions, **known)
-
-
-def _from_time(name: str, text: str) -> int:
-    found = _TIME.fullmatch(text)
-    if found is None:
-        raise EventMalformed(name, f"{text[:40]!r} is no time of RFC 3339, such as 2026-11-26T12:00:00Z")
-    day, clock, fraction, zone = found.groups()
-    try:
-        moment = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if zone in 'Zz' else zone}")
-    except ValueError as error:
-        raise EventMalformed(name, f"{text[:40]!r}: {error}") from None
-    since = moment - _EPOCH
-    nanos = int((fraction or "0").ljust(9, "0"))
-    return (since.days * 86_400 + since.seconds) * 10**9 + nanos
 
 
 # ---------------------------------------------------------------------- writing

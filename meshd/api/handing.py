@@ -15,6 +15,7 @@ from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
 from meshd.api.session_contexts import actor_of, for_consumer, own_context
 from meshd.call import Kind
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_pattern, is_topic
+from meshd.engines.bus_moment import EXPIRY, is_expired
 from meshd.engines.bus_port import ATTEMPTS_MAX, EventMalformed, Start, Verdict
 from meshd.refusal import Reason, Refused
 from meshd.trace import acts
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 SEQUENCE_DIGITS: Final = 20
 DEAD_LETTER: Final = "dead_letter"
 LATE: Final = "late"
-"""What becomes of an attempt, beside what its handler says of it: it was the last, or what is said comes too late."""
+EXPIRED: Final = "expired"
+"""What becomes of an attempt, beside what its handler says of it: it was the last, what is said comes too late, or the
+event was of no more use before anybody was handed it."""
 _PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE, Reason.NOT_ALLOWED})
 """What may be otherwise in a while, or for another agent of the group."""
 log = logging.getLogger("meshd.api")
@@ -109,6 +112,9 @@ async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery:
     """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back.
     Raises StoreError."""
     handed = _taken(mesh, agent, delivery)
+    if is_expired(delivery.event, mesh.wall_clock()):
+        await _let_go(mesh, subscription, handed)
+        return None
     try:
         await _check(mesh, handed.context or own_context(mesh, agent), delivery)
         trace = mesh.telemetry.provenance.trace
@@ -210,6 +216,15 @@ async def _check(mesh: Mesh, context: Context, delivery: Delivery) -> None:
     held = turns.events.reenters(context, event.topic, event.data, policy, now_s=mesh.proxy.now_s, wall_s=wall_s)
     if held is not None:
         await turns.ladder.ask_event(held, mesh.proxy.next_id(), wall_s)
+
+
+async def _let_go(mesh: Mesh, subscription: Subscription, handed: Handed) -> None:
+    """Hand an event to nobody, since its publisher has no more use for it. Raises StoreError."""
+    delivery = handed.delivery
+    reason = f"{EXPIRY} was {delivery.event.extensions[EXPIRY]}"
+    _ended(mesh, subscription, handed, EXPIRED, reason)
+    if await subscription.settle(delivery, Verdict.DROP, reason=reason):
+        mesh.event_counts.ended(delivery.event.topic, EXPIRED)
 
 
 async def _keep_back(mesh: Mesh, subscription: Subscription, handed: Handed, refused: Refused) -> None:

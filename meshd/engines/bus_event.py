@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from meshd.engines.bus_moment import EXPIRY, unix_ns
 from meshd.engines.bus_port import Event, EventMalformed
 from meshd.engines.bus_terms import EVENT_BYTES
 
@@ -150,6 +151,8 @@ def _check_extensions(extensions: dict[str, str]) -> None:
         if len(text) > EXTENSION_CHARACTERS_MAX:
             raise EventMalformed("extensions", f"{name} is longer than {EXTENSION_CHARACTERS_MAX} characters")
         _check_text("extensions", text)
+    if EXPIRY in extensions:
+        unix_ns(EXPIRY, extensions[EXPIRY])
 
 
 def _check_text(name: str, text: str) -> None:

@@ -353,7 +353,7 @@ INTENTS: Final = Metric(
 )
 EVENTS_PUBLISHED: Final = Metric("meshd_events_published_total", "counter", "Events that the bus has.", (TOPIC, RESULT))
 EVENTS_HANDED: Final = Metric("meshd_events_handed_total", "counter", "Events that were handed out.", (TOPIC,))
-EVENTS_SETTLED: Final = Metric("meshd_events_settled_total", "counter", "What handlers said of them.", (TOPIC, RESULT))
+EVENTS_SETTLED: Final = Metric("meshd_events_settled_total", "counter", "How they ended.", (TOPIC, RESULT))
 EVENTS_REFUSED: Final = Metric("meshd_events_refused_total", "counter", "What was kept back.", (OPERATION, REASON))
 EVENTS_LED: Final = Metric("meshd_events_led_total", "counter", "Events that say what they want, by choice.", (CHOICE,))
 EVENTS_DEAD: Final = Metric("meshd_events_dead", "gauge", "Dead letters of a group.", (GROUP, TOPIC))

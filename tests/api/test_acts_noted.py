@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from meshd.engines.bus_memory import MemoryBus
 from meshd.engines.bus_port import Event
+from meshd.engines.bus_terms import Terms
 from meshd.engines.port import StoreError, StoreFull
 from meshd.telemetry.spans import Tracer
 from meshd.trace.log import Log
@@ -57,6 +59,23 @@ def facts(events: list[Noted], *names: str) -> list[tuple[Any, ...]]:
 
 
 # ------------------------------------------------------------------ events
+
+
+async def test_nobody_is_handed_an_event_that_is_of_no_more_use(one: House) -> None:
+    token = (await one.open("w")).token
+    soon = datetime.fromtimestamp(one.mesh.wall_clock() + 30, UTC).isoformat()
+    for name, extensions in (("late", {"expirytime": soon}), ("fine", {"expirytime": "2126-01-01T00:00:00+02:00"})):
+        await stub(one).Publish(publish(token=token, id=name, extensions=extensions))
+    one.ahead_s = 31.0
+    taken = await subscribed(one, "task.done")
+    handed = await taken.read()
+    assert (handed.event.id, dict(handed.event.extensions)) == ("fine", {"expirytime": "2126-01-01T00:00:00+02:00"})
+    (position,) = await one.mesh.bus.positions()
+    assert (position.dropped, position.dead, position.under_way) == (1, 0, 1)
+    assert one.mesh.event_counts.settled["task.done", "expired"] == 1
+    (of_late,) = [event for event in noted(one, "w", "handled") if event.facts["event_id"] == "late"]
+    assert (of_late.facts["result"], of_late.facts["why"]) == ("expired", f"expirytime was {soon}")
+    taken.cancel()
 
 
 async def test_it_is_written_that_an_event_is_published_before_the_bus_has_it(one: House) -> None:
@@ -152,6 +171,7 @@ async def test_a_publication_that_is_refused_is_written_down(one: House) -> None
 
 
 async def test_what_is_kept_back_says_why_until_it_is_buried(one: House) -> None:
+    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     token = (await one.open("w")).token
     await stub(one).Publish(publish("plans.new", token=token))
     await subscribed(one, "plans.*")

@@ -155,6 +155,7 @@ async def test_a_subscription_that_is_none_is_refused(one: House, request_: Any,
         (publish(token="x"), grpc.StatusCode.UNAUTHENTICATED, "token"),
         (publish(data=bytes(2**20 + 1)), grpc.StatusCode.INVALID_ARGUMENT, "data"),
         (publish(extensions={"Not": "one"}), grpc.StatusCode.INVALID_ARGUMENT, "extensions"),
+        (publish(extensions={"expirytime": "soon"}), grpc.StatusCode.INVALID_ARGUMENT, "expirytime"),
     ],
 )
 async def test_an_event_that_is_none_is_refused(one: House, request_: Any, code: Any, words: str) -> None:

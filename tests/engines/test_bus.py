@@ -202,6 +202,8 @@ async def test_wildcards(bus: Bus, pattern: str, yes: list[str], no: list[str]) 
         ("extensions", {"extensions": {"a": "x" * 4097}}),
         ("extensions", {"extensions": {"a": "\udfff"}}),
         ("extensions", {"extensions": {"data": "x"}}),
+        ("expirytime", {"extensions": {"expirytime": "tomorrow"}}),
+        ("expirytime", {"extensions": {"expirytime": "2026-13-01T00:00:00Z"}}),
         ("extensions", {"extensions": {f"a{number}": "" for number in range(65)}}),
     ],
 )  # fmt: skip
