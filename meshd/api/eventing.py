@@ -7,14 +7,16 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api.cloud_events import structured
+from meshd.engines.bus_port import PLACE_MAX
 from meshd.engines.port import Ability, StoreError
 from meshd.telemetry.sources import EventsReading
+from meshd.trace import acts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from meshd.api.mesh import Mesh
-    from meshd.engines.bus_port import Bus, Position
+    from meshd.engines.bus_port import Bus, DeadLetter, Position
     from meshd.policy.compiled import Policy
 
 LOOK_S: Final = 10.0
@@ -130,17 +132,34 @@ class Eventing:
         ]
 
     async def redrive(self, group: str, ids: Sequence[int] | None) -> int:
-        """Hand dead letters to their group again: all without ids."""
-        if ids is not None:
-            return await self._bus.redrive(group, ids)
-        after = redriven = 0
-        # Those that die again meanwhile have greater ids: the newest of now is where it ends.
-        while letters := await self._bus.dead_letters(group, after, DEAD_PAGE):
+        """Hand dead letters to their group again, all without ids; return how many there were. What is redriven is
+        written down before the bus is told."""
+        trace = self._mesh.telemetry.provenance.trace
+        redriven = 0
+        async for letters in self._letters(group, ids):
+            if trace is not None:
+                for one in letters:
+                    acts.redriven(trace, one)
             redriven += await self._bus.redrive(group, [one.id for one in letters])
-            after = letters[-1].id
-            if len(letters) < DEAD_PAGE:
-                break
         return redriven
+
+    async def _letters(self, group: str, ids: Sequence[int] | None) -> AsyncIterator[list[DeadLetter]]:
+        """Yield pages of a group's dead letters: those of these ids, or, without any, all that there are now."""
+        wanted = None if ids is None else sorted({id for id in ids if 0 < id < PLACE_MAX})
+        after = 0
+        while wanted is None or wanted:
+            if wanted:
+                after = max(after, wanted[0] - 1)
+            letters = await self._bus.dead_letters(group, after, DEAD_PAGE)
+            chosen = letters if wanted is None else [one for one in letters if one.id in wanted]
+            if chosen:
+                yield chosen
+            # Those that die again meanwhile have greater ids: the newest of now is where it ends.
+            if len(letters) < DEAD_PAGE:
+                return
+            after = letters[-1].id
+            if wanted is not None:
+                wanted = [id for id in wanted if id > after]
 
     async def kept(self, topic: str, after: int, limit: int) -> list[dict[str, Any]]:
         """Return events that are kept."""

@@ -21,7 +21,7 @@ from meshd.engines.bus_event import (
     completed,
     matcher,
 )
-from meshd.engines.bus_port import HANDLING_S, EventMalformed
+from meshd.engines.bus_port import HANDLING_S, PLACE_MAX, EventMalformed
 from meshd.engines.bus_shelf import Attempt, unable
 from meshd.engines.port import Ability, StoreClosed, StoreError
 
@@ -36,7 +36,6 @@ log = logging.getLogger("meshd")
 
 TRIM_S: Final = 60.0
 """How often what is too old is looked for."""
-PLACE_MAX: Final = 2**62
 AHEAD_S: Final = 60.0
 """So far ahead another clock may be: a moment that is to come by no more than that is now."""
 ASKED_MAX: Final = 256

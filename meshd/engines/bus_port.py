@@ -34,6 +34,8 @@ ATTEMPTS_MAX: Final = 8
 """After so many attempts without SUCCESS or DROP, an event is a dead letter of its group."""
 GROUPS_MAX: Final = 10_000
 """How many groups a bus remembers."""
+PLACE_MAX: Final = 2**62
+"""Above every place, and every id of a dead letter."""
 
 
 class Event(msgspec.Struct, frozen=True, array_like=True, gc=False):

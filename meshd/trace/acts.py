@@ -16,13 +16,15 @@ from meshd.trace.recorder import DIGESTED_BYTES_MAX
 from meshd.trace.writer import MESSAGE_CHARACTERS_MAX, TEXT_CHARACTERS_MAX, unwritten
 
 if TYPE_CHECKING:
-    from meshd.engines.bus_port import Delivery, Event
+    from meshd.engines.bus_port import DeadLetter, Delivery, Event
     from meshd.refusal import Refused
     from meshd.trace.knowledge import Told
     from meshd.trace.recorder import Recorder
 
 DUPLICATE: Final = "duplicate"
 """Why nothing was published: the bus has the event already."""
+REDRIVEN: Final = "redriven"
+"""What became of a dead letter."""
 
 
 class Actor(NamedTuple):
@@ -118,6 +120,16 @@ def handled(
     shown = trace.clean(why[:MESSAGE_CHARACTERS_MAX])
     facts = (_text(trace, event.id), event.topic, group, result, delivery.attempt, shown)
     return _note(trace, kinds.HANDLED, actor, event.topic, facts, causes)
+
+
+def redriven(trace: Recorder, letter: DeadLetter) -> int:
+    """A dead letter is about to be handed to its group again, as an operator asks. Never raises; 0 as above."""
+    event = letter.event
+    told = heard(trace, event, event.correlation_id, event.correlation_id) if event.clock else None
+    shown = trace.clean(letter.reason[:MESSAGE_CHARACTERS_MAX])
+    facts = (_text(trace, event.id), event.topic, letter.group, REDRIVEN, letter.attempts, shown)
+    causes = () if told is None else (told.event,)
+    return _note(trace, kinds.HANDLED, Actor(event.correlation_id, ""), event.topic, facts, causes)
 
 
 # ---------------------------------------------------------------------- shared state
