@@ -34,8 +34,8 @@ LATE: Final = "late"
 EXPIRED: Final = "expired"
 """What becomes of an attempt, beside what its handler says of it: it was the last, what is said comes too late, or the
 event was of no more use before anybody was handed it."""
-_PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE, Reason.NOT_ALLOWED})
-"""What may be otherwise in a while, or for another agent of the group."""
+_PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE})
+"""What may be otherwise in a while."""
 log = logging.getLogger("meshd.api")
 
 
@@ -236,7 +236,9 @@ async def _keep_back(mesh: Mesh, subscription: Subscription, handed: Handed, ref
         refused.message,
         extra={"fields": {"topic": event.topic, "event": event.id, "reason": refused.reason.value}},
     )
-    wait_s = None if refused.reason in _PASSING else 0.0
+    # In a group that is not the agent's own, others may be let: they shall have time to take it.
+    is_for_others = refused.reason is Reason.NOT_ALLOWED and subscription.group != handed.actor.agent
+    wait_s = None if is_for_others or refused.reason in _PASSING else 0.0
     reason = f"{refused.reason.value}: {refused.message}"
     trace = mesh.telemetry.provenance.trace
     if trace is not None:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
+from meshd.api import eventing
 from meshd.engines.bus_memory import MemoryBus
 from meshd.engines.bus_port import Event
-from meshd.engines.bus_terms import Terms
 from meshd.engines.port import StoreError, StoreFull
 from meshd.telemetry.spans import Tracer
 from meshd.trace.log import Log
@@ -171,7 +171,6 @@ async def test_a_publication_that_is_refused_is_written_down(one: House) -> None
 
 
 async def test_what_is_kept_back_says_why_until_it_is_buried(one: House) -> None:
-    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     token = (await one.open("w")).token
     await stub(one).Publish(publish("plans.new", token=token))
     await subscribed(one, "plans.*")
@@ -181,6 +180,33 @@ async def test_what_is_kept_back_says_why_until_it_is_buried(one: House) -> None
     assert (refused.causes, ended.causes) == ((published.id,), (refused.id,))
     assert (ended.facts["result"], ended.facts["why"].partition(":")[0]) == ("retry", "not_allowed")
     assert not noted(one, "w", "handed"), "nobody was handed it"
+
+
+async def test_what_an_operator_redrives_stands_in_the_workflow(one: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventing, "DEAD_PAGE", 2)
+    token = (await one.open("w")).token
+    for number in range(5):
+        await stub(one).Publish(publish("plans.new", token=token, id=f"e{number}"))
+    taken = await subscribed(one, "plans.*")
+    await until(lambda: sum(event.facts.get("result") == "dead_letter" for event in noted(one)) == 5)
+    taken.cancel()
+    await until(lambda: not one.mesh.events._takings)
+    asked = eventing.Eventing(one.mesh)
+    letters = await one.mesh.bus.dead_letters("bob")
+    assert await asked.redrive("bob", [letters[3].id, letters[1].id, 10**30, -1]) == 2
+
+    def redriven() -> list[tuple[Any, ...]]:
+        ends = noted(one, "w", "handled")
+        return [(end.facts["event_id"], end.payload.agent) for end in ends if end.facts["result"] == "redriven"]
+
+    assert redriven() == [("e1", ""), ("e3", "")]
+    assert await asked.redrive("bob", [letters[3].id]) == 0, "it is none any more"
+    assert await asked.redrive("bob", []) == 0
+    assert await asked.redrive("bob", None) == 3
+    assert [name for name, _ in redriven()[2:]] == ["e0", "e2", "e4"]
+    published = {event.facts["event_id"]: event.id for event in noted(one, "w", "published")}
+    again = [event for event in noted(one, "w", "handled") if event.facts["result"] == "redriven"]
+    assert all(event.causes == (published[event.facts["event_id"]],) for event in again)
 
 
 async def test_what_a_handler_does_follows_from_what_it_was_handed(one: House) -> None:

@@ -163,7 +163,6 @@ async def test_rules_hold_for_an_event_whose_context_does_not(one: House, tmp_pa
     token = codec.mint(context, ring, audience=audience, expires_s=expires_s, nonce=bytes(codec.NONCE_BYTES))
     if end == "nonsense":
         token = b"nonsense"
-    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     await one.mesh.bus.publish([Event(topic, "eve", topic, token=token) for topic in ("audit.done", "task.done")])
     taken = await subscribed(one, ">")
     handed = await taken.read()
@@ -174,7 +173,6 @@ async def test_rules_hold_for_an_event_whose_context_does_not(one: House, tmp_pa
 
 
 async def test_rules_say_who_publishes_and_handles_what(one: House) -> None:
-    one.mesh.bus = MemoryBus(terms=Terms(retry_first_s=0.0))
     error = await refusal(stub(one).Publish(publish("secret.plan")))
     assert error.code() is grpc.StatusCode.PERMISSION_DENIED
     assert "it is secret" in (error.details() or "")
