@@ -220,27 +220,13 @@ class Streams:
                 "num_replicas": self._url.number("replicas", 1, least=1, most=5),
                 **more,
             }
-            config = await self._made(wire, stream, wanted, timeout_s)
+            config = await server.stream_made(wire, wanted, self.where, timeout_s)
             self._look_at(stream, config, wanted, int(terms.repeat_s * 1e9))
             if stream == self.events and config.duplicate_window > int(known_s * 1e9):
                 self.knows_longer = True
             if config.storage != "file":
                 cautions.append(f"the stream {stream} is kept in memory: a restart of the server loses it")
         return promise(cautions, is_synced=self._url.is_set("synced"))
-
-    async def _made(self, wire: Wire, stream: str, wanted: dict[str, Any], timeout_s: float) -> server.Config:
-        look = f"STREAM.INFO.{stream}"
-        info = await self.api(look, None, server.StreamInfo, wire=wire, timeout_s=timeout_s)
-        if info.error is not None and info.error.err_code == server.NO_STREAM:
-            call = f"STREAM.CREATE.{stream}"
-            info = await self.api(call, wanted, server.StreamInfo, wire=wire, timeout_s=timeout_s)
-            if info.error is not None:
-                # Another sidecar may have made it since we looked.
-                made = await self.api(look, None, server.StreamInfo, wire=wire, timeout_s=timeout_s)
-                info = made if made.error is None else info
-        if info.error is not None:
-            raise self.told(info.error)
-        return info.config
 
     def _look_at(self, stream: str, config: server.Config, wanted: dict[str, Any], least_ns: int) -> None:
         wrong = ""

@@ -38,6 +38,7 @@ T = TypeVar("T")
 WRONG_SEQUENCE: Final = 10071
 NO_MESSAGE: Final = 10037
 NO_STREAM: Final = 10059
+NO_STORE: Final = 10049
 _FULL: Final = frozenset({10002, 10023, 10047, 10077, 10122})  # the account's limits; memory or disk; the stream's own
 
 
@@ -210,31 +211,43 @@ def _signed(text: bytes, nonce: str, source: str) -> tuple[str, str]:
 async def bucket_made(wire: Wire, url: StoreUrl, where: str, timeout_s: float) -> Promise:
     """Make the bucket where there is none, and look at what it promises. Raises StoreError."""
     name = bucket(url)
-    look = f"{API}STREAM.INFO.KV_{name}"
-    info = decoded(await wire.ask(look, timeout_s=timeout_s), StreamInfo, where)
+    wanted = {
+        "name": f"KV_{name}",
+        "subjects": [f"$KV.{name}.>"],
+        "retention": "limits",
+        "max_msgs_per_subject": 1,
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": url.number("replicas", 1, least=1, most=5),
+        "allow_rollup_hdrs": True,
+        "deny_delete": True,
+    }
+    config = await stream_made(wire, wanted, where, timeout_s)
+    return _looked_at(config, name, where, is_synced=url.is_set("synced"))
+
+
+async def stream_made(wire: Wire, wanted: dict[str, Any], where: str, timeout_s: float) -> Config:
+    """Make a stream where there is none of its name; return what it is. Raises StoreError."""
+
+    async def ask(call: str, request: object = None) -> StreamInfo:
+        data = b"" if request is None else msgspec.json.encode(request)
+        message = await wire.ask(f"{API}STREAM.{call}.{wanted['name']}", data, timeout_s=timeout_s)
+        return decoded(message, StreamInfo, where)
+
+    info = await ask("INFO")
     if info.error is not None and info.error.err_code == NO_STREAM:
-        wanted = {
-            "name": f"KV_{name}",
-            "subjects": [f"$KV.{name}.>"],
-            "retention": "limits",
-            "max_msgs_per_subject": 1,
-            "storage": "file",
-            "discard": "new",
-            "num_replicas": url.number("replicas", 1, least=1, most=5),
-            "allow_rollup_hdrs": True,
-            "deny_delete": True,
-        }
-        message = await wire.ask(f"{API}STREAM.CREATE.KV_{name}", msgspec.json.encode(wanted), timeout_s=timeout_s)
-        info = decoded(message, StreamInfo, where)
+        info = await ask("CREATE", wanted)
+        if info.error is not None and info.error.err_code == NO_STORE:
+            # In this very moment the server let go of the last stream that it had, and of their folder.
+            info = await ask("CREATE", wanted)
         if info.error is not None:
             # Another sidecar may have made it since we looked. A server that is asked twice at once can say that the
             # subjects overlap with a stream (10065), which is the very one.
-            made = decoded(await wire.ask(look, timeout_s=timeout_s), StreamInfo, where)
-            if made.error is None:
-                info = made
+            made = await ask("INFO")
+            info = made if made.error is None else info
     if info.error is not None:
         raise told(where, info.error)
-    return _looked_at(info.config, name, where, is_synced=url.is_set("synced"))
+    return info.config
 
 
 def _looked_at(config: Config, name: str, where: str, *, is_synced: bool) -> Promise:

@@ -25,7 +25,9 @@ def document(port: int, path: str = "/sse", rest: str = "") -> str:
 
 @pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
 async def test_new_clients_call_an_old_server(mesh: Any, serve: Any, mode: str) -> None:
-    made = await mesh(document(await serve(official().sse_app()), path="" if mode == "legacy" else "/sse"))
+    # The same is asked so often that it may be taken for a loop.
+    more = "limits: {turns: {ladder: note}}\n"
+    made = await mesh(document(await serve(official().sse_app()), path="" if mode == "legacy" else "/sse") + more)
     async with client(made, mode) as one, client(made, mode) as other:
         assert "add" in [tool.name for tool in (await one.list_tools()).tools]
         steps: list[float] = []

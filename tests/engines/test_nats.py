@@ -210,6 +210,18 @@ async def test_a_stream_that_another_made_since_we_looked(place: Place) -> None:
         await server_side.bucket_made(wire, url, "nats", 1)
 
 
+async def test_a_server_that_just_let_go_of_its_last_stream_is_asked_again(place: Place) -> None:
+    none, gone = '{"error": {"err_code": 10059}}', '{"error": {"err_code": 10049, "description": "no store"}}'
+    ours = json.dumps({"config": {"subjects": [f"$KV.{place.name}.>"], "discard": "new", "storage": "file"}})
+    wire, url = mock.Mock(Wire, ask=mock.AsyncMock()), StoreUrl(place.url)
+    wire.ask.side_effect = [
+        Message("", "", 0, b"", text.encode()) for text in (none, gone, ours, none, gone, gone, none)
+    ]
+    assert "sync_interval" in (await server_side.bucket_made(wire, url, "nats", 1)).caution
+    with pytest.raises(StoreError, match=r"no store \(10049\)"):
+        await server_side.bucket_made(wire, url, "nats", 1)
+
+
 async def test_no_jetstream(tmp_path: Path) -> None:
     server = nats_server(tmp_path / "server")
     file = Path(server.command[-1])
