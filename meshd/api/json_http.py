@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from meshd.admin.doors import HostRule
     from meshd.api.mesh import Mesh
-    from meshd.api.services import Method, Offer
+    from meshd.api.services import Method, Offer, Stream
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -163,7 +163,11 @@ class JsonDoor:
             await socket.send_str(_to_json(message).decode())
 
         try:
-            await method.stream(_frames(method, socket), send, request.remote or "unix:")
+            frames, peer = _frames(method, socket), request.remote or "unix:"
+            if method.is_asked_once:
+                await _until_gone(method.stream, frames, send, peer)
+            else:
+                await method.stream(frames, send, peer)
             await socket.close()
         except ConnectionError:
             pass
@@ -188,6 +192,31 @@ async def _frames(method: Method, socket: web.WebSocketResponse) -> AsyncIterato
         if message.type is not WSMsgType.TEXT:
             raise Refused(Reason.MALFORMED, "One JSON message in each text message is expected.")
         yield _from_json(method, message.data)
+
+
+async def _until_gone(
+    stream: Stream, frames: AsyncIterator[Any], send: Callable[[Any], Awaitable[None]], peer: str
+) -> None:
+    """Answer what is asked once, until it ends or its caller goes: who closes is handed no more."""
+    asked = await anext(frames, None)
+    if asked is None:
+        return
+
+    async def once() -> AsyncIterator[Any]:
+        yield asked
+
+    answering = asyncio.ensure_future(stream(once(), send, peer))
+    going = asyncio.ensure_future(anext(frames, None))
+    try:
+        await asyncio.wait((answering, going), return_when=asyncio.FIRST_COMPLETED)
+        if answering.done():
+            answering.result()
+        elif going.result() is not None:
+            raise Refused(Reason.MALFORMED, "This is asked with one message, and answered until it is closed.")
+    finally:
+        for task in (answering, going):
+            task.cancel()
+        await asyncio.wait((answering, going))
 
 
 def _from_json(method: Method, given: bytes | str) -> Message:

@@ -60,6 +60,8 @@ class Method(NamedTuple):
     """None for a stream."""
     stream: Stream | None
     """None for one that is asked and answered once."""
+    is_asked_once: bool
+    """Its caller sends one message, whatever it is answered."""
 
 
 class Offer:
@@ -85,6 +87,7 @@ class Offer:
                     GetMessageClass(method.output_type),
                     None if is_stream else bound,
                     bound if is_stream else None,
+                    not method.client_streaming,
                 )
 
 

@@ -185,6 +185,13 @@ async def test_the_service_speaks_json_too(one: House) -> None:
         assert handed["event"]["id"] == "j"
         asked = {"delivery": handed["delivery"], "verdict": "VERDICT_SUCCESS"}
         assert await one.ask("EventService/Settle", asked) == (200, {"isCounted": True})
+        assert await socket.close(), "it is answered, not given up"
+        assert socket.close_code == 1000
+        await until(lambda: not one.mesh.events._takings)
+        async with client.ws_connect(url) as talkative:
+            await talkative.send_str('{"topic": "task.done"}')
+            await talkative.send_str("{}")
+            assert "one message" in (await talkative.receive_json())["error"]["message"]
     await until(lambda: not one.mesh.events._takings)
 
 
