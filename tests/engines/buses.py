@@ -313,7 +313,7 @@ class KafkaMock(Served):
     """Topics of its own in librdkafka's mock cluster, which stands in for Kafka and is none."""
 
     engine = "kafka"
-    examples = 15
+    examples = 8
     has_room = False
 
     def __init__(self, path: Path) -> None:

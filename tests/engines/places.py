@@ -38,6 +38,10 @@ class Place:
     address = ""
     """HOST:PORT of the running server; empty where there is none."""
     record_bytes_max = 2**20 - 4096
+    batch = 1500
+    """Changes of one large write."""
+    stores = 16
+    """That are opened at once."""
     """Of the longest record."""
 
     def __init__(self, path: Path) -> None:
@@ -102,6 +106,7 @@ class Dynamo(Place):
     """A table of moto's server, which stands in for DynamoDB: it is no DynamoDB, and keeps nothing when it ends."""
 
     record_bytes_max = 400_000
+    batch, stores = 250, 6  # the server takes some milliseconds for each thing
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -186,12 +186,12 @@ async def test_no_two_names_are_one(store: Store) -> None:
 
 async def test_a_large_record_and_a_large_batch(store: Store, place: Place) -> None:
     value = (bytes(range(256)) * 2000)[: place.record_bytes_max]
-    batch = [Change("space", f"{number:04d}", value[:number]) for number in range(1500)]
-    assert await store.write([Change("space", "large", value), *batch]) == [True] * 1501
+    batch = [Change("space", f"{number:04d}", value[:number]) for number in range(place.batch)]
+    assert await store.write([Change("space", "large", value), *batch]) == [True] * (place.batch + 1)
     assert (await store.read("space", ["large"]))["large"].value == value
     found = await store.read("space", [change.key for change in batch])
     assert {key: one.value for key, one in found.items()} == {change.key: change.value for change in batch}
-    assert await store.write([change._replace(value=None) for change in batch]) == [True] * 1500
+    assert await store.write([change._replace(value=None) for change in batch]) == [True] * place.batch
     assert await store.keys("space") == ["large"]
 
 
@@ -258,13 +258,14 @@ async def test_what_one_wrote_another_reads(place: Place) -> None:
 @pytest.mark.parametrize("place", SHARED, indirect=True)
 async def test_many_at_once_share_one_store(place: Place) -> None:
     # Opened at once, as sidecars that start together do, while there is nothing there yet.
-    stores = await asyncio.gather(*(place.open() for _ in range(16)))
+    stores = await asyncio.gather(*(place.open() for _ in range(place.stores)))
     heard: asyncio.Queue[str] = asyncio.Queue()
     await stores[0].watch("space", heard.put_nowait)
-    taken = await asyncio.gather(*(one.take("space", "n", 7, ceiling=7 * 20) for one in stores for _ in range(3)))
+    takers = stores * (48 // place.stores)
+    taken = await asyncio.gather(*(one.take("space", "n", 7, ceiling=7 * 20) for one in takers))
     assert sorted(sum_ for sum_ in taken if sum_ is not None) == list(range(7, 7 * 21, 7))
     made = await asyncio.gather(*(one.write([Change("space", "once", b"", expected=0)]) for one in stores))
-    assert sorted(made) == [[False]] * 15 + [[True]]
+    assert sorted(made) == [[False]] * (place.stores - 1) + [[True]]
     while await heard.get() not in ("once", ""):
         pass
     names = [f"{number:02d}" for number in range(40)]
