@@ -19,7 +19,9 @@ COMPILED := .make/compiled
 # What is compiled, on the bytes of its wires and by the official clients; the rest of the tests says nothing new of it.
 COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger proxy rpc telemetry trace turns wire \
 	end_to_end/test_sdks.py end_to_end/test_grpc.py end_to_end/test_context.py gateway/test_client.py)
-SPREAD = -n $(or $(WORKERS),auto) --dist loadfile --no-loadscope-reorder
+# Half of a test is waiting: two for each core.
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+SPREAD = -n $(or $(WORKERS),$(shell echo $$(( $(CORES) < 4 ? 2 * $(CORES) : 8 )))) --dist loadfile --no-loadscope-reorder
 # Workers must name the same tests alike.
 export PYTHONHASHSEED := 0
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
@@ -71,7 +73,7 @@ demo: $(STAMP) ## agents through meshd, live (KEEP=1 stays up; LLM=openai spends
 demo-events: $(STAMP) ## trading agents choreographed by events (BUS=redis://..., nats://...; amqp://... or kafka://... with STORE=redis://...: three sidecars)
 	@$(BIN)/python -m demo.events $(if $(BUS),--bus "$(BUS)") $(if $(STORE),--store "$(STORE)")
 
-test: $(STAMP) ## every test, on all cores (ARGS=... goes to pytest; WORKERS=0: in one process)
+test: $(STAMP) ## every test, two for each core (ARGS=... goes to pytest; WORKERS=0: in one process)
 	@$(BIN)/python -m pytest -q $(SPREAD) $(ARGS)
 
 simulate: $(STAMP) ## a million random schedules of the ledger, beside check-then-charge (ARGS="HOW_MANY SEED")
