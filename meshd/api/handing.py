@@ -14,7 +14,7 @@ from meshd.api.keeping_events import bus_of
 from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
 from meshd.api.session_contexts import actor_of, for_consumer, own_context
 from meshd.call import Kind
-from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_pattern, is_topic
+from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_group, check_pattern, is_topic
 from meshd.engines.bus_moment import EXPIRY, is_expired
 from meshd.engines.bus_port import ATTEMPTS_MAX, EventMalformed, Start, Verdict
 from meshd.refusal import Reason, Refused
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from meshd_sdk.v1 import events_pb2
 
 SEQUENCE_DIGITS: Final = 20
+JOINED_MAX: Final = 500
+"""Groups that one agent may join between two starts of its sidecar: a bus remembers 10,000."""
 DEAD_LETTER: Final = "dead_letter"
 LATE: Final = "late"
 EXPIRED: Final = "expired"
@@ -87,16 +89,28 @@ async def join(
 
     Raises EventMalformed, StoreError, and Refused(NOT_ALLOWED) for one topic that the rules let it handle nothing of:
     in a group with others it would use up the attempts at what those may handle. Of a pattern each event is judged.
+    Refused(OVERLOADED) where the agent has joined too many: a bus remembers each, and has room for so many in all.
     """
     check_pattern(topic)
+    name = group or agent
+    check_group(name)
     if is_topic(topic):
         try:
             check_allowed(mesh, mesh.policy, own_context(mesh, agent), topic, HANDLE)
         except Refused as refused:
             mesh.event_counts.refused(HANDLE, refused.reason)
             raise
+    joined = mesh.joined.setdefault(agent, set())
+    if len(joined) >= JOINED_MAX and (name, topic) not in joined:
+        raise Refused(
+            Reason.OVERLOADED,
+            f"{agent} has joined {JOINED_MAX:,} groups since this sidecar began, and each is remembered. Join one of "
+            "them again, or use a pattern.",
+            is_retryable=False,
+        )
+    joined.add((name, topic))
     return await bus_of(mesh).subscribe(  # type: ignore[no-any-return]
-        topic, group or agent, starts_at_oldest=starts_at_oldest, handling_s=handling_s, start=start
+        topic, name, starts_at_oldest=starts_at_oldest, handling_s=handling_s, start=start
     )
 
 

@@ -30,8 +30,8 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent", "_random_bytes", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded", "judged",
-        "keys", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
+        "_agent", "_random_bytes", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded", "joined",
+        "judged", "keys", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -71,6 +71,8 @@ class Mesh:
         self.event_counts = EventCounts()
         self.funded: dict[str, float] = {}
         """Until when (`proxy.clock`) an account that had something left is not asked again."""
+        self.joined: dict[str, set[tuple[str, str]]] = {}
+        """Groups, as name and topic, that an agent has joined since the start."""
         self.judged: dict[tuple[str, str, str], None] = {}
         """Workflow, source and id of events whose publishing was let pass as a turn, the latest of them."""
         self.wall_clock = wall_clock

@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 import grpc
 import pytest
 
+from meshd.api import handing
 from meshd.engines.bus_memory import MemoryBus
 from meshd.engines.bus_port import ATTEMPTS_MAX, DEAD_KEEP_S, KEEP_S, Event, Verdict
 from meshd.engines.bus_terms import Terms
 from meshd.mesh_key import MeshKeys
+from meshd.refusal import Refused
 from meshd_sdk import context as codec
 from meshd_sdk.v1 import budget_pb2
 from meshd_sdk.v1 import events_pb2 as ev
@@ -214,6 +216,21 @@ async def test_who_may_not_handle_an_event_leaves_it_to_others_of_its_group(one:
     forbidden.cancel()
     allowed.cancel()
     await bus.close()
+
+
+async def test_an_agent_joins_no_end_of_groups(one: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handing, "JOINED_MAX", 2)
+
+    async def join(agent: str, group: str) -> Any:
+        await handing.join(one.mesh, agent, "task.*", group, handling_s=60.0)
+
+    for _ in range(2):
+        await join("bob", "a")
+        await join("bob", "")
+    with pytest.raises(Refused, match="bob has joined 2 groups since this sidecar began"):
+        await join("bob", "b")
+    await join("ann", "b")
+    assert {position.group for position in await one.mesh.bus.positions()} == {"a", "bob", "b"}
 
 
 async def test_an_event_that_is_published_again_is_no_turn(tmp_path: Path) -> None:
