@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from meshd.config import ALIASES
+from tests.end_to_end.forking import Forked, nursery
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,26 +55,32 @@ class Sidecar:
         self.home = home
         self.policy = home.parent / f"{home.name}.yaml"
         self.log_path = home.parent / f"{home.name}.log"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
 
     def spawn(
         self, document: str | None, *arguments: str, before: Callable[[], None] | None = None, **env: str
-    ) -> subprocess.Popen[bytes]:
+    ) -> subprocess.Popen[bytes] | Forked:
         """Start the process, and wait for nothing. `before` runs in the child before it becomes meshd."""
-        command = [sys.executable, "-m", "meshd.cli", "run", *arguments]
+        command = ["run", *arguments]
         if document is not None:
             self.policy.write_text(document)
             command += ["--policy", str(self.policy)]
         ports = dict.fromkeys(_PORTS, "127.0.0.1:0")
+        environment, folder = environ(MESHD_HOME=str(self.home), **(ports | env)), self.home.parent
+        is_own = before is not None or any(name.startswith(("PYTHON", "LD_", "MALLOC_")) for name in env)
+        forking = None if is_own else nursery(environment["PYTHONPATH"])
+        if forking is not None:
+            self.process = forking.start(command, environment=environment, folder=folder, log=self.log_path)
+            return self.process
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                [sys.executable, "-m", "meshd.cli", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                cwd=self.home.parent,
+                cwd=folder,
                 preexec_fn=before,
-                env=environ(MESHD_HOME=str(self.home), **(ports | env)),
+                env=environment,
             )
         return self.process
 
