@@ -244,6 +244,8 @@ class Shelf(Publishing):
                     if tries > TRIES_MAX:
                         raise
                     continue
+                if self._is_closed:
+                    raise  # nobody waits for a connection any more
                 try:
                     async with asyncio.timeout_at(ends_s):
                         await restored.wait()

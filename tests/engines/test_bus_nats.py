@@ -157,21 +157,6 @@ async def test_success_waits_for_a_server_that_comes_back(server: Server) -> Non
     await bus.close()
 
 
-async def test_success_that_is_waiting_ends_with_the_bus(server: Server) -> None:
-    bus = await opened(server)
-    one = await bus.subscribe(">", "group")
-    await bus.publish([event()])
-    delivery = await one.next()
-    server.kill()
-    with pytest.raises(StoreError):
-        await one.settle(delivery, Verdict.DROP)
-    settling = asyncio.ensure_future(one.settle(delivery, Verdict.SUCCESS))
-    await asyncio.sleep(0)
-    await bus.close()
-    with pytest.raises(StoreError):
-        await settling
-
-
 TAKER = """
 import asyncio, sys
 from meshd.engines.bus_nats import NatsBus

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from meshd.engines.bus_port import Delivery, Subscription
+from meshd.engines.bus_nats_shelf import INSIST_S
+from meshd.engines.bus_port import Delivery, Subscription, Verdict
 from meshd.engines.port import StoreError
 from tests.engines.buses import event, is_waiting
 from tests.engines.places import until_it_fails
@@ -118,3 +119,21 @@ async def test_what_is_given_back_while_the_connection_breaks_is_handed_out_mark
         # Its handler may have run, and is known to have begun.
         assert told(await asyncio.wait_for(insist(one), PATIENCE_S)) == ("a", 2, True)
         await bus.close()
+
+
+@pytest.mark.parametrize("turns", [1, 50])
+async def test_success_that_is_waiting_ends_with_the_bus(server: Server, turns: int) -> None:
+    bus = await opened(server)
+    one = await bus.subscribe(">", "group")
+    await bus.publish([event()])
+    delivery = await one.next()
+    server.kill()
+    with pytest.raises(StoreError):
+        await one.settle(delivery, Verdict.DROP)
+    settling = asyncio.ensure_future(one.settle(delivery, Verdict.SUCCESS))
+    for _ in range(turns):  # until it is asked for the first time, or waits for the server to come back
+        await asyncio.sleep(0)
+    async with asyncio.timeout(INSIST_S / 3):
+        await bus.close()
+    with pytest.raises(StoreError):
+        await settling
