@@ -19,15 +19,15 @@ from meshd.engines.bus_nats_message import Letter as LetterBody
 from meshd.engines.bus_nats_message import found, read_letter, written_letter
 from meshd.engines.bus_nats_rows import FORMAT, Entry, Letter, Rows
 from meshd.engines.bus_port import Event
+from meshd.engines.bus_shelf import Attempt
 from meshd.engines.nats_consumer import Consumer
 from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.bus_nats_streams import Streams
     from meshd.engines.bus_rows import Burial
-    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.bus_terms import Clock, Terms
     from meshd.engines.nats_consumer import Numbers
     from meshd.engines.nats_wire import Message, Wire
@@ -57,7 +57,14 @@ class Group:
         self.live: set[Attempt] = set()
         """What subscribers of this sidecar were handed."""
         self.is_in_doubt = False
-        """An entry may have been written or not: what it begins was handed to nobody."""
+        """Something that was asked for has failed, and may be in the journal or come there yet: what it began was
+        handed to nobody."""
+        self._returning: set[Attempt] = set()
+        """What was asked to be given back and is not answered."""
+        self._unreturned: dict[Attempt, bool] = {}
+        """What that has failed for, and whether nobody had seen it."""
+        self._looked_at: list[Attempt] | None = None
+        """Of that, what there was when the draft gave back what is lost; None where the draft has not."""
         self.subject = streams.journal(group, topic)
         self._streams = streams
         self._terms = terms
@@ -106,6 +113,32 @@ class Group:
         """Say that something was changed that whoever waits may want."""
         self._changed()
 
+    # What nobody has.
+
+    async def give_back(self, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
+        """End attempts of which nothing will be heard. Raises StoreError: then the next decision to begin does it."""
+        # Not live from now on: the number of what is unseen is also that of the next attempt, which may be live soon.
+        self.live.difference_update(attempts)
+        self._returning.update(attempts)
+        try:
+            await self.ask(lambda _: self.rows.give_back(attempts, is_unseen=is_unseen))
+        except StoreError:
+            self._unreturned.update(dict.fromkeys(attempts, is_unseen))
+            raise
+        finally:
+            self._returning.difference_update(attempts)
+
+    def give_back_lost(self, sidecar: str) -> None:
+        """As a part of deciding what to begin: where there is a doubt, give back what this `sidecar` has out and none
+        of its subscribers has. Nothing may be on its way to a subscriber meanwhile."""
+        if self.is_in_doubt or self._unreturned:
+            self._looked_at = list(self._unreturned)
+            out = {Attempt(place, self.rows.rows[place].attempt) for place in self.rows.out.get(sidecar, ())}
+            lost = out - self.live - self._returning
+            seen = {one for one in lost if not self._unreturned.get(one, True)}
+            self.rows.give_back(sorted(seen), is_unseen=False)
+            self.rows.give_back(sorted(lost - seen), is_unseen=True)
+
     async def close(self) -> None:
         """Finish what was asked for, and listen no more."""
         if self._working is not None:
@@ -126,6 +159,7 @@ class Group:
                 try:
                     answers = await self._decide([decide for decide, _ in asked])
                 except StoreError as error:
+                    self.is_in_doubt = True
                     for _, future in asked:
                         if not future.done():
                             future.set_exception(type(error)(*error.args))
@@ -143,6 +177,7 @@ class Group:
         for _ in range(TRIES_MAX):
             await self._listen()
             self._take_in()
+            self._looked_at = None
             now_ms = self._now_ms()
             try:
                 answers = [decide(now_ms) for decide in asked]
@@ -154,17 +189,26 @@ class Group:
                 last = await self._write(now_ms)
             except BaseException:
                 rows.undo()
-                self.is_in_doubt = True
                 raise
             if not last:
-                rows.keep()
-                spent, rows.spent = rows.spent, []
-                for number in spent:
-                    self._streams.forget(self._streams.dead, number)
+                self._keep()
                 return answers
             rows.undo()
             await self._wait_for(last)
         raise StoreError(f"{self._streams.where} is busy: others changed the same group {TRIES_MAX} times meanwhile")
+
+    def _keep(self) -> None:
+        """Make the draft, which was written, the truth."""
+        self.rows.keep()
+        spent, self.rows.spent = self.rows.spent, []
+        for number in spent:
+            self._streams.forget(self._streams.dead, number)
+        if self._looked_at is not None:
+            # The entry in doubt was taken in before this one, or will never be in the journal: the server refuses it.
+            # A draft that another sidecar was faster than, or that changes nothing, decides no such thing.
+            self.is_in_doubt = False
+            for attempt in self._looked_at:
+                self._unreturned.pop(attempt, None)
 
     async def _write(self, now_ms: int) -> int:
         """Write the draft's entry; return 0, or the last one of the journal where that is another than we know."""

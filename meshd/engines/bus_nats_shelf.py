@@ -164,16 +164,16 @@ class Shelf(Publishing):
         deliveries = []
         try:
             found = await self._events(group, read, begun)
+            for (place, row), (event, why) in zip(begun, found, strict=True):
+                if why:
+                    attempt = Attempt(place, row.attempt)
+                    await group.ask(lambda _, attempt=attempt, why=why: self._refuse(group, attempt, why))  # type: ignore[misc]
+                else:
+                    deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
         except StoreError:
             group.is_in_doubt = True  # what was begun has been seen by nobody
             raise
-        for (place, row), (event, why) in zip(begun, found, strict=True):
-            if why:
-                attempt = Attempt(place, row.attempt)
-                await group.ask(lambda _, attempt=attempt, why=why: self._refuse(group, attempt, why))  # type: ignore[misc]
-                continue
-            group.live.add(Attempt(place, row.attempt))
-            deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
+        group.live.update(Attempt(one.place, one.attempt) for one in deliveries)
         is_more = len(begun) < len(handling_s) and may_read and not reader.is_waiting(rows.position)
         known.scan = min(known.scan * 4, PULLED_MAX) if is_more else 1
         due_ms = rows.due_ms()
@@ -183,10 +183,7 @@ class Shelf(Publishing):
         self, group: Group, read: list[Found], handling_s: Sequence[float], now_ms: int
     ) -> list[tuple[int, Row]]:
         rows = group.rows
-        if group.is_in_doubt:
-            lost = [Attempt(place, rows.rows[place].attempt) for place in rows.out.get(self.sidecar, ())]
-            rows.give_back(sorted(set(lost) - group.live), is_unseen=True)
-            group.is_in_doubt = False
+        group.give_back_lost(self.sidecar)
         rows.fall_due(now_ms)
         ends_ms = [now_ms + int(one * 1000) for one in handling_s]
         begun: list[tuple[int, Row]] = []
@@ -247,6 +244,8 @@ class Shelf(Publishing):
                     if tries > TRIES_MAX:
                         raise
                     continue
+                if self._is_closed:
+                    raise  # nobody waits for a connection any more
                 try:
                     async with asyncio.timeout_at(ends_s):
                         await restored.wait()
@@ -257,9 +256,7 @@ class Shelf(Publishing):
 
     async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
         self.check()
-        one = self._numbers[group].group
-        one.live.difference_update(attempts)
-        await self._counted(one.ask(lambda _: one.rows.give_back(attempts, is_unseen=is_unseen)))
+        await self._counted(self._numbers[group].group.give_back(attempts, is_unseen=is_unseen))
 
     # What there is.
 

@@ -268,7 +268,7 @@ class RabbitServer(Server):
 
 
 class Line:
-    """A TCP port that leads to a server, and can be cut, silenced and mended, or lose one reply."""
+    """A TCP port that leads to a server, and can be cut, silenced, held and mended, or lose one reply."""
 
     def __init__(self, address: str) -> None:
         self._host, _, port = address.rpartition(":")
@@ -279,6 +279,8 @@ class Line:
         self._is_passing = asyncio.Event()
         self._is_passing.set()
         self._losing: tuple[bytes, ...] = ()
+        self._holding: tuple[bytes, ...] = ()
+        self.is_held = asyncio.Event()
         self.is_reply_lost = False
         self.port = 0
         self.bytes_passed = 0
@@ -308,6 +310,10 @@ class Line:
     async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, is_reply: bool) -> None:
         with contextlib.suppress(OSError):
             while data := await source.read(65536):
+                if not is_reply and any(one in data for one in self._holding):
+                    self._holding = ()
+                    self.silence()
+                    self.is_held.set()
                 await self._is_passing.wait()
                 if is_reply and self.is_reply_lost:
                     self._abort()
@@ -325,6 +331,11 @@ class Line:
     def hear(self) -> None:
         """Lose no more replies."""
         self._losing, self.is_reply_lost = (), False
+
+    def hold(self, *what: bytes) -> None:
+        """Become silent where any of these is to be passed on, and set `is_held`. `mend` passes it on."""
+        self._holding = what
+        self.is_held.clear()
 
     def _abort(self) -> None:
         for writer in self._writers:

@@ -61,6 +61,17 @@ async def insist(publish: NatsBus, one: Event) -> None:
             return
 
 
+async def until_it_works(bus: NatsBus) -> None:
+    async with asyncio.timeout(20.0):
+        while True:
+            try:
+                await bus.positions()
+            except StoreError:
+                await asyncio.sleep(0.01)
+            else:
+                return
+
+
 async def test_a_server_that_is_killed_mid_stream_loses_nothing_and_repeats_nothing_that_was_acknowledged(
     server: Server,
 ) -> None:
@@ -103,6 +114,8 @@ async def test_a_server_that_is_killed_mid_stream_loses_nothing_and_repeats_noth
     assert again == []
     assert set(handled.values()) == {1}
     await asyncio.gather(*(one.close() for one in subscribers))
+    # The other may have been connected again before it, and have handled all that was left.
+    await until_it_works(buses[0])
     fresh = await buses[0].subscribe("task.*", "group")
     assert await is_waiting(buses[0], fresh)
     for bus in buses:
@@ -142,21 +155,6 @@ async def test_success_waits_for_a_server_that_comes_back(server: Server) -> Non
     assert (await bus.positions())[0].under_way == 1
     assert await one.settle(second, Verdict.SUCCESS)
     await bus.close()
-
-
-async def test_success_that_is_waiting_ends_with_the_bus(server: Server) -> None:
-    bus = await opened(server)
-    one = await bus.subscribe(">", "group")
-    await bus.publish([event()])
-    delivery = await one.next()
-    server.kill()
-    with pytest.raises(StoreError):
-        await one.settle(delivery, Verdict.DROP)
-    settling = asyncio.ensure_future(one.settle(delivery, Verdict.SUCCESS))
-    await asyncio.sleep(0)
-    await bus.close()
-    with pytest.raises(StoreError):
-        await settling
 
 
 TAKER = """
