@@ -1,4 +1,4 @@
-"""`python -m meshd.cli` in processes that are forked from one which has imported meshd: they start at a tenth of the cost.
+"""`python -m meshd.cli` in processes that are forked from one which has imported meshd, at a tenth of a start's cost.
 
 Each is a process of its own, with the environment, directory, output and arguments that it is given, and ends as any
 Python does. Only what its imports have read is there before it begins. MESHD_TESTS_COLD=1 starts each from nothing.
