@@ -85,6 +85,7 @@ class Nursery:
 
     def start(self, arguments: list[str], *, environment: dict[str, str], folder: Path, log: Path) -> Forked:
         """Fork one that runs `python -m meshd.cli ARGUMENTS...` in a folder and appends what it says to a file."""
+        log.touch()
         asked = {"arguments": arguments, "environment": environment, "folder": str(folder), "log": str(log)}
         with self._lock:
             self._ours.settimeout(None)
