@@ -21,9 +21,10 @@ POLICY = """
 agent: ann
 upstreams:
   bob: {url: "http://127.0.0.1:1", kind: agent}
+  eve: {url: "http://127.0.0.1:1", kind: agent}
 subscriptions:
   - {topic: "dying.*", to: bob}
-  - {topic: "counted.*", to: bob}
+  - {topic: "counted.*", to: eve}
 rules:
   - {match: {topic: ["dying.*", "counted.*"], operation: "HANDLE *"}, deny: nobody may}
 """
@@ -102,7 +103,7 @@ def test_metrics_say_what_was_done(sidecar: Sidecar) -> None:
 
     def is_dead() -> bool:
         told(sidecar, "groups")  # looks at them
-        return 'meshd_events_dead{group="bob",topic="counted.*"} 1' in sidecar.get("/metrics")[1]
+        return 'meshd_events_dead{group="eve",topic="counted.*"} 1' in sidecar.get("/metrics")[1]
 
     until(is_dead)
 
@@ -111,7 +112,7 @@ def test_metrics_say_what_was_done(sidecar: Sidecar) -> None:
     ("arguments", "code", "words"),
     [
         (("publish", "../../x", "1"), 1, "topic"),
-        (("publish", "t", "1", "--as", "eve"), 1, "No agent eve"),
+        (("publish", "t", "1", "--as", "mallory"), 1, "No agent mallory"),
         (("publish", "t", "--file", "/nowhere/at/all"), 1, "cannot be read"),
         (("redrive", "bob"), 2, "--all"),
         (("redrive", "bob", "1", "--all"), 2, "--all"),
