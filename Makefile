@@ -22,6 +22,8 @@ COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledge
 # Half of a test is waiting: two for each core.
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 SPREAD = -n $(or $(WORKERS),$(shell echo $$(( $(CORES) < 4 ? 2 * $(CORES) : 8 )))) --dist loadfile --no-loadscope-reorder
+# One that a test has killed is not replaced: by its files the rest would wait for ever.
+SPREAD += --max-worker-restart=0
 # Workers must name the same tests alike.
 export PYTHONHASHSEED := 0
 SOURCES := hatch_build.py proto meshd sdk $(wildcard demo bench examples) tests requirements/lock.py
