@@ -11,6 +11,7 @@ import concurrent.futures
 import contextlib
 import logging
 import threading
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -30,6 +31,8 @@ log = logging.getLogger("meshd")
 
 POLL_S: Final = 0.1
 LEADER_S: Final = 5.0
+ENDED_S: Final = 5.0
+"""How long a producer that is let go may take to say what became of its records."""
 READ_MAX: Final = 500
 """Records that come to the loop at once."""
 AHEAD_BYTES: Final = 16 * 2**20
@@ -138,12 +141,13 @@ class Sender:
                 self._end_one(old)
 
     def _end_one(self, producer: Producer) -> None:
-        """Say of all that has not been written that it was not."""
-        try:
+        """Say of all that has not been written that it was not: of what was on its way, that comes a moment later."""
+        with contextlib.suppress(KafkaException):
             producer.purge()
-            producer.poll(0)
-        except KafkaException:  # as before
-            pass
+        ends_s = time.monotonic() + ENDED_S
+        while len(producer) and time.monotonic() < ends_s:
+            with contextlib.suppress(KafkaException):  # as before
+                producer.poll(POLL_S)
 
     def _tell(self) -> None:
         self._is_telling = False  # before it is looked: who appends from here on calls again
