@@ -171,7 +171,9 @@ class Push:
         try:
             await subscription.give_back(delivery, is_unseen=False)
         except StoreError as error:
-            log.warning("an event for %s is handed out again once its time is over: %s", self.section.to, error)
+            log.warning(
+                "an event for %s waits until it can be given back, or its time is over: %s", self.section.to, error
+            )
 
     async def _hand(self, handed: Handed) -> Answered:
         mesh, section, delivery = self._mesh, self.section, handed.delivery

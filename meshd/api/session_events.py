@@ -318,7 +318,11 @@ class Events:
         try:
             await subscription.give_back(delivery, is_unseen=True)
         except StoreError as error:
-            log.warning("an event that %s has no credit for waits for its time's end: %s", self._session.name, error)
+            log.warning(
+                "an event that %s has no credit for waits until it can be given back, or its time is over: %s",
+                self._session.name,
+                error,
+            )
 
     async def _room(self, credit: asyncio.Event) -> None:
         while not self._session.can_take() or len(self._handed) >= HANDED_MAX or self._handed_bytes >= HANDED_BYTES_MAX:

@@ -215,9 +215,13 @@ class Subscriber:
     async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
         attempt = Attempt(delivery.place, delivery.attempt)
         if attempt in self.under_way:
+            if is_unseen:
+                # Whatever comes of it: the next attempt has the same number, and may be somebody else's at any moment.
+                self.under_way.discard(attempt)
             try:
                 await self._shelf.give_back(self._line.group, (attempt,), is_unseen=is_unseen)
-                self.under_way.discard(attempt)
+                if not is_unseen:
+                    self.under_way.discard(attempt)
             finally:
                 self._line.stir()
 
@@ -242,7 +246,7 @@ class Subscriber:
         try:
             await self.give_back(delivery, is_unseen=True)
         except StoreError as error:
-            log.warning("an event that nobody took is handed out again once its time is over: %s", error)
+            log.warning("an event that nobody took waits until it can be given back, or its time is over: %s", error)
 
 
 def check_start(start: Start, now_s: float) -> None:

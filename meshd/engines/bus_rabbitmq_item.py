@@ -15,18 +15,20 @@ if TYPE_CHECKING:
 class Item:
     """A command. `due_s`: on the loop's clock, until when its answer is waited for."""
 
-    __slots__ = ("command", "due_s", "future", "raw")
+    __slots__ = ("command", "due_s", "future", "is_patient", "raw")
 
-    def __init__(self, command: Command, due_s: float) -> None:
+    def __init__(self, command: Command, due_s: float, *, is_ending: bool) -> None:
         self.command = command
         self.raw = encode(command)
         self.due_s = due_s
+        self.is_patient = isinstance(command, HandOut) and not is_ending
+        """Whoever waits for events waits for a connection, too, until the bus is to be closed."""
         self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
 
     @property
     def is_lasting(self) -> bool:
         """It is said again over a new connection, whatever whoever asked was told meanwhile."""
-        return isinstance(self.command, (HandOut, Settle, GiveBack))
+        return self.is_patient or isinstance(self.command, (Settle, GiveBack))
 
     def fail(self, error: StoreError) -> None:
         if not self.future.done():

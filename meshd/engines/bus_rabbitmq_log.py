@@ -26,7 +26,6 @@ from meshd.engines.bus_rabbitmq_entry import (
     Claim,
     Entry,
     Gone,
-    HandOut,
     Hello,
     Keep,
     Letters,
@@ -106,7 +105,8 @@ class Log:
         self._looking: asyncio.TimerHandle | None = None
         self._reader = Reader(terms, self.sidecar, where, self._read_on, self._lost)
         self._why = StoreError(f"{where} is not connected")
-        self._is_closing = False
+        self._is_ending = self._is_closing = False
+        """Nobody waits for a connection any more; nothing is asked any more."""
         self.log_id = ""
 
     async def open(self) -> None:
@@ -129,9 +129,9 @@ class Log:
 
     async def ask(self, command: Command) -> Any:
         """Write a command, and return what carrying it out gave. Raises StoreError."""
-        if self._is_closing:
+        if self._is_closing or (self._is_ending and self._pair is None):
             raise StoreClosed(f"{self._where} was closed")
-        item = Item(command, asyncio.get_running_loop().time() + self._timeout_s)
+        item = Item(command, asyncio.get_running_loop().time() + self._timeout_s, is_ending=self._is_ending)
         if isinstance(command, Keep) and len(item.raw) > KEPT_BYTES_MAX:
             raise StoreFull(f"{self._where} takes at most {KEPT_BYTES_MAX} bytes of events at once: publish fewer")
         if not self.link.is_up:
@@ -151,7 +151,7 @@ class Log:
     def _told_away(self, item: Item) -> None:
         if item.is_lasting:
             self._queue.append(item)
-        if not isinstance(item.command, HandOut):
+        if not item.is_patient:
             try:
                 self.link.current()
             except StoreError as error:
@@ -201,13 +201,14 @@ class Log:
         self._looking = None
         now_s = asyncio.get_running_loop().time()
         is_blocked = self._pair is not None and self._pair.is_blocked
-        for item in [*self._queue, *(one for items, _ in self._flying.values() for one in items)]:
-            if is_blocked and item.due_s <= now_s and not isinstance(item.command, HandOut):
-                item.fail(in_doubt(self._full()))
+        late = StoreError(f"{self._where} did not answer within {self._timeout_s:g} s")
+        for item in self._all():
+            if (is_blocked or self._is_ending) and item.due_s <= now_s and not item.is_patient:
+                item.fail(in_doubt(self._full() if is_blocked else late))
         self._queue = deque(item for item in self._queue if item.is_lasting or not item.future.done())
         sent_s = min((at_s for _, at_s in self._flying.values()), default=now_s)
         if self._pair is not None and not is_blocked and max(sent_s, self._reader.heard_s) + self._timeout_s <= now_s:
-            self._lost(self._pair, StoreError(f"{self._where} did not answer within {self._timeout_s:g} s"))
+            self._lost(self._pair, late)
         self._pump()
 
     def _now_ms(self) -> int:
@@ -254,10 +255,10 @@ class Log:
             self._ready.set()  # who opens it is told
         for items, _ in self._flying.values():
             for item in items:
-                if not isinstance(item.command, HandOut) or self._is_closing:
+                if not item.is_patient:
                     item.fail(in_doubt(error))
         for item in self._queue:
-            if not isinstance(item.command, HandOut) or self._is_closing:
+            if not item.is_patient:
                 item.fail(type(error)(str(error)))
         self._queue = deque(item for item in self._queue if item.is_lasting)
 
@@ -365,19 +366,27 @@ class Log:
             log.debug("no leave was taken of %s: %s", self._where, error)
 
     def stop_waiting(self) -> None:
-        """Let nobody wait for a connection that is not there."""
-        if not self.link.is_up or self._pair is None:
+        """From now on let nobody wait for a connection, and nothing be handed out whose taker does so no more."""
+        self._is_ending = True
+        for item in self._all():
+            item.is_patient = False
+        if not self.link.is_up or self._pair is None or self._pair.is_blocked:
             self._fail_all(StoreClosed(f"{self._where} was closed"))
+            self._queue = deque(item for item in self._queue if item.is_lasting)
+
+    def _all(self) -> list[Item]:
+        """Return what is not answered."""
+        return [*self._queue, *(one for items, _ in self._flying.values() for one in items)]
 
     def _fail_all(self, error: StoreError) -> None:
-        for item in [*self._queue, *(one for items, _ in self._flying.values() for one in items)]:
+        for item in self._all():
             item.fail(error)
 
     async def close(self) -> None:
         """Let go of everything. Closing twice is fine."""
         if self._is_closing:
             return
-        self._is_closing = True
+        self._is_ending = self._is_closing = True
         pair, self._pair, self._newest = self._newest, None, None
         if pair is not None and pair.is_open:
             await pair.close()

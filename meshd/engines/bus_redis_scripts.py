@@ -303,26 +303,29 @@ GIVE_BACK: Final = (
     HEAD
     + PENDING
     + """
--- ARGV: attempts, the group, how; then pairs of place and number. How: 'lost', 'unseen', or 'others': what this taker
--- has out beside these was never seen, as the reply that brought it was lost.
-local n, how, pairs_from = ARGV[6], ARGV[7], 8
+-- ARGV: attempts, the group, how; then place, number and taker of each. How: 'lost', 'unseen', or 'others': what this
+-- taker has out beside these was never seen, as the reply that brought it was lost. What is said again is another's by
+-- now where the first time was heard: an attempt that was unseen, and the next one, have the same number.
+local n, how = ARGV[6], ARGV[7]
 local G = group_of(n)
 call('DEL', P .. ':nothing')
 local given = {}
-for at = pairs_from, #ARGV, 2 do given[#given + 1] = {ARGV[at], ARGV[at + 1]} end
+for at = 8, #ARGV, 3 do given[#given + 1] = {ARGV[at], ARGV[at + 1], ARGV[at + 2]} end
 if how == 'others' then
   local mine = {}
   for _, one in ipairs(given) do mine[one[1] .. ' ' .. one[2]] = true end
   given = {}
   for _, place in ipairs(call('ZRANGE', G .. ':out', 0, -1)) do
     local r = found(G, place)
-    if r and r.taker == taker and not mine[place .. ' ' .. r.attempt] then given[#given + 1] = {place, r.attempt} end
+    if r and r.taker == taker and not mine[place .. ' ' .. r.attempt] then
+      given[#given + 1] = {place, r.attempt, taker}
+    end
   end
 end
 for _, one in ipairs(given) do
   local place = one[1]
   local r = found(G, place)
-  if r and r.state == 'O' and r.attempt == one[2] then
+  if r and r.state == 'O' and r.attempt == one[2] and r.taker == one[3] then
     if how ~= 'lost' and r.done == '0' then
       leave(G, place, r)
       r.attempt = num(r.attempt - 1)

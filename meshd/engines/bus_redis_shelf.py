@@ -14,6 +14,7 @@ from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Publis
 from meshd.engines.bus_redis_look import KEPT, TOPICS
 from meshd.engines.bus_redis_scripts import GIVE_BACK, JOIN, KEEP, OPEN, SETTLE, TAKE
 from meshd.engines.bus_redis_trim import LETTER, LETTERS, POSITIONS, REDRIVE, TRIM
+from meshd.engines.bus_redis_untold import Owed, Untold
 from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, check_place, full
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.redis_server import words_of
@@ -31,10 +32,6 @@ FORMAT: Final = 1
 BATCH_BYTES_MAX: Final = 64 * 2**20
 """What is published together: it is one script, and nobody else is served while that runs."""
 BATCH_EVENTS_MAX: Final = 10_000
-OWED_MAX: Final = 10_000
-"""Verdicts that are said again once the server is back."""
-SAID_MAX: Final = 256
-"""Of those, in one script."""
 
 KINDS: Final = {"meta": "hash", "events": "stream", "known": "hash", "ids": "zset", "groups": "hash",
                 "positions": "zset", "died": "zset", "backs": "zset"}  # fmt: skip
@@ -52,8 +49,8 @@ class _Group:
         self.name = name
         self.topic = topic
         self.number = number
-        self.held: set[Attempt] = set()
-        """What is out with this sidecar."""
+        self.held: dict[Attempt, bytes] = {}
+        """What subscribers of this sidecar have, and as which taker: until its end has been said, or is owed."""
 
 
 class RedisShelf:
@@ -84,10 +81,7 @@ class RedisShelf:
         self._era = b""
         self._groups: list[_Group] = []
         """By handle."""
-        self._owed: list[tuple[int, Attempt, Verdict]] = []
-        """What could not be said; it is said again once the server is back."""
-        self._doubtful: list[tuple[int, bytes]] = []
-        """Of which groups, and as which taker, something may be out of which the reply was lost."""
+        self.untold = Untold()
         self._swept = "-"
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Event).decode
@@ -103,8 +97,7 @@ class RedisShelf:
             is_empty = self._era not in (b"", era)
             if is_empty:
                 log.error("%s was emptied or replaced: the events that it held are gone", self._where)
-                self._owed.clear()
-                self._doubtful.clear()
+                self.untold.clear()
             await self._join_anew(wire, era, is_empty)
         except ReplyError as error:
             raise self._told(error) from None
@@ -121,25 +114,11 @@ class RedisShelf:
 
     async def mend(self) -> None:
         """After a connection was lost and made anew: say what could not be said, and take back what nobody got."""
-        while self._owed:
-            handle = self._owed[0][0]
-            some = [one for one in self._owed if one[0] == handle][:SAID_MAX]
-            await self._settle(handle, [(attempt, verdict.value, 0, "") for _, attempt, verdict in some])
-            said = set(some)
-            self._owed = [one for one in self._owed if one not in said]
-        # What this connection has out may be on its way here.
-        doubtful = list({one for one in self._doubtful if one[1] != self.taker})
-        self._doubtful = [one for one in self._doubtful if one[1] == self.taker]
-        while doubtful:
-            handle, taker = doubtful[-1]
-            held = [number for attempt in self._groups[handle].held for number in attempt]
-            arguments = (self._terms.attempts_max, self._groups[handle].number, "others", *held)
-            try:
-                self._log(handle, await self.ask(GIVE_BACK, *arguments, taker=taker, handle=handle))
-            except StoreError:
-                self._doubtful += doubtful
-                raise
-            doubtful.pop()
+        await self.untold.say(self)
+
+    def held(self, group: int) -> dict[Attempt, bytes]:
+        """Return what subscribers of this sidecar have, and as which taker."""
+        return self._groups[group].held
 
     def handle_of(self, number: bytes) -> int:
         """Return what a group is called here that has this number in the server; -1 where it is not joined."""
@@ -207,21 +186,21 @@ class RedisShelf:
             is_more, due_ms, taken, buried = await self.ask(
                 TAKE, self._terms.attempts_max, of.number, *times, handle=group
             )
+            self._log(group, buried)
+            deliveries, damaged = [], []
+            for place, number, is_marked, *parts in taken:
+                attempt = Attempt(int(place), int(number))
+                event = self.event(attempt.place, *parts)
+                if event is None:
+                    damaged.append(attempt)
+                else:
+                    deliveries.append(Delivery(event, attempt.number, is_marked == b"1", attempt.place))
+            if damaged:
+                await self.settle_all(group, [(attempt, "damaged", 0, "") for attempt in damaged])
         except StoreError:
-            self._doubtful.append((group, taker))
+            self.untold.doubtful.append((group, taker))  # what was begun has been seen by nobody
             raise
-        self._log(group, buried)
-        deliveries, damaged = [], []
-        for place, number, is_marked, *parts in taken:
-            attempt = Attempt(int(place), int(number))
-            event = self.event(attempt.place, *parts)
-            if event is None:
-                damaged.append(attempt)
-            else:
-                of.held.add(attempt)
-                deliveries.append(Delivery(event, attempt.number, is_marked == b"1", attempt.place))
-        if damaged:
-            await self._settle(group, [(attempt, "damaged", 0, "") for attempt in damaged])
+        of.held.update((Attempt(one.place, one.attempt), taker) for one in deliveries)
         due_s = None if due_ms < 0 else self._clock.now_s() + due_ms / 1000
         return HandedOut(deliveries, due_s, is_more == 1 or bool(damaged))
 
@@ -229,19 +208,23 @@ class RedisShelf:
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
         wait_s = self._terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
-        self._groups[group].held.discard(attempt)
+        wait_ms = round(wait_s * 1000)
+        held = self._groups[group].held
         try:
-            (settled,) = await self._settle(group, [(attempt, verdict.value, round(wait_s * 1000), reason)])
+            (settled,) = await self.settle_all(group, [(attempt, verdict.value, wait_ms, reason)])
         except StoreError:
-            if verdict is not Verdict.RETRY and len(self._owed) < OWED_MAX:
-                self._owed.append((group, attempt, verdict))
+            if self.untold.owe(Owed(group, attempt, verdict, wait_ms, reason)):
+                held.pop(attempt, None)
             raise
+        held.pop(attempt, None)
         return settled
 
-    async def _settle(self, group: int, verdicts: list[tuple[Attempt, str, int, str]]) -> list[Settled]:
+    async def settle_all(
+        self, group: int, verdicts: list[tuple[Attempt, str, int, str]], *, taker: bytes = b""
+    ) -> list[Settled]:
         flat = [part for attempt, *rest in verdicts for part in (*attempt, *rest)]
         *settled, buried = await self.ask(
-            SETTLE, self._terms.attempts_max, self._groups[group].number, *flat, handle=group
+            SETTLE, self._terms.attempts_max, self._groups[group].number, *flat, taker=taker, handle=group
         )
         self._log(group, buried)
         now_s = self._clock.now_s()
@@ -251,11 +234,24 @@ class RedisShelf:
         ]
 
     async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
-        of = self._groups[group]
-        of.held.difference_update(attempts)
-        how = "unseen" if is_unseen else "lost"
-        pairs = [number for attempt in attempts for number in attempt]
-        self._log(group, await self.ask(GIVE_BACK, self._terms.attempts_max, of.number, how, *pairs, handle=group))
+        # Not held from now on: the number of what is unseen is also that of the next attempt, which may be here soon.
+        held = self._groups[group].held
+        several = [(one, held.pop(one)) for one in attempts if one in held]
+        if several:  # what is not held is settled, or will be said once the server is back
+            how = "unseen" if is_unseen else "lost"
+            try:
+                await self.ask_back(group, how, several)
+            except StoreError:
+                self.untold.keep(group, how, several)
+                raise
+
+    async def ask_back(
+        self, group: int, how: str, several: Sequence[tuple[Attempt, bytes]], *, taker: bytes = b""
+    ) -> None:
+        """Give attempts back, each with who took it: see the script. Raises StoreError."""
+        flat = [part for attempt, its_taker in several for part in (*attempt, its_taker)]
+        arguments = (self._terms.attempts_max, self._groups[group].number, how, *flat)
+        self._log(group, await self.ask(GIVE_BACK, *arguments, taker=taker, handle=group))
 
     async def dead_letters(self, group: str, after: int, limit: int) -> list[DeadLetter]:
         ids = await self.ask(LETTERS, group, after, limit)
@@ -282,7 +278,7 @@ class RedisShelf:
         )
 
     async def trim(self) -> bool:
-        if self._owed:  # also where it was not the connection that failed
+        if self.untold.is_any:  # also where it was not the connection that failed
             await self.mend()
         is_more, self.is_crowded, _ = await self._trim(0)
         return is_more
@@ -297,13 +293,12 @@ class RedisShelf:
         return is_more == 1, is_crowded == 1, self._swept
 
     async def close(self) -> None:
-        for handle, group in enumerate(self._groups):
-            if group.held:
-                try:
-                    await self.give_back(handle, sorted(group.held), is_unseen=False)
-                except StoreError as error:
-                    log.warning("what was under way is handed out again once its time is over: %s", error)
-                    break
+        try:
+            await self.mend()
+            for handle, group in enumerate(self._groups):
+                await self.give_back(handle, sorted(group.held), is_unseen=False)
+        except StoreError as error:
+            log.warning("what was under way is handed out again once its time is over: %s", error)
         await self.asking.finish()
         await self.asking.link.close()
 

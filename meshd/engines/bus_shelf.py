@@ -69,7 +69,10 @@ class Shelf(Protocol):
         ...
 
     async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
-        """End attempts of which nothing will be heard; those that are unseen were not even begun."""
+        """End attempts of which nothing will be heard; those that are unseen were not even begun.
+
+        Where it fails an engine that can makes up for it, and else it is their handling time that ends them.
+        """
         ...
 
     async def dead_letters(self, group: str, after: int, limit: int) -> list[DeadLetter]:

@@ -504,3 +504,32 @@ def test_a_command_means_the_same_to_everybody() -> None:
         restored.restore(other.snapshot())
         assert restored.snapshot() == other.snapshot()
     assert one.snapshot() == other.snapshot()
+
+
+async def test_what_was_given_back_while_the_brokers_were_away_counts_and_is_marked(cluster: MockCluster) -> None:
+    bus = await opened(cluster, "&timeout=0.5")
+    gone, one = [await bus.subscribe(">", "group") for _ in range(2)]
+    await bus.publish([event(id="a")])
+    await gone.next()
+    cluster.set_up(is_up=False)
+    with pytest.raises(StoreError):
+        await gone.close()
+    cluster.set_up(is_up=True)
+    async with asyncio.timeout(20.0):  # and not the time to handle it
+        delivery = await one.next()
+    assert (delivery.event.id, delivery.attempt, delivery.may_have_been_handled) == ("a", 2, True)
+    await bus.close()
+
+
+async def test_closing_waits_for_no_broker(cluster: MockCluster) -> None:
+    bus = await opened(cluster, "&timeout=0.5")
+    one = await bus.subscribe(">", "group")
+    await bus.publish([event(id=name) for name in "ab"])
+    await one.next()
+    cluster.set_up(is_up=False)
+    waiting = asyncio.ensure_future(one.next())
+    await asyncio.sleep(0)  # it has asked for an event
+    async with asyncio.timeout(10.0):
+        await bus.close()
+    with pytest.raises(StoreError):
+        await waiting

@@ -121,6 +121,24 @@ async def test_what_is_given_back_while_the_connection_breaks_is_handed_out_mark
         await bus.close()
 
 
+async def test_what_nobody_saw_is_not_taken_from_who_has_it_now(server: Server) -> None:
+    async with line_to(server.address) as line:
+        bus = await opened(server, address=line.address)
+        gone, one = [await bus.subscribe(">", "group") for _ in range(2)]
+        await bus.publish([event(id="a")])
+        delivery = await gone.next()
+        line.lose_reply(ENTRY)
+        with pytest.raises(StoreError):
+            await gone.give_back(delivery, is_unseen=True)
+        assert line.is_reply_lost
+        line.hear()
+        again = await asyncio.wait_for(insist(one), PATIENCE_S)
+        assert told(again) == ("a", 1, False)  # the same number
+        await gone.close()
+        assert await one.settle(again, Verdict.DROP)
+        await bus.close()
+
+
 @pytest.mark.parametrize("turns", [1, 50])
 async def test_success_that_is_waiting_ends_with_the_bus(server: Server, turns: int) -> None:
     bus = await opened(server)

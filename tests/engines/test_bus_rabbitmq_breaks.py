@@ -196,6 +196,43 @@ async def test_an_alarm_refuses_events_in_time_and_loses_nothing(server: RabbitS
     await bus.close()
 
 
+@pytest.mark.parametrize("how", ["away", "cut off", "silent", "silent for long", "in alarm"])
+async def test_closing_waits_for_no_server(server: RabbitServer, prefix: str, how: str) -> None:
+    async with line_to(server.address) as line:
+        bus = await opened(line.address, prefix, options="&timeout=0.5&connect_timeout=20")
+        one = await bus.subscribe(">", "group")
+        if how == "in alarm":
+            await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.00001")
+            with pytest.raises(StoreFull):
+                await until_it_fails(lambda: bus.publish([event()]))
+        elif how == "away":
+            line.cut()
+            with pytest.raises(StoreError):
+                await until_it_fails(bus.positions)
+        else:
+            line.silence()
+        if how == "silent for long":
+            epoch = bus._log._epoch
+            with pytest.raises(StoreError):
+                await bus.positions()
+            while bus._log._epoch == epoch:  # it has begun to make another connection
+                await asyncio.sleep(0)
+        try:
+            waiting = asyncio.ensure_future(one.next())
+            while not bus._log._queue and not bus._log._flying:  # it has asked for an event
+                await asyncio.sleep(0)
+            closing = asyncio.ensure_future(bus.close())
+            await asyncio.sleep(0)
+            if how == "cut off":
+                line.cut()
+            await asyncio.wait_for(closing, 10.0)
+            with pytest.raises(StoreError):
+                await waiting
+        finally:
+            if how == "in alarm":
+                await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.6")
+
+
 async def test_what_is_not_permitted_is_said(server: RabbitServer, prefix: str) -> None:
     for arguments in (
         ("add_user", prefix, "canary"),

@@ -79,7 +79,7 @@ async def test_an_event_whose_handing_out_was_cut_off_was_not_begun(server: Serv
         one = await bus.subscribe(">", "group")
         await bus.publish([event(id="a"), event(id="b")])
         first = await one.next()
-        await _cut_while(line, server, one)
+        await cut_while(line, server, bus, one)
         await line.mend()
         await until_it_works(bus)
         # At once, and not when its handling time is over; what this sidecar still has, it has.
@@ -91,8 +91,9 @@ async def test_an_event_whose_handing_out_was_cut_off_was_not_begun(server: Serv
         await bus.close()
 
 
-async def _cut_while(line: Line, server: Server, one: Subscription) -> None:
+async def cut_while(line: Line, server: Server, bus: RedisBus, one: Subscription) -> None:
     """Ask for an event, let the server hand it out, and lose its reply."""
+    await heard(bus)  # nothing else is on its way
     server.freeze()
     waiting = asyncio.ensure_future(one.next())
     passed = line.bytes_passed
@@ -116,7 +117,7 @@ async def test_what_was_said_while_the_server_was_away_is_said_again(server: Ser
     server.kill()
     with pytest.raises(StoreError):
         await until_it_fails(bus.positions)
-    waiting = asyncio.ensure_future(_next(one))
+    waiting = asyncio.ensure_future(insist(one))
     for _ in range(2):
         with pytest.raises(StoreError):
             await one.settle(first, verdict)
@@ -127,7 +128,7 @@ async def test_what_was_said_while_the_server_was_away_is_said_again(server: Ser
     await bus.close()
 
 
-async def _next(one: Subscription) -> Delivery:
+async def insist(one: Subscription) -> Delivery:
     while True:
         try:
             return await one.next()
@@ -140,7 +141,7 @@ async def test_who_waits_hears_what_was_published_while_it_was_cut_off(server: S
     async with line_to(server.address) as line:
         bus = await opened(line.address)
         one = await bus.subscribe(">", "group")
-        waiting = asyncio.ensure_future(_next(one))
+        waiting = asyncio.ensure_future(insist(one))
         await until_it_works(bus)
         line.cut()
         with pytest.raises(StoreError):
@@ -161,7 +162,7 @@ async def test_who_asks_while_there_is_no_connection_is_in_no_doubt(server: Serv
     with pytest.raises(StoreError):
         await one.next()
     # Else what the next connection has out would be taken back while it is on its way.
-    assert bus._remote._doubtful == []
+    assert bus._remote.untold.doubtful == []
     await bus.close()
 
 
@@ -333,12 +334,12 @@ async def test_who_waits_elsewhere_is_told_when_something_is_due(server: Server)
     await buses[0].publish([event(id="a")])
     delivery = await one.next()
     waiting = asyncio.ensure_future(other.next())
-    await _heard(*buses)
+    await heard(*buses)
     # Nobody waits at the sidecar that says it, and none that it hears of is due before the handler's end.
     await one.settle(delivery, Verdict.RETRY, retry_after_s=5.0)
-    await _heard(*buses)
+    await heard(*buses)
     clock.move(4.99)
-    await _heard(*buses)
+    await heard(*buses)
     assert not waiting.done()
     clock.move(0.01)
     assert (await waiting).attempt == 2
@@ -346,7 +347,7 @@ async def test_who_waits_elsewhere_is_told_when_something_is_due(server: Server)
         await bus.close()
 
 
-async def _heard(*buses: RedisBus) -> None:
+async def heard(*buses: RedisBus) -> None:
     """Return when each has done what it was told of."""
     for _ in range(4):
         for bus in buses:
