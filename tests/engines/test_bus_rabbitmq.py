@@ -15,7 +15,7 @@ from pamqp.commands import Basic
 from meshd.engines.bus_port import Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.bus_rabbitmq import RabbitBus
 from meshd.engines.bus_rabbitmq_entry import Command, Entry, Group, HandOut, Hello, Keep, encode, numbers_of
-from meshd.engines.bus_rabbitmq_server import ServerClock, Sizes
+from meshd.engines.bus_rabbitmq_server import ServerClock, Sizes, body_properties, stream
 from meshd.engines.port import StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.url import StoreUrl
 from tests.engines.buses import TERMS, RabbitMq, event, handle, take
@@ -293,3 +293,48 @@ async def _waits_unheard(bus: RabbitBus, one: Subscription, line: Line) -> async
     with pytest.raises(StoreError):
         await until_it_fails(bus.positions)
     return waiting
+
+
+async def test_a_log_that_has_lost_its_end_is_read_anew(place: RabbitMq) -> None:
+    async with line_to(RABBITMQ) as line:
+        bus = await opened(place, address=line.address)
+        one = await bus.subscribe(">", "group", handling_s=600.0)
+        await bus.publish([event(id="a"), event(id="held")])
+        assert await handle(one, 1) == ["a"]
+        held = await one.next()
+        entries = bus._log._reader._replica.offset
+        (lost,) = await bus.publish([event(id="lost")])
+        line.cut()
+        with pytest.raises(StoreError):
+            await until_it_fails(bus.positions)
+        await lose_end(place, entries)
+        await line.mend()
+        waiting = asyncio.ensure_future(one.next())
+        async with asyncio.timeout(60):
+            while not bus._log.link.is_up:
+                await asyncio.sleep(0.01)
+            known, again = await bus.publish([event(id="a"), event(id="lost")])
+        assert (known.is_duplicate, again.is_duplicate) == (True, False)
+        assert again.sequence > lost.sequence
+        assert (await waiting).event.id == "lost"
+        assert await one.settle(held, Verdict.SUCCESS)
+        await bus.close()
+
+
+async def lose_end(place: RabbitMq, entries: int) -> None:
+    """Let the log have no more than so many entries, as after a power cut."""
+    connection = await aiormq.connect(f"amqp://{RABBITMQ}/")
+    channel = await connection.channel(publisher_confirms=True)
+    found: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def heard(message: aiormq.abc.DeliveredMessage) -> None:
+        found.put_nowait(message.body)
+
+    await channel.basic_qos(prefetch_count=1000)
+    await channel.basic_consume(f"{place.name}.log", heard, arguments={"x-stream-offset": "first"})
+    bodies = [await found.get() for _ in range(entries)]
+    await channel.queue_delete(f"{place.name}.log")
+    await channel.queue_declare(f"{place.name}.log", durable=True, arguments=stream(Sizes().log_bytes))
+    for body in bodies:
+        await channel.basic_publish(body, routing_key=f"{place.name}.log", properties=body_properties())
+    await connection.close()
