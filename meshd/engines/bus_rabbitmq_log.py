@@ -32,9 +32,10 @@ from meshd.engines.bus_rabbitmq_entry import (
     encode,
     numbers_of,
 )
-from meshd.engines.bus_rabbitmq_item import Item
+from meshd.engines.bus_rabbitmq_item import Item, asked_anew
 from meshd.engines.bus_rabbitmq_pair import Pair
 from meshd.engines.bus_rabbitmq_reading import Reader
+from meshd.engines.bus_shelf import HandedOut
 from meshd.engines.link import Link, in_doubt, told
 from meshd.engines.port import StoreClosed, StoreError, StoreFull
 from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
@@ -224,10 +225,8 @@ class Log:
             await pair.open(lambda error: self._lost(pair, error), self.sidecar)
             pair.take_time(self._clock)
             await pair.hear_gone(self._heard_gone)
-            hello = Entry(
-                self.sidecar, pair.epoch, 0, self._now_ms(), [Hello(numbers_of(self._terms), self._reader.latest)]
-            )
-            pair.hello = encode(hello)
+            hello = Hello(numbers_of(self._terms), self._reader.latest)
+            pair.hello = encode(Entry(self.sidecar, pair.epoch, 0, self._now_ms(), [hello]))
             await pair.publish(self._names.log, pair.hello)
         except BaseException as error:
             is_blocked = pair.is_blocked
@@ -306,11 +305,12 @@ class Log:
             if outcome.epoch == pair.epoch:
                 self._lost(pair, StoreError(f"{self._where} was out of reach for so long that others took over"))
             return
-        for item, result in zip(items, outcome.results, strict=True):
-            if isinstance(result, StoreError):
-                item.fail(result)
-            elif not item.future.done():
-                item.future.set_result(result)
+        # A log that has lost its end is read anew, and of what was answered before nobody waits to hear again.
+        for item, result in zip(items, outcome.results, strict=bool(items)):
+            if outcome.epoch < pair.epoch and isinstance(result, HandedOut):
+                self._queue.extend(asked_anew(item, result))
+            else:
+                item.answer(result)
 
     def _settle_past(self, pair: Pair) -> None:
         """What was sent over older connections and is not answered by now never will be."""

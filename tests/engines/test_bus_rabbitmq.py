@@ -12,14 +12,15 @@ import aiormq
 import pytest
 from pamqp.commands import Basic
 
-from meshd.engines.bus_port import Event, EventMalformed, Verdict
+from meshd.engines.bus_port import Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.bus_rabbitmq import RabbitBus
 from meshd.engines.bus_rabbitmq_entry import Command, Entry, Group, HandOut, Hello, Keep, encode, numbers_of
-from meshd.engines.bus_rabbitmq_server import ServerClock, Sizes
+from meshd.engines.bus_rabbitmq_server import ServerClock, Sizes, body_properties, stream
 from meshd.engines.port import StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.url import StoreUrl
 from tests.engines.buses import TERMS, RabbitMq, event, handle, take
 from tests.engines.places import RABBITMQ, until_it_fails
+from tests.engines.servers import Line, line_to
 
 SMALL = Sizes(log_bytes=400_000, segment_bytes=50_000, copy_bytes=100_000)
 
@@ -31,8 +32,8 @@ def place(tmp_path: Path) -> Iterator[RabbitMq]:
     one.remove()
 
 
-async def opened(place: RabbitMq, sizes: Sizes | None = None) -> RabbitBus:
-    url = StoreUrl(f"amqp://{RABBITMQ}?prefix={place.name}&timeout=10&connect_timeout=20")
+async def opened(place: RabbitMq, sizes: Sizes | None = None, *, address: str = RABBITMQ) -> RabbitBus:
+    url = StoreUrl(f"amqp://{address}?prefix={place.name}&timeout=10&connect_timeout=20")
     return await RabbitBus.open(
         url, terms=TERMS._replace(keep_bytes=50_000) if sizes else TERMS, gone_s=0.2, sizes=sizes
     )
@@ -247,3 +248,93 @@ async def test_a_connection_that_breaks_as_an_event_is_handed_out_loses_it_to_no
         await asyncio.sleep(0.01)
     assert not await one.settle(delivery, Verdict.SUCCESS)
     await bus.close()
+
+
+async def test_what_was_handed_out_unheard_and_handled_elsewhere_is_not_begun_again(place: RabbitMq) -> None:
+    other = await opened(place)
+    elsewhere = await other.subscribe(">", "group", handling_s=600.0)
+    async with line_to(RABBITMQ) as line:
+        bus = await opened(place, address=line.address)
+        one = await bus.subscribe(">", "group", handling_s=600.0)
+        await other.publish([event(id="a", partition_key="k"), event(id="b", partition_key="k")])
+        waiting = await _waits_unheard(bus, one, line)
+        # It was handed out, and is given back as this sidecar is gone.
+        (delivery,) = await take(elsewhere, 1)
+        assert (delivery.event.id, delivery.attempt, delivery.may_have_been_handled) == ("a", 2, True)
+        assert await elsewhere.settle(delivery, Verdict.SUCCESS)
+        line.hear()
+        assert (await waiting).event.id == "b"
+        assert [position[3:] for position in await other.positions()] == [(1, 0, 0, 0, 0)]
+        await bus.close()
+    await other.close()
+
+
+async def test_what_was_handed_out_unheard_and_is_nobody_s_is_handed_out_unmarked(place: RabbitMq) -> None:
+    async with line_to(RABBITMQ) as line:
+        bus = await opened(place, address=line.address)
+        one = await bus.subscribe(">", "group", handling_s=600.0)
+        await bus.publish([event(id="a")])
+        waiting = await _waits_unheard(bus, one, line)
+        line.hear()
+        delivery = await waiting
+        assert (delivery.event.id, delivery.attempt, delivery.may_have_been_handled) == ("a", 1, False)
+        assert await one.settle(delivery, Verdict.SUCCESS)
+        assert [position[3:] for position in await bus.positions()] == [(0, 0, 0, 0, 0)]
+        await bus.close()
+
+
+async def _waits_unheard(bus: RabbitBus, one: Subscription, line: Line) -> asyncio.Task[Delivery]:
+    """Wait for an event; return when the server has heard of that, and this sidecar is cut off from the answer."""
+    await bus.positions()  # it has read all that there is, so that no other answer comes
+    line.lose_reply(b"group")
+    waiting = asyncio.ensure_future(one.next())
+    while not line.is_reply_lost:
+        await asyncio.sleep(0)
+    with pytest.raises(StoreError):
+        await until_it_fails(bus.positions)
+    return waiting
+
+
+async def test_a_log_that_has_lost_its_end_is_read_anew(place: RabbitMq) -> None:
+    async with line_to(RABBITMQ) as line:
+        bus = await opened(place, address=line.address)
+        one = await bus.subscribe(">", "group", handling_s=600.0)
+        await bus.publish([event(id="a"), event(id="held")])
+        assert await handle(one, 1) == ["a"]
+        held = await one.next()
+        entries = bus._log._reader._replica.offset
+        (lost,) = await bus.publish([event(id="lost")])
+        line.cut()
+        with pytest.raises(StoreError):
+            await until_it_fails(bus.positions)
+        await lose_end(place, entries)
+        await line.mend()
+        waiting = asyncio.ensure_future(one.next())
+        async with asyncio.timeout(60):
+            while not bus._log.link.is_up:
+                await asyncio.sleep(0.01)
+            known, again = await bus.publish([event(id="a"), event(id="lost")])
+        assert (known.is_duplicate, again.is_duplicate) == (True, False)
+        assert again.sequence > lost.sequence
+        assert (await waiting).event.id == "lost"
+        assert await one.settle(held, Verdict.SUCCESS)
+        await bus.close()
+
+
+async def lose_end(place: RabbitMq, entries: int) -> None:
+    """Let the log have no more than so many entries, as after a power cut."""
+    connection = await aiormq.connect(f"amqp://{RABBITMQ}/")
+    channel = await connection.channel(publisher_confirms=True)
+    found: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def heard(message: aiormq.abc.DeliveredMessage) -> None:
+        found.put_nowait(message.body)
+
+    await channel.basic_qos(prefetch_count=1000)
+    await channel.basic_consume(f"{place.name}.log", heard, arguments={"x-stream-offset": "first"})
+    bodies = [await found.get() for _ in range(entries)]
+    await channel.queue_delete(f"{place.name}.log")
+    await channel.queue_declare(f"{place.name}.log", durable=True, arguments=stream(Sizes().log_bytes))
+    for body in bodies:
+        await channel.basic_publish(body, routing_key=f"{place.name}.log", properties=body_properties())
+    await connection.close()
