@@ -263,12 +263,13 @@ class Log:
             elif isinstance(command, Begin) and isinstance(done, Begun) and done.rows and not self._is_closed:
                 # Nobody waits for these any more.
                 attempts = [(place, row.attempt) for place, row in done.rows]
-                self._write_quietly(GiveBack(*self.head(), command.group, attempts, is_unseen=True))
+                self.write_quietly(GiveBack(*self.head(), command.group, attempts, is_unseen=True))
             if before // self.snapshot_bytes != self._since_bytes // self.snapshot_bytes:
                 self._write_snapshot()
         self.done(command, done)
 
-    def _write_quietly(self, command: AnyCommand) -> None:
+    def write_quietly(self, command: AnyCommand) -> None:
+        """Write a command of which nobody waits to hear."""
         try:
             self._write(command)
         except StoreError as error:

@@ -21,7 +21,7 @@ from meshd.engines.bus_kafka_journal import (
     Settle,
 )
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, EventMalformed, Position, Published, Verdict
-from meshd.engines.bus_rows import SET_BACK_MS
+from meshd.engines.bus_rows import OUT, SET_BACK_MS
 from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
 from meshd.engines.port import StoreError, StoreUnable
 
@@ -207,7 +207,7 @@ class Shelf:
             return HandedOut([], None if due_ms is None else due_ms / 1000, is_more)
         wait_ms = [max(1, round(one * 1000)) for one in handling_s]
         begun: Begun = await self.log.ask(Begin(*self.log.head(), group, wait_ms, taken, upto))
-        deliveries = await self._deliveries(rows, begun)
+        deliveries = self._held(rows, await self._deliveries(rows, begun))
         due_ms = rows.due_ms()
         # Where another sidecar came first, there may be more behind that.
         is_more = is_more or not begun.are_new or len(deliveries) < len(begun.rows)
@@ -227,6 +227,28 @@ class Shelf:
             else:
                 deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
         return deliveries
+
+    def _held(self, rows: Rows, deliveries: list[Delivery]) -> list[Delivery]:
+        """Return what this sidecar may still have handled, as far as it knows at this moment.
+
+        Where it was cut off or stood still it reads late what it has begun. Others may have been handed that meanwhile,
+        and have settled it: what says so may have been read by now, or stand further on in the journal. So what has run
+        out of time is given back as unseen, which does nothing where others have it, and is asked for anew.
+        """
+        now_ms = self.log.now_ms()
+        held: list[Delivery] = []
+        late: list[tuple[int, int]] = []
+        for one in deliveries:
+            row = rows.rows.get(one.place)
+            if row is None or (row.state, row.attempt, row.owner) != (OUT, one.attempt, self.log.sidecar):
+                continue
+            if row.is_done or row.due_ms <= now_ms:
+                late.append((one.place, one.attempt))
+            else:
+                held.append(one)
+        if late:
+            self.log.write_quietly(GiveBack(*self.log.head(), rows.number, late, is_unseen=True))
+        return held
 
     @_counted
     async def settle(

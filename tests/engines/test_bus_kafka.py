@@ -17,8 +17,10 @@ import pytest
 
 from meshd.engines.bus_kafka import KafkaBus
 from meshd.engines.bus_kafka_journal import Begin, Join, Journal, SetBack
+from meshd.engines.bus_kafka_log import Log
 from meshd.engines.bus_kafka_server import Names, _promise
-from meshd.engines.bus_port import EventMalformed, Start, Verdict
+from meshd.engines.bus_kafka_wire import Record
+from meshd.engines.bus_port import Delivery, EventMalformed, Start, Subscription, Verdict
 from meshd.engines.bus_table import LateBus, open_bus
 from meshd.engines.bus_terms import Terms
 from meshd.engines.port import (
@@ -533,3 +535,89 @@ async def test_closing_waits_for_no_broker(cluster: MockCluster) -> None:
         await bus.close()
     with pytest.raises(StoreError):
         await waiting
+
+
+class Behind:
+    """A sidecar that writes, and for now looks at nothing of what stands in Kafka."""
+
+    def __init__(self, bus: KafkaBus) -> None:
+        self._log = bus._log
+        self._records: list[Record] = []
+        self._log._look_at = lambda record, now_ms: self._records.append(record)  # type: ignore[method-assign]
+        self._log._carry_out = lambda offset, command, size: None  # type: ignore[method-assign]
+
+    async def waits(self, one: Subscription, other: KafkaBus) -> asyncio.Future[Delivery]:
+        """Wait for an event, which stands in Kafka as begun: `other` has read that."""
+        waiting = asyncio.ensure_future(one.next())
+        async with asyncio.timeout(30):
+            while self._log.sidecar not in other._log.journal.groups[0].out:
+                await asyncio.sleep(0)
+        return waiting
+
+    async def fetched(self, offset: int) -> None:
+        """Return when the journal has come up to an offset."""
+        async with asyncio.timeout(30):
+            while not any(self._is_at(record, offset) for record in self._records):
+                await asyncio.sleep(0)
+
+    async def read_on(self, *, upto: int | None = None) -> None:
+        """Look at all that has come, or first at what stands up to an offset of the journal."""
+        del self._log._carry_out
+        if upto is not None:
+            await self.fetched(upto)
+            (end,) = [number for number, record in enumerate(self._records) if self._is_at(record, upto)]
+            for record in self._records[: end + 1]:
+                Log._look_at(self._log, record, self._log.now_ms())
+            self._records = self._records[end + 1 :]
+            for _ in range(100):  # whoever would go on with what was read does so
+                await asyncio.sleep(0)
+        del self._log._look_at
+        self._log._read(self._records)
+
+    def _is_at(self, record: Record, offset: int) -> bool:
+        return (record.topic, record.offset, record.is_end) == (self._log.names.groups, offset, False)
+
+
+@pytest.mark.parametrize("is_known", [True, False], ids=["read", "not read yet"])
+async def test_what_was_begun_unheard_and_handled_elsewhere_is_not_begun_again(
+    cluster: MockCluster, is_known: bool
+) -> None:
+    clock = Hands()
+    # Where all that is known is what has been read, it is by another's clock that the time is over.
+    ahead = Hands() if is_known else clock
+    bus, other = await opened(cluster, "&timeout=60", clock=clock), await opened(cluster, clock=ahead)
+    one = await bus.subscribe(">", "group", handling_s=60.0)
+    elsewhere = await other.subscribe(">", "group", handling_s=60.0)
+    await other.publish([event(id="a", partition_key="k"), event(id="b", partition_key="k")])
+    await quiet(bus)
+    behind = Behind(bus)
+    waiting = await behind.waits(one, other)
+    begun = other._log.journal.as_of
+    ahead.move(61.0)
+    (delivery,) = await take(elsewhere, 1)
+    assert (delivery.event.id, delivery.attempt, delivery.may_have_been_handled) == ("a", 2, True)
+    assert await elsewhere.settle(delivery, Verdict.SUCCESS)
+    if is_known:
+        await behind.fetched(other._log.journal.as_of)
+    await behind.read_on(upto=None if is_known else begun)
+    assert ((await waiting).event.id, (await waiting).attempt) == ("b", 1)
+    for each in (bus, other):
+        await each.close()
+
+
+async def test_what_was_begun_unheard_and_by_nobody_else_keeps_its_attempt(cluster: MockCluster) -> None:
+    clock = Hands()
+    bus, other = [await opened(cluster, "&timeout=60", clock=clock) for _ in range(2)]
+    one = await bus.subscribe(">", "group", handling_s=60.0)
+    await other.publish([event(id="a")])
+    await quiet(other)  # which knows the group then
+    await quiet(bus)
+    behind = Behind(bus)
+    waiting = await behind.waits(one, other)
+    clock.move(61.0)
+    await behind.read_on(upto=other._log.journal.as_of)
+    delivery = await waiting
+    assert (delivery.event.id, delivery.attempt, delivery.may_have_been_handled) == ("a", 1, False)
+    assert await one.settle(delivery, Verdict.SUCCESS)
+    for each in (bus, other):
+        await each.close()
