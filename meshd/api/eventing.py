@@ -150,12 +150,14 @@ class Eventing:
         while wanted is None or wanted:
             if wanted:
                 after = max(after, wanted[0] - 1)
-            letters = await self._bus.dead_letters(group, after, DEAD_PAGE)
+            # No more than is asked for: each may have a megabyte.
+            page = DEAD_PAGE if wanted is None else min(DEAD_PAGE, len(wanted))
+            letters = await self._bus.dead_letters(group, after, page)
             chosen = letters if wanted is None else [one for one in letters if one.id in wanted]
             if chosen:
                 yield chosen
             # Those that die again meanwhile have greater ids: the newest of now is where it ends.
-            if len(letters) < DEAD_PAGE:
+            if len(letters) < page:
                 return
             after = letters[-1].id
             if wanted is not None:

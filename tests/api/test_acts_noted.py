@@ -200,7 +200,16 @@ async def test_what_an_operator_redrives_stands_in_the_workflow(one: House, monk
         return [(end.facts["event_id"], end.payload.agent) for end in ends if end.facts["result"] == "redriven"]
 
     assert redriven() == [("e1", ""), ("e3", "")]
+    limits: list[int] = []
+    look = one.mesh.bus.dead_letters
+
+    async def watched(group: str, after: int, most: int) -> Any:
+        limits.append(most)
+        return await look(group, after, most)
+
+    monkeypatch.setattr(one.mesh.bus, "dead_letters", watched)
     assert await asked.redrive("bob", [letters[3].id]) == 0, "it is none any more"
+    assert limits == [1], "no more is read than is asked for"
     assert await asked.redrive("bob", []) == 0
     assert await asked.redrive("bob", None) == 3
     assert [name for name, _ in redriven()[2:]] == ["e0", "e2", "e4"]
