@@ -108,10 +108,11 @@ async def join(
             "them again, or use a pattern.",
             is_retryable=False,
         )
-    joined.add((name, topic))
-    return await bus_of(mesh).subscribe(  # type: ignore[no-any-return]
+    subscription: Subscription = await bus_of(mesh).subscribe(
         topic, name, starts_at_oldest=starts_at_oldest, handling_s=handling_s, start=start
     )
+    joined.add((name, topic))
+    return subscription
 
 
 async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed:

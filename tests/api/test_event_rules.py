@@ -9,8 +9,9 @@ import pytest
 
 from meshd.api import handing
 from meshd.engines.bus_memory import MemoryBus
-from meshd.engines.bus_port import ATTEMPTS_MAX, DEAD_KEEP_S, KEEP_S, Event, Verdict
+from meshd.engines.bus_port import ATTEMPTS_MAX, DEAD_KEEP_S, KEEP_S, Event, Start, Verdict
 from meshd.engines.bus_terms import Terms
+from meshd.engines.port import StoreUnable
 from meshd.mesh_key import MeshKeys
 from meshd.refusal import Refused
 from meshd_sdk import context as codec
@@ -224,6 +225,8 @@ async def test_an_agent_joins_no_end_of_groups(one: House, monkeypatch: pytest.M
     async def join(agent: str, group: str) -> Any:
         await handing.join(one.mesh, agent, "task.*", group, handling_s=60.0)
 
+    with pytest.raises(StoreUnable):
+        await handing.join(one.mesh, "bob", "task.*", "no", handling_s=60.0, start=Start(after=7))
     for _ in range(2):
         await join("bob", "a")
         await join("bob", "")
