@@ -53,6 +53,6 @@ def attach(recorder: Recorder, telemetry: Telemetry) -> None:
 
     def read() -> TraceReading:
         kept = recorder.retention.kept_bytes if recorder.retention is not None else 0
-        return TraceReading(recorder.log.records, recorder.log.bytes_written, recorder.missed, kept)
+        return TraceReading(recorder.log.events, recorder.log.bytes_written, recorder.missed, kept)
 
     telemetry.sources.trace = read

@@ -346,6 +346,7 @@ class Session:
         upgrade: bytes = b"",
     ) -> None:
         """Begin a call to the agent."""
+        self.mesh.proxy.commit()
         delivery = Delivery(self, attempt, self.next_delivery(), path, added)
         attempt.stream = self.deliveries[delivery.id] = delivery
         if body is not None:

@@ -75,6 +75,7 @@ class Answering:
         """Answer, now or when the servers have said what is asked of them. Raises Refused."""
         self._attempt = attempt
         attempt.stream = self
+        self._proxy.commit()
         gateway, call = self._proxy.gateway, attempt.call
         if method == "POST":
             made = answer_message(gateway, call)

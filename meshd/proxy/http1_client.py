@@ -180,6 +180,7 @@ class Http1Connection(asyncio.Protocol):
         attempt.stream = self
         self._had_bytes = False
         if method == "CONNECT":
+            self._proxy.commit()
             self._is_raw = self._is_sent = True
             attempt.reply_head(200, [], None)
             return
@@ -194,13 +195,15 @@ class Http1Connection(asyncio.Protocol):
             added = [*added, (b"content-length", b"%d" % (content_length or 0))]
         fields = attempt.request.fields.encoded(with_credentials=self._pool.key is None)
         head = encode_request_head(method, path, self._pool.upstream.authority, fields, added)
-        if body is None:
-            self._transport.write(head)
-        elif len(body) > 16_384:
-            self._transport.writelines((head, body))
-        else:
+        if body is not None and len(body) <= 16_384:
             self._out = head + body
             self._proxy.touch(self)
+            return
+        self._proxy.commit()
+        if body is None:
+            self._transport.write(head)
+        else:
+            self._transport.writelines((head, body))
 
     # ------------------------------------------------------------------ Stream
 

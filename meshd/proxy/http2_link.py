@@ -167,6 +167,7 @@ class Http2Link(asyncio.Protocol):
             self._transport.close()  # and not abort: last words may be on their way
             return
         if data:
+            self._proxy.commit()
             self._transport.write(data)
         self._take_events()
         if self._out_paused:

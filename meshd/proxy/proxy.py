@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from meshd.proxy.incoming import Incoming
     from meshd.proxy.quarantine import Held
     from meshd.telemetry.telemetry import Telemetry
+    from meshd.trace.log import Log
 
 BUSY_S: Final = 0.0001
 """Callbacks nearer than this to one another share their writes. Below some 10,000 a second each writes at once, since
@@ -112,6 +113,9 @@ class Proxy:
         self._id_prefix = os.urandom(6).hex() + "-"
         self._id_number = 0
         self._dirty: list[Flushable] = []
+        trace = telemetry.provenance.trace
+        self._log: Log | None = None if trace is None else trace.log
+        """What calls append to it in one turn of the loop becomes one record."""
         self._is_entered = False
         self._is_scheduled = False
         self._left_s = 0.0
@@ -183,6 +187,8 @@ class Proxy:
     def enter(self) -> None:
         """A callback of the loop begins."""
         self._is_entered = True
+        if self._log is not None:
+            self._log.is_gathering = True
         self.now_s = self.clock()
 
     def leave(self) -> None:
@@ -197,10 +203,21 @@ class Proxy:
             else:
                 self._flush()
         self._is_entered = False
+        if self._log is not None:
+            # Whoever appends between two callbacks sends what it appends by another way, and at once.
+            self._log.is_gathering = False
+            if not self._is_scheduled:
+                self._log.commit()
+
+    def commit(self) -> None:
+        """Store what the trace has gathered: before the first byte of what it tells of goes out."""
+        if self._log is not None:
+            self._log.commit()
 
     def _flush(self) -> None:
         """Write what the callbacks of this turn of the loop have left."""
         self.enter()
+        self.commit()
         self._is_scheduled = False
         dirty = self._dirty
         while dirty:
@@ -208,6 +225,9 @@ class Proxy:
             one.is_dirty = False
             one.flush()
         self._is_entered = False
+        if self._log is not None:
+            self._log.is_gathering = False
+            self._log.commit()
 
     def touch(self, one: Flushable) -> None:
         """Note that `one` has bytes to flush."""

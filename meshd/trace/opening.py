@@ -17,7 +17,7 @@ from meshd.ledger.directory import Directory, boot_id
 from meshd.trace import kinds
 from meshd.trace.knowledge import Knowledge
 from meshd.trace.log import Log, said_head
-from meshd.trace.reading import Segment, open_segment, payload_of, segment_paths
+from meshd.trace.reading import Segment, open_segment, payloads_of, segment_paths
 from meshd.trace.recorder import Recorder
 from meshd.trace.retention import KEEP_BYTES, KEEP_S, Retention, number_of
 from meshd.trace.segment import BEGINNING, FRAME_BYTES, HEAD_BYTES, SEGMENT_BYTES, Head
@@ -152,21 +152,20 @@ def _walk(
     head: Head = segment.head
     sequence, before, hlc_us, end = head.first - 1, head.before, found.hlc_us, HEAD_BYTES
     for frame in segment.frames():
-        sequence = frame.sequence
+        sequence = frame.last
         end = frame.at + FRAME_BYTES + len(frame.payload)
         before = frame.head
-        payload = payload_of(frame)
-        if payload is None:
-            continue
-        hlc_us = max(hlc_us, payload.hlc_us)
-        if payload.clock:
-            try:
-                knowledge.recall(payload.workflow, payload.clock)
-            except ClockMalformed:
+        for number, payload in enumerate(payloads_of(frame), frame.sequence):
+            if payload is None:
                 continue
-        if kinds.STEP <= payload.kind <= kinds.NOTE and payload.facts:
-            known = (str(payload.facts[0]), payload.span, frame.sequence)
-            entries.setdefault(payload.workflow, []).append(known)
+            hlc_us = max(hlc_us, payload.hlc_us)
+            if payload.clock:
+                try:
+                    knowledge.recall(payload.workflow, payload.clock)
+                except ClockMalformed:
+                    continue
+            if kinds.STEP <= payload.kind <= kinds.NOTE and payload.facts:
+                entries.setdefault(payload.workflow, []).append((str(payload.facts[0]), payload.span, number))
     torn = len(bytes(segment.data[end:]).rstrip(b"\0"))
     return Found(head.epoch, head.segment, sequence, before, head.boot_id, hlc_us, torn)
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-import zlib
-from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
 from meshd.trace import kinds
+from meshd.trace.indexing import INDEX_SUFFIX, index_of, keep_index, kept_index, places_of, together
 from meshd.trace.record import Event, Payload, decoder
 from meshd.trace.segment import (
     CHECK_BYTES,
@@ -26,66 +24,55 @@ from meshd.trace.segment import (
     FRAME_BYTES,
     FRAME_BYTES_MAX,
     HEAD_BYTES,
+    MANY,
     Head,
     HeadNewer,
     aligned,
+    count_of,
     hash_of,
     head_of,
 )
 from meshd.trace.texts import SUFFIX, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
-INDEX_FORMAT: Final = 1
-INDEX_SUFFIX: Final = ".idx"
+    from meshd.trace.indexing import Index, Part
+
+_MANY: Final = bytes((MANY,))
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
 
 
 class Frame(NamedTuple):
-    """One whole frame of a segment."""
+    """One whole frame of a segment: a record."""
 
     at: int
     sequence: int
+    """Of its first event."""
     before: bytes
     """Hash of the record before."""
     head: bytes
     """Its own."""
     payload: memoryview
 
-
-class Part(msgspec.Struct, array_like=True):
-    """What a segment has of one workflow."""
-
-    first_us: int
-    last_us: int
-    calls: int = 0
-    refused: int = 0
-    tokens: int = 0
-    events: int = 0
-    places: bytes = b""
-    """Offsets of its events, four bytes each."""
-
-
-class Index(msgspec.Struct, array_like=True):
-    """Of one segment."""
-
-    format: int
-    size: int
-    """Bytes of the segment when it was indexed."""
-    parts: dict[str, Part]
+    @property
+    def last(self) -> int:
+        """Sequence of its last event."""
+        return self.sequence + max(count_of(self.payload), 1) - 1
 
 
 class Segment:
     """One file of a log, as it is read. Close it."""
 
-    __slots__ = ("_bytes", "_map", "head", "path", "size")
+    __slots__ = ("_bytes", "_last", "_map", "head", "path", "size")
 
     def __init__(self, path: Path, head: Head, mapped: mmap.mmap) -> None:
         self.path = path
         self.head = head
         self._map = mapped
         self._bytes = memoryview(mapped)
+        self._last: tuple[int, list[Event | None]] = (-1, [])
         self.size = len(mapped)
 
     @property
@@ -132,37 +119,38 @@ class Segment:
             at += 8
         return None
 
-    def event(self, frame: Frame) -> Event | None:
-        """Return what a frame holds; None where that is no event."""
-        payload = payload_of(frame)
-        if payload is None:
-            return None
-        return Event(self.head.sidecar, self.head.epoch, frame.sequence, frame.head, payload)
+    def events(self, frame: Frame) -> list[Event | None]:
+        """Return what a frame holds; None for each part of it that is no event."""
+        sidecar, epoch = self.head.sidecar, self.head.epoch
+        return [
+            None if payload is None else Event(sidecar, epoch, sequence, frame.head, payload)
+            for sequence, payload in enumerate(payloads_of(frame), frame.sequence)
+        ]
+
+    def event(self, place: int) -> Event | None:
+        """Return the event at a place; None where there is none. Those of one frame are read once, in their order."""
+        at, number = place >> 16, place & 0xFFFF
+        if self._last[0] != at:
+            frame = self.frame(at)
+            self._last = (at, [] if frame is None else self.events(frame))
+        events = self._last[1]
+        return events[number] if number < len(events) else None
 
     def index(self, *, is_full: bool) -> Index:
         """Return its index. That of a full segment is kept beside it, where that can be written."""
         path = self.path.with_suffix(INDEX_SUFFIX)
-        if is_full and (found := _kept_index(path, self.size)) is not None:
+        if is_full and (found := kept_index(path, self.size)) is not None:
             return found
-        parts: dict[str, Part] = {}
-        places: dict[str, array[int]] = {}
-        for frame in self.frames():
-            payload = payload_of(frame)
-            if payload is None:
-                continue
-            workflow = payload.workflow
-            part = parts.get(workflow)
-            if part is None:
-                part = parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
-                places[workflow] = array("I")
-            _count(part, payload)
-            places[workflow].append(frame.at)
-        for workflow, part in parts.items():
-            part.places = places[workflow].tobytes()
-        made = Index(INDEX_FORMAT, self.size, parts)
+        made = index_of(self._placed(), self.size)
         if is_full:
-            _keep_index(path, made)
+            keep_index(path, made)
         return made
+
+    def _placed(self) -> Iterator[tuple[int, Payload]]:
+        for frame in self.frames():
+            for place, payload in enumerate(payloads_of(frame), frame.at << 16):
+                if payload is not None:
+                    yield place, payload
 
     def close(self) -> None:
         """Let go of the file."""
@@ -171,44 +159,26 @@ class Segment:
             self._map.close()
 
 
-def _count(part: Part, payload: Payload) -> None:
-    part.events += 1
-    part.first_us = min(part.first_us, payload.hlc_us)
-    part.last_us = max(part.last_us, payload.hlc_us)
-    if payload.kind in (kinds.FORWARDED, kinds.ARRIVED):
-        part.calls += 1
-    elif payload.kind == kinds.REFUSED:
-        part.refused += 1
-    elif payload.kind == kinds.ENDED and len(payload.facts) > 5:
-        part.tokens += max(payload.facts[4], 0) + max(payload.facts[5], 0)
+def payloads_of(frame: Frame) -> list[Payload | None]:
+    """Return what a frame holds; None for each part of it that is no event of a form that is known here."""
+    return [None if part is None else _payload(part) for part in parts_of(frame.payload)]
 
 
-def payload_of(frame: Frame) -> Payload | None:
-    """Return what a frame holds; None where that is no event of a form that is known here."""
+def parts_of(payload: memoryview) -> Sequence[memoryview | msgspec.Raw | None]:
+    """Return the events of a record as they are encoded; one None where they cannot be told apart."""
+    if payload[:1] != _MANY:
+        return [payload]
     try:
-        return decoder.decode(frame.payload)
+        return _split(payload)
+    except msgspec.MsgspecError:
+        return [None]
+
+
+def _payload(data: memoryview | msgspec.Raw) -> Payload | None:
+    try:
+        return decoder.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _kept_index(path: Path, size: int) -> Index | None:
-    try:
-        data = path.read_bytes()
-        found = msgspec.msgpack.decode(data[4:], type=Index)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    is_whole = zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little")
-    return found if is_whole and found.format == INDEX_FORMAT and found.size == size else None
-
-
-def _keep_index(path: Path, index: Index) -> None:
-    data = msgspec.msgpack.encode(index)
-    draft = path.with_suffix(f".{os.getpid()}.new")
-    try:
-        draft.write_bytes(zlib.crc32(data).to_bytes(4, "little") + data)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
 
 
 class Unreadable(NamedTuple):
@@ -294,20 +264,12 @@ class Reader:
         for segment, is_full in self.segments(after):
             if workflow is None:
                 for frame in segment.frames():
-                    if frame.sequence > after and (event := segment.event(frame)) is not None:
-                        yield event
+                    if frame.last > after:
+                        yield from _later(segment.events(frame), after)
                 continue
             part = segment.index(is_full=is_full).parts.get(workflow)
-            if part is None:
-                continue
-            places = array("I")
-            places.frombytes(part.places)
-            for at in places:
-                found = segment.frame(at)
-                if found is not None and found.sequence > after:
-                    event = segment.event(found)
-                    if event is not None:
-                        yield event
+            if part is not None:
+                yield from _later(map(segment.event, places_of(part)), after)
 
     def find(self, text: str) -> Event | None:
         """Return the first event with this id, or of this call, trace or span: hex digits, or a traceparent."""
@@ -351,18 +313,7 @@ class Reader:
         return found.data if found is not None and found.digest == event.payload.digest else b""
 
 
-def together(parts: Iterable[dict[str, Part]]) -> dict[str, Part]:
-    """Add up what several segments, or several logs, have of each workflow; places are left out."""
-    found: dict[str, Part] = {}
-    for one in parts:
-        for workflow, part in one.items():
-            known = found.get(workflow)
-            if known is None:
-                found[workflow] = msgspec.structs.replace(part, places=b"")
-                continue
-            known.first_us, known.last_us = min(known.first_us, part.first_us), max(known.last_us, part.last_us)
-            known.calls += part.calls
-            known.refused += part.refused
-            known.tokens += part.tokens
-            known.events += part.events
-    return found
+def _later(events: Iterable[Event | None], after: int) -> Iterator[Event]:
+    for event in events:
+        if event is not None and event.sequence > after:
+            yield event

@@ -4,6 +4,9 @@
     frames       each at a multiple of 8: length, checksum, sequence, hash of the record before, then the payload
     zeros        to the end: nothing was written there yet
 
+A frame is one record. Its payload is one event, or an array of those that were written together; the sequence is that
+of the first of them, and they have one hash.
+
 The hash of a record covers its sequence, the hash before it and its payload: who changes one record must change all
 that follow it, here and in what peers were told. The checksum is the hash's first bytes: it tells what a crash or a bad
 page has done, and costs nothing.
@@ -26,7 +29,8 @@ from meshd.ledger.journal import allocate, told
 if TYPE_CHECKING:
     from pathlib import Path
 
-FORMAT: Final = 1
+FORMAT: Final = 2
+"""The first one had one event in each record, and is read as it was."""
 SEGMENT_BYTES: Final = 4 * 2**20
 """Of one segment: some 15,000 events."""
 MAGIC: Final = b"meshd-tr"
@@ -41,7 +45,10 @@ LENGTH_AND_CHECK: Final = struct.Struct("<I4s")
 CHECK_BYTES: Final = 4
 """Of a record's hash."""
 PAYLOAD_BYTES_MAX: Final = 2**16
-"""Of one event: its texts stand beside the log, so what is longer is damage."""
+"""Of one record: texts stand beside the log, so what is longer is damage."""
+MANY: Final = 0xDC
+"""The first byte of a payload that is an array of events: msgpack's array of up to 65,535, whose length follows."""
+MANY_BYTES: Final = 3
 FRAME_BYTES_MAX: Final = FRAME_BYTES + PAYLOAD_BYTES_MAX
 NEW: Final = "log.new"
 BEGINNING: Final = bytes(32)
@@ -103,6 +110,13 @@ def aligned(at: int) -> int:
 def hash_of(checked: bytes | memoryview) -> bytes:
     """Return the hash of a record: 32 bytes, of its frame from CHECKED_AT on."""
     return sha256(checked).digest()
+
+
+def count_of(payload: bytes | memoryview) -> int:
+    """Return how many events a record's payload says that it holds."""
+    if len(payload) > MANY_BYTES and payload[0] == MANY:
+        return payload[1] << 8 | payload[2]
+    return 1
 
 
 def begin(directory: Path, head: Head) -> tuple[mmap.mmap, int, Path]:

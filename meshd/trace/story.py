@@ -12,12 +12,13 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from meshd.trace import kinds
+from meshd.trace.indexing import PLACES, places_of
 from meshd.trace.record import Event, read_event_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from meshd.trace.reading import Frame, Reader, Segment
+    from meshd.trace.reading import Reader, Segment
 
 DEPTH_MAX: Final = 200
 _NONE: Final = -1
@@ -48,7 +49,7 @@ class Tree:
         self._workflow = workflow
         self._segments: list[Segment] = []
         self._files = array("I")
-        self._places = array("I")
+        self._places = array(PLACES)
         self._kinds = array("B")
         self._times = array("q")
         self._parents = array("q")
@@ -93,11 +94,11 @@ class Tree:
         starts: dict[str, tuple[int, array[int]]] = {}
         foreign: dict[int, tuple[str, int]] = {}
         for reader in self._readers:
-            for segment, frame, event in _placed(reader, self._workflow, self._segments):
+            for segment, place, event in _placed(reader, self._workflow, self._segments):
                 index = len(self._places)
                 start, sequences = starts.setdefault(event.sidecar, (index, array("q")))
                 self._files.append(segment)
-                self._places.append(frame.at)
+                self._places.append(place)
                 self._kinds.append(min(event.payload.kind, 255))
                 self._times.append(event.payload.hlc_us)
                 self._parents.append(_NONE)
@@ -137,13 +138,12 @@ class Tree:
 
     def _event(self, index: int) -> Event:
         segment = self._segments[self._files[index]]
-        frame = segment.frame(self._places[index])
-        event = segment.event(frame) if frame is not None else None
+        event = segment.event(self._places[index])
         assert event is not None, "it was whole a moment ago"
         return event
 
 
-def _placed(reader: Reader, workflow: str, opened: list[Segment]) -> Iterator[tuple[int, Frame, Event]]:
+def _placed(reader: Reader, workflow: str, opened: list[Segment]) -> Iterator[tuple[int, int, Event]]:
     """Yield a workflow's events with where they are; the segments that have some stay open, in `opened`."""
     for segment, is_full in reader.open_segments():
         part = segment.index(is_full=is_full).parts.get(workflow)
@@ -151,10 +151,7 @@ def _placed(reader: Reader, workflow: str, opened: list[Segment]) -> Iterator[tu
             segment.close()
             continue
         opened.append(segment)
-        places = array("I")
-        places.frombytes(part.places)
-        for at in places:
-            frame = segment.frame(at)
-            event = segment.event(frame) if frame is not None else None
-            if frame is not None and event is not None:
-                yield len(opened) - 1, frame, event
+        for place in places_of(part):
+            event = segment.event(place)
+            if event is not None:
+                yield len(opened) - 1, place, event

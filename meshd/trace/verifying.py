@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meshd.trace import kinds
 from meshd.trace.log import said_head
 from meshd.trace.opening import SKIPPED
-from meshd.trace.reading import Reader, Segment, open_segment, payload_of, segment_paths
+from meshd.trace.reading import Reader, Segment, open_segment, parts_of, payloads_of, segment_paths
 from meshd.trace.record import event_id, read_event_id
 from meshd.trace.retention import number_of
-from meshd.trace.segment import CHECK_BYTES, CHECKED_AT, FRAME, FRAME_BYTES, FRAME_BYTES_MAX, HEAD_BYTES
+from meshd.trace.segment import CHECK_BYTES, CHECKED_AT, FRAME, FRAME_BYTES, FRAME_BYTES_MAX, HEAD_BYTES, MANY, count_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 PROBLEMS_MAX: Final = 1000
 _TELLING: Final = frozenset({kinds.OPENED, kinds.RETIRED})
+_MANY: Final = bytes((MANY,))
+_NO_EVENT: Final = "it was changed: what it holds is no event"
 
 
 class Problem(NamedTuple):
@@ -94,7 +96,11 @@ class _Walk:
         self._heads = heads
         self._claims: dict[int, bytes] = {}
         self._sequence = 0
-        """Of the last record."""
+        """Of the last event."""
+        self._record = 0
+        """Of the first event of the last record: that names it."""
+        self._is_read = True
+        """The last record holds events, and nothing else."""
         self._epoch = 0
         self._segment = 0
         self._hash = b""
@@ -129,7 +135,7 @@ class _Walk:
         elif said[1] > self._sequence:
             self._missing(said[1], "the file head says")
         elif said[1] == self._sequence and self._hash and said[2] != self._hash:
-            self._bad(self._id(self._sequence), -1, "it was changed: the file head has another hash of it")
+            self._bad(self._id(self._record), -1, "it was changed: the file head has another hash of it")
         if self._torn and found.is_sound:
             found.notes.append(f"{self._file} ends within a record ({self._torn} bytes): nothing before it is touched")
         self._compare()
@@ -154,7 +160,7 @@ class _Walk:
             if head.first - 1 > self._sequence:
                 self._missing(head.first - 1, "the next segment says")
             elif self._hash and head.before != self._hash:
-                self._bad(self._id(self._sequence), -1, "it was changed: the next segment has another hash of it")
+                self._bad(self._id(self._record), -1, "it was changed: the next segment has another hash of it")
             self._sequence, self._hash = head.first - 1, head.before
         else:
             self._begin_epoch(segment)
@@ -165,14 +171,14 @@ class _Walk:
         """A start was made: its first record says how far the log went then."""
         head = segment.head
         first = segment.frame(HEAD_BYTES)
-        payload = payload_of(first) if first is not None else None
+        payload = payloads_of(first)[0] if first is not None else None
         facts: tuple[Any, ...] = payload.facts if payload is not None and payload.kind == kinds.OPENED else ()
         if len(facts) >= 6:
             _, _, ended, said, lost, is_same_boot = facts[:6]
             if ended > self._sequence:
                 self._missing(ended, "the start after it found")
             elif self._hash and head.before != self._hash:
-                self._bad(self._id(self._sequence), -1, "it was changed: the start after it had another hash of it")
+                self._bad(self._id(self._record), -1, "it was changed: the start after it had another hash of it")
             if lost and is_same_boot:
                 self._missing(said, "the file head said at the next start, with no crash of the host between,")
             elif lost:
@@ -186,11 +192,11 @@ class _Walk:
         self._sequence, self._hash = head.first - 1, head.before
 
     def _frames(self, segment: Segment) -> None:
-        """The tight loop: some three microseconds a record."""
+        """The tight loop: some three microseconds a record. What tells of the log itself is a record of its own."""
         data, size, at = segment.data, segment.size, HEAD_BYTES
         unpack, claims = FRAME.unpack_from, self._claims
-        sequence, before, count = self._sequence, self._hash, 0
-        last = size - FRAME_BYTES
+        sequence, record, before, count = self._sequence, self._record, self._hash, 0
+        last, here = size - FRAME_BYTES, -1
         while at <= last:
             length, check, number, said = unpack(data, at)
             is_sized = FRAME_BYTES <= length <= FRAME_BYTES_MAX and at + length <= size
@@ -204,30 +210,44 @@ class _Walk:
                 sequence = max(unpack(data, at)[2] - 1, sequence)
                 continue
             if number != sequence + 1:
-                self._misplaced(number, sequence, at)
+                if here >= 0 and not _is_read(segment, here):
+                    self._bad(self._id(record), here, _NO_EVENT)
+                else:
+                    self._misplaced(number, sequence, at)
                 if number <= sequence:
                     at = (at + length + 7) & ~7
                     continue
             elif said != before and before:
-                self._changed(segment, at, length, number, own)
-            sequence, before = number, own
-            count += 1
-            if data[at + FRAME_BYTES + 1] in _TELLING:
+                self._changed(segment, at, length, number, own, record)
+            begun, events = at + FRAME_BYTES, 1
+            if data[begun : begun + 1] == _MANY:
+                events = self._events(data[begun : at + length], number, at)
+            elif length > FRAME_BYTES + 1 and data[begun + 1] in _TELLING:
                 self._told(segment, at)
-            if claims and number in claims:
-                self._hashes[number] = before
+            record, sequence, before, here = number, number + events - 1, own, at
+            count += events
+            if claims:
+                self._hashes.update({one: own for one in range(number, sequence + 1) if one in claims})
             at += length
             if at & 7:
                 if bytes(data[at : (at + 7) & ~7]).strip(b"\0"):
                     self._bad(self._id(number), at, "something was written behind it, where nothing belongs")
                 at = (at + 7) & ~7
-        self._sequence, self._hash = sequence, before
+        self._sequence, self._record, self._hash = sequence, record, before
+        self._is_read = here < 0 or _is_read(segment, here)
         self.found.records += count
         self._torn = len(bytes(data[at:]).rstrip(b"\0"))
 
+    def _events(self, payload: memoryview, number: int, at: int) -> int:
+        """Return how many events a record has; that must be as many as it says."""
+        said, parts = count_of(payload), parts_of(payload)
+        if len(parts) != said and parts[0] is not None:
+            self._bad(self._id(number), at, f"it was changed: it says that it has {said} events, and has {len(parts)}")
+        return max(len(parts), 1) if parts[:1] != [None] else max(said, 1)
+
     def _told(self, segment: Segment, at: int) -> None:
         frame = segment.frame(at)
-        payload = payload_of(frame) if frame is not None else None
+        payload = payloads_of(frame)[0] if frame is not None else None
         if payload is not None and payload.kind == kinds.RETIRED and payload.facts:
             self._retired_to = max(self._retired_to, payload.facts[0])
 
@@ -239,16 +259,19 @@ class _Walk:
         else:
             self._bad(self._id(number), at, f"it stands here once more, or was put in: {sequence + 1} should follow")
 
-    def _changed(self, segment: Segment, at: int, length: int, number: int, own: bytes) -> None:
+    def _changed(self, segment: Segment, at: int, length: int, number: int, own: bytes, record: int) -> None:
         """A record does not hold the hash of the one before: one of the two was changed, and what follows says
         which."""
         after = segment.frame((at + length + 7) & ~7)
-        if after is not None and after.sequence == number + 1 and after.before != own:
+        if after is not None and after.sequence > number and after.before != own:
             self._bad(self._id(number), at, "it was changed: the next record has another hash of it")
         else:
-            self._bad(self._id(number - 1), at, "it was changed: the next record has another hash of it")
+            self._bad(self._id(record), at, "it was changed: the next record has another hash of it")
 
     def _missing(self, last: int, who: str) -> None:
+        if not self._is_read:
+            self._bad(self._id(self._record), -1, _NO_EVENT)
+            return
         first = self._sequence + 1
         what = f"it and all up to {last} are missing" if last > first else "it is missing"
         self._bad(self._id(first), -1, f"{what}: {who} that the log went to {last}")
@@ -275,3 +298,8 @@ class _Walk:
     def _bad(self, record: str, at: int, what: str) -> None:
         if len(self.found.problems) < PROBLEMS_MAX:
             self.found.problems.append(Problem(record, self._file, at, what))
+
+
+def _is_read(segment: Segment, at: int) -> bool:
+    frame = segment.frame(at)
+    return frame is not None and None not in payloads_of(frame)

@@ -108,10 +108,14 @@ class Writer:
         digest: bytes = b"",
     ) -> int:
         """Write an event of another kind, with the facts that `kinds.FACTS` names; return its sequence, 0 where it
-        could not be written. Without `causes` it follows from what its agent serves. Never raises."""
+        could not be written. Without `causes` it follows from what its agent serves. It is a record of its own, and
+        stored on return. Never raises."""
         if causes is None:
             causes = self.serving(workflow, agent)
-        return self._write(kind, self.wall_clock(), workflow, call, agent, target, causes, span, digest, facts)
+        self.log.commit()
+        event = self._write(kind, self.wall_clock(), workflow, call, agent, target, causes, span, digest, facts)
+        self.log.commit()
+        return event
 
     def serving(self, workflow: str, agent: str) -> tuple[int, ...]:
         """Return the event that an agent came to act in a workflow by last; none where nothing is known of that."""

@@ -26,6 +26,7 @@ from meshd.proxy.listener import Listener
 from meshd.proxy.proxy import Proxy
 from meshd.telemetry import redact
 from meshd.telemetry.telemetry import Telemetry
+from meshd.tracing import attach
 from tests.proxy.messages import Message, read_reply, read_request
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from meshd.call import Call
     from meshd.engines.port import Store
     from meshd.outcome import Outcome
+    from meshd.trace.recorder import Recorder as Trace
 
 READ_LIMIT = 64 * 1024
 
@@ -142,11 +144,14 @@ class Mesh:
         tls: ssl.SSLContext | None = None,
         store: Store | None = None,
         key_file: Path | None = None,
+        trace: Trace | None = None,
     ) -> Mesh:
-        """`store` is where approvals are kept: without it nobody can be asked."""
+        """`store` is where approvals are kept: without it nobody can be asked. `trace` is where calls are written."""
         loop = asyncio.get_running_loop()
         policy = self.load(document)
         telemetry = self.telemetry = Telemetry()
+        if trace is not None:
+            attach(trace, telemetry)
         if store is not None:
             self.desk = Desk(lambda: store, lambda: self.proxy.policy, clean=redact.argument)
             self.carrying = Carrying(HeldCalls(self.desk.shelf), self.desk.clock)
@@ -159,6 +164,7 @@ class Mesh:
             malformed=telemetry.usage_malformed,
             desk=self.desk,
             carrying=self.carrying,
+            trace=trace,
         )
         chain.per_call = (*chain.per_call, self.per_call)
         chain.per_attempt = (*chain.per_attempt, self.per_attempt)

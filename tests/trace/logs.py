@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from meshd.call import Call, Direction, Kind, Target
 from meshd.trace import kinds
 from meshd.trace.opening import DIRECTORY, open_trace
 from meshd.trace.reading import Reader, Segment, open_segment
 from meshd.trace.recorder import Recorder
+from meshd_sdk.context import Context
 
 SEGMENT_BYTES = 4096
 BOOT = "5ad0a4b6-0000-4000-8000-000000000001"
@@ -37,6 +39,21 @@ def filled(home: Path, count: int, *, workflow: str = "w", **more: Any) -> Recor
     for number in range(count):
         assert recorder.note(kinds.STATE, workflow, (f"key-{number}", number, "put" * (number % 7)), agent="ann")
     return recorder
+
+
+def gathered(recorder: Recorder, count: int, *, workflow: str = "w") -> list[int]:
+    """Write `count` events as calls do in one turn of the loop, as one record; return their sequences."""
+    recorder.log.is_gathering = True
+    found = []
+    for number in range(count):
+        call = Call(f"call-{number}", Direction.OUTBOUND, "POST", "/", "", [], 0.0, recorder.wall_clock())
+        call.context = Context(workflow if number % 3 else f"{workflow}-{number}", "ann")
+        call.target = Target(Kind.LLM, "llm", "m" * (number % 5))
+        recorder.answered(call, 200)
+        found.append(call.event)
+    recorder.log.is_gathering = False
+    recorder.log.commit()
+    return found
 
 
 def killed(recorder: Recorder) -> None:

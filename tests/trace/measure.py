@@ -72,9 +72,7 @@ def per_call(recorder: Recorder) -> None:
     call.body = BODY
     whole_us = min(timeit.repeat(once, timer=time.thread_time, number=10_000, repeat=7)) / 10_000 * 1e6
     print(f"a call, before it goes out and after it ended      {whole_us:8.2f} us ({bare_us:.2f} without its digest)")
-    print(
-        f"bytes of an event, on average                      {recorder.log.bytes_written / recorder.log.records:8.0f}"
-    )
+    print(f"bytes of an event, on average                      {recorder.log.bytes_written / recorder.log.events:8.0f}")
 
 
 def unsynced(recorder: Recorder) -> None:

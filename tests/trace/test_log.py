@@ -12,11 +12,13 @@ import pytest
 from meshd.engines.port import StoreError, StoreFull, StoreLocked
 from meshd.refusal import Reason, Refused
 from meshd.trace import kinds, log, segment
+from meshd.trace.indexing import INDEX_SUFFIX
 from meshd.trace.opening import DIRECTORY, SKIPPED
-from meshd.trace.reading import INDEX_SUFFIX, segment_paths
+from meshd.trace.reading import segment_paths
 from meshd.trace.retention import Retention
+from meshd.trace.segment import HEAD_BYTES
 from meshd.trace.verifying import verify
-from tests.trace.logs import OTHER_BOOT, Wall, filled, frames_in, killed, opened, reader
+from tests.trace.logs import OTHER_BOOT, Wall, filled, frames_in, gathered, killed, opened, reader
 
 
 def sequences(home: Path, workflow: str | None = "w") -> list[int]:
@@ -64,6 +66,73 @@ def test_a_killed_process_loses_nothing(tmp_path: Path) -> None:
     again.close()
     found = verify(tmp_path / DIRECTORY)
     assert (found.problems, found.notes, found.records) == ([], [], 103)
+
+
+def test_events_of_one_turn_are_one_record_and_read_each_on_its_own(tmp_path: Path) -> None:
+    recorder = opened(tmp_path)
+    first = gathered(recorder, 10)
+    assert len(frames_in(segment_paths(tmp_path / DIRECTORY)[0])) == 2  # and the start's own
+    assert first == list(range(2, 12))
+    assert sequences(tmp_path) == [sequence for number, sequence in enumerate(first) if number % 3]
+    assert sequences(tmp_path, "w-6") == [8]
+    assert [event.sequence for event in reader(tmp_path).events("w", after=6)] == [7, 9, 10]
+    found = reader(tmp_path).find("call-4")
+    assert found is not None
+    assert (found.sequence, found.payload.call, found.facts["status"]) == (6, "call-4", 200)
+    # Over the end of many segments too: none is torn, and none is lost.
+    for _ in range(30):
+        gathered(recorder, 25)
+    recorder.close()
+    assert len(segment_paths(tmp_path / DIRECTORY)) > 10
+    assert sequences(tmp_path, None) == list(range(1, 12 + 750))
+    verified = verify(tmp_path / DIRECTORY)
+    assert (verified.problems, verified.notes, verified.records) == ([], [], 761)
+    again = opened(tmp_path)
+    assert gathered(again, 1) == [763]
+    again.close()
+
+
+def test_what_was_not_stored_is_lost_with_the_process_and_nothing_else(tmp_path: Path) -> None:
+    recorder = opened(tmp_path)
+    gathered(recorder, 4)
+    recorder.log.is_gathering = True
+    recorder.log.append(b"\x9bnever stored")
+    killed(recorder)
+    assert sequences(tmp_path, None) == [1, 2, 3, 4, 5]
+    verified = verify(tmp_path / DIRECTORY)
+    assert (verified.problems, verified.notes, verified.records) == ([], [], 5)
+
+
+def test_what_is_noted_beside_calls_is_stored_at_once_with_all_before_it(tmp_path: Path) -> None:
+    recorder = opened(tmp_path)
+    recorder.log.is_gathering = True
+    assert recorder.log.append(b"\x9b" + bytes(9)) == 2
+    assert frames_in(segment_paths(tmp_path / DIRECTORY)[0]) == [HEAD_BYTES]
+    assert recorder.note(kinds.STATE, "w", ("k", 1, "put")) == 3
+    assert len(frames_in(segment_paths(tmp_path / DIRECTORY)[0])) == 3
+    assert sequences(tmp_path) == [3]
+    recorder.close()
+
+
+@pytest.mark.uncompiled
+def test_a_log_of_the_format_before_is_read_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(segment, "FORMAT", 1)
+    filled(tmp_path, 100).close()
+    monkeypatch.undo()
+    recorder = opened(tmp_path)
+    gathered(recorder, 5)
+    recorder.close()
+    assert len(sequences(tmp_path)) == 100 + 3
+    assert verify(tmp_path / DIRECTORY).problems == []
+
+
+def test_what_is_appended_to_a_closed_log_is_counted_as_missing(tmp_path: Path) -> None:
+    recorder = filled(tmp_path, 3)
+    recorder.close()
+    assert gathered(recorder, 2) == [0, 0]
+    assert recorder.note(kinds.STATE, "w", ("k", 1, "put")) == 0
+    assert recorder.missed == 3
+    assert sequences(tmp_path) == [2, 3, 4]
 
 
 def test_time_never_goes_back(tmp_path: Path) -> None:
@@ -161,7 +230,7 @@ def test_a_head_that_is_damaged_is_named_and_other_segments_stay_readable(tmp_pa
 
 @pytest.mark.uncompiled
 def test_what_a_newer_meshd_wrote_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(segment, "FORMAT", 2)
+    monkeypatch.setattr(segment, "FORMAT", segment.FORMAT + 1)
     filled(tmp_path, 3).close()
     monkeypatch.undo()
     with pytest.raises(StoreError, match="newer meshd"):

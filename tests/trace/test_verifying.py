@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 import pytest
 
+from meshd.trace import kinds
 from meshd.trace.log import HEAD_FILE
 from meshd.trace.opening import DIRECTORY
 from meshd.trace.reading import Segment, open_segment, segment_paths
 from meshd.trace.segment import CHECKED_AT, FRAME_BYTES
 from meshd.trace.verifying import verify
-from tests.trace.logs import filled
+from tests.trace.logs import filled, gathered
 
 TRIALS = 1000
 
@@ -46,11 +47,17 @@ def placed(directory: Path) -> list[Placed]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A log of two runs and several segments."""
     home = tmp_path_factory.mktemp("whole")
-    filled(home, 120).close()
-    filled(home, 60).close()
+    for count in (120, 60):
+        recorder = filled(home, count)
+        for number in (2, 9, 1, 3):
+            gathered(recorder, number)
+        for number in range(3):
+            recorder.note(kinds.STATE, "w", ("between", number, "put"))
+        gathered(recorder, 4)
+        recorder.close()
     found = verify(home / DIRECTORY)
     assert found.problems == []
-    assert found.records == 182
+    assert found.records == 226
     return home
 
 
