@@ -144,31 +144,53 @@ class Segment:
         path = self.path.with_suffix(INDEX_SUFFIX)
         if is_full and (found := _kept_index(path, self.size)) is not None:
             return found
-        parts: dict[str, Part] = {}
-        places: dict[str, array[int]] = {}
+        indexing = Indexing()
         for frame in self.frames():
-            payload = payload_of(frame)
-            if payload is None:
-                continue
-            workflow = payload.workflow
-            part = parts.get(workflow)
-            if part is None:
-                part = parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
-                places[workflow] = array("I")
-            _count(part, payload)
-            places[workflow].append(frame.at)
-        for workflow, part in parts.items():
-            part.places = places[workflow].tobytes()
-        made = Index(INDEX_FORMAT, self.size, parts)
+            indexing.take(frame.at, frame.payload)
+        made = indexing.made(self.size)
         if is_full:
             _keep_index(path, made)
         return made
+
+    def kept_index(self) -> Index | None:
+        """Return the index that stands beside it, None where there is none that readers go by."""
+        return _kept_index(self.path.with_suffix(INDEX_SUFFIX), self.size)
 
     def close(self) -> None:
         """Let go of the file."""
         self._bytes.release()
         with contextlib.suppress(BufferError):
             self._map.close()
+
+
+class Indexing:
+    """Makes an index, record by record."""
+
+    __slots__ = ("_parts", "_places")
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Part] = {}
+        self._places: dict[str, array[int]] = {}
+
+    def take(self, at: int, data: memoryview) -> None:
+        """Take a record: where it is, and what it holds. What is no event is left out."""
+        try:
+            payload = decoder.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            return
+        workflow = payload.workflow
+        part = self._parts.get(workflow)
+        if part is None:
+            part = self._parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
+            self._places[workflow] = array("I")
+        _count(part, payload)
+        self._places[workflow].append(at)
+
+    def made(self, size: int) -> Index:
+        """Return the index of a segment of `size` bytes."""
+        for workflow, part in self._parts.items():
+            part.places = self._places[workflow].tobytes()
+        return Index(INDEX_FORMAT, size, self._parts)
 
 
 def _count(part: Part, payload: Payload) -> None:

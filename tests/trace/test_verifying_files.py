@@ -1,0 +1,157 @@
+"""What stands beside the records, and behind them: whoever changes that is found, and named."""
+
+from __future__ import annotations
+
+import shutil
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from meshd.trace import kinds
+from meshd.trace.log import HEAD_FILE
+from meshd.trace.opening import DIRECTORY
+from meshd.trace.reading import INDEX_SUFFIX, Index, segment_paths
+from meshd.trace.texts import SUFFIX, erase, texts_in
+from meshd.trace.verifying import Verified, verify
+from tests.trace.logs import filled, killed, opened, reader
+
+WORDS = b"sold at 40, as ann had asked"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A log of two runs and several segments, in the first of which an agent says something."""
+    home = tmp_path_factory.mktemp("whole")
+    recorder = opened(home)
+    assert recorder.entry(kinds.STEP, "w", "ann", WORDS, ("s", "", 1, 2, False))
+    recorder.close()
+    filled(home, 120).close()
+    filled(home, 60).close()
+    list(reader(home).events("w"))  # makes the indexes
+    assert verify(home / DIRECTORY).problems == []
+    return home
+
+
+@pytest.fixture
+def home(whole: Path, tmp_path: Path) -> Path:
+    shutil.copytree(whole / DIRECTORY, tmp_path / DIRECTORY)
+    return tmp_path
+
+
+def found(home: Path) -> Verified:
+    return verify(home / DIRECTORY)
+
+
+@pytest.mark.parametrize("garbage", [b"x", b"garbage!" * 20, bytes(7) + b"x"])
+@pytest.mark.parametrize("which", range(-6, 0))
+def test_what_is_written_behind_the_last_record_of_a_closed_segment(home: Path, which: int, garbage: bytes) -> None:
+    path = segment_paths(home / DIRECTORY)[which]
+    with path.open("ab") as stream:
+        stream.write(garbage)
+    (problem,) = found(home).problems
+    assert (problem.file, "written behind it" in problem.what) == (path.name, True)
+
+
+def test_more_than_a_record_can_have_is_none_that_was_cut_short(tmp_path: Path) -> None:
+    recorder = filled(tmp_path, 3, segment_bytes=2**20)
+    recorder.log._map[-1:] = b"x"
+    killed(recorder)
+    (problem,) = found(tmp_path).problems
+    assert "written behind it" in problem.what
+
+
+def test_a_head_that_is_gone_or_damaged_is_no_whole_log(home: Path) -> None:
+    path = home / DIRECTORY / HEAD_FILE
+    size = path.stat().st_size
+    for data in (bytes(size), b"junk" * (size // 4), b""):
+        path.write_bytes(data)
+        assert [problem.file for problem in found(home).problems] == [HEAD_FILE]
+    path.unlink()
+    assert [problem.file for problem in found(home).problems] == [HEAD_FILE]
+
+
+def test_a_file_of_another_name_is_named(home: Path) -> None:
+    path = segment_paths(home / DIRECTORY)[-1]
+    path.rename(path.with_name("log-00000003-00000099.seg"))
+    assert "swapped or renamed" in found(home).problems[0].what
+
+
+def test_files_that_were_swapped_are_named(home: Path) -> None:
+    one, other = segment_paths(home / DIRECTORY)[1:3]
+    data = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(data)
+    problems = found(home).problems
+    assert {problem.file for problem in problems if "swapped or renamed" in problem.what} == {one.name, other.name}
+
+
+def _words(home: Path) -> Path:
+    (path,) = (home / DIRECTORY).glob(f"*{SUFFIX}")
+    return path
+
+
+def other_words(data: bytes) -> bytes:
+    """By a hand that knows the format: the checksum fits, and the digest stays."""
+    words = WORDS.replace(b"40", b"90")
+    return data[:4] + zlib.crc32(words).to_bytes(4, "little") + data[8:40] + words
+
+
+def other_words_and_digest(data: bytes) -> bytes:
+    from hashlib import sha256
+
+    words = WORDS.replace(b"40", b"90")
+    return data[:4] + zlib.crc32(words).to_bytes(4, "little") + sha256(words).digest() + words
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (other_words, "was changed"),
+        (other_words_and_digest, "was changed"),
+        (lambda data: data.replace(b"40", b"90"), "was changed"),
+        (lambda data: data[:-1], "is missing"),
+        (lambda data: b"", "is missing"),
+    ],
+)
+def test_words_of_an_agent_that_were_changed(home: Path, change: Callable[[bytes], bytes], word: str) -> None:
+    path = _words(home)
+    path.write_bytes(change(path.read_bytes()))
+    (problem,) = found(home).problems
+    (event,) = [event for event in reader(home).events("w") if event.kind == "step"]
+    assert (problem.record, word in problem.what) == (event.id, True)
+    assert reader(home).text(event) == b""  # shown as what it is not, never
+
+
+def test_words_that_are_gone_with_their_file(home: Path) -> None:
+    _words(home).unlink()
+    assert "is missing" in found(home).problems[0].what
+
+
+def test_words_that_were_erased_leave_a_whole_log(home: Path) -> None:
+    (text,) = texts_in(_words(home))
+    assert erase(home / DIRECTORY, text.digest) == 1
+    assert erase(home / DIRECTORY, text.digest) == 0
+    assert found(home).problems == []
+
+
+def test_words_that_are_damaged_are_erased_all_the_same(home: Path) -> None:
+    path = _words(home)
+    (text,) = texts_in(path)
+    path.write_bytes(path.read_bytes().replace(b"40", b"90"))
+    assert erase(home / DIRECTORY, text.digest) == 1
+    assert b"ann" not in path.read_bytes()
+
+
+def test_an_index_that_leaves_out_events_is_named(home: Path) -> None:
+    path = sorted((home / DIRECTORY).glob(f"*{INDEX_SUFFIX}"))[1]
+    kept = msgspec.msgpack.decode(path.read_bytes()[4:], type=Index)
+    kept.parts["w"].places = kept.parts["w"].places[4:]
+    data = msgspec.msgpack.encode(kept)
+    path.write_bytes(zlib.crc32(data).to_bytes(4, "little") + data)
+    (problem,) = found(home).problems
+    assert problem.file == path.name
+    path.unlink()
+    assert found(home).problems == []
