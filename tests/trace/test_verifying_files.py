@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from meshd.trace import kinds
-from meshd.trace.log import HEAD_FILE
+from meshd.trace.log import HEAD_FILE, said_head
 from meshd.trace.opening import DIRECTORY
 from meshd.trace.reading import INDEX_SUFFIX, Index, segment_paths
 from meshd.trace.texts import SUFFIX, erase, texts_in
@@ -71,6 +72,31 @@ def test_a_head_that_is_gone_or_damaged_is_no_whole_log(home: Path) -> None:
         assert [problem.file for problem in found(home).problems] == [HEAD_FILE]
     path.unlink()
     assert [problem.file for problem in found(home).problems] == [HEAD_FILE]
+
+
+def test_a_bit_of_the_head_that_is_flipped_moves_nothing(home: Path) -> None:
+    """Of two places one is whole still; were the other believed, the log would lack what never was."""
+    path = home / DIRECTORY / HEAD_FILE
+    whole, said = path.read_bytes(), said_head(home / DIRECTORY)
+    assert said is not None
+    newest = next(at for at in (64, 192) if whole[at + 8 : at + 16] == said[1].to_bytes(8, "little"))
+    for at in range(newest, newest + 52):
+        for bit in range(8):
+            data = bytearray(whole)
+            data[at] ^= 1 << bit
+            path.write_bytes(data)
+            assert said_head(home / DIRECTORY)[1] == said[1] - 1  # type: ignore[index]
+            assert found(home).problems == []
+
+
+def test_a_head_of_an_earlier_meshd_is_read(home: Path) -> None:
+    path = home / DIRECTORY / HEAD_FILE
+    data, said = bytearray(path.read_bytes()), said_head(home / DIRECTORY)
+    assert said is not None
+    for at in (64, 192):
+        data[at : at + 52] = struct.pack("<QQ32sI", *said, zlib.crc32(said[2], said[0] + said[1]))
+    path.write_bytes(data)
+    assert (said_head(home / DIRECTORY), found(home).problems) == (said, [])
 
 
 def test_a_file_of_another_name_is_named(home: Path) -> None:
