@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from google.protobuf.descriptor import Descriptor, FieldDescriptor
+    from google.protobuf.descriptor import FieldDescriptor
     from google.protobuf.message import Message
 
 NESTING_MAX: Final = 32
@@ -41,9 +41,9 @@ def from_json(given: bytes | str, kind: type[Message]) -> Message:
 
 
 @lru_cache(maxsize=256)
-def _with_bytes(kind: Descriptor) -> dict[str, FieldDescriptor]:
-    """Return the fields of a message that are bytes, or have such within, by each of their names."""
-    found = {}
+def _with_bytes(kind: Any) -> dict[str, FieldDescriptor]:
+    """Return the fields of a message (its descriptor) that are bytes, or have such within, by each of their names."""
+    found: dict[str, FieldDescriptor] = {}
     for field in kind.fields:
         inner = field.message_type
         if field.type == field.TYPE_BYTES or (inner is not None and inner is not kind and _with_bytes(inner)):
@@ -51,7 +51,7 @@ def _with_bytes(kind: Descriptor) -> dict[str, FieldDescriptor]:
     return found
 
 
-def _check(said: Any, kind: Descriptor, where: str) -> None:
+def _check(said: Any, kind: Any, where: str) -> None:
     """Look at what the library has taken: the forms of all that is not bytes are right."""
     for name, field in _with_bytes(kind).items():
         value = said.get(name) if isinstance(said, dict) else None
