@@ -159,7 +159,7 @@ def _named(readers: list[Reader], text: str, follow: bool) -> str:
 
 def _list(readers: list[Reader], limit: int, *, is_json: bool) -> None:
     from meshd.cli.trace_text import table
-    from meshd.trace.exporting import when
+    from meshd.trace.event_json import when
     from meshd.trace.reading import together
 
     parts = together(reader.workflows() for reader in readers)
@@ -189,7 +189,7 @@ def _print(readers: list[Reader], events: Iterator[Event], *, is_json: bool) -> 
 
 def _json(readers: list[Reader], event: Event) -> str:
     from meshd.trace import kinds
-    from meshd.trace.exporting import as_json
+    from meshd.trace.event_json import as_json
 
     said: Any = None
     if kinds.STEP <= event.payload.kind <= kinds.NOTE and (data := _said(readers, event)):

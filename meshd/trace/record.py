@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from meshd.clocks import Clock
 from meshd.trace.kinds import FACTS, NAMES
+
+CALLERS: Final = 0x80
+"""Among a span's flags, of which traceparent has the lowest bits."""
 
 
 class Payload(msgspec.Struct, array_like=True, frozen=True):
@@ -26,7 +29,8 @@ class Payload(msgspec.Struct, array_like=True, frozen=True):
     causes: tuple[int | str, ...] = ()
     """Sequences of this sidecar and epoch, or ids of events."""
     span: bytes = b""
-    """Trace id, span id and flags: 16, 8 and 1 bytes; none where no span is kept."""
+    """Trace id, span id and flags: 16, 8 and 1 bytes; none where no span is kept. With CALLERS among the flags it is
+    the span of whoever called, since meshd made none."""
     digest: bytes = b""
     """SHA-256 of the payload, where there is one and it was short enough to be digested."""
     facts: tuple[Any, ...] = ()
@@ -70,6 +74,11 @@ class Event(msgspec.Struct, frozen=True):
     def facts(self) -> dict[str, Any]:
         """What else is known of it, by name."""
         return dict(zip(FACTS.get(self.payload.kind, ()), self.payload.facts, strict=False))
+
+
+def callers(span: bytes) -> bytes:
+    """Return a span as the caller's."""
+    return span[:24] + bytes((span[24] | CALLERS,)) if len(span) == 25 else b""
 
 
 def event_id(sidecar: str, epoch: int, sequence: int) -> str:
