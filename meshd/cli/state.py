@@ -234,10 +234,13 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def _conflict(found: dict[str, Any]) -> str:
+    from meshd_sdk.state_values import ORDERS
+
     one = found.get("object", {})
     there = f"{_line(one)} is there" if int(one.get("version", 0)) else "there is no such object"
     held = f"; checked out by {_holder(found['lease'])}" if "lease" in found else ""
-    return f"nothing was written: {there}{held}"
+    known = ORDERS.get(str(found.get("order", "")).removeprefix("CLOCK_ORDER_").lower(), "")
+    return f"nothing was written: {there}{held}" + (f"; {known}" if known else "")
 
 
 def _holder(lease: dict[str, Any]) -> str:

@@ -18,7 +18,7 @@ from meshd_sdk.bodies import encode
 from meshd_sdk.errors import LeaseHeld, LeaseLost, MeshError, StateConflict
 from meshd_sdk.link import new_id
 from meshd_sdk.log import log
-from meshd_sdk.state_values import State, Wish, Written, key_of, number_of
+from meshd_sdk.state_values import ORDERS, State, Wish, Written, key_of, number_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,12 +26,6 @@ if TYPE_CHECKING:
     from meshd_sdk.link import Link
 
 LEASE_S: Final = 60.0
-_ORDERS: Final = {
-    "before": "its writer knew all that this workflow knows",
-    "after": "this workflow knows what its writer knew, and more",
-    "concurrent": "neither this workflow nor its writer knew of the other",
-    "equal": "this workflow knows what its writer knew",
-}
 
 
 class SharedState:
@@ -208,7 +202,7 @@ def _error(key: str, found: Written) -> StateConflict:
         there = f"version {current.version} is there, which {current.writer} wrote"
         there += f" in workflow {current.workflow}" if current.workflow else ""
     if found.order:
-        there += f"; {_ORDERS.get(found.order, found.order)}"
+        there += f"; {ORDERS.get(found.order, found.order)}"
     holder = ""
     if lease is not None:
         holder = f"{lease.agent or 'an agent'} has checked it out" + (f" in {lease.workflow}" if lease.workflow else "")

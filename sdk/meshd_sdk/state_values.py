@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX: Final = "mesh://state/"
+ORDERS: Final = {
+    "before": "its writer knew all that this workflow knows",
+    "after": "this workflow knows what its writer knew, and more",
+    "concurrent": "neither this workflow nor its writer knew of the other",
+    "equal": "this workflow knows what its writer knew",
+}
+"""How what the caller's workflow knew relates to what a version's writer knew, in words."""
 SCOPES: Final = ("workflow", "agent", "tenant", "mesh")
 
 

@@ -63,7 +63,11 @@ def test_a_conflict_is_told_in_words(sidecar: Sidecar) -> None:
     refused = run(sidecar, "put", "mesh/two", "2")
     assert refused.exit_code == 4
     assert "nothing was written: mesh/two@1" in refused.output
+    assert "; " not in refused.output, "it was written in another workflow: clocks say nothing"
     assert told(sidecar, "get", "mesh/two") == "1"
+    told(sidecar, "put", "mesh/seen", "1", "--workflow", "w")
+    refused = run(sidecar, "put", "mesh/seen", "2", "--workflow", "w")
+    assert refused.output.endswith("; this workflow knows what its writer knew\n")
     absent = run(sidecar, "get", "mesh/none")
     assert (absent.exit_code, absent.output) == (3, "there is no mesh/none\n")
     absent = run(sidecar, "get", "mesh://state/mesh/two@7")
