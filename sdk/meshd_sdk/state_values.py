@@ -95,6 +95,8 @@ class Written(NamedTuple):
 def key_of(key: str, scope: str) -> str:
     """Return a key as the API has it: one that begins with a scope as it is, any other one within `scope`, of the
     caller's own. Raises ValueError."""
+    if not isinstance(key, str):
+        raise ValueError(f"a key is a text, not {key!r}")
     if key.startswith(PREFIX) or key.split("/", 1)[0] in SCOPES:
         if scope:
             raise ValueError(f"{key!r} says itself to which scope it belongs: leave out scope={scope!r}")
