@@ -68,6 +68,25 @@ class Asking:
             self._token = self._opened(client)
         return client.ask(f"StateService/{method}", {"token": self._token} | request)
 
+    def asked_again(self, method: str, **request: Any) -> dict[str, Any]:
+        """Do the same, over restarts of the daemon and its store, which it says once. Raises ApiProblem for what
+        waiting does not mend."""
+        from meshd.cli.api_client import ApiProblem
+
+        was_away = False
+        while True:
+            try:
+                return self.ask(method, **request)
+            except (ApiProblem, click.ClickException) as error:
+                if isinstance(error, ApiProblem) and not error.is_passing:
+                    raise
+                if not was_away:
+                    click.echo(
+                        f"waiting: {error.message if isinstance(error, click.ClickException) else error}", err=True
+                    )
+            was_away = True
+            time.sleep(WATCH_S)
+
     def _client(self) -> ApiClient:
         from meshd.cli.api_client import ApiClient
         from meshd.cli.budget import daemon_of
@@ -210,19 +229,24 @@ def history(key: str, is_json: bool, scope: str, workflow: str, agent: str, home
 @click.argument("key", metavar="KEY")
 @_shared
 def watch(key: str, is_json: bool, scope: str, workflow: str, agent: str, home: Path | None) -> None:
-    """Print each version of KEY as it comes. The newest is first; it ends when interrupted."""
+    """Print each version of KEY as it comes. The newest is first; it goes on over restarts of the daemon, and ends when
+    interrupted."""
     asking = Asking(home, agent, workflow, scope)
 
     def run() -> None:
-        known = 0
+        whole, known = asking.key(key), 0
+        found = asking.ask("History", key=whole)
         while True:
-            versions = asking.ask("History", key=asking.key(key)).get("versions", [])
+            versions = found.get("versions", [])
+            if not versions or int(versions[0]["version"]) < known:
+                known = 0  # it had expired, and begins anew
             news = [one for one in reversed(versions) if int(one["version"]) > known]
             for one in news if known else news[-1:]:
                 click.echo(json.dumps(one) if is_json else _line(one))
                 known = int(one["version"])
             sys.stdout.flush()
             time.sleep(WATCH_S)
+            found = asking.asked_again("History", key=whole)
 
     _told(run)
 

@@ -121,3 +121,26 @@ def test_watch_tells_of_what_comes(sidecar: Sidecar) -> None:
         told(sidecar, "put", "mesh/watched", "2", "--base", "1")
         assert watching.stdout.readline().startswith("mesh/watched@2  ")
         watching.terminate()
+
+
+def test_watch_goes_on_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    policy = "agent: ann\n"
+    own = Sidecar(tmp_path / "home")
+    own.start(policy, MESHD_API="127.0.0.1:0")
+    command = [sys.executable, "-m", "meshd.cli", "state", "watch", "mesh/watched"]
+    env = environ(MESHD_HOME=str(own.home))
+    told(own, "put", "mesh/watched", "1")
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, env=env, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            assert watching.stdout.readline().startswith("mesh/watched@1  ")
+            own.kill()
+            assert watching.stderr.readline().startswith("waiting: ")
+            own.start(policy, MESHD_API="127.0.0.1:0")
+            told(own, "put", "mesh/watched", "2", "--base", "1")
+            assert watching.stdout.readline().startswith("mesh/watched@2  ")
+            watching.terminate()
+    finally:
+        own.kill()
