@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -177,9 +177,9 @@ def put(
     payload = value.encode("utf-8", "surrogateescape") if value is not None else _read(file)
     if not content_type or content_type == "application/json":
         try:
-            json.loads(payload)
-        except (ValueError, RecursionError):
-            raise click.UsageError("that is no JSON: say with --content-type what it is") from None
+            json.loads(payload.decode(), parse_constant=_no_constant, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"that is no JSON: say with --content-type what it is ({error})") from None
     asking = Asking(home, agent, workflow, scope)
 
     def run() -> None:
@@ -270,6 +270,20 @@ def _conflict(found: dict[str, Any]) -> str:
 def _holder(lease: dict[str, Any]) -> str:
     where = f" in {lease['workflow']}" if lease.get("workflow") else ""
     return f"{lease.get('agent', '')}{where} until {lease.get('until', '')}"
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what readers would understand in two ways."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:64]!r} stands there twice")
+        found[key] = value
+    return found
 
 
 def _read(file: Path | None) -> bytes:

@@ -94,6 +94,10 @@ def test_short_names_belong_to_the_workflow(sidecar: Sidecar) -> None:
         (("get", "x", "--scope", "planet"), "scope is one of"),
         (("put", "mesh/x"), "either VALUE or --file"),
         (("put", "mesh/x", "{"), "that is no JSON"),
+        (("put", "mesh/x", "NaN"), "NaN is no JSON"),
+        (("put", "mesh/x", "[-Infinity]"), "that is no JSON"),
+        (("put", "mesh/x", '{"a": {"b": 1, "b": 2}}'), "'b' stands there twice"),
+        (("put", "mesh/x", "[" * 20_000 + "]" * 20_000), "that is no JSON"),
         (("put", "mesh/x", "--file", "/nowhere"), "cannot be read"),
         (("put", "mesh/x", "1", "--as", "bob"), "No agent bob has a place at this sidecar"),
     ],
@@ -103,6 +107,12 @@ def test_nonsense(sidecar: Sidecar, arguments: tuple[str, ...], words: str) -> N
     assert result.exit_code in (1, 2)
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_json_in_another_encoding_is_none(sidecar: Sidecar, tmp_path: Path) -> None:
+    (tmp_path / "value.json").write_bytes('{"a": 1}'.encode("utf-16"))
+    refused = run(sidecar, "put", "mesh/x", "--file", str(tmp_path / "value.json"))
+    assert (refused.exit_code, "that is no JSON" in refused.output) == (2, True)
 
 
 def test_without_a_daemon(tmp_path: Path) -> None:
