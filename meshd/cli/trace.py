@@ -187,7 +187,7 @@ def _named(readers: list[Reader], text: str, follow: bool) -> str:
 def _list(readers: list[Reader], limit: int, *, is_json: bool) -> None:
     from meshd.cli.trace_text import table
     from meshd.trace.event_json import when
-    from meshd.trace.reading import together
+    from meshd.trace.indexing import together
 
     parts = together(reader.workflows() for reader in readers)
     if not is_json:

@@ -10,7 +10,7 @@ from meshd.trace import kinds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from meshd.trace.reading import Part
+    from meshd.trace.indexing import Part
     from meshd.trace.record import Event
     from meshd.trace.story import Branch
     from meshd.trace.verifying import Verified

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
-import zlib
 from array import array
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from meshd.trace import kinds
+from meshd.trace.indexing import INDEX_SUFFIX, Index, Indexing, Part, keep_index, kept_index, together
 from meshd.trace.record import Event, Payload, decoder
 from meshd.trace.segment import (
     CHECK_BYTES,
@@ -35,11 +35,10 @@ from meshd.trace.segment import (
 from meshd.trace.texts import SUFFIX, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
-INDEX_FORMAT: Final = 1
-INDEX_SUFFIX: Final = ".idx"
+PAGE_BYTES: Final = 4096
 
 
 class Frame(NamedTuple):
@@ -54,39 +53,19 @@ class Frame(NamedTuple):
     payload: memoryview
 
 
-class Part(msgspec.Struct, array_like=True):
-    """What a segment has of one workflow."""
-
-    first_us: int
-    last_us: int
-    calls: int = 0
-    refused: int = 0
-    tokens: int = 0
-    events: int = 0
-    places: bytes = b""
-    """Offsets of its events, four bytes each."""
-
-
-class Index(msgspec.Struct, array_like=True):
-    """Of one segment."""
-
-    format: int
-    size: int
-    """Bytes of the segment when it was indexed."""
-    parts: dict[str, Part]
-
-
 class Segment:
     """One file of a log, as it is read. Close it."""
 
-    __slots__ = ("_bytes", "_map", "head", "path", "size")
+    __slots__ = ("_bytes", "_map", "file_bytes", "head", "path", "size")
 
-    def __init__(self, path: Path, head: Head, mapped: mmap.mmap) -> None:
+    def __init__(self, path: Path, head: Head, data: mmap.mmap | bytes, file_bytes: int) -> None:
         self.path = path
         self.head = head
-        self._map = mapped
-        self._bytes = memoryview(mapped)
-        self.size = len(mapped)
+        self._map = data
+        self._bytes = memoryview(data)
+        self.size = len(data)
+        """Of what is read: what was written to, at least."""
+        self.file_bytes = file_bytes
 
     @property
     def data(self) -> memoryview:
@@ -142,67 +121,26 @@ class Segment:
     def index(self, *, is_full: bool) -> Index:
         """Return its index. That of a full segment is kept beside it, where that can be written."""
         path = self.path.with_suffix(INDEX_SUFFIX)
-        if is_full and (found := _kept_index(path, self.size)) is not None:
+        if is_full and (found := kept_index(path, self.size)) is not None:
             return found
         indexing = Indexing()
         for frame in self.frames():
             indexing.take(frame.at, frame.payload)
         made = indexing.made(self.size)
         if is_full:
-            _keep_index(path, made)
+            keep_index(path, made)
         return made
 
     def kept_index(self) -> Index | None:
         """Return the index that stands beside it, None where there is none that readers go by."""
-        return _kept_index(self.path.with_suffix(INDEX_SUFFIX), self.size)
+        return kept_index(self.path.with_suffix(INDEX_SUFFIX), self.size)
 
     def close(self) -> None:
         """Let go of the file."""
         self._bytes.release()
-        with contextlib.suppress(BufferError):
-            self._map.close()
-
-
-class Indexing:
-    """Makes an index, record by record."""
-
-    __slots__ = ("_parts", "_places")
-
-    def __init__(self) -> None:
-        self._parts: dict[str, Part] = {}
-        self._places: dict[str, array[int]] = {}
-
-    def take(self, at: int, data: memoryview) -> None:
-        """Take a record: where it is, and what it holds. What is no event is left out."""
-        try:
-            payload = decoder.decode(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            return
-        workflow = payload.workflow
-        part = self._parts.get(workflow)
-        if part is None:
-            part = self._parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
-            self._places[workflow] = array("I")
-        _count(part, payload)
-        self._places[workflow].append(at)
-
-    def made(self, size: int) -> Index:
-        """Return the index of a segment of `size` bytes."""
-        for workflow, part in self._parts.items():
-            part.places = self._places[workflow].tobytes()
-        return Index(INDEX_FORMAT, size, self._parts)
-
-
-def _count(part: Part, payload: Payload) -> None:
-    part.events += 1
-    part.first_us = min(part.first_us, payload.hlc_us)
-    part.last_us = max(part.last_us, payload.hlc_us)
-    if payload.kind in (kinds.FORWARDED, kinds.ARRIVED):
-        part.calls += 1
-    elif payload.kind == kinds.REFUSED:
-        part.refused += 1
-    elif payload.kind == kinds.ENDED and len(payload.facts) > 5:
-        part.tokens += max(payload.facts[4], 0) + max(payload.facts[5], 0)
+        if isinstance(self._map, mmap.mmap):
+            with contextlib.suppress(BufferError):
+                self._map.close()
 
 
 def payload_of(frame: Frame) -> Payload | None:
@@ -211,26 +149,6 @@ def payload_of(frame: Frame) -> Payload | None:
         return decoder.decode(frame.payload)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
-
-
-def _kept_index(path: Path, size: int) -> Index | None:
-    try:
-        data = path.read_bytes()
-        found = msgspec.msgpack.decode(data[4:], type=Index)
-    except (OSError, msgspec.MsgspecError):
-        return None
-    is_whole = zlib.crc32(data[4:]) == int.from_bytes(data[:4], "little")
-    return found if is_whole and found.format == INDEX_FORMAT and found.size == size else None
-
-
-def _keep_index(path: Path, index: Index) -> None:
-    data = msgspec.msgpack.encode(index)
-    draft = path.with_suffix(f".{os.getpid()}.new")
-    try:
-        draft.write_bytes(zlib.crc32(data).to_bytes(4, "little") + data)
-        draft.replace(path)
-    except OSError:
-        draft.unlink(missing_ok=True)
 
 
 class Unreadable(NamedTuple):
@@ -251,18 +169,35 @@ def open_segment(path: Path) -> Segment | Unreadable | None:
     """Open a segment to read it; None where it is gone."""
     try:
         with path.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+            fd = stream.fileno()
+            size, head = os.fstat(fd).st_size, head_of(os.pread(fd, HEAD_BYTES, 0))
+            if head is None:
+                return Unreadable(path, "its head is damaged" if size else "it is empty")
+            # One that was cut to what it holds is not cut again. The others may be while they are read, and to touch
+            # memory that is mapped to what is no longer there ends the process.
+            is_cut = size != head.size
+            data = mmap.mmap(fd, 0, prot=mmap.PROT_READ) if is_cut else _copied(fd, size)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        return Unreadable(path, str(getattr(error, "strerror", None) or error))
-    try:
-        head = head_of(mapped[:HEAD_BYTES])
     except HeadNewer as error:
         return Unreadable(path, f"it was written by a newer meshd ({error})", is_newer=True)
-    if head is None:
-        return Unreadable(path, "its head is damaged")
-    return Segment(path, head, mapped)
+    except (OSError, ValueError) as error:
+        return Unreadable(path, str(getattr(error, "strerror", None) or error))
+    return Segment(path, head, data, size)
+
+
+def _copied(fd: int, size: int) -> bytes:
+    """Return what was written to a segment that another process may still write to, without the zeros at its end.
+
+    The last page is read first: whatever it has was written after all before it, which is read later.
+    """
+    zeros = bytes(PAGE_BYTES)
+    pages: list[bytes] = []
+    for at in range((size - 1) // PAGE_BYTES * PAGE_BYTES, -1, -PAGE_BYTES):
+        page = os.pread(fd, PAGE_BYTES, at)
+        if pages or page != zeros[: len(page)]:
+            pages.append(page)
+    return b"".join(reversed(pages))
 
 
 def first_of(path: Path) -> int:
@@ -371,20 +306,3 @@ class Reader:
             return b""
         found = read_text(self.directory / f"{name}{SUFFIX}", at)
         return found.data if found is not None and found.digest == event.payload.digest else b""
-
-
-def together(parts: Iterable[dict[str, Part]]) -> dict[str, Part]:
-    """Add up what several segments, or several logs, have of each workflow; places are left out."""
-    found: dict[str, Part] = {}
-    for one in parts:
-        for workflow, part in one.items():
-            known = found.get(workflow)
-            if known is None:
-                found[workflow] = msgspec.structs.replace(part, places=b"")
-                continue
-            known.first_us, known.last_us = min(known.first_us, part.first_us), max(known.last_us, part.last_us)
-            known.calls += part.calls
-            known.refused += part.refused
-            known.tokens += part.tokens
-            known.events += part.events
-    return found

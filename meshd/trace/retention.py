@@ -9,7 +9,8 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.trace import kinds
-from meshd.trace.reading import INDEX_SUFFIX, first_of, segment_paths
+from meshd.trace.indexing import INDEX_SUFFIX
+from meshd.trace.reading import first_of, segment_paths
 from meshd.trace.texts import SUFFIX
 
 if TYPE_CHECKING:

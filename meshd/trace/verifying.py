@@ -12,9 +12,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from meshd.trace import kinds
+from meshd.trace.indexing import INDEX_SUFFIX, Indexing
 from meshd.trace.log import HEAD_FILE, said_head
 from meshd.trace.opening import SKIPPED
-from meshd.trace.reading import INDEX_SUFFIX, Indexing, Reader, Segment, open_segment, payload_of, segment_paths
+from meshd.trace.reading import Reader, Segment, open_segment, payload_of, segment_paths
 from meshd.trace.record import event_id, read_event_id
 from meshd.trace.retention import number_of
 from meshd.trace.segment import CHECK_BYTES, CHECKED_AT, FRAME, FRAME_BYTES, FRAME_BYTES_MAX, HEAD_BYTES, name_of
@@ -157,7 +158,7 @@ class _Walk:
             found.sidecar = head.sidecar
             self._claims = self._heads.get(head.sidecar, {})
         found.segments += 1
-        found.bytes += segment.size
+        found.bytes += segment.file_bytes
         if not self._is_begun:
             self._is_begun, self._first_segment = True, head.segment
             self._sequence, self._hash = head.first - 1, head.before
@@ -257,7 +258,7 @@ class _Walk:
         self.found.records += count
         self._torn = len(bytes(data[at:]).rstrip(b"\0"))
         # One that was closed is cut to what it holds, and a record has its most bytes.
-        self._is_put_in = size != segment.head.size or self._torn > FRAME_BYTES_MAX
+        self._is_put_in = segment.file_bytes != segment.head.size or self._torn > FRAME_BYTES_MAX
         self._walked = self._file
 
     def _behind(self) -> None:

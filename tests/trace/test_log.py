@@ -12,8 +12,9 @@ import pytest
 from meshd.engines.port import StoreError, StoreFull, StoreLocked
 from meshd.refusal import Reason, Refused
 from meshd.trace import kinds, log, segment
+from meshd.trace.indexing import INDEX_SUFFIX
 from meshd.trace.opening import DIRECTORY, SKIPPED
-from meshd.trace.reading import INDEX_SUFFIX, segment_paths
+from meshd.trace.reading import segment_paths
 from meshd.trace.retention import Retention
 from meshd.trace.verifying import verify
 from tests.trace.logs import OTHER_BOOT, Wall, filled, frames_in, killed, opened, reader

@@ -12,9 +12,10 @@ import msgspec
 import pytest
 
 from meshd.trace import kinds
+from meshd.trace.indexing import INDEX_SUFFIX, Index
 from meshd.trace.log import HEAD_FILE, said_head
 from meshd.trace.opening import DIRECTORY
-from meshd.trace.reading import INDEX_SUFFIX, Index, segment_paths
+from meshd.trace.reading import segment_paths
 from meshd.trace.texts import SUFFIX, erase, texts_in
 from meshd.trace.verifying import Verified, verify
 from tests.trace.logs import filled, killed, opened, reader
