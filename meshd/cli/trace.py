@@ -88,12 +88,20 @@ def command(
             _list(readers, limit, is_json=is_json)
         else:
             _show(readers, _named(readers, workflow, follow), timeline, follow, is_json, policy, form)
+        _warn(readers)
     except (BrokenPipeError, KeyboardInterrupt):
         # Whoever reads has gone: nothing more is written, at the interpreter's end neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
     except OSError as error:
         raise click.ClickException(f"the trace cannot be read: {error}") from None
+
+
+def _warn(readers: list[Reader]) -> None:
+    """Say on standard error what is missing in what was shown."""
+    for reader in readers:
+        for name, why in reader.unreadable.items():
+            click.echo(f"{reader.directory / name} is left out: {why}; --verify says more", err=True)
 
 
 def _show(
@@ -181,6 +189,7 @@ def _named(readers: list[Reader], text: str, follow: bool) -> str:
             return event.payload.workflow
     if follow:
         return text
+    _warn(readers)
     raise click.ClickException(f"the trace has no workflow, event, call, trace or span {text!r}")
 
 

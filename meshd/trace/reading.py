@@ -215,6 +215,8 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.unreadable: dict[str, str] = {}
+        """Files that were met and could not be read, and why."""
 
     @property
     def sidecar(self) -> str:
@@ -233,6 +235,8 @@ class Reader:
             found = open_segment(path)
             if isinstance(found, Segment):
                 yield found, following is not None
+            elif found is not None:
+                self.unreadable[path.name] = found.why
 
     def segments(self, after: int = -1) -> Iterator[tuple[Segment, bool]]:
         """Do the same; each is closed when the next is asked for."""

@@ -324,6 +324,17 @@ def test_json_is_utf8_whatever_the_terminal_is(tmp_path: Path, option: list[str]
     assert "é日" in found.stdout.decode()
 
 
+def test_a_file_that_cannot_be_read_is_said_to_be_left_out(tmp_path: Path) -> None:
+    filled(tmp_path, 5).close()
+    filled(tmp_path, 5).close()
+    first, last = segment_paths(tmp_path / DIRECTORY)
+    first.write_bytes(bytes(first.stat().st_size))
+    for more, code in ((["w"], 0), (["w", "--json"], 0), ([], 0), (["none"], 1)):
+        found = CliRunner().invoke(main, ["trace", *more, "--home", str(tmp_path)])
+        assert (found.exit_code, f"{first} is left out: its head is damaged" in found.stderr) == (code, True)
+        assert last.name not in found.stderr
+
+
 def test_a_log_is_read_once_and_never_with_its_copy(tmp_path: Path) -> None:
     filled(tmp_path / "a", 5).close()
     (tmp_path / "link").symlink_to(tmp_path / "a")
