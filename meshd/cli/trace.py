@@ -94,7 +94,8 @@ def command(
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
     except OSError as error:
-        raise click.ClickException(f"the trace cannot be read: {error}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"the trace cannot be read: {where}{error.strerror or error}") from None
 
 
 def _warn(readers: list[Reader]) -> None:

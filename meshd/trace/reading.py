@@ -32,7 +32,7 @@ from meshd.trace.segment import (
     hash_of,
     head_of,
 )
-from meshd.trace.texts import SUFFIX, read_text
+from meshd.trace.texts import SUFFIX, files_in, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -161,8 +161,8 @@ class Unreadable(NamedTuple):
 
 
 def segment_paths(directory: Path) -> list[Path]:
-    """Return the files of a log, oldest first."""
-    return sorted(directory.glob("log-*.seg"))
+    """Return the files of a log, oldest first; none where there is no directory. Raises OSError."""
+    return files_in(directory, ".seg", "log-")
 
 
 def open_segment(path: Path) -> Segment | Unreadable | None:
@@ -229,7 +229,7 @@ class Reader:
         """Yield each readable segment that may have events beyond `after`, oldest first, with whether it is full. Who
         asks closes them."""
         paths = segment_paths(self.directory)
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip(paths, [*paths[1:], None], strict=False):
             if following is not None and after >= 0 and first_of(following) - 1 <= after:
                 continue
             found = open_segment(path)

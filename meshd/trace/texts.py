@@ -95,10 +95,20 @@ def texts_in(path: Path) -> Iterator[Text]:
             at = stream.tell()
 
 
+def files_in(directory: Path, suffix: str, prefix: str = "") -> list[Path]:
+    """Return a directory's files of a name, in their order; none where it is not there. Raises OSError: what cannot be
+    listed is not empty, as `Path.glob` takes it to be."""
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for path in paths if path.name.startswith(prefix) and path.name.endswith(suffix)]
+
+
 def erase(directory: Path, digest: bytes) -> int:
     """Overwrite every copy of the text with this digest; return how many there were. Raises OSError."""
     count = 0
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
+    for path in files_in(directory, SUFFIX):
         places = [text.at for text in texts_in(path) if text.digest == digest and not text.is_erased]
         if not places:
             continue

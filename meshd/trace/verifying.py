@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from meshd.trace import kinds
 from meshd.trace.indexing import INDEX_SUFFIX, Indexing
 from meshd.trace.log import HEAD_FILE, said_head
-from meshd.trace.opening import SKIPPED
+from meshd.trace.opening import NAME_FILE, SKIPPED
 from meshd.trace.reading import Reader, Segment, open_segment, payload_of, segment_paths
 from meshd.trace.record import event_id, read_event_id
 from meshd.trace.retention import number_of
@@ -132,6 +132,12 @@ class _Walk:
                 segment.close()
         if self._first_segment > max(self._retired_to, 1):
             self._bad("", -1, f"the segments before {self._first_segment} are missing, and no retention removed them")
+        if not paths and said is None and (self._directory / NAME_FILE).exists():
+            self._put(
+                Problem(
+                    "", str(self._directory), -1, "it has no segment: all were removed, or none could ever be written"
+                )
+            )
         self._end(said or said_head(self._directory))
         self._compare()
         return found

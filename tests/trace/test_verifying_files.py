@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import struct
+import subprocess
+import sys
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -182,3 +186,46 @@ def test_an_index_that_leaves_out_events_is_named(home: Path) -> None:
     assert problem.file == path.name
     path.unlink()
     assert found(home).problems == []
+
+
+UNLISTED = """
+import os, sys
+from pathlib import Path
+from meshd.trace.reading import Reader
+from meshd.trace.texts import erase
+from meshd.trace.verifying import verify
+import encodings.idna, locale
+directory = Path(sys.argv[1])
+if os.getuid() == 0:
+    os.setuid(65534)
+for ask in (verify, lambda one: Reader(one).workflows(), lambda one: erase(one, bytes(32))):
+    try:
+        print(ask(directory))
+    except OSError as error:
+        print(type(error).__name__)
+"""
+
+
+def test_a_directory_that_may_not_be_listed_is_not_empty() -> None:
+    # Not `tmp_path`: what root makes there nobody else may enter, and root may read everything.
+    with tempfile.TemporaryDirectory() as name:
+        home = Path(name)
+        filled(home, 5).close()
+        home.chmod(0o755)
+        (home / DIRECTORY).chmod(0o311)
+        path = os.pathsep.join(sys.path)
+        command = [sys.executable, "-c", UNLISTED, str(home / DIRECTORY)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
+        )
+        (home / DIRECTORY).chmod(0o755)
+    assert done.stdout.splitlines() == ["PermissionError"] * 3, done
+
+
+def test_a_log_without_segments_is_gone(home: Path) -> None:
+    for path in [*segment_paths(home / DIRECTORY), home / DIRECTORY / HEAD_FILE]:
+        path.unlink()
+    (problem,) = found(home).problems
+    assert "it has no segment" in problem.what
+    assert reader(home).workflows() == {}
+    assert list(reader(home).events(None)) == []
