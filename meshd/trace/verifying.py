@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PROBLEMS_MAX: Final = 1000
+TRIES_MAX: Final = 5
+"""Walks over a log of which old segments are let go meanwhile: that is written down in one that was not listed yet."""
 _TELLING: Final = frozenset({kinds.OPENED, kinds.RETIRED})
 _ENTRIES: Final = frozenset(kinds.ENTRIES.values())
 
@@ -86,14 +88,20 @@ def heads_in(directories: Iterable[Path]) -> Heads:
 
 def verify(directory: Path, heads: Heads | None = None) -> Verified:
     """Go through a whole log. Raises OSError where it cannot be read at all."""
-    # Before the log: what is appended meanwhile makes it longer than it is said to be, never shorter.
-    said = said_head(directory)
-    return _Walk(directory, heads or {}).run(said)
+    for _ in range(TRIES_MAX):
+        walk = _Walk(directory, heads or {})
+        # Before the log: what is appended meanwhile makes it longer than it is said to be, never shorter.
+        found = walk.run(said_head(directory))
+        if not walk.has_vanished:
+            break
+    return found
 
 
 class _Walk:
     def __init__(self, directory: Path, heads: Heads) -> None:
         self.found = Verified()
+        self.has_vanished = False
+        """A segment that was listed was gone when its turn came."""
         self._directory = directory
         self._heads = heads
         self._claims: dict[int, bytes] = {}
@@ -120,6 +128,7 @@ class _Walk:
         for path in paths:
             segment = open_segment(path)
             if segment is None:
+                self.has_vanished = True
                 continue
             self._file = path.name
             if not isinstance(segment, Segment):

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from meshd.trace import kinds
+from meshd.trace import kinds, verifying
 from meshd.trace.opening import DIRECTORY
 from meshd.trace.reading import Segment, open_segment, segment_paths
 from meshd.trace.verifying import verify
@@ -59,6 +59,28 @@ def test_what_is_written_meanwhile_leaves_no_gap(tmp_path: Path, monkeypatch: py
     assert sequences == list(range(1, len(sequences) + 1))
     assert len(sequences) >= 41
     assert verify(tmp_path / DIRECTORY).problems == []
+    recorder.close()
+
+
+def test_old_segments_that_are_let_go_while_the_log_is_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = filled(tmp_path, 200)
+    assert recorder.retention is not None
+    gone: list[Path] = []
+
+    def opens(path: Path) -> Any:
+        found = open_segment(path)
+        if not gone:
+            # The first is open by now; those after it go before their turn.
+            recorder.retention.keep_bytes = 3 * 4096  # type: ignore[union-attr]
+            gone.extend(recorder.retention.apply(recorder))  # type: ignore[union-attr]
+        return found
+
+    monkeypatch.setattr(verifying, "open_segment", opens)
+    found = verify(tmp_path / DIRECTORY)
+    assert len(gone) > 1
+    assert (found.problems, found.segments) == ([], len(segment_paths(tmp_path / DIRECTORY)))
     recorder.close()
 
 
