@@ -16,6 +16,7 @@ from aiohttp import WSMsgType, web
 from meshd.admin.doors import Problem, check_host, check_origin, seal
 from meshd.api.event_http import EventRoutes
 from meshd.api.failing import CODES, body, failure_of
+from meshd.api.json_reading import from_json
 from meshd.api.services import SERVICES, parsed
 from meshd.refusal import Reason, Refused
 
@@ -38,7 +39,6 @@ WRITE_TIMEOUT_S: Final = 30.0
 """How long an answer may take to leave: a client that never reads holds none for good."""
 HEARTBEAT_S: Final = 30.0
 """How often a WebSocket is pinged; one that does not answer is closed."""
-NESTING_MAX: Final = 32
 JSON: Final = "application/json"
 PROTO: Final = "application/proto"
 _ABOUT: Final = "The API of meshd, over gRPC or as JSON: POST /meshd.v1.ContextService/Open {}. Here are:\n"
@@ -140,7 +140,7 @@ class JsonDoor:
         try:
             async with asyncio.timeout(_timeout_s(request)):
                 given = await _body(request)
-                asked = _from_json(method, given) if kind == JSON else parsed(method, given)
+                asked = from_json(given, method.request) if kind == JSON else parsed(method, given)
                 found = await method.answer(asked)
         except TimeoutError:
             raise Refused(Reason.DEADLINE, "The time that the request gave was over.") from None
@@ -191,7 +191,7 @@ async def _frames(method: Method, socket: web.WebSocketResponse) -> AsyncIterato
     async for message in socket:
         if message.type is not WSMsgType.TEXT:
             raise Refused(Reason.MALFORMED, "One JSON message in each text message is expected.")
-        yield _from_json(method, message.data)
+        yield from_json(message.data, method.request)
 
 
 async def _until_gone(
@@ -217,21 +217,6 @@ async def _until_gone(
         for task in (answering, going):
             task.cancel()
         await asyncio.wait((answering, going))
-
-
-def _from_json(method: Method, given: bytes | str) -> Message:
-    """Return the request that a body of proto3 JSON holds; fields that are not known are passed over, since a client
-    may be newer. Raises Refused(MALFORMED), naming what is wrong."""
-    from google.protobuf import json_format
-
-    wanted = method.request.DESCRIPTOR.full_name
-    try:
-        text = (given if isinstance(given, str) else given.decode()).strip() or "{}"
-        if not text.startswith("{"):
-            raise ValueError("an object is expected")  # an empty list would do, too
-        return json_format.Parse(text, method.request(), ignore_unknown_fields=True, max_recursion_depth=NESTING_MAX)
-    except (json_format.ParseError, ValueError, RecursionError, OverflowError, TypeError, AttributeError) as error:
-        raise Refused(Reason.MALFORMED, f"The request is not a {wanted} in JSON: {str(error)[:256]}") from None
 
 
 def _to_json(message: Message) -> bytes:

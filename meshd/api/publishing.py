@@ -21,6 +21,7 @@ from meshd.filters.allow_list import judge
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.turns_ladder import words
 from meshd.refusal import Reason, Refused
+from meshd.state.keys import PREFIX, KeyMalformed, reference_of
 from meshd.trace import acts
 from meshd.trace.acts import Actor
 from meshd.view_books import LedgerBooks
@@ -138,6 +139,7 @@ async def event_of(
         if source != agent and not source.startswith(f"{agent}/"):
             # An event is known by (source, id): another's source would take its place.
             raise EventMalformed("event.source", f"empty, {agent}, or what begins with {agent}/")
+        _check_reference(event.data_ref)
         context = publisher(mesh, agent, request.token)
         return await _judged(_draft(mesh, context, request, source, cause))
     except Refused as refused:
@@ -146,6 +148,16 @@ async def event_of(
     except EventMalformed:
         mesh.event_counts.refused(PUBLISH, Reason.MALFORMED)
         raise
+
+
+def _check_reference(text: str) -> None:
+    """Raise EventMalformed for what begins as a reference to shared state, and is none, or says of nobody whose it is:
+    with a dot there each reader would be led to an object of its own."""
+    if text.startswith(PREFIX):
+        try:
+            reference_of(text)
+        except KeyMalformed as error:
+            raise EventMalformed("event.data_ref", f"is no reference to shared state: one is {error}") from None
 
 
 async def _judged(draft: Draft) -> Publication | HeldPublication:

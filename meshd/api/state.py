@@ -111,7 +111,7 @@ class StateService(StateWatch):
                 newest, value = await state.objects.get(asked.place) or (None, b"")
             if newest is not None:
                 state.knowing.read(asked.who.workflow, newest)
-            is_own = lease.id == id
+            is_own = lease is wanted
             result = "done" if is_own else "lease_held"
             state.count("checkout", result)
             noting.read(newest, result)
@@ -183,7 +183,9 @@ class StateService(StateWatch):
         if before is not None and tentative is not None and number in (0, tentative.number):
             return before
         versions = (await self._state.objects.living(asked.place)).versions if commit_id else ()
-        return next((one for one in versions if one.commit == commit_id), None)
+        who = asked.who
+        made = (one for one in versions if one.commit == commit_id)
+        return next((one for one in made if (one.writer, one.workflow) == (who.agent, who.workflow)), None)
 
     async def drop_shadow(self, request: pb.DropShadowRequest) -> pb.DropShadowResponse:
         """Drop tentative versions."""

@@ -18,6 +18,7 @@ from meshd.telemetry import names, redact
 from meshd.telemetry.entries import Place, Told, tell, trace_of
 from meshd.trace import acts
 from meshd.trace.acts import Actor
+from meshd.trace.record import callers
 from meshd_sdk.context import parent_bytes
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Noting:
         tracer = self._mesh.telemetry.tracer
         if not tracer.has_sink or self.act == WATCH:
             # No span is added here: what is written down stands in that of the caller.
-            self._span = parent_bytes(context.parent)
+            self._span = callers(parent_bytes(context.parent))
         elif self._place is None:
             root = trace_of(self._actor.workflow, context.parent, tracer.ratio)
             place = self._place = Place(root.trace_id, random.getrandbits(64) or 1, root.span_id, root.is_sampled)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Final
 
 from meshd.api import session_frames as frames
@@ -61,17 +62,21 @@ class StateWatch(Judging):
         send: Callable[[pb.WatchStateResponse], Awaitable[None]],
     ) -> None:
         state, quiet_s, is_due = self._state, 0.0, True
+        told_s = math.inf
+        """When the last version that was sent was written."""
         while not self._mesh.proxy.is_draining:
             if is_due or changed.is_set():
                 changed.clear()
                 self._check(asked.key, Act.READ, asked.who)
                 head = await state.objects.living(asked.place)
                 newest = head.versions[0] if head.versions else None
+                if newest is None or (newest.number < known and newest.written_s > told_s):
+                    known = 0  # it had expired, and begins anew
                 if newest is not None and newest.number > known:
                     value = b"" if newest.is_deleted else await state.objects.value(asked.place, newest)
                     if value is None:
                         continue  # a newer one is there already
-                    known, quiet_s = newest.number, 0.0
+                    known, told_s, quiet_s = newest.number, newest.written_s, 0.0
                     state.knowing.read(asked.who.workflow, newest)
                     noting.read(newest, "found")
                     await send(pb.WatchStateResponse(object=shown(str(asked.key), newest, value)))

@@ -8,11 +8,17 @@ import urllib.request
 from typing import Any
 
 TIMEOUT_S = 30.0
+UNAVAILABLE = 503
 _BYTES_MAX = 16 << 20
 
 
 class ApiProblem(Exception):
     """The API cannot be asked, or says no; the message is for people."""
+
+    def __init__(self, message: str, *, is_passing: bool = False) -> None:
+        super().__init__(message)
+        self.is_passing = is_passing
+        """It is away, or its store is: asked again later it may answer."""
 
 
 class ApiClient:
@@ -33,10 +39,10 @@ class ApiClient:
             with self._opener.open(asked, timeout=TIMEOUT_S) as reply:
                 found = json.loads(reply.read(_BYTES_MAX))
         except urllib.error.HTTPError as error:
-            raise ApiProblem(_words(error)) from None
+            raise ApiProblem(_words(error), is_passing=error.code == UNAVAILABLE) from None
         except (OSError, ValueError) as error:
             why = getattr(error, "reason", None) or error
-            raise ApiProblem(f"the API at {self._root} does not answer: {why}") from None
+            raise ApiProblem(f"the API at {self._root} does not answer: {why}", is_passing=True) from None
         return found if isinstance(found, dict) else {}
 
 

@@ -113,8 +113,8 @@ def read_suite(raw: bytes) -> Suite:
                     re.compile(pattern)
                 except re.error as error:
                     raise DocumentError(f"{case.name}: {pattern!r} is no regular expression: {error}") from None
-        if case.text is None and case.answer is None:
-            raise DocumentError(f"{case.name}: it checks nothing: it needs text or answer")
+        if case.text == Expected() or (case.text is None and case.answer is None):
+            raise DocumentError(f"{case.name}: it checks nothing: it needs text or answer, and what that must be like")
     return suite
 
 

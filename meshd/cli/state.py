@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -67,6 +67,25 @@ class Asking:
         if not self._token:
             self._token = self._opened(client)
         return client.ask(f"StateService/{method}", {"token": self._token} | request)
+
+    def asked_again(self, method: str, **request: Any) -> dict[str, Any]:
+        """Do the same, over restarts of the daemon and its store, which it says once. Raises ApiProblem for what
+        waiting does not mend."""
+        from meshd.cli.api_client import ApiProblem
+
+        was_away = False
+        while True:
+            try:
+                return self.ask(method, **request)
+            except (ApiProblem, click.ClickException) as error:
+                if isinstance(error, ApiProblem) and not error.is_passing:
+                    raise
+                if not was_away:
+                    click.echo(
+                        f"waiting: {error.message if isinstance(error, click.ClickException) else error}", err=True
+                    )
+            was_away = True
+            time.sleep(WATCH_S)
 
     def _client(self) -> ApiClient:
         from meshd.cli.api_client import ApiClient
@@ -158,9 +177,9 @@ def put(
     payload = value.encode("utf-8", "surrogateescape") if value is not None else _read(file)
     if not content_type or content_type == "application/json":
         try:
-            json.loads(payload)
-        except (ValueError, RecursionError):
-            raise click.UsageError("that is no JSON: say with --content-type what it is") from None
+            json.loads(payload.decode(), parse_constant=_no_constant, object_pairs_hook=_once)
+        except (ValueError, RecursionError) as error:
+            raise click.UsageError(f"that is no JSON: say with --content-type what it is ({error})") from None
     asking = Asking(home, agent, workflow, scope)
 
     def run() -> None:
@@ -210,19 +229,24 @@ def history(key: str, is_json: bool, scope: str, workflow: str, agent: str, home
 @click.argument("key", metavar="KEY")
 @_shared
 def watch(key: str, is_json: bool, scope: str, workflow: str, agent: str, home: Path | None) -> None:
-    """Print each version of KEY as it comes. The newest is first; it ends when interrupted."""
+    """Print each version of KEY as it comes. The newest is first; it goes on over restarts of the daemon, and ends when
+    interrupted."""
     asking = Asking(home, agent, workflow, scope)
 
     def run() -> None:
-        known = 0
+        whole, known = asking.key(key), 0
+        found = asking.ask("History", key=whole)
         while True:
-            versions = asking.ask("History", key=asking.key(key)).get("versions", [])
+            versions = found.get("versions", [])
+            if not versions or int(versions[0]["version"]) < known:
+                known = 0  # it had expired, and begins anew
             news = [one for one in reversed(versions) if int(one["version"]) > known]
             for one in news if known else news[-1:]:
                 click.echo(json.dumps(one) if is_json else _line(one))
                 known = int(one["version"])
             sys.stdout.flush()
             time.sleep(WATCH_S)
+            found = asking.asked_again("History", key=whole)
 
     _told(run)
 
@@ -234,15 +258,32 @@ def _line(one: dict[str, Any]) -> str:
 
 
 def _conflict(found: dict[str, Any]) -> str:
+    from meshd_sdk.state_values import ORDERS
+
     one = found.get("object", {})
     there = f"{_line(one)} is there" if int(one.get("version", 0)) else "there is no such object"
     held = f"; checked out by {_holder(found['lease'])}" if "lease" in found else ""
-    return f"nothing was written: {there}{held}"
+    known = ORDERS.get(str(found.get("order", "")).removeprefix("CLOCK_ORDER_").lower(), "")
+    return f"nothing was written: {there}{held}" + (f"; {known}" if known else "")
 
 
 def _holder(lease: dict[str, Any]) -> str:
     where = f" in {lease['workflow']}" if lease.get("workflow") else ""
     return f"{lease.get('agent', '')}{where} until {lease.get('until', '')}"
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what readers would understand in two ways."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:64]!r} stands there twice")
+        found[key] = value
+    return found
 
 
 def _read(file: Path | None) -> bytes:

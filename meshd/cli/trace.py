@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from meshd.trace.reading import Reader
     from meshd.trace.record import Event
@@ -74,24 +74,35 @@ def command(
     homes: tuple[Path, ...],
 ) -> None:
     """Read the logs, and do what the options ask for."""
+    _check_together(erase=digest is not None, verify=is_verify, replay=policy, export=form, follow=follow)
     readers = _readers(homes)
     try:
         if digest is not None:
-            _erase(readers, digest)
-        elif is_verify:
+            return _erase(readers, digest)
+        if is_verify:
             sys.exit(_verify(readers, is_json=is_json))
-        elif workflow is None:
+        _check_sidecars(readers)
+        if workflow is None:
             if policy or form or timeline or follow:
                 raise click.UsageError("WORKFLOW is missing; `meshd trace` lists those that there are")
             _list(readers, limit, is_json=is_json)
         else:
             _show(readers, _named(readers, workflow, follow), timeline, follow, is_json, policy, form)
+        _warn(readers)
     except (BrokenPipeError, KeyboardInterrupt):
         # Whoever reads has gone: nothing more is written, at the interpreter's end neither.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(130)
     except OSError as error:
-        raise click.ClickException(f"the trace cannot be read: {error}") from None
+        where = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"the trace cannot be read: {where}{error.strerror or error}") from None
+
+
+def _warn(readers: list[Reader]) -> None:
+    """Say on standard error what is missing in what was shown."""
+    for reader in readers:
+        for name, why in reader.unreadable.items():
+            click.echo(f"{reader.directory / name} is left out: {why}; --verify says more", err=True)
 
 
 def _show(
@@ -110,13 +121,7 @@ def _show(
 
         replay(policy, story.timeline(readers, workflow), is_json=is_json)
     elif form is not None:
-        from meshd.trace.exporting import export
-
-        end = "" if form == "prov" else "\n"
-        for piece in export(form, lambda: story.timeline(readers, workflow)):
-            sys.stdout.write(piece + end)
-        if form == "prov":
-            sys.stdout.write("\n")
+        _export(form, lambda: story.timeline(readers, workflow))
     elif follow:
         _follow(readers, workflow, is_json=is_json)
     elif timeline or is_json:
@@ -130,18 +135,49 @@ def _show(
                 click.echo(line)
 
 
+def _export(form: str, events: Callable[[], Iterator[Event]]) -> None:
+    from meshd.trace.exporting import export
+
+    # JSON is UTF-8, whatever the terminal is.
+    stream, end = sys.stdout.buffer, "" if form == "prov" else "\n"
+    for piece in export(form, events):
+        stream.write((piece + end).encode())
+    if form == "prov":
+        stream.write(b"\n")
+    stream.flush()
+
+
 def _readers(homes: tuple[Path, ...]) -> list[Reader]:
     from meshd.config import default_home
     from meshd.trace.opening import DIRECTORY
     from meshd.trace.reading import Reader
 
-    found = []
+    found: dict[Path, Reader] = {}
     for home in homes or (default_home(os.environ),):
         directory = home / DIRECTORY
         if not directory.is_dir():
             raise click.ClickException(f"{home} has no trace; name a daemon's state directory with --home")
-        found.append(Reader(directory))
-    return found
+        found.setdefault(directory.resolve(), Reader(directory))
+    return list(found.values())
+
+
+def _check_together(**given: object) -> None:
+    """Refuse options of which each is something else to do."""
+    asked = [f"--{name}" for name, value in given.items() if value]
+    if len(asked) > 1:
+        raise click.UsageError(f"{asked[0]} and {asked[1]} do not go together: ask for one after the other")
+
+
+def _check_sidecars(readers: list[Reader]) -> None:
+    """Refuse two logs of one sidecar, such as one and its copy: each event would stand there twice."""
+    known: dict[str, Path] = {}
+    for reader in readers:
+        other = known.setdefault(reader.sidecar, reader.directory)
+        if reader.sidecar and other is not reader.directory:
+            raise click.ClickException(
+                f"{other.parent} and {reader.directory.parent} have logs of one sidecar, {reader.sidecar}: name one of "
+                "them"
+            )
 
 
 def _named(readers: list[Reader], text: str, follow: bool) -> str:
@@ -154,12 +190,13 @@ def _named(readers: list[Reader], text: str, follow: bool) -> str:
             return event.payload.workflow
     if follow:
         return text
+    _warn(readers)
     raise click.ClickException(f"the trace has no workflow, event, call, trace or span {text!r}")
 
 
 def _list(readers: list[Reader], limit: int, *, is_json: bool) -> None:
     from meshd.cli.trace_text import table
-    from meshd.trace.exporting import when
+    from meshd.trace.event_json import when
     from meshd.trace.indexing import together
 
     parts = together(reader.workflows() for reader in readers)
@@ -183,13 +220,13 @@ def _print(readers: list[Reader], events: Iterator[Event], *, is_json: bool) -> 
     last: dict[str, int] = {}
     for event in events:
         last[event.sidecar] = max(event.sequence, last.get(event.sidecar, -1))
-        click.echo(_json(readers, event) if is_json else line(event, lambda event: _said(readers, event)))
+        click.echo(_json(readers, event).encode() if is_json else line(event, lambda event: _said(readers, event)))
     return last
 
 
 def _json(readers: list[Reader], event: Event) -> str:
     from meshd.trace import kinds
-    from meshd.trace.exporting import as_json
+    from meshd.trace.event_json import as_json
 
     said: Any = None
     if kinds.STEP <= event.payload.kind <= kinds.NOTE and (data := _said(readers, event)):

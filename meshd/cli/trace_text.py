@@ -193,7 +193,7 @@ def _ending(ended: Event | None) -> str:
 
 def _entry(kind: str, data: bytes) -> str:
     if not data:
-        return f"{kind} (its words were erased)"
+        return f"{kind} (its words are not there: erased, or changed)"
     from meshd_sdk.v1 import trace_pb2
 
     entry = trace_pb2.TraceEntry.FromString(data)

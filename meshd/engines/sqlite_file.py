@@ -7,6 +7,7 @@ syncs, where the file is `synced`) and only then answers them, so a hundred writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import queue
 import sqlite3
@@ -146,6 +147,7 @@ class SqliteFile:
 
     def _opened(self, busy_timeout_s: float) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = None
+        self._make()
         try:
             connection = sqlite3.connect(
                 self.path, timeout=busy_timeout_s, isolation_level=None, check_same_thread=False
@@ -160,6 +162,12 @@ class SqliteFile:
                 connection.close()
             raise
         return connection
+
+    def _make(self) -> None:
+        """Make the file where there is none, for its owner alone: it holds answers, shared state and tokens. SQLite
+        would ask the umask; what it makes beside the file is for whom the file is."""
+        with contextlib.suppress(OSError):  # SQLite says what is wrong
+            os.close(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
     def _prepare(self, connection: sqlite3.Connection) -> None:
         form = self._form

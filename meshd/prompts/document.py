@@ -88,17 +88,51 @@ def read_yaml(text: str, kind: type[T], *, line: int = 1) -> T:
     """
     try:
         found = yaml.safe_load(text)
+        twice = _twice(yaml.compose(text, Loader=yaml.SafeLoader))
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         at = (mark.line + line, mark.column + 1) if mark is not None else (line, 1)
         raise DocumentError(f"it is not YAML: {error.problem or error.context}", *at) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DocumentError(f"it is not YAML: {error}", line) from None
+    if twice is not None:
+        # The parser keeps the last one, and nobody hears of the other.
+        raise DocumentError(
+            f"{twice.value!r} stands there twice", twice.start_mark.line + line, twice.start_mark.column + 1
+        )
     try:
         return msgspec.convert({} if found is None else found, kind)
     except msgspec.ValidationError as error:
         row, column = _place_of(str(error), text)
         raise DocumentError(str(error), row + line, column + 1) from None
+
+
+def place_of(text: str, key: str) -> tuple[int, int]:
+    """Return line and column, from 1, of a key of a YAML document that is a map; 1 and 1 where it has none such."""
+    found = _inner(yaml.compose(text, Loader=yaml.SafeLoader), key)
+    return (found[0].start_mark.line + 1, found[0].start_mark.column + 1) if found is not None else (1, 1)
+
+
+def _twice(node: yaml.Node | None) -> yaml.ScalarNode | None:
+    """Return a key that its map has already, None where there is none. What an alias stands for is looked at once."""
+    seen: set[int] = set()
+    left = [node] if node is not None else []
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, yaml.SequenceNode):
+            left += one.value
+        elif isinstance(one, yaml.MappingNode):
+            keys: set[tuple[str, str]] = set()
+            for key, value in one.value:
+                left.append(value)
+                if isinstance(key, yaml.ScalarNode):
+                    if (key.tag, key.value) in keys:
+                        return key
+                    keys.add((key.tag, key.value))
+    return None
 
 
 def _place_of(message: str, text: str) -> tuple[int, int]:

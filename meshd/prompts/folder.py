@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import msgspec
 
-from meshd.prompts.document import FILE_BYTES_MAX, DocumentError, read_prompt, read_yaml
+from meshd.prompts.document import FILE_BYTES_MAX, DocumentError, place_of, read_prompt, read_yaml
 from meshd.prompts.record import LABELS_MAX, VERSIONS_MAX, Head, Prompt, Weights, checked_weights
 from meshd.prompts.reference import NAME, is_exact, read_label
 
@@ -115,7 +115,8 @@ def _read_labels(folder: Folder, path: Path, versions: dict[str, str]) -> dict[s
         return {}
     found: dict[str, Weights] = {}
     try:
-        said = read_yaml(_bytes_of(path).decode("utf-8", "replace"), dict[str, Any])
+        text = _bytes_of(path).decode("utf-8", "replace")
+        said = read_yaml(text, dict[str, Any])
         if len(said) > LABELS_MAX:
             raise DocumentError(f"a prompt has at most {LABELS_MAX} labels")
         for label, weights in said.items():
@@ -124,9 +125,9 @@ def _read_labels(folder: Folder, path: Path, versions: dict[str, str]) -> dict[s
                 found[read_label(label)] = checked_weights(one, versions)
             except msgspec.ValidationError:
                 words = f"{label}: it stands at a version such as 1.2.0, or at two with a share each"
-                folder.problem(path, DocumentError(words))
+                folder.problem(path, DocumentError(words, *place_of(text, label)))
             except ValueError as error:
-                folder.problem(path, DocumentError(f"{label}: {error}"))
+                folder.problem(path, DocumentError(f"{label}: {error}", *place_of(text, label)))
     except DocumentError as error:
         folder.problem(path, error)
     return found

@@ -31,6 +31,8 @@ AUTHOR_MAX: Final = 128
 NOTES_MAX: Final = 2048
 MODELS_MAX: Final = 32
 MODEL_MAX: Final = 128
+_LINES: Final = str.maketrans("", "", "\n\t")
+"""What notes may have beside what is printed."""
 
 Weights = dict[str, int]
 """By version: its share of the workflows, as a part of the sum."""
@@ -154,6 +156,12 @@ def made(
             value.encode()
         except UnicodeEncodeError:
             raise ValueError("half of a surrogate pair is no text") from None
+    for what, value in (("author", author), ("notes", notes.translate(_LINES)), *(("models", one) for one in models)):
+        if not value.isprintable():
+            verb = "has" if what == "author" else "have"
+            raise ValueError(
+                f"{what} {verb} a character that terminals would obey, or that nobody sees: {value[:64]!r}"
+            )
     return Prompt(name, version, text, digest_of(text), author, notes, models, added_s)
 
 

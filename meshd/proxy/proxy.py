@@ -113,9 +113,7 @@ class Proxy:
         self._id_prefix = os.urandom(6).hex() + "-"
         self._id_number = 0
         self._dirty: list[Flushable] = []
-        trace = telemetry.provenance.trace
-        self._log: Log | None = None if trace is None else trace.log
-        """What calls append to it in one turn of the loop becomes one record."""
+        self._log = _log_of(telemetry)
         self._is_entered = False
         self._is_scheduled = False
         self._left_s = 0.0
@@ -383,3 +381,9 @@ class Proxy:
 def _cancelled(exchange: Exchange) -> Refused | None:
     """Return what a wait comes to that is not waited for any more."""
     return None if exchange.is_caller_gone else Refused(Reason.DRAINING, "This sidecar is shutting down")
+
+
+def _log_of(telemetry: Telemetry) -> Log | None:
+    """Return the log of the trace: what calls append to it in one turn of the loop becomes one record."""
+    trace = telemetry.provenance.trace
+    return None if trace is None else trace.log

@@ -70,12 +70,11 @@ def commit(
     *,
     base: int,
     lease_id: str,
-    size: int,
     now_s: float,
     keep: Keep,
     ends_s: float = 0.0,
 ) -> Head | Conflict | Done:
-    """Return the head with `draft` as its next version, numbered and of `size` bytes; or why not.
+    """Return the head with `draft`, which has its value's size and checksum, as its next version; or why not.
 
     `base` is the version that it is made from, 0 for an object that is to be made. The lease is the fencing token: who
     shows one that is not in force any more writes nothing, although nobody else may have written meanwhile.
@@ -84,14 +83,14 @@ def commit(
     current = found.newest
     if draft.commit:
         for one in found.versions:
-            if one.commit == draft.commit and one.number > base:
+            if one.number > base and _is_same(one, draft):
                 return Done(one)
     refused = _leased(found, lease_id)
     if refused is not None:
         return refused
     if base != (current.number if current is not None else 0):
         return Conflict(Cause.VERSION, current)
-    made = replace(draft, number=found.last + 1, size=size)
+    made = replace(draft, number=found.last + 1)
     before = found.versions if current is not None and not made.is_deleted else ()
     kept, gone = _trimmed((made, *before), keep)
     if not before:
@@ -106,7 +105,7 @@ def check_out(head: Head | None, lease: Lease, *, now_s: float, ends_s: float = 
     `ends_s` is when it may be forgotten then, 0 for when it would be anyway.
     """
     found = living(head, now_s)
-    if found.lease is not None and found.lease.id != lease.id:
+    if found.lease is not None and _holder(found.lease) != _holder(lease):
         return found.lease
     if not found.last and not ends_s:
         ends_s = lease.until_s + EMPTY_S  # of an object that is never made nothing stays
@@ -123,7 +122,11 @@ def release(head: Head | None, lease_id: str, now_s: float) -> Head | None:
 
 def promoted(shadow: Head, found: Head) -> Version | None:
     """Return the object's version that the newest tentative one has become; None where none is kept."""
-    return next((one for one in found.versions if one.commit and one.commit in shadow.promoting), None)
+    newest = shadow.newest
+    if newest is None:
+        return None
+    made = (one for one in found.versions if one.commit and one.commit in shadow.promoting)
+    return next((one for one in made if one.workflow == newest.workflow and _value(one) == _value(newest)), None)
 
 
 def is_in_front(shadow: Head, found: Head) -> bool:
@@ -145,6 +148,24 @@ def kept(head: Head | None, number: int, now_s: float) -> Version | None:
     if not number:
         return found.newest
     return next((one for one in found.versions if one.number == number and not one.is_deleted), None)
+
+
+def _is_same(one: Version, draft: Version) -> bool:
+    """Say whether a version was asked for by the same request. Ids are chosen by callers: others may choose the same
+    one, and none of them may take another's version for its own."""
+    return one.commit == draft.commit and _written(one) == _written(draft)
+
+
+def _written(one: Version) -> tuple[object, ...]:
+    return one.writer, one.workflow, one.is_deleted, _value(one)
+
+
+def _value(one: Version) -> tuple[str, int, int]:
+    return one.content_type, one.size, one.checksum
+
+
+def _holder(lease: Lease) -> tuple[str, str, str]:
+    return lease.id, lease.agent, lease.workflow
 
 
 def _leased(head: Head, lease_id: str) -> Conflict | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING, Final, NamedTuple
+from zlib import crc32
 
 from msgspec.structs import replace
 
@@ -127,14 +128,14 @@ class Objects:
 
     async def commit(self, place: Place, wish: Wish, keep: Keep, ends_s: float = 0.0) -> Version | Conflict:
         """Write the next version; return it, or why it was not written."""
+        draft = replace(wish.draft, size=len(wish.value), checksum=crc32(wish.value))
         for _ in range(TRIES_MAX):
             head, version = await self.read(place)
             decided = deciding.commit(
                 head,
-                wish.draft,
+                draft,
                 base=wish.base,
                 lease_id=wish.lease_id,
-                size=len(wish.value),
                 now_s=self.clock(),
                 keep=keep,
                 ends_s=ends_s,

@@ -37,10 +37,9 @@ def placed(place: tuple[str, str], draft: Version, value: bytes, nonce: str) -> 
     """Return the version that names a value, what must be written before a head has it, in this order, and the key of
     the first of that: a note that pieces may lie there without a head, which goes when the head is written. Nothing and
     empty where the value stands in the version itself. `place` is the head's."""
-    made = replace(draft, size=len(value), checksum=crc32(value))
     if len(value) <= INLINE_BYTES_MAX:
-        return replace(made, value=value), [], ""
-    made = replace(made, nonce=nonce, pieces=-(-len(value) // PIECE_BYTES))
+        return replace(draft, value=value), [], ""
+    made = replace(draft, nonce=nonce, pieces=-(-len(value) // PIECE_BYTES))
     note = f"{int(draft.written_s):012d}/{nonce}"
     changes = [Change(DRAFTS, note, msgspec.msgpack.encode(Draft(*place, nonce, made.pieces)))]
     for number in range(made.pieces):

@@ -55,7 +55,8 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(?i)(/w/|%2Fw%2F)[^/\s\"'?#&%\\<>]+"), rf"\1{MARK}"),
     (re.compile(rf"(?i)([?&;](?:{_QUERY})=)[^&\s\"'#<>]+"), rf"\1{MARK}"),
     # Begins at a literal: with the scheme before it, a long word took a second.
-    (re.compile(r"(://)[^/\s\"'@<>]+@"), rf"\1{MARK}@"),
+    # What stands before the @ of a prompt's reference is its name.
+    (re.compile(r"(?<!\bprompt)(://)[^/\s\"'@<>]+@"), rf"\1{MARK}@"),
 )
 
 _LIKELY = re.compile(

@@ -55,6 +55,9 @@ def parse_traceparent(value: str) -> tuple[int, int, int] | None:
 class Span:
     """The handle on `call.span`. Cheap: two words until somebody asks for its ids."""
 
+    is_own: ClassVar[bool] = True
+    """meshd made it; False for the caller's, that is passed on."""
+
     __slots__ = ("_bytes", "_span_id", "_trace_id", "is_sampled", "is_shadowed", "loop", "parent", "parent_id")
 
     def __init__(
@@ -127,6 +130,8 @@ class Span:
 
 class PassedThrough(Span):
     """The handle where no collector is set: meshd adds no span, so the caller's own parent is forwarded as it came."""
+
+    is_own: ClassVar[bool] = False
 
     __slots__ = ()
 

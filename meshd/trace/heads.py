@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshd.trace.record import callers
+
 if TYPE_CHECKING:
     from meshd.call import Call
     from meshd.trace.writer import Writer
@@ -42,4 +44,4 @@ def span_of(call: Call) -> bytes:
     if span is None or not (span.is_sampled or span.parent):
         return b""
     found: bytes = span.parent_bytes
-    return found
+    return found if span.is_own else callers(found)

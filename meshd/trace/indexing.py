@@ -1,4 +1,4 @@
-"""Which of a segment's events belong to which workflow: read from a file beside it, or made anew."""
+"""Which events of a segment belong to which workflow, in a file beside it."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshd.trace import kinds
+from meshd.trace.record import Payload, payloads_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    from meshd.trace.record import Payload
-
 INDEX_FORMAT: Final = 2
 INDEX_SUFFIX: Final = ".idx"
 PLACES: Final = "Q"
-"""The type of a place: where an event's frame is, and in the lowest 16 bits which of its events it is, from 0."""
+"""The type of a place: where a record is, and in the lowest 16 bits which of its events is meant, from 0."""
 
 
 class Part(msgspec.Struct, array_like=True):
@@ -45,21 +44,33 @@ class Index(msgspec.Struct, array_like=True):
     parts: dict[str, Part]
 
 
-def index_of(events: Iterable[tuple[int, Payload]], size: int) -> Index:
-    """Return the index of a segment of `size` bytes, which has these events at these places."""
-    parts: dict[str, Part] = {}
-    places: dict[str, array[int]] = {}
-    for place, payload in events:
-        workflow = payload.workflow
-        part = parts.get(workflow)
-        if part is None:
-            part = parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
-            places[workflow] = array(PLACES)
-        _count(part, payload)
-        places[workflow].append(place)
-    for workflow, part in parts.items():
-        part.places = places[workflow].tobytes()
-    return Index(INDEX_FORMAT, size, parts)
+class Indexing:
+    """Makes an index, record by record."""
+
+    __slots__ = ("_parts", "_places")
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Part] = {}
+        self._places: dict[str, array[int]] = {}
+
+    def take(self, at: int, data: memoryview) -> None:
+        """Take a record: where it is, and what it holds. What is no event is left out."""
+        for place, payload in enumerate(payloads_of(data), at << 16):
+            if payload is None:
+                continue
+            workflow = payload.workflow
+            part = self._parts.get(workflow)
+            if part is None:
+                part = self._parts[workflow] = Part(payload.hlc_us, payload.hlc_us)
+                self._places[workflow] = array(PLACES)
+            _count(part, payload)
+            self._places[workflow].append(place)
+
+    def made(self, size: int) -> Index:
+        """Return the index of a segment of `size` bytes."""
+        for workflow, part in self._parts.items():
+            part.places = self._places[workflow].tobytes()
+        return Index(INDEX_FORMAT, size, self._parts)
 
 
 def _count(part: Part, payload: Payload) -> None:
@@ -75,7 +86,7 @@ def _count(part: Part, payload: Payload) -> None:
 
 
 def kept_index(path: Path, size: int) -> Index | None:
-    """Return the index in a file, None where it has none of a segment of this size."""
+    """Return the index of a segment of that size; None where there is none, or it is another's."""
     try:
         data = path.read_bytes()
         found = msgspec.msgpack.decode(data[4:], type=Index)
@@ -86,7 +97,7 @@ def kept_index(path: Path, size: int) -> Index | None:
 
 
 def keep_index(path: Path, index: Index) -> None:
-    """Write an index into a file, where that can be written."""
+    """Keep an index, where that can be written."""
     data = msgspec.msgpack.encode(index)
     draft = path.with_suffix(f".{os.getpid()}.new")
     try:

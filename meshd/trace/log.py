@@ -43,7 +43,8 @@ HEAD_FILE_BYTES: Final = 4096
 GATHERED_BYTES_MAX: Final = 2**15
 """Of one record of several events."""
 GATHERED_MAX: Final = 256
-_PLACE: Final = struct.Struct("<QQ32sI")
+_PLACE: Final = struct.Struct("<QQ32s")
+_PLACE_BYTES: Final = _PLACE.size + 4
 _PLACE_AT: Final = (64, 192)
 """Two places, written in turn: a process that is killed within a store leaves the other one whole."""
 
@@ -243,7 +244,8 @@ class Log:
 
 def _place(epoch: int, sequence: int, head: bytes) -> bytes:
     """Return how far the log goes, with a checksum of it all."""
-    return _pack_place(epoch, sequence, head, _crc32(head, (epoch + sequence) & 0xFFFF_FFFF))
+    place = _pack_place(epoch, sequence, head)
+    return place + _crc32(place).to_bytes(4, "little")
 
 
 def sync(stale: list[int], fd: int) -> None:
@@ -277,11 +279,14 @@ def said_head(directory: Path) -> tuple[int, int, bytes] | None:
         return None
     best: tuple[int, int, bytes] | None = None
     for at in _PLACE_AT:
-        place = data[at : at + _PLACE.size]
-        if len(place) < _PLACE.size or not any(place):
+        place = data[at : at + _PLACE_BYTES]
+        if len(place) < _PLACE_BYTES or not any(place):
             continue
-        epoch, sequence, head, _ = _PLACE.unpack(place)
-        if place == _place(epoch, sequence, head) and (best is None or sequence >= best[1]):
+        epoch, sequence, head = _PLACE.unpack_from(place)
+        # An earlier meshd took half of the two numbers into it.
+        checks = (_crc32(place[: _PLACE.size]), _crc32(head, (epoch + sequence) & 0xFFFF_FFFF))
+        is_whole = int.from_bytes(place[_PLACE.size :], "little") in checks
+        if is_whole and (best is None or sequence >= best[1]):
             best = (epoch, sequence, head)
     return best
 

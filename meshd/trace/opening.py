@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meshd.clocks import ClockMalformed
 from meshd.engines.port import StoreError
 from meshd.ledger.directory import Directory, boot_id
+from meshd.ledger.journal import told
 from meshd.trace import kinds
 from meshd.trace.knowledge import Knowledge
 from meshd.trace.log import Log, said_head
-from meshd.trace.reading import Segment, open_segment, payloads_of, segment_paths
+from meshd.trace.reading import Segment, open_segment, segment_paths
+from meshd.trace.record import payloads_of
 from meshd.trace.recorder import Recorder
 from meshd.trace.retention import KEEP_BYTES, KEEP_S, Retention, number_of
 from meshd.trace.segment import BEGINNING, FRAME_BYTES, HEAD_BYTES, SEGMENT_BYTES, Head
@@ -37,7 +39,8 @@ RECALLED_SEGMENTS: Final = 2
 """Of an earlier run, from which is recalled what others had done in its workflows."""
 SKIPPED: Final = 2**20
 """After a crash of the host: peers may know of events that did not reach the disk, and no sequence is used twice."""
-_SIDECAR: Final = "sidecar"
+NAME_FILE: Final = "sidecar"
+"""Has the sidecar's id."""
 _LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _ID_LETTERS: Final = 8
 
@@ -118,16 +121,19 @@ def open_trace(
 
 def _named(directory: Directory) -> str:
     """Return the sidecar's id, made when it is first asked for. Raises StoreError."""
-    sidecar = directory.recall(_SIDECAR)
+    sidecar = directory.recall(NAME_FILE)
     if len(sidecar) != _ID_LETTERS or set(sidecar) - set(_LETTERS):
         sidecar = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LETTERS))
-        directory.remember(_SIDECAR, sidecar)
+        directory.remember(NAME_FILE, sidecar)
     return sidecar
 
 
 def recover(directory: Path, knowledge: Knowledge, entries: dict[str, list[tuple[str, bytes, int]]]) -> Found:
     """Find the end of an earlier run's log, and recall what its last segments know. Raises StoreError."""
-    paths = segment_paths(directory)
+    try:
+        paths = segment_paths(directory)
+    except OSError as error:
+        raise told(error, directory) from error
     found = Found()
     for path in paths[-RECALLED_SEGMENTS:]:
         segment = open_segment(path)
@@ -155,7 +161,7 @@ def _walk(
         sequence = frame.last
         end = frame.at + FRAME_BYTES + len(frame.payload)
         before = frame.head
-        for number, payload in enumerate(payloads_of(frame), frame.sequence):
+        for number, payload in enumerate(payloads_of(frame.payload), frame.sequence):
             if payload is None:
                 continue
             hlc_us = max(hlc_us, payload.hlc_us)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-import msgspec
-
 from meshd.trace import kinds
-from meshd.trace.indexing import INDEX_SUFFIX, index_of, keep_index, kept_index, places_of, together
-from meshd.trace.record import Event, Payload, decoder
+from meshd.trace.indexing import INDEX_SUFFIX, Index, Indexing, Part, keep_index, kept_index, places_of, together
+from meshd.trace.record import Event, payloads_of
 from meshd.trace.segment import (
     CHECK_BYTES,
     CHECKED_AT,
@@ -24,7 +23,6 @@ from meshd.trace.segment import (
     FRAME_BYTES,
     FRAME_BYTES_MAX,
     HEAD_BYTES,
-    MANY,
     Head,
     HeadNewer,
     aligned,
@@ -32,16 +30,13 @@ from meshd.trace.segment import (
     hash_of,
     head_of,
 )
-from meshd.trace.texts import SUFFIX, read_text
+from meshd.trace.texts import SUFFIX, files_in, read_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from meshd.trace.indexing import Index, Part
-
-_MANY: Final = bytes((MANY,))
-_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+PAGE_BYTES: Final = 4096
 
 
 class Frame(NamedTuple):
@@ -65,15 +60,17 @@ class Frame(NamedTuple):
 class Segment:
     """One file of a log, as it is read. Close it."""
 
-    __slots__ = ("_bytes", "_last", "_map", "head", "path", "size")
+    __slots__ = ("_bytes", "_last", "_map", "file_bytes", "head", "path", "size")
 
-    def __init__(self, path: Path, head: Head, mapped: mmap.mmap) -> None:
+    def __init__(self, path: Path, head: Head, data: mmap.mmap | bytes, file_bytes: int) -> None:
         self.path = path
         self.head = head
-        self._map = mapped
-        self._bytes = memoryview(mapped)
+        self._map = data
+        self._bytes = memoryview(data)
         self._last: tuple[int, list[Event | None]] = (-1, [])
-        self.size = len(mapped)
+        self.size = len(data)
+        """Of what is read: what was written to, at least."""
+        self.file_bytes = file_bytes
 
     @property
     def data(self) -> memoryview:
@@ -124,7 +121,7 @@ class Segment:
         sidecar, epoch = self.head.sidecar, self.head.epoch
         return [
             None if payload is None else Event(sidecar, epoch, sequence, frame.head, payload)
-            for sequence, payload in enumerate(payloads_of(frame), frame.sequence)
+            for sequence, payload in enumerate(payloads_of(frame.payload), frame.sequence)
         ]
 
     def event(self, place: int) -> Event | None:
@@ -141,44 +138,24 @@ class Segment:
         path = self.path.with_suffix(INDEX_SUFFIX)
         if is_full and (found := kept_index(path, self.size)) is not None:
             return found
-        made = index_of(self._placed(), self.size)
+        indexing = Indexing()
+        for frame in self.frames():
+            indexing.take(frame.at, frame.payload)
+        made = indexing.made(self.size)
         if is_full:
             keep_index(path, made)
         return made
 
-    def _placed(self) -> Iterator[tuple[int, Payload]]:
-        for frame in self.frames():
-            for place, payload in enumerate(payloads_of(frame), frame.at << 16):
-                if payload is not None:
-                    yield place, payload
+    def kept_index(self) -> Index | None:
+        """Return the index that stands beside it, None where there is none that readers go by."""
+        return kept_index(self.path.with_suffix(INDEX_SUFFIX), self.size)
 
     def close(self) -> None:
         """Let go of the file."""
         self._bytes.release()
-        with contextlib.suppress(BufferError):
-            self._map.close()
-
-
-def payloads_of(frame: Frame) -> list[Payload | None]:
-    """Return what a frame holds; None for each part of it that is no event of a form that is known here."""
-    return [None if part is None else _payload(part) for part in parts_of(frame.payload)]
-
-
-def parts_of(payload: memoryview) -> Sequence[memoryview | msgspec.Raw | None]:
-    """Return the events of a record as they are encoded; one None where they cannot be told apart."""
-    if payload[:1] != _MANY:
-        return [payload]
-    try:
-        return _split(payload)
-    except msgspec.MsgspecError:
-        return [None]
-
-
-def _payload(data: memoryview | msgspec.Raw) -> Payload | None:
-    try:
-        return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
-        return None
+        if isinstance(self._map, mmap.mmap):
+            with contextlib.suppress(BufferError):
+                self._map.close()
 
 
 class Unreadable(NamedTuple):
@@ -191,26 +168,43 @@ class Unreadable(NamedTuple):
 
 
 def segment_paths(directory: Path) -> list[Path]:
-    """Return the files of a log, oldest first."""
-    return sorted(directory.glob("log-*.seg"))
+    """Return the files of a log, oldest first; none where there is no directory. Raises OSError."""
+    return files_in(directory, ".seg", "log-")
 
 
 def open_segment(path: Path) -> Segment | Unreadable | None:
     """Open a segment to read it; None where it is gone."""
     try:
         with path.open("rb") as stream:
-            mapped = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+            fd = stream.fileno()
+            size, head = os.fstat(fd).st_size, head_of(os.pread(fd, HEAD_BYTES, 0))
+            if head is None:
+                return Unreadable(path, "its head is damaged" if size else "it is empty")
+            # One that was cut to what it holds is not cut again. The others may be while they are read, and to touch
+            # memory that is mapped to what is no longer there ends the process.
+            is_cut = size != head.size
+            data = mmap.mmap(fd, 0, prot=mmap.PROT_READ) if is_cut else _copied(fd, size)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        return Unreadable(path, str(getattr(error, "strerror", None) or error))
-    try:
-        head = head_of(mapped[:HEAD_BYTES])
     except HeadNewer as error:
         return Unreadable(path, f"it was written by a newer meshd ({error})", is_newer=True)
-    if head is None:
-        return Unreadable(path, "its head is damaged")
-    return Segment(path, head, mapped)
+    except (OSError, ValueError) as error:
+        return Unreadable(path, str(getattr(error, "strerror", None) or error))
+    return Segment(path, head, data, size)
+
+
+def _copied(fd: int, size: int) -> bytes:
+    """Return what was written to a segment that another process may still write to, without the zeros at its end.
+
+    The last page is read first: whatever it has was written after all before it, which is read later.
+    """
+    zeros = bytes(PAGE_BYTES)
+    pages: list[bytes] = []
+    for at in range((size - 1) // PAGE_BYTES * PAGE_BYTES, -1, -PAGE_BYTES):
+        page = os.pread(fd, PAGE_BYTES, at)
+        if pages or page != zeros[: len(page)]:
+            pages.append(page)
+    return b"".join(reversed(pages))
 
 
 def first_of(path: Path) -> int:
@@ -228,6 +222,8 @@ class Reader:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
+        self.unreadable: dict[str, str] = {}
+        """Files that were met and could not be read, and why."""
 
     @property
     def sidecar(self) -> str:
@@ -240,12 +236,14 @@ class Reader:
         """Yield each readable segment that may have events beyond `after`, oldest first, with whether it is full. Who
         asks closes them."""
         paths = segment_paths(self.directory)
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip(paths, [*paths[1:], None], strict=False):
             if following is not None and after >= 0 and first_of(following) - 1 <= after:
                 continue
             found = open_segment(path)
             if isinstance(found, Segment):
                 yield found, following is not None
+            elif found is not None:
+                self.unreadable[path.name] = found.why
 
     def segments(self, after: int = -1) -> Iterator[tuple[Segment, bool]]:
         """Do the same; each is closed when the next is asked for."""

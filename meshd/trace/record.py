@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from meshd.clocks import Clock
 from meshd.trace.kinds import FACTS, NAMES
+from meshd.trace.segment import MANY
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+CALLERS: Final = 0x80
+"""Among a span's flags, of which traceparent has the lowest bits."""
 
 
 class Payload(msgspec.Struct, array_like=True, frozen=True):
@@ -26,7 +33,8 @@ class Payload(msgspec.Struct, array_like=True, frozen=True):
     causes: tuple[int | str, ...] = ()
     """Sequences of this sidecar and epoch, or ids of events."""
     span: bytes = b""
-    """Trace id, span id and flags: 16, 8 and 1 bytes; none where no span is kept."""
+    """Trace id, span id and flags: 16, 8 and 1 bytes; none where no span is kept. With CALLERS among the flags it is
+    the span of whoever called, since meshd made none."""
     digest: bytes = b""
     """SHA-256 of the payload, where there is one and it was short enough to be digested."""
     facts: tuple[Any, ...] = ()
@@ -72,6 +80,11 @@ class Event(msgspec.Struct, frozen=True):
         return dict(zip(FACTS.get(self.payload.kind, ()), self.payload.facts, strict=False))
 
 
+def callers(span: bytes) -> bytes:
+    """Return a span as the caller's."""
+    return span[:24] + bytes((span[24] | CALLERS,)) if len(span) == 25 else b""
+
+
 def event_id(sidecar: str, epoch: int, sequence: int) -> str:
     """Return an event's id as text."""
     return f"{sidecar}-{epoch}-{sequence}"
@@ -86,3 +99,27 @@ def read_event_id(text: str) -> tuple[str, int, int] | None:
 
 
 decoder = msgspec.msgpack.Decoder(Payload)
+_split = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_MANY: Final = bytes((MANY,))
+
+
+def parts_of(record: memoryview) -> Sequence[memoryview | msgspec.Raw | None]:
+    """Return the events of a record as they are encoded; one None where they cannot be told apart."""
+    if record[:1] != _MANY:
+        return [record]
+    try:
+        return _split(record)
+    except msgspec.MsgspecError:
+        return [None]
+
+
+def payloads_of(record: memoryview) -> list[Payload | None]:
+    """Return what a record holds; None for each part of it that is no event of a form that is known here."""
+    return [None if part is None else _payload(part) for part in parts_of(record)]
+
+
+def _payload(data: memoryview | msgspec.Raw) -> Payload | None:
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -75,8 +75,13 @@ class Retention:
         return gone
 
     def _sizes(self) -> list[Size]:
-        found = []
-        for path in segment_paths(self._directory):
+        found: list[Size] = []
+        try:
+            paths = segment_paths(self._directory)
+        except OSError as error:
+            log.warning("%s cannot be listed: %s", self._directory, error.strerror)
+            return found
+        for path in paths:
             try:
                 told = path.stat()
             except OSError:

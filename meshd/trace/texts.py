@@ -1,7 +1,8 @@
 """What agents say of themselves, beside the log: there it can be erased, and the log still holds its digest.
 
 A file of texts belongs to each segment of the log, and goes with it. A text is a length, a checksum, its SHA-256 and
-its bytes. An erased one keeps its length and its digest, and has zeros in place of its bytes.
+its bytes, which are its own only where they have that digest: a checksum anybody can make fit. An erased one keeps its
+length and its digest, and has zeros in place of its bytes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Text(NamedTuple):
     digest: bytes
     """SHA-256."""
     data: bytes
-    """Empty where it was erased, or is damaged."""
+    """Empty where it was erased, or has another digest."""
+    is_erased: bool = False
 
 
 class Texts:
@@ -93,11 +95,21 @@ def texts_in(path: Path) -> Iterator[Text]:
             at = stream.tell()
 
 
+def files_in(directory: Path, suffix: str, prefix: str = "") -> list[Path]:
+    """Return a directory's files of a name, in their order; none where it is not there. Raises OSError: what cannot be
+    listed is not empty, as `Path.glob` takes it to be."""
+    try:
+        paths = sorted(directory.iterdir())
+    except FileNotFoundError:
+        return []
+    return [path for path in paths if path.name.startswith(prefix) and path.name.endswith(suffix)]
+
+
 def erase(directory: Path, digest: bytes) -> int:
     """Overwrite every copy of the text with this digest; return how many there were. Raises OSError."""
     count = 0
-    for path in sorted(directory.glob(f"*{SUFFIX}")):
-        places = [text.at for text in texts_in(path) if text.digest == digest and text.data]
+    for path in files_in(directory, SUFFIX):
+        places = [text.at for text in texts_in(path) if text.digest == digest and not text.is_erased]
         if not places:
             continue
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -115,10 +127,10 @@ def erase(directory: Path, digest: bytes) -> int:
 def _next(front: bytes, at: int, read: object) -> Text | None:
     if len(front) < _FRONT.size:
         return None
-    length, check, digest = _FRONT.unpack(front)
+    length, _, digest = _FRONT.unpack(front)
     if length > TEXT_BYTES_MAX:
         return None
     data: bytes = read(length)  # type: ignore[operator]
     if len(data) < length:
         return None
-    return Text(at, digest, data if zlib.crc32(data) == check else b"")
+    return Text(at, digest, data if sha256(data).digest() == digest else b"", not any(data))

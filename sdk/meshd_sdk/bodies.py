@@ -56,15 +56,20 @@ def decode(payload: bytes, content_type: str, call_id: str = "") -> Any:
 
 
 def encode(value: Any, content_type: str = "") -> tuple[bytes, str]:
-    """Return (payload, media type) of what a caller sends or a handler returns. TypeError where JSON has no word."""
+    """Return (payload, media type) of what a caller sends or a handler returns. Raises TypeError and ValueError where
+    JSON has no word for it."""
     if isinstance(value, Reply):
         return value.payload, content_type or value.content_type
     if isinstance(value, bytes | bytearray | memoryview):
         return bytes(value), content_type or BYTES
     if isinstance(value, str) and content_type and not is_json(content_type):
         return value.encode(), content_type
-    text = json.dumps(value, default=_plain, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return text.encode("utf-8", "surrogatepass"), content_type or JSON
+    try:
+        text = _dumped(value, ensure_ascii=False)
+        return text.encode(), content_type or JSON
+    except UnicodeEncodeError:
+        # Half of a surrogate pair is no UTF-8, and JSON has an escape for it.
+        return _dumped(value, ensure_ascii=True).encode(), content_type or JSON
 
 
 class Lines:
@@ -82,6 +87,15 @@ class Lines:
         """Return the last value, where no newline came after it."""
         rest, self._rest = self._rest, b""
         return [decode(rest, JSON)] if rest.strip() else []
+
+
+def _dumped(value: Any, *, ensure_ascii: bool) -> str:
+    try:
+        return json.dumps(value, default=_plain, ensure_ascii=ensure_ascii, allow_nan=False, separators=(",", ":"))
+    except RecursionError:
+        raise ValueError("the value is nested too deeply to be written as JSON") from None
+    except ValueError as error:
+        raise ValueError(f"the value cannot be written as JSON: {error}") from None
 
 
 def _plain(value: Any) -> Any:

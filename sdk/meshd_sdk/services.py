@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from meshd_sdk.backoff import delay_s
-from meshd_sdk.errors import CallFailed, Failure, NoSidecar
+from meshd_sdk.errors import CallFailed, Failure, Malformed, NoSidecar
 from meshd_sdk.link import Balance, Charged, Given, Opening, Usage
 from meshd_sdk.messages import approval_of, ask_of, balance_of, duration, given_of, open_of, state_of
 from meshd_sdk.statuses import failure_of_rpc
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from meshd_sdk.approvals import Approval, Wish
 
+REQUEST_BYTES_MAX: Final = 4 * 2**20
+"""What the sidecar reads of one message."""
 ATTEMPTS_MAX: Final = 5
 """More than a sidecar breaks that is started anew three times in a row. All that is asked here may be asked again: each
 request carries an id of its own, or changes nothing that counts."""
@@ -139,6 +141,11 @@ class Services:
     async def _ask(self, method: Callable[[grpc.aio.Channel], Any], request: Any) -> Any:
         """Ask, again where the connection broke; raise what the sidecar says, NoSidecar where it stays away."""
         last: grpc.aio.AioRpcError | None = None
+        if (size := request.ByteSize()) > REQUEST_BYTES_MAX:
+            words = (
+                f"the request has {size} bytes, and a sidecar takes {REQUEST_BYTES_MAX}: keep large things elsewhere"
+            )
+            raise Malformed(f"{words}, and send where they are", code="RESOURCE_EXHAUSTED", reason="too_large")
         for _ in range(ATTEMPTS_MAX):
             try:
                 async with asyncio.timeout(ANSWER_S):

@@ -12,13 +12,14 @@ async with ctx.state.checkout("plan") as held:         nobody else commits meanw
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd_sdk.bodies import encode
 from meshd_sdk.errors import LeaseHeld, LeaseLost, MeshError, StateConflict
 from meshd_sdk.link import new_id
 from meshd_sdk.log import log
-from meshd_sdk.state_values import State, Wish, Written, key_of, number_of
+from meshd_sdk.state_values import ORDERS, State, Wish, Written, key_of, number_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -26,12 +27,6 @@ if TYPE_CHECKING:
     from meshd_sdk.link import Link
 
 LEASE_S: Final = 60.0
-_ORDERS: Final = {
-    "before": "its writer knew all that this workflow knows",
-    "after": "this workflow knows what its writer knew, and more",
-    "concurrent": "neither this workflow nor its writer knew of the other",
-    "equal": "this workflow knows what its writer knew",
-}
 
 
 class SharedState:
@@ -92,7 +87,7 @@ class SharedState:
         whole, id = key_of(key, scope), lease_id or new_id()
         state, holder = await self._link.state_check_out(self._token(), whole, id, lease)
         if holder is not None:
-            raise _error(whole, Written(state, "lease_held", "", holder))
+            raise _error(state.key or whole, Written(state, "lease_held", "", holder))
         held = CheckedOut(self, whole, id, lease, state if state.version else None)
         try:
             yield held
@@ -149,13 +144,13 @@ class SharedState:
     async def _written(self, wish: Wish) -> State:
         found = await self._link.state_write(self._token(), wish)
         if found.conflict:
-            raise _error(wish.key, found)
+            raise _error(found.state.key or wish.key, found)
         return found.state
 
     async def _renew(self, key: str, id: str, lease_s: float) -> None:
         state, holder = await self._link.state_check_out(self._token(), key, id, lease_s)
         if holder is not None:
-            raise _error(key, Written(state, "lease_lost", "", holder))
+            raise _error(state.key or key, Written(state, "lease_lost", "", holder))
 
 
 class CheckedOut:
@@ -208,12 +203,14 @@ def _error(key: str, found: Written) -> StateConflict:
         there = f"version {current.version} is there, which {current.writer} wrote"
         there += f" in workflow {current.workflow}" if current.workflow else ""
     if found.order:
-        there += f"; {_ORDERS.get(found.order, found.order)}"
+        there += f"; {ORDERS.get(found.order, found.order)}"
     holder = ""
     if lease is not None:
-        holder = f"{lease.agent or 'an agent'} has checked it out" + (f" in {lease.workflow}" if lease.workflow else "")
+        until = datetime.fromtimestamp(lease.until_s, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        where = f" in {lease.workflow}" if lease.workflow else ""
+        holder = f"{lease.agent or 'an agent'} has checked it out{where} until {until}"
     if found.conflict == "lease_held":
-        return LeaseHeld(f"{key} was not written: {holder}", current=current, order=found.order, lease=lease)
+        return LeaseHeld(f"{key} was not written: {holder}; {there}", current=current, order=found.order, lease=lease)
     if found.conflict == "lease_lost":
         words = f"{key} was not written: the lease has run out or was given back; {holder or there}"
         return LeaseLost(words, current=current, order=found.order, lease=lease)

@@ -11,6 +11,13 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 PREFIX: Final = "mesh://state/"
+ORDERS: Final = {
+    "before": "its writer knew all that this workflow knows",
+    "after": "this workflow knows what its writer knew, and more",
+    "concurrent": "neither this workflow nor its writer knew of the other",
+    "equal": "this workflow knows what its writer knew",
+}
+"""How what the caller's workflow knew relates to what a version's writer knew, in words."""
 SCOPES: Final = ("workflow", "agent", "tenant", "mesh")
 
 
@@ -88,6 +95,8 @@ class Written(NamedTuple):
 def key_of(key: str, scope: str) -> str:
     """Return a key as the API has it: one that begins with a scope as it is, any other one within `scope`, of the
     caller's own. Raises ValueError."""
+    if not isinstance(key, str):
+        raise ValueError(f"a key is a text, not {key!r}")
     if key.startswith(PREFIX) or key.split("/", 1)[0] in SCOPES:
         if scope:
             raise ValueError(f"{key!r} says itself to which scope it belongs: leave out scope={scope!r}")

@@ -15,6 +15,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshd.engines.port import StoreError
 from meshd.ledger import Ledger
+from meshd.state.objects import Place
+from meshd.state.record import OBJECTS
 from meshd_sdk.v1 import context_pb2
 from meshd_sdk.v1 import state_pb2 as pb
 from tests.api.house import House, house, refusal, until
@@ -298,6 +300,22 @@ async def test_a_watch_is_told_of_changes(tmp_path: Path) -> None:
         assert one.mesh.state is not None
         watching = one.mesh.state.watching
         await until(lambda: watching.count == 0)
+
+
+async def test_a_watch_is_told_of_what_begins_anew(tmp_path: Path) -> None:
+    """What has expired and was swept begins with version 1 again: less than the watch knew."""
+    async with house(tmp_path, POLICY) as one:
+        token = await token_of(one)
+        for base in range(3):
+            await commit(one, token, value=b"old", base=base)
+        watch = one.state.WatchState(pb.WatchStateRequest(token=token, key=PLAN))
+        assert (await watch.read()).object.version == 3
+        assert one.mesh.state is not None
+        await one.mesh.state.objects.forget(Place(OBJECTS, "workflow/w/plan"))
+        await commit(one, token, value=b"anew")
+        found = (await watch.read()).object
+        assert (found.version, found.value) == (1, b"anew")
+        watch.cancel()
 
 
 # ------------------------------------------------------------------ bad input, and a store that is away

@@ -63,7 +63,11 @@ def test_a_conflict_is_told_in_words(sidecar: Sidecar) -> None:
     refused = run(sidecar, "put", "mesh/two", "2")
     assert refused.exit_code == 4
     assert "nothing was written: mesh/two@1" in refused.output
+    assert "; " not in refused.output, "it was written in another workflow: clocks say nothing"
     assert told(sidecar, "get", "mesh/two") == "1"
+    told(sidecar, "put", "mesh/seen", "1", "--workflow", "w")
+    refused = run(sidecar, "put", "mesh/seen", "2", "--workflow", "w")
+    assert refused.output.endswith("; this workflow knows what its writer knew\n")
     absent = run(sidecar, "get", "mesh/none")
     assert (absent.exit_code, absent.output) == (3, "there is no mesh/none\n")
     absent = run(sidecar, "get", "mesh://state/mesh/two@7")
@@ -90,6 +94,10 @@ def test_short_names_belong_to_the_workflow(sidecar: Sidecar) -> None:
         (("get", "x", "--scope", "planet"), "scope is one of"),
         (("put", "mesh/x"), "either VALUE or --file"),
         (("put", "mesh/x", "{"), "that is no JSON"),
+        (("put", "mesh/x", "NaN"), "NaN is no JSON"),
+        (("put", "mesh/x", "[-Infinity]"), "that is no JSON"),
+        (("put", "mesh/x", '{"a": {"b": 1, "b": 2}}'), "'b' stands there twice"),
+        (("put", "mesh/x", "[" * 20_000 + "]" * 20_000), "that is no JSON"),
         (("put", "mesh/x", "--file", "/nowhere"), "cannot be read"),
         (("put", "mesh/x", "1", "--as", "bob"), "No agent bob has a place at this sidecar"),
     ],
@@ -99,6 +107,12 @@ def test_nonsense(sidecar: Sidecar, arguments: tuple[str, ...], words: str) -> N
     assert result.exit_code in (1, 2)
     assert words in result.output
     assert "Traceback" not in result.output
+
+
+def test_json_in_another_encoding_is_none(sidecar: Sidecar, tmp_path: Path) -> None:
+    (tmp_path / "value.json").write_bytes('{"a": 1}'.encode("utf-16"))
+    refused = run(sidecar, "put", "mesh/x", "--file", str(tmp_path / "value.json"))
+    assert (refused.exit_code, "that is no JSON" in refused.output) == (2, True)
 
 
 def test_without_a_daemon(tmp_path: Path) -> None:
@@ -117,3 +131,26 @@ def test_watch_tells_of_what_comes(sidecar: Sidecar) -> None:
         told(sidecar, "put", "mesh/watched", "2", "--base", "1")
         assert watching.stdout.readline().startswith("mesh/watched@2  ")
         watching.terminate()
+
+
+def test_watch_goes_on_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    policy = "agent: ann\n"
+    own = Sidecar(tmp_path / "home")
+    own.start(policy, MESHD_API="127.0.0.1:0")
+    command = [sys.executable, "-m", "meshd.cli", "state", "watch", "mesh/watched"]
+    env = environ(MESHD_HOME=str(own.home))
+    told(own, "put", "mesh/watched", "1")
+    pipe = subprocess.PIPE
+    try:
+        with subprocess.Popen(command, stdout=pipe, stderr=pipe, cwd=ROOT, env=env, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            assert watching.stdout.readline().startswith("mesh/watched@1  ")
+            own.kill()
+            assert watching.stderr.readline().startswith("waiting: ")
+            own.start(policy, MESHD_API="127.0.0.1:0")
+            told(own, "put", "mesh/watched", "2", "--base", "1")
+            assert watching.stdout.readline().startswith("mesh/watched@2  ")
+            watching.terminate()
+    finally:
+        own.kill()

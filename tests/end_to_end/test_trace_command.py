@@ -263,7 +263,7 @@ def test_what_was_said_can_be_erased_and_the_log_stays_whole(ran: Ran, tmp_path:
 
     digest = json.loads(run("demo", "--json").output.splitlines()[-1])["digest"]
     assert "1 erased" in run("--erase", digest).output
-    assert "decision (its words were erased)" in run("demo").output
+    assert "decision (its words are not there: erased, or changed)" in run("demo").output
     assert all(b"cheaper" not in path.read_bytes() for path in (home / DIRECTORY).iterdir())
     assert "said" not in json.loads(run("demo", "--json").output.splitlines()[-1])
     assert verify(home / DIRECTORY).problems == []
@@ -300,6 +300,55 @@ def test_follow_prints_what_comes(tmp_path: Path) -> None:
 def test_a_workflow_must_be_named(ran: Ran, arguments: list[str]) -> None:
     found = ran.run(*arguments)
     assert (found.exit_code, "WORKFLOW is missing" in found.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--follow", "--export", "prov"], ["--verify", "--replay", "x"], ["--erase", "0" * 64, "--verify"]],
+)
+def test_one_thing_is_done_at_a_time(ran: Ran, arguments: list[str]) -> None:
+    found = ran.run("demo", *arguments)
+    assert (found.exit_code, "do not go together" in found.output) == (2, True)
+
+
+@pytest.mark.parametrize(
+    "option", [["--json"], ["--export", "otlp"], ["--export", "cloudevents"], ["--export", "prov"]]
+)
+def test_json_is_utf8_whatever_the_terminal_is(tmp_path: Path, option: list[str]) -> None:
+    recorder = opened(tmp_path)
+    recorder.note(kinds.PUBLISHED, "w", ("é日", "topic", "é日", "ann"), agent="ann")
+    recorder.close()
+    command = [sys.executable, "-m", "meshd.cli", "trace", "w", "--home", str(tmp_path), *option]
+    found = subprocess.run(command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, check=False)
+    assert (found.returncode, found.stderr) == (0, b"")
+    assert "é日" in found.stdout.decode()
+
+
+def test_a_file_that_cannot_be_read_is_said_to_be_left_out(tmp_path: Path) -> None:
+    filled(tmp_path, 5).close()
+    filled(tmp_path, 5).close()
+    first, last = segment_paths(tmp_path / DIRECTORY)
+    first.write_bytes(bytes(first.stat().st_size))
+    for more, code in ((["w"], 0), (["w", "--json"], 0), ([], 0), (["none"], 1)):
+        found = CliRunner().invoke(main, ["trace", *more, "--home", str(tmp_path)])
+        assert (found.exit_code, f"{first} is left out: its head is damaged" in found.stderr) == (code, True)
+        assert last.name not in found.stderr
+
+
+def test_a_log_is_read_once_and_never_with_its_copy(tmp_path: Path) -> None:
+    filled(tmp_path / "a", 5).close()
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+
+    def run(*names: str, more: tuple[str, ...] = ()) -> Result:
+        homes = [part for name in names for part in ("--home", str(tmp_path / name))]
+        return CliRunner().invoke(main, ["trace", *more, *homes])
+
+    assert "workflow w: 5 events" in run("a", "a", "link", more=("w",)).output
+    shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    for more in (("w",), ("w", "--export", "prov"), ()):
+        found = run("a", "copy", more=more)
+        assert (found.exit_code, "logs of one sidecar" in found.output) == (1, True)
+    assert run("a", "copy", more=("--verify",)).exit_code == 0
 
 
 def test_where_there_is_no_trace_it_says_so(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from meshd.engines.bus_port import Event
+from meshd.engines.bus_sqlite import SqliteBus
 from meshd.engines.port import Change, StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from meshd.engines.sqlite import SCHEMA, SqliteStore
 from meshd.engines.sqlite_file import CHECKED_BYTES_MAX
@@ -244,3 +246,19 @@ async def test_a_file_that_may_not_be_written() -> None:
         directory.chmod(0o755)
     assert done.stdout.startswith("StoreReadOnly"), done.stdout + done.stderr
     assert "may not be written" in done.stdout
+
+
+async def test_its_files_are_for_their_owner_alone(tmp_path: Path) -> None:
+    """Wherever they lie: they hold answers, shared state and, of the bus, tokens."""
+    umask = os.umask(0)
+    try:
+        store, bus = SqliteStore(tmp_path / "store.db"), SqliteBus(tmp_path / "bus.db")
+        await store.write([Change("space", "key", b"value")])
+        await bus.publish([Event(topic="a", source="ann", data=b"{}")])
+        files = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+        await store.close()
+        await bus.close()
+    finally:
+        os.umask(umask)
+    assert {"store.db", "store.db-wal", "bus.db"} <= set(files)
+    assert set(files.values()) == {0o600}, files

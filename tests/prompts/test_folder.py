@@ -61,12 +61,20 @@ def test_what_stands_in_a_folder(folder: Path) -> None:
         ("summarise/1.4.0.md", "---\nautor: Ana\n---\nx", "1.4.0.md:2:1: ", "autor"),
         ("summarise/1.4.0.md", "---\n- a\n---\nx", "1.4.0.md:2:1: ", "object"),
         ("summarise/1.4.0.md", "---\nauthor: " + "a" * 200 + "\n---\nx", "1.4.0.md:1:1: ", "author has 200"),
+        ("summarise/1.4.0.md", '---\nauthor: "a\\e[31m"\n---\nx', "1.4.0.md:1:1: ", "author has a character"),
+        ("summarise/1.4.0.md", '---\nauthor: "a\\nb"\n---\nx', "1.4.0.md:1:1: ", "author has a character"),
+        ("summarise/1.4.0.md", '---\nnotes: "a\\e]0;x"\n---\nx', "1.4.0.md:1:1: ", "notes have a character"),
+        ("summarise/1.4.0.md", '---\nmodels: ["a\\tb"]\n---\nx', "1.4.0.md:1:1: ", "models have a character"),
         ("summarise/1.4.0.md", b"a\n\xff", "1.4.0.md:2:1: ", "UTF-8"),
         ("summarise/1.4.0.md", "x" * (TEXT_BYTES_MAX + 1), "1.4.0.md:1:1: ", "bytes"),
         ("summarise/1.4.0.md", "x" * (2 * TEXT_BYTES_MAX), "1.4.0.md:1:1: ", "bytes"),
         ("summarise/1.4.md", "x", "1.4.md:1:1: ", "no version"),
         ("summarise/labels.yaml", "production: 9.9.9", "labels.yaml:1:1: ", "no version 9.9.9"),
         ("summarise/labels.yaml", "production: {1.2.0: 0}", "labels.yaml:1:1: ", "share"),
+        ("summarise/labels.yaml", "staging: 1.2.0\nproduction: 9.9.9", "labels.yaml:2:1: ", "no version 9.9.9"),
+        ("summarise/labels.yaml", "a: 1.2.0\nproduction: {1.2.0: 1, 1.2.0: 99}", "labels.yaml:2:24: ", "twice"),
+        ("summarise/labels.yaml", "a: 1.2.0\na: 1.3.0", "labels.yaml:2:1: ", "'a' stands there twice"),
+        ("summarise/1.4.0.md", "---\nnotes: b\nauthor: a\nauthor: b\n---\nx", "1.4.0.md:4:1: ", "'author' stands"),
         ("summarise/labels.yaml", "v1: 1.2.0", "labels.yaml:1:1: ", "no label"),
         ("summarise/labels.yaml", "production: 1.2", "labels.yaml:1:1: ", "production"),
         ("summarise/labels.yaml", "a: b: c", "labels.yaml:1:5: ", "not YAML"),
@@ -91,6 +99,11 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 def test_lines_of_windows_are_lines() -> None:
     prompt = read_prompt(b"---\r\nauthor: Ana\r\n---\r\nSay\r\nit.\r\n", "a", "1.0.0")
     assert (prompt.text, prompt.author) == ("Say\nit.", "Ana")
+
+
+def test_notes_may_have_lines() -> None:
+    prompt = read_prompt(b"---\nauthor: Zo\xc3\xab \xf0\x9f\x90\x9d\nnotes: |\n  a\n  \tb\n---\nx", "a", "1.0.0")
+    assert (prompt.author, prompt.notes) == ("Zoë 🐝", "a\n\tb")
 
 
 def test_a_yaml_bomb_is_no_prompt() -> None:

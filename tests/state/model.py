@@ -31,11 +31,12 @@ class Model:
         """Return what became of it, and the version that is there."""
         thing = self._at(key, now_s)
         current = thing.versions[-1][0] if thing.versions else 0
-        for number, _, id in thing.versions:
-            if commit_id and id == commit_id and number > base:
+        for number, kept, id in thing.versions:
+            if commit_id and (kept, id) == (value, commit_id) and number > base:
                 return "done", number
-        if commit_id and thing.deletion is not None and thing.deletion[1] == commit_id and thing.deletion[0] > base:
-            return "done", thing.deletion[0]
+        gone = thing.deletion if value is None else None
+        if commit_id and gone is not None and gone[1] == commit_id and gone[0] > base:
+            return "done", gone[0]
         if lease_id and (thing.lease is None or thing.lease[0] != lease_id):
             return "lease_lost", current
         if not lease_id and thing.lease is not None:

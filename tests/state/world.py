@@ -38,8 +38,9 @@ class World:
         ends_s: float = 0.0,
         keep: Keep = KEEP,
         writer: str = "ann",
+        workflow: str = "w",
     ) -> Version | Conflict:
-        draft = Version(0, 0, writer, "w", self.now_s, commit=commit, is_deleted=is_deleted)
+        draft = Version(0, 0, writer, workflow, self.now_s, commit=commit, is_deleted=is_deleted)
         place = key if isinstance(key, Place) else place_of(key_of(key))
         return await self.objects.commit(place, Wish(draft, value, base, lease), keep, ends_s)
 

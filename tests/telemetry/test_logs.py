@@ -144,6 +144,12 @@ PIECES = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("said", ["prompt://summarise@^1.2?topic=bees", "prompt://NAME, prompt://NAME@VERSION"])
+def test_a_prompts_name_is_no_password(said: str) -> None:
+    assert redact.text(said) == said
+    assert redact.MARK in redact.text(f"xprompt://u:{CANARY}@host")
+
+
 @pytest.mark.parametrize("piece", PIECES)
 def test_a_megabyte_of_nonsense_is_redacted_in_time(piece: str) -> None:
     # A pattern that tries every start against every end took a second for 16 kB; this would take hours.
