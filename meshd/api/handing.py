@@ -36,6 +36,7 @@ LATE: Final = "late"
 EXPIRED: Final = "expired"
 """What becomes of an attempt, beside what its handler says of it: it was the last, what is said comes too late, or the
 event was of no more use before anybody was handed it."""
+UNTIMELY: Final = "it was not handed over in its time, and went back unseen"
 _PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE})
 """What may be otherwise in a while."""
 log = logging.getLogger("meshd.api")
@@ -124,8 +125,8 @@ async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed
 
 
 async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery: Delivery) -> Handed | None:
-    """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back.
-    Raises StoreError."""
+    """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back, or
+    another's by then. Raises StoreError."""
     handed = _taken(mesh, agent, delivery)
     if is_expired(delivery.event, mesh.wall_clock()):
         await _let_go(mesh, subscription, handed)
@@ -140,8 +141,20 @@ async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery:
     except Refused as refused:
         await _keep_back(mesh, subscription, handed, refused)
         return None
+    if not await is_held(mesh, subscription, handed):
+        return None
     mesh.event_counts.handed(delivery.event.topic)
     return handed
+
+
+async def is_held(mesh: Mesh, subscription: Subscription, handed: Handed) -> bool:
+    """Say whether an agent may be handed an event at this moment; to be asked right before it is. Where not, the event
+    was given back, and that is written down."""
+    if await subscription.holds(handed.delivery):
+        return True
+    if handed.noted:
+        _ended(mesh, subscription, handed, LATE, UNTIMELY, (handed.noted,))
+    return False
 
 
 def _taken(mesh: Mesh, agent: str, delivery: Delivery) -> Handed:

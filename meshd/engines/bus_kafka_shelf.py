@@ -22,7 +22,7 @@ from meshd.engines.bus_kafka_journal import (
 )
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, EventMalformed, Position, Published, Verdict
 from meshd.engines.bus_rows import OUT, SET_BACK_MS
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
+from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled
 from meshd.engines.port import StoreError, StoreUnable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _counted(
     return counted
 
 
-class Shelf:
+class Shelf(Patient):
     """See the module."""
 
     is_crowded = False
@@ -229,25 +229,23 @@ class Shelf:
         return deliveries
 
     def _held(self, rows: Rows, deliveries: list[Delivery]) -> list[Delivery]:
-        """Return what this sidecar may still have handled, as far as it knows at this moment.
+        """Return what is still this sidecar's, as far as it has read by now, whatever the time is here: by another's
+        clock it may have been over, so that others have been handed it since, and have settled it.
 
-        Where it was cut off or stood still it reads late what it has begun. Others may have been handed that meanwhile,
-        and have settled it: what says so may have been read by now, or stand further on in the journal. So what has run
-        out of time is given back as unseen, which does nothing where others have it, and is asked for anew.
+        What an earlier attempt has settled meanwhile is given back as unseen, and is then done.
         """
-        now_ms = self.log.now_ms()
         held: list[Delivery] = []
-        late: list[tuple[int, int]] = []
+        done: list[tuple[int, int]] = []
         for one in deliveries:
             row = rows.rows.get(one.place)
             if row is None or (row.state, row.attempt, row.owner) != (OUT, one.attempt, self.log.sidecar):
                 continue
-            if row.is_done or row.due_ms <= now_ms:
-                late.append((one.place, one.attempt))
+            if row.is_done:
+                done.append((one.place, one.attempt))
             else:
                 held.append(one)
-        if late:
-            self.log.write_quietly(GiveBack(*self.log.head(), rows.number, late, is_unseen=True))
+        if done:
+            self.log.write_quietly(GiveBack(*self.log.head(), rows.number, done, is_unseen=True))
         return held
 
     @_counted

@@ -12,7 +12,7 @@ from meshd.engines.bus_event import matcher, sequence_text, size_of
 from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_memory_group import Group, Kept, Pending
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Topic, Verdict
-from meshd.engines.bus_shelf import HandedOut, Settled, check_place, full
+from meshd.engines.bus_shelf import HandedOut, Patient, Settled, check_place, full
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
 from meshd.engines.port import Ability, StoreClosed, StoreFull
 
@@ -41,8 +41,8 @@ class MemoryBus(BusFront):
         super().__init__(_Shelf(terms, clock), terms, clock)
 
 
-class _Shelf:
-    """`meshd.engines.bus_front.Shelf`, whose methods never wait."""
+class _Shelf(Patient):
+    """`meshd.engines.bus_shelf.Shelf`, whose methods never wait."""
 
     def __init__(self, terms: Terms, clock: Clock) -> None:
         self._terms = terms

@@ -54,10 +54,20 @@ class Known:
 
 
 class Shelf(Publishing):
-    """See the module. `stir` is called with the number of a group for which there may be something."""
+    """See the module. `stir` is called with the number of a group for which there may be something; a sidecar that does
+    not answer twice, `absent_s` apart, has lost what it had."""
 
-    def __init__(self, streams: Streams, terms: Terms, clock: Clock, sidecar: str, stir: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        terms: Terms,
+        clock: Clock,
+        sidecar: str,
+        stir: Callable[[int], None],
+        absent_s: float,
+    ) -> None:
         super().__init__(streams, terms, clock, sidecar)
+        self.sure_s = absent_s
         self._stir = stir
         self._known: dict[str, Known] = {}
         """By the subject of the journal."""
@@ -209,6 +219,12 @@ class Shelf(Publishing):
         got = await asyncio.gather(*(group.event(place, row.letter) for place, row in lacking)) if lacking else []
         events = {place: event for (place, _), event in zip(lacking, got, strict=True)}
         return [events[place] if place in events else (read[place].event, read[place].why) for place, _ in begun]
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        self.check()
+        one = self._numbers[group].group
+        await one.catch_up()
+        return await one.ask(lambda _: one.rows.is_out(attempt, self.sidecar))
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str

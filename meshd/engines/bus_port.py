@@ -185,6 +185,18 @@ class Subscription(Protocol):
         """
         ...
 
+    async def holds(self, delivery: Delivery) -> bool:
+        """Say whether a delivery may be handed to its handler at this moment; to be asked right before that.
+
+        Where too little of its time is left, or the engine has taken this sidecar for gone, another may have it by now,
+        and have settled it. It is then given back as unseen. `next` has asked when it returns.
+        """
+        ...
+
+    def is_sure(self, delivery: Delivery) -> bool:
+        """Say whether that is so without asking anybody: where not, `holds` may find it so all the same."""
+        ...
+
     async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
         """End an attempt of which nothing will be heard: the event goes to others at once, marked, or is a dead letter
         where it was the last. With `is_unseen` nobody was handed it: the attempt does not count, and it is not marked.

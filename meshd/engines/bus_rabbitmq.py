@@ -56,7 +56,7 @@ class RabbitBus(BusFront):
         where = f"the rabbitmq bus at {url.host}:{server.port(url)}"
         time = clock or server.ServerClock()
         self._log = Log(url, where, terms, time, self._heard, gone_s, sizes)
-        self._remote = LogShelf(self._log, terms)
+        self._remote = LogShelf(self._log, terms, gone_s)
         super().__init__(self._remote, terms, time)
 
     @staticmethod

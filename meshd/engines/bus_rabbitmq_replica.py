@@ -70,6 +70,10 @@ FORM: Final = Format(APPLICATION_ID, SCHEMA, TABLES.tables + _REPLICA, "UPDATE c
 _REFUSED: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """What SQLite says of a command, and not of this machine: the same to every sidecar."""
 _DUE = "SELECT min(due_ms) FROM pending WHERE grp = ? AND state IN (2, 3)"
+_HELD = (
+    "SELECT 1 FROM holding JOIN pending USING (sequence, grp, attempt) JOIN grp ON number = holding.grp "
+    "WHERE sequence = ? AND attempt = ? AND sidecar = ? AND name = ? AND topic = ? AND state = 2 AND NOT is_done"
+)
 _COUNT = "UPDATE counter SET value = ? WHERE name = ?"
 
 
@@ -296,6 +300,11 @@ class Replica(ReplayingShelf):
         for one in several:
             self._let_go(number, one)
         self.give_back(number, several, is_unseen, self._now_ms)
+
+    def is_held(self, group: Group, attempt: Attempt) -> bool:
+        """Say whether an attempt is this sidecar's, as far as the log has been read."""
+        found = self.connection.execute(_HELD, (*attempt, self._sidecar, group.name, group.topic))
+        return found.fetchone() is not None
 
     def _let_go(self, group: int, attempt: Attempt) -> None:
         self.connection.execute(

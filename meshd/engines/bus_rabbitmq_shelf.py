@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 class LogShelf:
     """`meshd.engines.bus_shelf.Replays`. Numbers of groups are this sidecar's own."""
 
-    def __init__(self, log: Log, terms: Terms) -> None:
+    def __init__(self, log: Log, terms: Terms, gone_s: float) -> None:
+        """`gone_s`: how long a sidecar that lost its connection has what it had."""
+        self.sure_s = gone_s
         self._log = log
         self._terms = terms
         self._groups: list[Group] = []
@@ -86,6 +88,10 @@ class LogShelf:
         self._look_at_log()
         self._out.setdefault(one, set()).update(Attempt(each.place, each.attempt) for each in handed.deliveries)
         return handed
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        one = self._groups[group]
+        return not self._is_void(one, attempt) and await self._log.look(lambda replica: replica.is_held(one, attempt))
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str

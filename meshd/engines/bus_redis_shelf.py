@@ -15,7 +15,7 @@ from meshd.engines.bus_redis_look import KEPT, TOPICS
 from meshd.engines.bus_redis_scripts import GIVE_BACK, JOIN, KEEP, OPEN, SETTLE, TAKE
 from meshd.engines.bus_redis_trim import LETTER, LETTERS, POSITIONS, REDRIVE, TRIM
 from meshd.engines.bus_redis_untold import Owed, Untold
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, check_place, full
+from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, check_place, full
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.redis_server import words_of
 from meshd.engines.redis_wire import ReplyError, Wire
@@ -53,7 +53,7 @@ class _Group:
         """What subscribers of this sidecar have, and as which taker: until its end has been said, or is owed."""
 
 
-class RedisShelf:
+class RedisShelf(Patient):
     """See the module. `taker` is who took what is out, anew with each connection."""
 
     def __init__(

@@ -154,6 +154,11 @@ class GroupRows(Generic[L]):
         """Say whether an event of a key that the group comes to must wait behind another."""
         return bool(key) and key in self._held
 
+    def is_out(self, attempt: tuple[int, int], owner: str) -> bool:
+        """Say whether an attempt, by place and number, is under way, and this sidecar's."""
+        row = self.rows.get(attempt[0])
+        return row is not None and (row.state, row.attempt, row.owner, row.is_done) == (OUT, attempt[1], owner, False)
+
     def is_kept(self, place: int, gone_ms: int) -> bool:
         """Say whether an event stays although it is too old: somebody is at it, or asked for it again."""
         row = self.rows.get(place)

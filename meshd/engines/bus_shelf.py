@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+import math
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import StartGone
@@ -41,9 +42,24 @@ class Attempt(NamedTuple):
     place: int
     number: int
 
+    @classmethod
+    def of(cls, delivery: Delivery) -> Attempt:
+        """Return the one that a delivery is."""
+        return cls(delivery.place, delivery.attempt)
+
 
 class Shelf(Protocol):
     """What an engine does. `group` is a number that it gave; each method is one step, made whole or not at all."""
+
+    @property
+    def sure_s(self) -> float:
+        """For how long at least, from when it was asked for, an attempt is this sidecar's even where the engine takes
+        that for gone. Nothing but its handling time ends it before."""
+        ...
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        """Ask the engine whether an attempt is under way, and this sidecar's."""
+        ...
 
     @property
     def is_crowded(self) -> bool:
@@ -94,6 +110,16 @@ class Shelf(Protocol):
     async def close(self) -> None:
         """Let go."""
         ...
+
+
+class Patient:
+    """The part of a shelf whose engine takes no sidecar for gone: attempts are ended by their handling time alone."""
+
+    sure_s: Final = math.inf
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        """Say so until that is over."""
+        return True
 
 
 class Replays(Shelf, Protocol):

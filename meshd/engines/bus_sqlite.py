@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from meshd.engines.bus_front import BusFront
-from meshd.engines.bus_shelf import HandedOut, Settled, counted_in_parts, kept_in_parts
+from meshd.engines.bus_shelf import HandedOut, Patient, Settled, counted_in_parts, kept_in_parts
 from meshd.engines.bus_sqlite_replay import ReplayingShelf
 from meshd.engines.bus_sqlite_shelf import FORMAT
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
@@ -66,7 +66,7 @@ class SqliteBus(BusFront):
         super().__init__(_Thread(file, shelf, clock), terms, clock)
 
 
-class _Thread:
+class _Thread(Patient):
     """The shelf, asked through its file's thread."""
 
     def __init__(self, file: SqliteFile, shelf: ReplayingShelf, clock: Clock) -> None:
