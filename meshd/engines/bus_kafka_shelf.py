@@ -16,13 +16,13 @@ from meshd.engines.bus_kafka_journal import (
     GiveBack,
     Join,
     Leave,
-    Redrive,
+    Revive,
     SetBack,
     Settle,
 )
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, EventMalformed, Position, Published, Verdict
 from meshd.engines.bus_rows import OUT, SET_BACK_MS
-from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled
+from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, ordinal
 from meshd.engines.port import StoreError, StoreUnable
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class Shelf(Patient):
                 last = self.log.head()[:3]
                 await self.log.ask(Settle(*last, 0, rows.number, place, row.attempt, Verdict.RETRY, 0, GONE))
             else:
-                deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
+                deliveries.append(Attempt(place, row.attempt).handed(event, is_marked=row.is_marked))
         return deliveries
 
     def _held(self, rows: Rows, deliveries: list[Delivery]) -> list[Delivery]:
@@ -237,11 +237,11 @@ class Shelf(Patient):
         held: list[Delivery] = []
         done: list[tuple[int, int]] = []
         for one in deliveries:
-            row = rows.rows.get(one.place)
-            if row is None or (row.state, row.attempt, row.owner) != (OUT, one.attempt, self.log.sidecar):
+            attempt, row = Attempt.of(one), rows.rows.get(one.place)
+            if row is None or (row.state, row.attempt, row.owner) != (OUT, attempt.number, self.log.sidecar):
                 continue
             if row.is_done:
-                done.append((one.place, one.attempt))
+                done.append(attempt)
             else:
                 held.append(one)
         if done:
@@ -252,7 +252,7 @@ class Shelf(Patient):
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
-        wait_s = self.terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self.terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         said = Settle(*self.log.head(), group, *attempt, verdict, round(wait_s * 1000), reason)
         return await self.log.ask(said)  # type: ignore[no-any-return]
 
@@ -280,7 +280,7 @@ class Shelf(Patient):
                 rows.name,
                 rows.topic,
                 event or Event("", "", sequence=sequence_text(letter.place)),
-                letter.attempts,
+                ordinal(letter.attempts),
                 letter.reason,
                 letter.died_ms / 1000,
             )
@@ -290,7 +290,7 @@ class Shelf(Patient):
     @_counted
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
         wanted = [id for id in ids if 0 < id < 2**63]
-        return await self.log.ask(Redrive(*self.log.head(), group, wanted))  # type: ignore[no-any-return]
+        return await self.log.ask(Revive(*self.log.head(), group, wanted))  # type: ignore[no-any-return]
 
     # What is too old.
 

@@ -19,7 +19,7 @@ from meshd.engines.bus_nats_message import Letter as LetterBody
 from meshd.engines.bus_nats_message import found, read_letter, written_letter
 from meshd.engines.bus_nats_rows import FORMAT, Entry, Letter, Rows
 from meshd.engines.bus_port import Event
-from meshd.engines.bus_shelf import Attempt
+from meshd.engines.bus_shelf import Attempt, ordinal
 from meshd.engines.nats_consumer import Consumer
 from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
 
@@ -331,10 +331,12 @@ class Group:
         """Write the body of a dead letter, once, however often this is tried, and name it in the draft."""
         streams, row = self._streams, burial.row
         event, _ = await self.event(burial.place, row.letter)
-        letter = LetterBody(self.rows.group, self.rows.topic, event, burial.place, row.attempt, burial.reason, now_ms)
+        letter = LetterBody(
+            self.rows.group, self.rows.topic, event, burial.place, ordinal(row.attempt), burial.reason, now_ms
+        )
         headers, data = written_letter(letter, f"{row.letter}")
         ack = await streams.put(streams.dead, streams.letters(self.rows.group), data, headers)
-        self.rows.put_letter(ack.seq, Letter(burial.place, row.key, row.is_marked, now_ms))
+        self.rows.put_letter(ack.seq, Letter(burial.place, row.key, row.is_marked, now_ms, row.attempt))
         log.warning("event %d is a dead letter of the group %s (%s)", burial.place, self.rows.group, self.rows.topic)
 
     async def event(self, place: int, letter: int) -> tuple[Event, str]:

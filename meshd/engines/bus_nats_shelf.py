@@ -13,9 +13,9 @@ from meshd.engines.bus_nats_group import Group
 from meshd.engines.bus_nats_message import own, read_letter, told_letter
 from meshd.engines.bus_nats_publish import Publishing
 from meshd.engines.bus_nats_reader import PULLED_MAX, Reader
-from meshd.engines.bus_port import Delivery, Position, Verdict
+from meshd.engines.bus_port import Position, Verdict
 from meshd.engines.bus_rows import OUT
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, ordinal
 from meshd.engines.nats_keys import decoded
 from meshd.engines.port import StoreClosed, StoreError, StoreFull, StoreUnable
 
@@ -179,11 +179,11 @@ class Shelf(Publishing):
                     attempt = Attempt(place, row.attempt)
                     await group.ask(lambda _, attempt=attempt, why=why: self._refuse(group, attempt, why))  # type: ignore[misc]
                 else:
-                    deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
+                    deliveries.append(Attempt(place, row.attempt).handed(event, is_marked=row.is_marked))
         except StoreError:
             group.is_in_doubt = True  # what was begun has been seen by nobody
             raise
-        group.live.update(Attempt(one.place, one.attempt) for one in deliveries)
+        group.live.update(map(Attempt.of, deliveries))
         is_more = len(begun) < len(handling_s) and may_read and not reader.is_waiting(rows.position)
         known.scan = min(known.scan * 4, PULLED_MAX) if is_more else 1
         due_ms = rows.due_ms()
@@ -231,7 +231,7 @@ class Shelf(Publishing):
     ) -> Settled:
         self.check()
         one = self._numbers[group].group
-        wait_ms = int((self.terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s) * 1000)
+        wait_ms = int((self.terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s) * 1000)
 
         async def settle() -> Settled:
             return await one.ask(lambda now_ms: one.rows.settle(attempt, verdict, wait_ms, reason, now_ms))

@@ -97,6 +97,8 @@ class Delivery(NamedTuple):
     """An earlier attempt may have been carried out, although nothing was heard of it."""
     place: int
     """Names the event within its bus."""
+    life: int = 0
+    """How often it was redriven before: then attempts are counted from 1 again."""
 
     @property
     def token(self) -> bytes:

@@ -17,6 +17,7 @@ import msgspec
 from meshd.engines.bus_rabbitmq_entry import (
     FORMAT,
     TYPE,
+    TYPES,
     Applied,
     Claim,
     Command,
@@ -35,6 +36,7 @@ from meshd.engines.bus_rabbitmq_entry import (
     Outcome,
     Positions,
     Redrive,
+    Revive,
     Settle,
     Trim,
     decode,
@@ -160,7 +162,7 @@ class Replica(ReplayingShelf):
 
     def _entry(self, message: Message) -> Entry | StoreError | None:
         """Return an entry; None for what another program put there."""
-        if message.type == f"{TYPE}{FORMAT}":
+        if message.type in TYPES:
             try:
                 return decode(message.body)
             except (msgspec.MsgspecError, RecursionError):
@@ -237,8 +239,10 @@ class Replica(ReplayingShelf):
                 self._return(group, attempts, is_unseen)
                 applied.freed.add(group)
                 return None
-            case Redrive(name, ids):
-                groups = [self._named(number) for number in self.redrive(name, tuple(ids), self._now_ms)]
+            case Redrive(name, ids) | Revive(name, ids):
+                goes_on = isinstance(command, Revive)
+                numbers = self.redrive(name, tuple(ids), self._now_ms, goes_on=goes_on)
+                groups = [self._named(number) for number in numbers]
                 applied.freed.update(groups)
                 return groups
             case Hello(numbers, floor):
@@ -285,7 +289,7 @@ class Replica(ReplayingShelf):
         deliveries, due_ms, is_more = self.hand_out(number, ends_ms, self._now_ms)
         self.connection.executemany(
             "INSERT OR REPLACE INTO holding VALUES (?, ?, ?, ?)",
-            [(one.place, number, one.attempt, sidecar) for one in deliveries],
+            [(one.place, number, Attempt.of(one).number, sidecar) for one in deliveries],
         )
         return HandedOut(deliveries, None if due_ms is None else due_ms / 1000, is_more)
 

@@ -14,11 +14,11 @@ from meshd.engines.bus_rabbitmq_entry import (
     Keep,
     Letters,
     Positions,
-    Redrive,
+    Revive,
     Settle,
     Trim,
 )
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts, ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +86,7 @@ class LogShelf:
         one = self._groups[group]
         handed: HandedOut = await self._log.ask(HandOut(one, [int(each * 1000) for each in handling_s]))
         self._look_at_log()
-        self._out.setdefault(one, set()).update(Attempt(each.place, each.attempt) for each in handed.deliveries)
+        self._out.setdefault(one, set()).update(map(Attempt.of, handed.deliveries))
         return handed
 
     async def is_held(self, group: int, attempt: Attempt) -> bool:
@@ -99,7 +99,7 @@ class LogShelf:
         one = self._groups[group]
         if self._is_void(one, attempt):
             return Settled(counted=False)
-        wait_s = self._terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         wait_ms = int(wait_s * 1000) if verdict is Verdict.RETRY else 0
         settled: Settled = await self._log.ask(Settle(one, attempt.place, attempt.number, verdict, wait_ms, reason))
         self._out.get(one, set()).discard(attempt)
@@ -131,7 +131,7 @@ class LogShelf:
         return letters
 
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
-        groups: list[Group] = await self._log.ask(Redrive(group, list(ids)))
+        groups: list[Group] = await self._log.ask(Revive(group, list(ids)))
         return [self._number(one) for one in groups]
 
     async def positions(self) -> list[Position]:

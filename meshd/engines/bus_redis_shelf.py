@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Verdict
 from meshd.engines.bus_redis_look import KEPT, TOPICS
 from meshd.engines.bus_redis_scripts import GIVE_BACK, JOIN, KEEP, OPEN, SETTLE, TAKE
 from meshd.engines.bus_redis_trim import LETTER, LETTERS, POSITIONS, REDRIVE, TRIM
 from meshd.engines.bus_redis_untold import Owed, Untold
-from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, check_place, full
+from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, check_place, full, ordinal
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.redis_server import words_of
 from meshd.engines.redis_wire import ReplyError, Wire
@@ -194,20 +194,20 @@ class RedisShelf(Patient):
                 if event is None:
                     damaged.append(attempt)
                 else:
-                    deliveries.append(Delivery(event, attempt.number, is_marked == b"1", attempt.place))
+                    deliveries.append(attempt.handed(event, is_marked=is_marked == b"1"))
             if damaged:
                 await self.settle_all(group, [(attempt, "damaged", 0, "") for attempt in damaged])
         except StoreError:
             self.untold.doubtful.append((group, taker))  # what was begun has been seen by nobody
             raise
-        of.held.update((Attempt(one.place, one.attempt), taker) for one in deliveries)
+        of.held.update((Attempt.of(one), taker) for one in deliveries)
         due_s = None if due_ms < 0 else self._clock.now_s() + due_ms / 1000
         return HandedOut(deliveries, due_s, is_more == 1 or bool(damaged))
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
-        wait_s = self._terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         wait_ms = round(wait_s * 1000)
         held = self._groups[group].held
         try:
@@ -264,7 +264,7 @@ class RedisShelf(Patient):
         if event is None:
             event = Event(topic.decode(errors="replace"), "", data=rest[3], sequence=sequence_text(int(place)))
         text = reason.decode(errors="replace")
-        return DeadLetter(id, group.decode(), pattern.decode(), event, int(attempts), text, int(died) / 1000)
+        return DeadLetter(id, group.decode(), pattern.decode(), event, ordinal(int(attempts)), text, int(died) / 1000)
 
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
         numbers = await self.ask(REDRIVE, self._terms.attempts_max, group, *ids)

@@ -12,7 +12,7 @@ import heapq
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from meshd.engines.bus_port import Verdict
-from meshd.engines.bus_shelf import Attempt, Settled
+from meshd.engines.bus_shelf import Attempt, Settled, ordinal, redriven
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -35,6 +35,7 @@ class Row(NamedTuple):
     wait_ms: int = 0
     """How long that was from when it was said."""
     attempt: int = 0
+    """Number of the last one (`meshd.engines.bus_shelf.LIFE`)."""
     is_marked: bool = False
     is_done: bool = False
     since_ms: int = 0
@@ -60,6 +61,8 @@ class Buried(Protocol):
     def place(self) -> int: ...
     @property
     def key(self) -> bytes: ...
+    @property
+    def attempts(self) -> int: ...
     @property
     def is_marked(self) -> bool: ...
     @property
@@ -211,7 +214,7 @@ class GroupRows(Generic[L]):
         if row.is_done or verdict is not Verdict.RETRY:
             self.dropped += counted and verdict is Verdict.DROP
             return Settled(counted, self.finish(place))
-        if row.attempt >= self.attempts_max:
+        if ordinal(attempt.number) >= self.attempts_max:
             return Settled(counted, self.bury(place, reason))
         self.put(place, row._replace(state=WAITING, due_ms=now_ms + wait_ms, wait_ms=wait_ms, owner=""))
         return Settled(counted, due_s=(now_ms + wait_ms) / 1000)
@@ -248,13 +251,15 @@ class GroupRows(Generic[L]):
             return True
         return False
 
-    def revive(self, number: int, now_ms: int) -> bool:
-        """Begin anew with a dead letter; return whether there is one."""
+    def revive(self, number: int, now_ms: int, *, goes_on: bool = True) -> bool:
+        """Begin anew with a dead letter; return whether there is one. Attempts have numbers of their own, unless they
+        are not to go on."""
         letter = self.letters.get(number)
         if letter is None:
             return False
         state = BLOCKED if letter.key and letter.key in self._leading else READY
-        row = Row(state, letter.key, is_marked=letter.is_marked, since_ms=now_ms, letter=self.body_of(number, letter))
+        attempt, body = redriven(letter.attempts) if goes_on else 0, self.body_of(number, letter)
+        row = Row(state, letter.key, attempt=attempt, is_marked=letter.is_marked, since_ms=now_ms, letter=body)
         self.put_letter(number, None)
         self.put(letter.place, row)
         return True
@@ -280,7 +285,7 @@ class GroupRows(Generic[L]):
             self.finish(place)
             return
         self.put(place, _ready(row))
-        if row.attempt >= self.attempts_max:
+        if ordinal(row.attempt) >= self.attempts_max:
             self.bury(place, UNHEARD)
 
     def _first_blocked(self, key: bytes) -> Iterator[int]:

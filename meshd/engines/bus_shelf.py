@@ -6,13 +6,13 @@ import math
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_port import StartGone
+from meshd.engines.bus_port import Delivery, StartGone
 from meshd.engines.port import StoreFull, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Start, Topic, Verdict
+    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
     from meshd.engines.bus_terms import Terms
 
 
@@ -36,16 +36,37 @@ class Settled(NamedTuple):
     """When this one is handed out again."""
 
 
+LIFE: Final = 1_000_000
+"""Attempts at an event that is redriven are numbered from beyond the next multiple of this: none has the number of one
+before, of which something may yet be said."""
+
+
 class Attempt(NamedTuple):
     """One attempt at the event of a place."""
 
     place: int
     number: int
+    """See `LIFE`."""
 
     @classmethod
     def of(cls, delivery: Delivery) -> Attempt:
         """Return the one that a delivery is."""
-        return cls(delivery.place, delivery.attempt)
+        return cls(delivery.place, delivery.life * LIFE + delivery.attempt)
+
+    def handed(self, event: Event, *, is_marked: bool) -> Delivery:
+        """Return it as its subscriber gets it."""
+        return Delivery(event, ordinal(self.number), is_marked, self.place, self.number // LIFE)
+
+
+def ordinal(number: int) -> int:
+    """Return which attempt has this number, from 1, since the event was published or redriven."""
+    return number % LIFE
+
+
+def redriven(number: int) -> int:
+    """Return the number that an event has when it is redriven, whose last attempt had this one: the next one's is one
+    more."""
+    return number - number % LIFE + LIFE
 
 
 class Shelf(Protocol):

@@ -1,0 +1,77 @@
+"""An event that was redriven begins anew, and what is said of an attempt before that is said of none after it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from meshd.engines.bus_port import Bus, Delivery, Subscription, Verdict
+from tests.engines.buses import BUS_PLACES, TERMS, BusPlace, bus_place, event, handle, is_waiting, quiet
+
+pytestmark = pytest.mark.both_loops
+
+
+@pytest.fixture(params=BUS_PLACES)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[BusPlace]:
+    with bus_place(request.param, tmp_path) as one:
+        yield one
+
+
+async def two_lives(bus: Bus, place: BusPlace, old: Subscription, new: Subscription) -> list[Delivery]:
+    """Return the first attempt at an event, of which nothing was heard, and its first after it was redriven."""
+    await bus.publish([event(id="a", partition_key="k")])
+    first = await old.next()
+    place.clock.move(10.0)
+    last = await new.next()
+    assert (last.attempt, last.may_have_been_handled) == (2, True)
+    assert await new.settle(last, Verdict.RETRY)
+    (letter,) = await bus.dead_letters("group")
+    assert letter.attempts == 2
+    assert await bus.redrive("group", [letter.id]) == 1
+    again = await new.next()
+    assert (again.event.id, again.attempt, again.may_have_been_handled) == ("a", 1, True)
+    return [first, again]
+
+
+@pytest.mark.parametrize("how", ["close", "unseen", "lost", "retry", "drop"])
+async def test_what_is_said_of_an_attempt_before_is_not_said_of_one_after(place: BusPlace, how: str) -> None:
+    bus = place.open(TERMS._replace(attempts_max=2))
+    old, new, third = [await bus.subscribe(">", "group", handling_s=10.0) for _ in range(3)]
+    first, again = await two_lives(bus, place, old, new)
+    if how == "close":
+        await old.close()
+    elif how in ("unseen", "lost"):
+        await old.give_back(first, is_unseen=how == "unseen")
+    else:
+        assert not await old.settle(first, Verdict(how))
+    assert await is_waiting(bus, third), "somebody is at it"
+    assert (await bus.positions())[0][3:6] == (1, 0, 0)
+    # Its attempts are counted from 1, and its waits with them.
+    assert await new.settle(again, Verdict.RETRY)
+    place.clock.move(0.99)
+    assert await is_waiting(bus, third)
+    place.clock.move(0.01)
+    second = await third.next()
+    assert (second.event.id, second.attempt) == ("a", 2)
+    assert await third.settle(second, Verdict.RETRY)
+    (letter,) = await bus.dead_letters("group")
+    assert letter.attempts == 2
+    await bus.close()
+
+
+async def test_success_of_an_attempt_before_counts_and_ends_none_after(place: BusPlace) -> None:
+    bus = place.open(TERMS._replace(attempts_max=2))
+    old, new = [await bus.subscribe(">", "group", handling_s=10.0) for _ in range(2)]
+    first, again = await two_lives(bus, place, old, new)
+    await bus.publish([event(id="b", partition_key="k")])
+    assert await old.settle(first, Verdict.SUCCESS)
+    # Somebody is still at it, so the next of its key waits.
+    assert await is_waiting(bus, old)
+    waiting = asyncio.ensure_future(handle(old, 1))
+    await quiet(bus)
+    assert not await new.settle(again, Verdict.RETRY)
+    assert await waiting == ["b"]
+    await bus.close()
