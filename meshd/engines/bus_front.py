@@ -16,7 +16,7 @@ from meshd.engines.bus_shelf import unable
 from meshd.engines.port import Ability, StoreClosed, StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic
     from meshd.engines.bus_shelf import Replays, Shelf
@@ -61,7 +61,9 @@ class BusFront:
         self._lines: dict[int, Line] = {}
         self._trimming: Timer | None = None
         self._trim_task: asyncio.Task[None] | None = None
+        self._telling: asyncio.Task[None] | None = None
         self._is_closed = False
+        self.unheard: Callable[[DeadLetter], None] | None = None
 
     async def publish(self, events: Sequence[Event]) -> list[Published]:
         self._check()
@@ -103,7 +105,7 @@ class BusFront:
             number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
         line = self._lines.get(number)
         if line is None:
-            line = self._lines[number] = Line(self._shelf, self._clock, number, matcher(topic))
+            line = self._lines[number] = Line(self._shelf, self._clock, number, matcher(topic), self.tell)
         return Subscriber(self._shelf, line, self._clock, group, handling_s)
 
     async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:
@@ -144,6 +146,23 @@ class BusFront:
             raise unable(self.name)
         return cast("Replays", self._shelf)
 
+    def tell(self) -> None:
+        """Tell whoever wants to know of dead letters of which no handler knows."""
+        if self._shelf.unheard and self.unheard is not None and self._telling is None:
+            self._telling = asyncio.get_running_loop().create_task(self._tell(self.unheard))
+
+    async def _tell(self, unheard: Callable[[DeadLetter], None]) -> None:
+        try:
+            while self._shelf.unheard:
+                group, id = self._shelf.unheard.popleft()
+                for letter in await self._shelf.dead_letters(group, id - 1, 1):
+                    if letter.id == id:
+                        unheard(letter)
+        except StoreError as error:
+            log.warning("a dead letter of which no handler knows could not be read: %s", error)
+        finally:
+            self._telling = None
+
     async def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
@@ -151,8 +170,9 @@ class BusFront:
                 self._trimming.cancel()
             for line in self._lines.values():
                 await line.end()
-            if self._trim_task is not None:
-                await asyncio.wait((self._trim_task,))
+            for task in (self._trim_task, self._telling):
+                if task is not None:
+                    await asyncio.wait((task,))
         await self._shelf.close()
 
     def _check(self) -> None:
@@ -164,6 +184,7 @@ class BusFront:
     def _trim(self) -> None:
         self._trimming = self._clock.at(self._clock.now_s() + TRIM_S, self._trim)
         self._begin_to_trim()
+        self.tell()
 
     def _begin_to_trim(self) -> None:
         if self._trim_task is None:

@@ -78,6 +78,7 @@ class Shelf(Patient):
         self._clock = clock
         self._publishing: dict[bytes, asyncio.Future[Published]] = {}
         self.bodies = Bodies(log_)
+        self.unheard = log_.unheard
         self._is_closed = False
 
     # Events.

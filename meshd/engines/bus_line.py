@@ -67,13 +67,18 @@ class Line:
         "_is_stirred",
         "_shelf",
         "_task",
+        "_tell",
         "_timer",
         "_waiting",
         "group",
         "is_for",
     )
 
-    def __init__(self, shelf: Shelf, clock: Clock, group: int, is_for: Callable[[str], bool]) -> None:
+    def __init__(
+        self, shelf: Shelf, clock: Clock, group: int, is_for: Callable[[str], bool], tell: Callable[[], None]
+    ) -> None:
+        """`tell` is called where the engine may have made dead letters."""
+        self._tell = tell
         self.group = group
         self.is_for = is_for
         """Whether a topic is one of the group's."""
@@ -97,6 +102,7 @@ class Line:
     def stir(self) -> None:
         """Say that there may be something to hand out."""
         self._is_stirred = True
+        self._tell()
         self._look()
 
     def leave(self, waiter: _Waiter) -> None:
@@ -155,6 +161,7 @@ class Line:
         if handed.is_more or len(handed.deliveries) == len(asked):
             self._is_stirred = True
         self.arm(handed.due_s)
+        self._tell()
         unseen: list[Attempt] = []
         for waiter, delivery in zip(asked, handed.deliveries, strict=False):
             self.leave(waiter)

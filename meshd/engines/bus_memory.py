@@ -12,7 +12,19 @@ from meshd.engines.bus_event import matcher, sequence_text, size_of
 from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_memory_group import Group, Kept, Pending
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Topic, Verdict
-from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, check_place, full, ordinal, redriven
+from meshd.engines.bus_shelf import (
+    UNHEARD,
+    Attempt,
+    HandedOut,
+    Patient,
+    Settled,
+    Unheard,
+    check_place,
+    full,
+    none_unheard,
+    ordinal,
+    redriven,
+)
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
 from meshd.engines.port import Ability, StoreClosed, StoreFull
 
@@ -23,7 +35,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("meshd")
 
-UNHEARD = "nothing was heard of the last attempt"
 CHUNK = 500
 
 
@@ -57,6 +68,7 @@ class _Shelf(Patient):
         self._bytes = 0
         self._is_closed = False
         self.is_crowded = False
+        self.unheard = none_unheard()
 
     async def keep(self, events: Sequence[Event]) -> list[Published]:
         self._check()
@@ -189,6 +201,7 @@ class _Shelf(Patient):
             group.finish(place)
         elif ordinal(one.attempt) >= self._terms.attempts_max:
             self._bury(group, place, one, UNHEARD)
+            self.unheard.append(Unheard(group.name, self._dead))
         else:
             group.make_ready(place, one)
 

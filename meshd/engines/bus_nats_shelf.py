@@ -15,7 +15,7 @@ from meshd.engines.bus_nats_publish import Publishing
 from meshd.engines.bus_nats_reader import PULLED_MAX, Reader
 from meshd.engines.bus_port import Position, Verdict
 from meshd.engines.bus_rows import OUT
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, ordinal
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, none_unheard, ordinal
 from meshd.engines.nats_keys import decoded
 from meshd.engines.port import StoreClosed, StoreError, StoreFull, StoreUnable
 
@@ -68,6 +68,7 @@ class Shelf(Publishing):
     ) -> None:
         super().__init__(streams, terms, clock, sidecar)
         self.sure_s = absent_s
+        self.unheard = none_unheard()
         self._stir = stir
         self._known: dict[str, Known] = {}
         """By the subject of the journal."""
@@ -123,6 +124,7 @@ class Shelf(Publishing):
         if known is None:
             number = len(self._numbers)
             one = Group(self.streams, group, topic, self.terms, self.clock, lambda: self._stir(number))
+            one.unheard = self.unheard
             known = self._known[subject] = Known(number, one, topic)
             self._numbers.append(known)
         return known

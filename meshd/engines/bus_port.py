@@ -16,7 +16,7 @@ import msgspec
 from meshd.engines.port import StoreUnable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.port import Ability
 
@@ -217,6 +217,9 @@ class Bus(Protocol):
 
     name: str
     abilities: frozenset[Ability]
+    unheard: Callable[[DeadLetter], None] | None
+    """Told, at one of the sidecars that share the bus, of each that became a dead letter since nothing was heard of its
+    last attempt: no handler has said so."""
     caution: str
     """Why acknowledged events may be lost all the same, in words for an operator; empty where they may not."""
 

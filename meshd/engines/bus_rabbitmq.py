@@ -99,6 +99,9 @@ class RabbitBus(BusFront):
 
     def _heard(self, applied: Applied) -> None:
         """Wake those whom something concerns that was read in the log."""
+        if applied.unheard:
+            self._remote.unheard.extend(applied.unheard)
+            self.tell()
         if applied.topics:
             self._stir(applied.topics)
         for group in applied.freed:

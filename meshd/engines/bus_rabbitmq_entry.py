@@ -13,6 +13,7 @@ from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Publis
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
+    from meshd.engines.bus_shelf import Unheard
     from meshd.engines.bus_terms import Terms
 
 FORMAT: Final = 2
@@ -202,6 +203,8 @@ class Applied(NamedTuple):
     """When the next thing is due, of groups of which that has changed."""
     problem: StoreError | None
     """Why the log cannot be read on."""
+    unheard: list[Unheard]
+    """What our own entries have made dead letters of since nothing was heard of the last attempt."""
 
 
 Result: TypeAlias = list[Published] | list[DeadLetter] | list[Position] | list[Delivery] | StoreError | None

@@ -124,7 +124,7 @@ class Replica(ReplayingShelf):
         """
         touched: set[Group] = set()
         problem = self._check_first(messages[0]) if is_first and messages else None
-        applied = Applied([], set(), set(), {}, problem)
+        applied = Applied([], set(), set(), {}, problem, [])
         for message in messages if problem is None else ():
             if message.offset < self.offset:
                 continue
@@ -201,7 +201,9 @@ class Replica(ReplayingShelf):
             run(_COUNT, (self._swept, "swept"))
             run(_COUNT, (self._freed, "freed"))
         if is_own:
+            applied.unheard.extend(self.unheard)
             applied.outcomes.append(Outcome(entry.epoch, entry.number, is_void=False, results=results))
+        self.unheard.clear()
 
     def _pass(self, at_ms: int) -> None:
         """Let it be the time of an entry. Sidecars' clocks differ a little: it does not go back for that."""

@@ -18,7 +18,7 @@ from meshd.engines.bus_rabbitmq_entry import (
     Settle,
     Trim,
 )
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts, ordinal
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts, none_unheard, ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +35,7 @@ class LogShelf:
     def __init__(self, log: Log, terms: Terms, gone_s: float) -> None:
         """`gone_s`: how long a sidecar that lost its connection has what it had."""
         self.sure_s = gone_s
+        self.unheard = none_unheard()
         self._log = log
         self._terms = terms
         self._groups: list[Group] = []

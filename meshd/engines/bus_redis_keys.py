@@ -67,7 +67,7 @@ local function group_of(n) return P .. ':group:' .. n end
 
 PENDING: Final = """
 local attempts_max, LIFE = tonumber(ARGV[5]), 1000000 -- as meshd.engines.bus_shelf has it
-local buried = {}
+local buried, UNHEARD = {}, 'nothing was heard of the last attempt' -- as meshd.engines.bus_shelf has it
 local function split(record)
   local r = {}
   r.state, r.attempt, r.marked, r.done, r.back, r.since, r.taker, r.key =
@@ -134,7 +134,7 @@ local function lay(n, place, attempts, marked, reason, f)
   call('ZADD', group_of(n) .. ':dead', letter, letter)
   call('ZADD', P .. ':died', num(now), letter)
   count_bytes(size_of(f))
-  buried[#buried + 1] = place
+  buried[#buried + 1] = {place, letter, reason == UNHEARD and 1 or 0}
 end
 local EMPTY = {'', '', '', '', '', '', '', '', '', '0', '', '', '', ''}
 local function bury(n, place, r, reason, f)
@@ -148,7 +148,7 @@ local function lose(n, place, r)
   local G = group_of(n)
   r.marked = '1'
   if r.done == '1' then return finish(G, place, r) end
-  if r.attempt % LIFE >= attempts_max then return bury(n, place, r, 'nothing was heard of the last attempt') end
+  if r.attempt % LIFE >= attempts_max then return bury(n, place, r, UNHEARD) end
   leave(G, place, r)
   make_ready(G, place, r)
   return true

@@ -15,7 +15,17 @@ from meshd.engines.bus_redis_look import KEPT, TOPICS
 from meshd.engines.bus_redis_scripts import GIVE_BACK, JOIN, KEEP, OPEN, SETTLE, TAKE
 from meshd.engines.bus_redis_trim import LETTER, LETTERS, POSITIONS, REDRIVE, TRIM
 from meshd.engines.bus_redis_untold import Owed, Untold
-from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, check_place, full, ordinal
+from meshd.engines.bus_shelf import (
+    Attempt,
+    HandedOut,
+    Patient,
+    Settled,
+    Unheard,
+    check_place,
+    full,
+    none_unheard,
+    ordinal,
+)
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.redis_server import words_of
 from meshd.engines.redis_wire import ReplyError, Wire
@@ -82,6 +92,7 @@ class RedisShelf(Patient):
         self._groups: list[_Group] = []
         """By handle."""
         self.untold = Untold()
+        self.unheard = none_unheard()
         self._swept = "-"
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Event).decode
@@ -364,9 +375,11 @@ class RedisShelf(Patient):
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
-    def _log(self, handle: int, places: list[bytes]) -> None:
-        for place in places:
+    def _log(self, handle: int, buried: list[tuple[bytes, bytes, int]]) -> None:
+        for place, letter, is_unheard in buried:
             group = self._groups[handle]
+            if is_unheard:
+                self.unheard.append(Unheard(group.name, int(letter)))
             log.warning("event %s is a dead letter of the group %s (%s)", place.decode(), group.name, group.topic)
 
 

@@ -12,14 +12,13 @@ import heapq
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from meshd.engines.bus_port import Verdict
-from meshd.engines.bus_shelf import Attempt, Settled, ordinal, redriven
+from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, ordinal, redriven
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Self
 
 READY, BLOCKED, OUT, WAITING = range(4)
-UNHEARD: Final = "nothing was heard of the last attempt"
 SET_BACK_MS: Final = 10_000
 """By how much a clock must be behind for it to have been set back: those of two sidecars are never quite the same."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
@@ -69,8 +70,32 @@ def redriven(number: int) -> int:
     return number - number % LIFE + LIFE
 
 
+class Unheard(NamedTuple):
+    """A dead letter of which no handler knows."""
+
+    group: str
+    """Its name."""
+    letter: int
+
+
+UNHEARD: Final = "nothing was heard of the last attempt"
+UNHEARD_MAX: Final = 10_000
+"""So many are remembered until somebody looks."""
+
+
+def none_unheard() -> deque[Unheard]:
+    """Return room for them."""
+    return deque(maxlen=UNHEARD_MAX)
+
+
 class Shelf(Protocol):
     """What an engine does. `group` is a number that it gave; each method is one step, made whole or not at all."""
+
+    @property
+    def unheard(self) -> deque[Unheard]:
+        """What steps of this sidecar have made dead letters of since nothing was heard of the last attempt; whoever
+        looks takes it out."""
+        ...
 
     @property
     def sure_s(self) -> float:

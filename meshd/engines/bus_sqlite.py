@@ -17,11 +17,12 @@ from meshd.engines.port import Ability
 from meshd.engines.sqlite_file import SqliteFile
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
-    from meshd.engines.bus_shelf import Attempt
+    from meshd.engines.bus_shelf import Attempt, Unheard
 
 Arguments = TypeVarTuple("Arguments")
 Outcome = TypeVar("Outcome")
@@ -77,6 +78,10 @@ class _Thread(Patient):
     @property
     def is_crowded(self) -> bool:
         return self._shelf.is_crowded
+
+    @property
+    def unheard(self) -> deque[Unheard]:
+        return self._shelf.unheard
 
     async def keep(self, events: Sequence[Event]) -> list[Published]:
         return await self._ask(self._shelf.keep, tuple(events), _ms(self._clock.now_s()))

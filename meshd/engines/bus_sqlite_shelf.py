@@ -14,7 +14,7 @@ import msgspec
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
-from meshd.engines.bus_shelf import Attempt, Settled, full, ordinal, redriven
+from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, Unheard, full, none_unheard, ordinal, redriven
 from meshd.engines.bus_sqlite_trim import Trimming
 from meshd.engines.bus_terms import EVENT_BYTES
 from meshd.engines.port import StoreFull
@@ -33,7 +33,6 @@ APPLICATION_ID = 0x6D627573  # "mbus"
 SCAN_MAX: Final = 2000
 """How many events are looked at in one go: what waits behind it waits no longer than that takes."""
 READY, BLOCKED, OUT, WAITING = range(4)
-UNHEARD: Final = "nothing was heard of the last attempt"
 DAMAGED: Final = "its record is damaged"
 
 # AUTOINCREMENT: a sequence that was given once is never given again, whatever was removed.
@@ -95,6 +94,7 @@ class Shelf(Trimming):
 
     def __init__(self, terms: Terms) -> None:
         super().__init__(terms)
+        self.unheard = none_unheard()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Event).decode
 
@@ -343,13 +343,15 @@ class Shelf(Trimming):
         topic, at_ms, size, body = run(
             "SELECT topic, at_ms, bytes, body FROM event WHERE sequence = ?", (sequence,)
         ).fetchone()
-        run(
+        letter = run(
             "INSERT INTO dead (grp, sequence, topic, key, attempts, is_marked, reason, at_ms, died_ms, bytes, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (group, sequence, topic, key, attempt, is_marked, reason, at_ms, now_ms, size, body),
-        )
+        ).lastrowid
         self.add_bytes(size)
         name, pattern = run("SELECT name, topic FROM grp WHERE number = ?", (group,)).fetchone()
+        if reason is UNHEARD:
+            self.unheard.append(Unheard(name, letter or 0))
         log.warning("event %d is a dead letter of the group %s (%s)", sequence, name, pattern)
         return self.finish(group, sequence, key)
 

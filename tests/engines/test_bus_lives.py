@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from meshd.engines.bus_port import Bus, Delivery, Subscription, Verdict
+from meshd.engines.bus_port import Bus, DeadLetter, Delivery, Subscription, Verdict
 from tests.engines.buses import BUS_PLACES, TERMS, BusPlace, bus_place, event, handle, is_waiting, quiet
 
 pytestmark = pytest.mark.both_loops
@@ -59,6 +59,34 @@ async def test_what_is_said_of_an_attempt_before_is_not_said_of_one_after(place:
     assert await third.settle(second, Verdict.RETRY)
     (letter,) = await bus.dead_letters("group")
     assert letter.attempts == 2
+    await bus.close()
+
+
+@pytest.mark.parametrize("how", ["its time is over", "its subscriber leaves", "it is given back"])
+async def test_a_dead_letter_of_which_no_handler_knows_is_told_once(place: BusPlace, how: str) -> None:
+    bus = place.open(TERMS._replace(attempts_max=2))
+    told: list[DeadLetter] = []
+    bus.unheard = told.append
+    one, other = [await bus.subscribe(">", "group", handling_s=10.0) for _ in range(2)]
+    await bus.publish([event(id="a"), event(id="b")])
+    for _ in range(2):
+        # What its handler gives up itself is no news.
+        assert await one.settle(await one.next(), Verdict.RETRY, retry_after_s=1000.0)
+    place.clock.move(1000.0)
+    last, said = await one.next(), await one.next()
+    assert await one.settle(said, Verdict.RETRY)
+    assert not told
+    if how == "its time is over":
+        place.clock.move(10.0)
+    elif how == "it is given back":
+        await one.give_back(last, is_unseen=False)
+    else:
+        await one.close()
+    assert await is_waiting(bus, other)
+    letters = await bus.dead_letters("group")
+    assert len(letters) == 2
+    assert told == [letter for letter in letters if letter.event.id == last.event.id]
+    assert told[0].reason == "nothing was heard of the last attempt"
     await bus.close()
 
 
