@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from meshd.engines.bus_kafka_journal import AnyCommand, Begin, Join, Journal, Redrive, Revive, Settle
 from meshd.engines.bus_port import Bus, DeadLetter, Delivery, Subscription, Verdict
+from meshd.engines.bus_shelf import LIFE
+from meshd.engines.bus_terms import Terms
 from tests.engines.buses import BUS_PLACES, TERMS, BusPlace, bus_place, event, handle, is_waiting, quiet
 
 pytestmark = pytest.mark.both_loops
@@ -51,6 +54,7 @@ async def test_what_is_said_of_an_attempt_before_is_not_said_of_one_after(place:
     assert (await bus.positions())[0][3:6] == (1, 0, 0)
     # Its attempts are counted from 1, and its waits with them.
     assert await new.settle(again, Verdict.RETRY)
+    await quiet(bus)  # other sidecars have heard when it is due
     place.clock.move(0.99)
     assert await is_waiting(bus, third)
     place.clock.move(0.01)
@@ -103,3 +107,20 @@ async def test_success_of_an_attempt_before_counts_and_ends_none_after(place: Bu
     assert not await new.settle(again, Verdict.RETRY)
     assert await waiting == ["b"]
     await bus.close()
+
+
+@pytest.mark.parametrize(("kind", "number"), [(Redrive, 1), (Revive, LIFE + 1)])
+def test_what_an_older_build_wrote_into_kafka_s_journal_means_what_it_meant(
+    kind: type[Redrive | Revive], number: int
+) -> None:
+    journal = Journal(Terms(), 1, "the bus")
+    commands: list[AnyCommand] = [
+        Join("one", 1, 0, 1, "group", ">", {}, 10),
+        Begin("one", 2, 0, 1, 0, [1000], [(1, b"")], {0: 0}),
+        Settle("one", 3, 0, 1, 0, 1, 1, Verdict.RETRY, 0, "no"),
+        kind("one", 4, 0, 1, "group", [1]),
+        Begin("one", 5, 0, 1, 0, [1000], [], {}),
+    ]
+    for offset, command in enumerate(commands):
+        journal.carry_out(offset, journal.decode(journal.encode(command), offset))
+    assert journal.groups[0].rows[1].attempt == number
