@@ -40,6 +40,8 @@ class Eventing:
         self._lags: list[tuple[Position, int]] = []
         self._task: asyncio.Task[None] | None = None
         mesh.telemetry.sources.events = self.reading
+        if mesh.bus is not None:
+            mesh.bus.unheard = self._buried
 
     @property
     def _bus(self) -> Bus:
@@ -66,6 +68,12 @@ class Eventing:
 
     def _all(self) -> list[Any]:
         return [*self._others, *filter(None, [self._pushing])]
+
+    def _buried(self, letter: DeadLetter) -> None:
+        # Not before: it takes protobuf, and most sidecars have no events.
+        from meshd.api.handing import buried
+
+        buried(self._mesh, letter)
 
     # ------------------------------------------------------------------ metrics
 

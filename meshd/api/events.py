@@ -14,7 +14,7 @@ from meshd.api import session_frames as frames
 from meshd.api.event_frames import event_frame
 from meshd.api.failing import refused_as
 from meshd.api.fields import AGENT, malformed, seconds, shown
-from meshd.api.handing import join, next_for, settle, start_of
+from meshd.api.handing import is_held, join, next_for, settle, start_of
 from meshd.api.keeping_events import publish_all
 from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
 from meshd.engines.bus_event import SECONDS_MAX
@@ -214,6 +214,10 @@ class EventService:
         if found is None:
             return None
         name, handed = found
+        # Behind this nothing is waited for before it is written.
+        if not await is_held(self._mesh, taking.subscription, handed):
+            taking.pop(name)
+            return None
         delivery, context, token = handed.delivery, handed.context, handed.token
         made = events_pb2.SubscribeResponse(
             delivery=name,

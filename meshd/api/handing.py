@@ -22,7 +22,7 @@ from meshd.trace import acts
 
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
-    from meshd.engines.bus_port import Delivery, Subscription
+    from meshd.engines.bus_port import DeadLetter, Delivery, Subscription
     from meshd.trace.acts import Actor
     from meshd.trace.knowledge import Told
     from meshd_sdk.context import Context
@@ -31,11 +31,13 @@ if TYPE_CHECKING:
 SEQUENCE_DIGITS: Final = 20
 JOINED_MAX: Final = 500
 """Groups that one agent may join between two starts of its sidecar: a bus remembers 10,000."""
-DEAD_LETTER: Final = "dead_letter"
 LATE: Final = "late"
 EXPIRED: Final = "expired"
-"""What becomes of an attempt, beside what its handler says of it: it was the last, what is said comes too late, or the
-event was of no more use before anybody was handed it."""
+"""What becomes of an attempt, beside what its handler says of it and acts.DEAD_LETTER: what is said comes too late, or
+the event was of no more use before anybody was handed it."""
+LAST_MAX: Final = 10_000
+"""Last attempts of which it is remembered who was handed them."""
+UNTIMELY: Final = "it was not handed over in its time, and went back unseen"
 _PASSING: Final = frozenset({Reason.BUDGET_EXHAUSTED, Reason.STORE_UNAVAILABLE})
 """What may be otherwise in a while."""
 log = logging.getLogger("meshd.api")
@@ -124,8 +126,8 @@ async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed
 
 
 async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery: Delivery) -> Handed | None:
-    """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back.
-    Raises StoreError."""
+    """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back, or
+    another's by then. Raises StoreError."""
     handed = _taken(mesh, agent, delivery)
     if is_expired(delivery.event, mesh.wall_clock()):
         await _let_go(mesh, subscription, handed)
@@ -140,8 +142,32 @@ async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery:
     except Refused as refused:
         await _keep_back(mesh, subscription, handed, refused)
         return None
+    if not await is_held(mesh, subscription, handed):
+        return None
+    if handed.noted and delivery.attempt >= ATTEMPTS_MAX:
+        mesh.last_attempts[subscription.group, delivery.event.sequence] = (handed.actor, handed.noted)
+        if len(mesh.last_attempts) > LAST_MAX:
+            del mesh.last_attempts[next(iter(mesh.last_attempts))]
     mesh.event_counts.handed(delivery.event.topic)
     return handed
+
+
+def buried(mesh: Mesh, letter: DeadLetter) -> None:
+    """Write down that nothing was heard of the last attempt at an event."""
+    trace = mesh.telemetry.provenance.trace
+    actor, noted = mesh.last_attempts.pop((letter.group, letter.event.sequence), (None, 0))
+    if trace is not None:
+        acts.buried(trace, letter, actor, noted)
+
+
+async def is_held(mesh: Mesh, subscription: Subscription, handed: Handed) -> bool:
+    """Say whether an agent may be handed an event at this moment; to be asked right before it is. Where not, the event
+    was given back, and that is written down."""
+    if await subscription.holds(handed.delivery):
+        return True
+    if handed.noted:
+        _ended(mesh, subscription, handed, LATE, UNTIMELY, (handed.noted,))
+    return False
 
 
 def _taken(mesh: Mesh, agent: str, delivery: Delivery) -> Handed:
@@ -177,6 +203,7 @@ async def settle(
         delivery, verdict, retry_after_s=retry_after_s, reason=reason[:REASON_CHARACTERS_MAX]
     )
     if counted:
+        mesh.last_attempts.pop((subscription.group, delivery.event.sequence), None)
         mesh.event_counts.ended(delivery.event.topic, verdict.value)
     elif noted:
         _ended(mesh, subscription, handed, LATE, "its time was over, or somebody had settled it", (noted,))
@@ -185,7 +212,7 @@ async def settle(
 
 def ended_by(delivery: Delivery, verdict: Verdict) -> str:
     """Return what a verdict makes of an event: itself, or a dead letter at the last attempt."""
-    return DEAD_LETTER if verdict is Verdict.RETRY and delivery.attempt >= ATTEMPTS_MAX else verdict.value
+    return acts.DEAD_LETTER if verdict is Verdict.RETRY and delivery.attempt >= ATTEMPTS_MAX else verdict.value
 
 
 def _ended(

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.proxy.proxy import Proxy
     from meshd.state.keeping import Keeping
     from meshd.telemetry.telemetry import Telemetry
+    from meshd.trace.acts import Actor
 
 
 class Mesh:
@@ -31,7 +32,7 @@ class Mesh:
 
     __slots__ = (
         "_agent", "_random_bytes", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded", "joined",
-        "judged", "keys", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
+        "judged", "keys", "last_attempts", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +76,8 @@ class Mesh:
         """Groups, as name and topic, that an agent has joined since the start."""
         self.judged: dict[tuple[str, str, str], None] = {}
         """Workflow, source and id of events whose publishing was let pass as a turn, the latest of them."""
+        self.last_attempts: dict[tuple[str, str], tuple[Actor, int]] = {}
+        """By group and sequence, who was handed the last attempt at an event, and the record of the trace of that."""
         self.wall_clock = wall_clock
         self._agent = agent
         self._random_bytes = random_bytes

@@ -12,21 +12,21 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meshd.api.cloud_events import binary
-from meshd.api.handing import admitted, join, settle
+from meshd.api.handing import admitted, is_held, join, settle
 from meshd.api.session_contexts import publisher_of
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import Event, EventMalformed, Verdict
 from meshd.engines.bus_terms import Terms
 from meshd.engines.port import StoreClosed, StoreError
 from meshd.policy.addressing import APP
-from meshd.proxy.errand import Unheard, hand
+from meshd.proxy.errand import Unheard, Untimely, hand
 from meshd.refusal import Refused
 from meshd.trace.knowledge import FIELD
 from meshd.wire.fields import retry_after_s
 from meshd_sdk import context as codec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.api.handing import Handed
     from meshd.api.mesh import Mesh
@@ -145,7 +145,9 @@ class Push:
             if handed is None:
                 return
             try:
-                answered = await self._hand(handed)
+                answered = await self._hand(subscription, handed)
+            except Untimely:
+                return
             except Unheard as why:
                 log.warning("nothing was heard of an event for %s: %s", self.section.to, why.message)
                 # Without its data: of what waits there may be much, and the bus has it.
@@ -175,7 +177,16 @@ class Push:
                 "an event for %s waits until it can be given back, or its time is over: %s", self.section.to, error
             )
 
-    async def _hand(self, handed: Handed) -> Answered:
+    async def _hand(self, subscription: Subscription, handed: Handed) -> Answered:
+        """Hand an event over, while it is this sidecar's. Raises as `meshd.proxy.errand.hand` does."""
+        while True:
+            try:
+                return await self._post(handed, lambda: subscription.is_sure(handed.delivery))
+            except Untimely:
+                if not await is_held(self._mesh, subscription, handed):
+                    raise
+
+    async def _post(self, handed: Handed, is_timely: Callable[[], bool]) -> Answered:
         mesh, section, delivery = self._mesh, self.section, handed.delivery
         event, trace = delivery.event, mesh.telemetry.provenance.trace
         fields = [*binary(event), (ATTEMPT, b"%d" % delivery.attempt)]
@@ -193,7 +204,14 @@ class Push:
         else:
             upstream = section.to
         return await hand(
-            mesh.proxy, upstream, section.path, fields, event.data, context=publisher, timeout_s=section.handling_time
+            mesh.proxy,
+            upstream,
+            section.path,
+            fields,
+            event.data,
+            context=publisher,
+            timeout_s=section.handling_time,
+            is_timely=is_timely,
         )
 
     def _judged(self, answered: Answered) -> tuple[Verdict, float | None, str]:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.api import session_frames as frames
 from meshd.api.event_frames import event_frame
 from meshd.api.failing import refused_as
-from meshd.api.handing import Handed, join, next_for, start_of
+from meshd.api.handing import Handed, is_held, join, next_for, start_of
 from meshd.api.handing import settle as settle_with
 from meshd.api.keeping_events import Publication, publish_all
 from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
+from meshd.api.session_subscribed import PATIENCE_S, HandedOver, Subscribed
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, Delivery, EventMalformed, Subscription, Verdict
 from meshd.engines.port import StoreError
@@ -43,39 +44,11 @@ ERRANDS_MAX: Final = 4096
 """What waits for the bus. Publishing is limited by credit: only an agent that joins and leaves topics gets here."""
 PAUSE_S: Final = 1.0
 """After the bus failed a subscription, before it is asked again."""
-PATIENCE_S: Final = 1.0
-"""How long an event waits for credit that others took before it; half of its handling time where that is less."""
 _VERDICTS: Final = {
     events_pb2.VERDICT_SUCCESS: Verdict.SUCCESS,
     events_pb2.VERDICT_DROP: Verdict.DROP,
 }
 log = logging.getLogger("meshd.api")
-
-
-class _Handed:
-    """An event that the agent has not settled."""
-
-    __slots__ = ("handed", "subscribed", "token")
-
-    def __init__(self, subscribed: _Subscribed, handed: Handed, token: str) -> None:
-        self.subscribed = subscribed
-        self.handed = handed
-        self.token = token
-
-
-class _Subscribed:
-    """One subscription: what the bus has for it goes to the agent as its credit allows."""
-
-    __slots__ = ("id", "is_over", "patience_s", "request", "subscription", "task", "topic")
-
-    def __init__(self, id: int, request: events_pb2.SubscribeRequest) -> None:
-        self.id = id
-        self.request = request
-        self.topic = request.topic
-        self.subscription: Subscription | None = None
-        self.task: asyncio.Task[None] | None = None
-        self.patience_s = PATIENCE_S
-        self.is_over = False
 
 
 class Events:
@@ -91,8 +64,8 @@ class Events:
         self._runner: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Task[None]] = set()
         """Publications of which a supervisor decides."""
-        self._subscribed: dict[int, _Subscribed] = {}
-        self._handed: dict[int, _Handed] = {}
+        self._subscribed: dict[int, Subscribed] = {}
+        self._handed: dict[int, HandedOver] = {}
         self._handed_bytes = 0
         self._causes: dict[str, Cause] = {}
         """Tokens that were handed out with an event: what is published under one follows from it."""
@@ -115,7 +88,7 @@ class Events:
                 subscribe.id, Refused(Reason.OVERLOADED, f"A session has at most {SUBSCRIPTIONS_MAX} subscriptions")
             )
             return
-        subscribed = self._subscribed[subscribe.id] = _Subscribed(subscribe.id, subscribe.request)
+        subscribed = self._subscribed[subscribe.id] = Subscribed(subscribe.id, subscribe.request)
         self._errand(lambda: self._subscribe(subscribed))
 
     def unsubscribe(self, id: int) -> None:
@@ -126,12 +99,32 @@ class Events:
 
     def settle(self, settle: pb.Settle) -> None:
         """Say what became of an event; one that is not, or no longer, under way is passed over."""
-        handed = self._handed.pop(settle.id, None)
+        handed = self._handed.get(settle.id)
         if handed is not None:
-            self._causes.pop(handed.token, None)
-            self._handed_bytes -= len(handed.handed.delivery.event.data)
-            self.has_credit()
+            self._forget(settle.id, handed)
             self._errand(lambda: self._settle(handed, settle))
+
+    def _forget(self, id: int, handed: HandedOver) -> None:
+        del self._handed[id]
+        self._causes.pop(handed.token, None)
+        self._handed_bytes -= len(handed.handed.delivery.event.data)
+        self.has_credit()
+
+    async def look_again(self, frame: pb.ConnectResponse) -> None:
+        """See whether the event in a frame that is about to be written may still be handed over: it has waited for a
+        connection, or for what was to be written before it. Where not, the frame says nothing."""
+        id = frame.event.id
+        handed = self._handed.get(id)
+        if handed is None or handed.subscribed.subscription is None:
+            return  # the session has ended
+        if await is_held(self._session.mesh, handed.subscribed.subscription, handed.handed):
+            return
+        if id in self._handed:
+            self._forget(id, handed)
+            frame.ClearField("event")
+            self._session.keep_credit()
+            if handed.subscribed.is_over:
+                self._begin(lambda: self._leave(handed.subscribed))
 
     @property
     def is_busy(self) -> bool:
@@ -260,7 +253,7 @@ class Events:
 
     # ------------------------------------------------------------------ subscriptions
 
-    async def _subscribe(self, subscribed: _Subscribed) -> None:
+    async def _subscribe(self, subscribed: Subscribed) -> None:
         request = subscribed.request
         try:
             handling_s = HANDLING_S
@@ -290,7 +283,7 @@ class Events:
         status = Status() if error is None else status_of_error(error)
         self._session.put(pb.ConnectResponse(subscribed=pb.SubscribeReply(id=id, status=status)))
 
-    async def _hand_out(self, subscribed: _Subscribed) -> None:
+    async def _hand_out(self, subscribed: Subscribed) -> None:
         session, credit = self._session, self._credit
         assert subscribed.subscription is not None
         assert credit is not None
@@ -311,7 +304,8 @@ class Events:
             except TimeoutError:
                 await self._put_back(subscribed.subscription, handed.delivery)
                 continue
-            self._hand(subscribed, session.next_delivery(), handed)
+            if await is_held(session.mesh, subscribed.subscription, handed):
+                self._hand(subscribed, session.next_delivery(), handed)
 
     async def _put_back(self, subscription: Subscription, delivery: Delivery) -> None:
         """Let others of the group have what there is no credit for: its handling time would run, and nobody have it."""
@@ -329,7 +323,7 @@ class Events:
             credit.clear()
             await credit.wait()
 
-    def _hand(self, subscribed: _Subscribed, id: int, handed: Handed) -> None:
+    def _hand(self, subscribed: Subscribed, id: int, handed: Handed) -> None:
         session, delivery, context = self._session, handed.delivery, handed.context
         event = delivery.event
         frame = pb.EventDelivery(
@@ -345,10 +339,10 @@ class Events:
             frame.context.CopyFrom(frames.context_frame(context, token, "token"))
             self._causes[token] = handed.cause
         self._handed_bytes += len(event.data)
-        self._handed[id] = _Handed(subscribed, handed, token)
+        self._handed[id] = HandedOver(subscribed, handed, token)
         session.put(pb.ConnectResponse(event=frame))
 
-    async def _settle(self, handed: _Handed, settle: pb.Settle) -> None:
+    async def _settle(self, handed: HandedOver, settle: pb.Settle) -> None:
         subscription = handed.subscribed.subscription
         if subscription is None:
             return
@@ -371,7 +365,7 @@ class Events:
         if handed.subscribed.is_over:
             await self._leave(handed.subscribed)
 
-    async def _leave(self, subscribed: _Subscribed) -> None:
+    async def _leave(self, subscribed: Subscribed) -> None:
         """Hand out no more of a topic, and end it once nothing of it is under way."""
         subscribed.is_over = True
         if subscribed.task is not None:
@@ -379,7 +373,7 @@ class Events:
         if not any(one.subscribed is subscribed for one in self._handed.values()):
             await self._end(subscribed)
 
-    async def _end(self, subscribed: _Subscribed) -> None:
+    async def _end(self, subscribed: Subscribed) -> None:
         subscribed.is_over = True
         if subscribed.task is not None:
             subscribed.task.cancel()

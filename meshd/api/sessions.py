@@ -115,6 +115,10 @@ class SessionService:
                     wire.wake.clear()
                     await wire.wake.wait()
                 else:
+                    if frame.HasField("event"):
+                        await session.events.look_again(frame)
+                        if session.wire is not wire:
+                            return  # it goes out over the next, as all that is kept does
                     await send(frame)
         except Exception as error:  # noqa: BLE001 - as above
             log.debug("a stream of %s broke: %s", session.name, error)

@@ -10,6 +10,7 @@ from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_kafka_index import event_of, headers_of
 from meshd.engines.bus_kafka_journal import Moved
 from meshd.engines.bus_port import EventMalformed
+from meshd.engines.bus_shelf import ordinal
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ class Bodies:
             *headers_of(event),
             ("group", rows.name.encode()),
             ("topic", rows.topic.encode()),
-            ("attempts", b"%d" % letter.attempts),
+            ("attempts", b"%d" % ordinal(letter.attempts)),
             ("reason", letter.reason.encode()),
         ]
         key = rows.name.encode()

@@ -23,7 +23,7 @@ from meshd.engines.port import StoreCorrupt, StoreFull, StoreNewer, StoreUnable
 if TYPE_CHECKING:
     from meshd.engines.bus_terms import Terms
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class Command(msgspec.Struct, array_like=True, tag_field="kind", frozen=True):
@@ -71,6 +71,15 @@ class Leave(Command, tag="leave", frozen=True):
 
 
 class Redrive(Command, tag="redrive", frozen=True):
+    """As format 1 had it: attempts have the numbers of those before."""
+
+    group: str
+    ids: list[int]
+
+
+class Revive(Command, tag="revive", frozen=True):
+    """Hand dead letters to their group again."""
+
     group: str
     ids: list[int]
 
@@ -101,7 +110,7 @@ class SetBack(Command, tag="set-back", frozen=True):
     """The clock was set back."""
 
 
-AnyCommand = Join | Begin | Settle | GiveBack | Leave | Redrive | Moved | Expire | Forget | SetBack
+AnyCommand = Join | Begin | Settle | GiveBack | Leave | Redrive | Revive | Moved | Expire | Forget | SetBack
 
 
 class Begun(NamedTuple):
@@ -170,6 +179,8 @@ class Journal:
             if _format_of(data) > FORMAT:
                 raise StoreNewer(f"the groups in {self._where} are a newer meshd's") from None
             raise StoreCorrupt(f"a snapshot of the groups in {self._where} is not what meshd put there") from None
+        if whole.format > FORMAT:
+            raise StoreNewer(f"the groups in {self._where} are a newer meshd's")
         if whole.stride != self._stride:
             raise StoreUnable(
                 f"the events in {self._where} had {whole.stride} partitions and have {self._stride}: what groups have "
@@ -197,9 +208,8 @@ class Journal:
                 group.lose_all(command.sender)
                 self._lay(group, now_ms)
             return None
-        if isinstance(command, Redrive):
-            groups = [group for group in self.groups if group.name == command.group]
-            return [group.number for id in command.ids for group in groups if group.revive(id, now_ms)]
+        if isinstance(command, Redrive | Revive):
+            return self._redrive(command, now_ms, goes_on=isinstance(command, Revive))
         if not 0 <= command.group < len(self.groups):
             return StoreCorrupt(f"a group of {self._where} is not known: its journal was cut off")
         group = self.groups[command.group]
@@ -238,6 +248,10 @@ class Journal:
             self.groups.append(group)
             self.named[command.group, command.topic] = group
         return group.number
+
+    def _redrive(self, command: Redrive | Revive, now_ms: int, *, goes_on: bool) -> list[int]:
+        groups = [group for group in self.groups if group.name == command.group]
+        return [group.number for id in command.ids for group in groups if group.revive(id, now_ms, goes_on=goes_on)]
 
     def _set_back(self, now_ms: int) -> None:
         if now_ms < self.latest_ms:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from meshd.engines.bus_kafka_index import Index
 from meshd.engines.bus_kafka_journal import AnyCommand, Begin, Begun, GiveBack, Journal
 from meshd.engines.bus_kafka_wire import Ends, Record, Sender, Shelves, Tail
+from meshd.engines.bus_shelf import UNHEARD, Unheard, none_unheard
 from meshd.engines.port import StoreClosed, StoreCorrupt, StoreError
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ class Log:
         self._waits = Waits()
         self._serials = itertools.count(1)
         self._asked: dict[int, asyncio.Future[Any]] = {}
+        self.unheard = none_unheard()
         self._parts: dict[int, dict[int, bytes]] = {}
         """Of snapshots that are being read, by what they are as of."""
         self._newest: tuple[int, bytes] = (-2, b"")
@@ -257,6 +259,8 @@ class Log:
         before, self._since_bytes = self._since_bytes, self._since_bytes + size
         self._waits.reached((self.names.groups, 0), offset + 1)
         if command.sender == self.sidecar:
+            died = [Unheard(rows.name, id) for rows, id in self.journal.died if rows.letters[id].reason is UNHEARD]
+            self.unheard.extend(died)
             future = self._asked.get(command.serial)
             if future is not None and not future.done():
                 future.set_result(done)

@@ -16,13 +16,13 @@ from meshd.engines.bus_kafka_journal import (
     GiveBack,
     Join,
     Leave,
-    Redrive,
+    Revive,
     SetBack,
     Settle,
 )
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, EventMalformed, Position, Published, Verdict
 from meshd.engines.bus_rows import OUT, SET_BACK_MS
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
+from meshd.engines.bus_shelf import Attempt, HandedOut, Patient, Settled, ordinal
 from meshd.engines.port import StoreError, StoreUnable
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def _counted(
     return counted
 
 
-class Shelf:
+class Shelf(Patient):
     """See the module."""
 
     is_crowded = False
@@ -78,6 +78,7 @@ class Shelf:
         self._clock = clock
         self._publishing: dict[bytes, asyncio.Future[Published]] = {}
         self.bodies = Bodies(log_)
+        self.unheard = log_.unheard
         self._is_closed = False
 
     # Events.
@@ -225,36 +226,34 @@ class Shelf:
                 last = self.log.head()[:3]
                 await self.log.ask(Settle(*last, 0, rows.number, place, row.attempt, Verdict.RETRY, 0, GONE))
             else:
-                deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
+                deliveries.append(Attempt(place, row.attempt).handed(event, is_marked=row.is_marked))
         return deliveries
 
     def _held(self, rows: Rows, deliveries: list[Delivery]) -> list[Delivery]:
-        """Return what this sidecar may still have handled, as far as it knows at this moment.
+        """Return what is still this sidecar's, as far as it has read by now, whatever the time is here: by another's
+        clock it may have been over, so that others have been handed it since, and have settled it.
 
-        Where it was cut off or stood still it reads late what it has begun. Others may have been handed that meanwhile,
-        and have settled it: what says so may have been read by now, or stand further on in the journal. So what has run
-        out of time is given back as unseen, which does nothing where others have it, and is asked for anew.
+        What an earlier attempt has settled meanwhile is given back as unseen, and is then done.
         """
-        now_ms = self.log.now_ms()
         held: list[Delivery] = []
-        late: list[tuple[int, int]] = []
+        done: list[tuple[int, int]] = []
         for one in deliveries:
-            row = rows.rows.get(one.place)
-            if row is None or (row.state, row.attempt, row.owner) != (OUT, one.attempt, self.log.sidecar):
+            attempt, row = Attempt.of(one), rows.rows.get(one.place)
+            if row is None or (row.state, row.attempt, row.owner) != (OUT, attempt.number, self.log.sidecar):
                 continue
-            if row.is_done or row.due_ms <= now_ms:
-                late.append((one.place, one.attempt))
+            if row.is_done:
+                done.append(attempt)
             else:
                 held.append(one)
-        if late:
-            self.log.write_quietly(GiveBack(*self.log.head(), rows.number, late, is_unseen=True))
+        if done:
+            self.log.write_quietly(GiveBack(*self.log.head(), rows.number, done, is_unseen=True))
         return held
 
     @_counted
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
-        wait_s = self.terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self.terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         said = Settle(*self.log.head(), group, *attempt, verdict, round(wait_s * 1000), reason)
         return await self.log.ask(said)  # type: ignore[no-any-return]
 
@@ -282,7 +281,7 @@ class Shelf:
                 rows.name,
                 rows.topic,
                 event or Event("", "", sequence=sequence_text(letter.place)),
-                letter.attempts,
+                ordinal(letter.attempts),
                 letter.reason,
                 letter.died_ms / 1000,
             )
@@ -292,7 +291,7 @@ class Shelf:
     @_counted
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
         wanted = [id for id in ids if 0 < id < 2**63]
-        return await self.log.ask(Redrive(*self.log.head(), group, wanted))  # type: ignore[no-any-return]
+        return await self.log.ask(Revive(*self.log.head(), group, wanted))  # type: ignore[no-any-return]
 
     # What is too old.
 

@@ -12,7 +12,19 @@ from meshd.engines.bus_event import matcher, sequence_text, size_of
 from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_memory_group import Group, Kept, Pending
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Topic, Verdict
-from meshd.engines.bus_shelf import HandedOut, Settled, check_place, full
+from meshd.engines.bus_shelf import (
+    UNHEARD,
+    Attempt,
+    HandedOut,
+    Patient,
+    Settled,
+    Unheard,
+    check_place,
+    full,
+    none_unheard,
+    ordinal,
+    redriven,
+)
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
 from meshd.engines.port import Ability, StoreClosed, StoreFull
 
@@ -20,11 +32,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from meshd.engines.bus_port import Start
-    from meshd.engines.bus_shelf import Attempt
 
 log = logging.getLogger("meshd")
 
-UNHEARD = "nothing was heard of the last attempt"
 CHUNK = 500
 
 
@@ -41,8 +51,8 @@ class MemoryBus(BusFront):
         super().__init__(_Shelf(terms, clock), terms, clock)
 
 
-class _Shelf:
-    """`meshd.engines.bus_front.Shelf`, whose methods never wait."""
+class _Shelf(Patient):
+    """`meshd.engines.bus_shelf.Shelf`, whose methods never wait."""
 
     def __init__(self, terms: Terms, clock: Clock) -> None:
         self._terms = terms
@@ -58,6 +68,7 @@ class _Shelf:
         self._bytes = 0
         self._is_closed = False
         self.is_crowded = False
+        self.unheard = none_unheard()
 
     async def keep(self, events: Sequence[Event]) -> list[Published]:
         self._check()
@@ -134,7 +145,7 @@ class _Shelf:
         one.attempt += 1
         one.is_out = True
         group.plan(place, one, ends_s)
-        return Delivery(one.event, one.attempt, one.is_marked, place)
+        return Attempt(place, one.attempt).handed(one.event, is_marked=one.is_marked)
 
     def _fall_due(self, group: Group, now_s: float) -> None:
         while (due_s := group.next_due_s()) is not None and due_s <= now_s:
@@ -164,9 +175,9 @@ class _Shelf:
         if one.is_done or verdict is not Verdict.RETRY:
             of.dropped += counted and verdict is Verdict.DROP
             return Settled(counted, of.finish(place))
-        if one.attempt >= self._terms.attempts_max:
+        if ordinal(attempt.number) >= self._terms.attempts_max:
             return Settled(counted, self._bury(of, place, one, reason))
-        wait_s = self._terms.retry_s(one.attempt) if retry_after_s is None else retry_after_s
+        wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         one.is_out = False
         of.plan(place, one, self._clock.now_s() + wait_s)
         return Settled(counted, due_s=one.due_s)
@@ -188,15 +199,17 @@ class _Shelf:
         one.is_marked = True
         if one.is_done:
             group.finish(place)
-        elif one.attempt >= self._terms.attempts_max:
+        elif ordinal(one.attempt) >= self._terms.attempts_max:
             self._bury(group, place, one, UNHEARD)
+            self.unheard.append(Unheard(group.name, self._dead))
         else:
             group.make_ready(place, one)
 
     def _bury(self, group: Group, place: int, one: Pending, reason: str) -> bool:
         self._dead += 1
-        letter = DeadLetter(self._dead, group.name, group.topic, one.event, one.attempt, reason, self._clock.now_s())
-        group.dead[self._dead] = (letter, one.is_marked)
+        attempts, now_s = ordinal(one.attempt), self._clock.now_s()
+        letter = DeadLetter(self._dead, group.name, group.topic, one.event, attempts, reason, now_s)
+        group.dead[self._dead] = (letter, one)
         self._bytes += size_of(one.event)
         log.warning("event %d is a dead letter of the group %s (%s)", place, group.name, group.topic)
         return group.finish(place)
@@ -216,10 +229,11 @@ class _Shelf:
                     groups.append(one.number)
         return groups
 
-    def _revive(self, group: Group, letter: DeadLetter, is_marked: bool) -> None:
+    def _revive(self, group: Group, letter: DeadLetter, before: Pending) -> None:
         place, key = int(letter.event.sequence), letter.event.partition_key
         is_led = any(not group.pending[other].is_led for other in group.by_key.get(key, ()))
-        pending = Pending(letter.event, is_led=is_led, since_s=self._clock.now_s(), is_marked=is_marked)
+        pending = Pending(letter.event, is_led=is_led, since_s=self._clock.now_s(), is_marked=before.is_marked)
+        pending.attempt = redriven(before.attempt)
         group.add(place, pending)
         if not is_led:
             group.make_ready(place, pending)

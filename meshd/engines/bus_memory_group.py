@@ -33,6 +33,7 @@ class Pending:
     def __init__(self, event: Event, *, is_led: bool, since_s: float = 0.0, is_marked: bool = False) -> None:
         self.event = event
         self.attempt = 0
+        """Number of the last one (`meshd.engines.bus_shelf.LIFE`)."""
         self.due_s: float | None = None
         """When its attempt is over, or its retry due; None where it is ready."""
         self.is_out = False
@@ -59,8 +60,8 @@ class Group:
         """A heap of sequences; some may be ready no more."""
         self.due: list[tuple[float, int]] = []
         """A heap of times and sequences; some may be out of date."""
-        self.dead: dict[int, tuple[DeadLetter, bool]] = {}
-        """By id, with whether it may have been handled."""
+        self.dead: dict[int, tuple[DeadLetter, Pending]] = {}
+        """By id, with what it was."""
         self.dropped = 0
         self.expired = 0
 

@@ -94,7 +94,7 @@ class NatsBus(BusFront):
         self._streams = Streams(url, self._where, self._link, self._timeout_s)
         self._streams.knows_longer = clock is not None  # whose hours are not the server's
         time = clock or self._server_clock or ServerClock()
-        self._rows = ReplayingShelf(self._streams, terms, time, self._sidecar, self._stir_group)
+        self._rows = ReplayingShelf(self._streams, terms, time, self._sidecar, self._stir_group, absent_s)
         self._watching: asyncio.Task[None] | None = None
         self._asked: dict[str, bool] = {}
         """Of other sidecars whose subscribers have events, whether they were absent when last asked for."""

@@ -19,7 +19,7 @@ from meshd.engines.bus_nats_message import Letter as LetterBody
 from meshd.engines.bus_nats_message import found, read_letter, written_letter
 from meshd.engines.bus_nats_rows import FORMAT, Entry, Letter, Rows
 from meshd.engines.bus_port import Event
-from meshd.engines.bus_shelf import Attempt
+from meshd.engines.bus_shelf import UNHEARD, Attempt, Unheard, none_unheard, ordinal
 from meshd.engines.nats_consumer import Consumer
 from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
 
@@ -54,6 +54,8 @@ class Group:
         self, streams: Streams, group: str, topic: str, terms: Terms, clock: Clock, changed: Callable[[], None]
     ) -> None:
         self.rows = Rows(group, topic, terms)
+        self.unheard = none_unheard()
+        """See `meshd.engines.bus_shelf.Shelf`."""
         self.live: set[Attempt] = set()
         """What subscribers of this sidecar were handed."""
         self.is_in_doubt = False
@@ -183,8 +185,7 @@ class Group:
                 answers = [decide(now_ms) for decide in asked]
                 if not rows.is_changed:
                     return answers
-                for burial in rows.burials:
-                    await self._bury(burial, now_ms)
+                unheard = [await self._bury(burial, now_ms) for burial in rows.burials]
                 rows.burials.clear()
                 last = await self._write(now_ms)
             except BaseException:
@@ -192,6 +193,7 @@ class Group:
                 raise
             if not last:
                 self._keep()
+                self.unheard += [Unheard(rows.group, letter) for letter in unheard if letter]
                 return answers
             rows.undo()
             await self._wait_for(last)
@@ -327,15 +329,19 @@ class Group:
 
     # Dead letters.
 
-    async def _bury(self, burial: Burial, now_ms: int) -> None:
-        """Write the body of a dead letter, once, however often this is tried, and name it in the draft."""
+    async def _bury(self, burial: Burial, now_ms: int) -> int:
+        """Write the body of a dead letter, once, however often this is tried, and name it in the draft. Return it, or 0
+        where a handler knows of it."""
         streams, row = self._streams, burial.row
         event, _ = await self.event(burial.place, row.letter)
-        letter = LetterBody(self.rows.group, self.rows.topic, event, burial.place, row.attempt, burial.reason, now_ms)
+        letter = LetterBody(
+            self.rows.group, self.rows.topic, event, burial.place, ordinal(row.attempt), burial.reason, now_ms
+        )
         headers, data = written_letter(letter, f"{row.letter}")
         ack = await streams.put(streams.dead, streams.letters(self.rows.group), data, headers)
-        self.rows.put_letter(ack.seq, Letter(burial.place, row.key, row.is_marked, now_ms))
+        self.rows.put_letter(ack.seq, Letter(burial.place, row.key, row.is_marked, now_ms, row.attempt))
         log.warning("event %d is a dead letter of the group %s (%s)", burial.place, self.rows.group, self.rows.topic)
+        return ack.seq if burial.reason is UNHEARD else 0
 
     async def event(self, place: int, letter: int) -> tuple[Event, str]:
         """Return the event of a place, or of a dead letter, and why it cannot be handed out. Raises StoreError."""

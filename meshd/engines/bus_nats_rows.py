@@ -27,6 +27,8 @@ class Letter(NamedTuple):
     key: bytes
     is_marked: bool
     died_ms: int
+    attempts: int = 0
+    """Number of the last one."""
 
 
 class Entry(msgspec.Struct, array_like=True):

@@ -13,9 +13,9 @@ from meshd.engines.bus_nats_group import Group
 from meshd.engines.bus_nats_message import own, read_letter, told_letter
 from meshd.engines.bus_nats_publish import Publishing
 from meshd.engines.bus_nats_reader import PULLED_MAX, Reader
-from meshd.engines.bus_port import Delivery, Position, Verdict
+from meshd.engines.bus_port import Position, Verdict
 from meshd.engines.bus_rows import OUT
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, none_unheard, ordinal
 from meshd.engines.nats_keys import decoded
 from meshd.engines.port import StoreClosed, StoreError, StoreFull, StoreUnable
 
@@ -54,10 +54,21 @@ class Known:
 
 
 class Shelf(Publishing):
-    """See the module. `stir` is called with the number of a group for which there may be something."""
+    """See the module. `stir` is called with the number of a group for which there may be something; a sidecar that does
+    not answer twice, `absent_s` apart, has lost what it had."""
 
-    def __init__(self, streams: Streams, terms: Terms, clock: Clock, sidecar: str, stir: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        streams: Streams,
+        terms: Terms,
+        clock: Clock,
+        sidecar: str,
+        stir: Callable[[int], None],
+        absent_s: float,
+    ) -> None:
         super().__init__(streams, terms, clock, sidecar)
+        self.sure_s = absent_s
+        self.unheard = none_unheard()
         self._stir = stir
         self._known: dict[str, Known] = {}
         """By the subject of the journal."""
@@ -113,6 +124,7 @@ class Shelf(Publishing):
         if known is None:
             number = len(self._numbers)
             one = Group(self.streams, group, topic, self.terms, self.clock, lambda: self._stir(number))
+            one.unheard = self.unheard
             known = self._known[subject] = Known(number, one, topic)
             self._numbers.append(known)
         return known
@@ -169,11 +181,11 @@ class Shelf(Publishing):
                     attempt = Attempt(place, row.attempt)
                     await group.ask(lambda _, attempt=attempt, why=why: self._refuse(group, attempt, why))  # type: ignore[misc]
                 else:
-                    deliveries.append(Delivery(event, row.attempt, row.is_marked, place))
+                    deliveries.append(Attempt(place, row.attempt).handed(event, is_marked=row.is_marked))
         except StoreError:
             group.is_in_doubt = True  # what was begun has been seen by nobody
             raise
-        group.live.update(Attempt(one.place, one.attempt) for one in deliveries)
+        group.live.update(map(Attempt.of, deliveries))
         is_more = len(begun) < len(handling_s) and may_read and not reader.is_waiting(rows.position)
         known.scan = min(known.scan * 4, PULLED_MAX) if is_more else 1
         due_ms = rows.due_ms()
@@ -210,12 +222,18 @@ class Shelf(Publishing):
         events = {place: event for (place, _), event in zip(lacking, got, strict=True)}
         return [events[place] if place in events else (read[place].event, read[place].why) for place, _ in begun]
 
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        self.check()
+        one = self._numbers[group].group
+        await one.catch_up()
+        return await one.ask(lambda _: one.rows.is_out(attempt, self.sidecar))
+
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
         self.check()
         one = self._numbers[group].group
-        wait_ms = int((self.terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s) * 1000)
+        wait_ms = int((self.terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s) * 1000)
 
         async def settle() -> Settled:
             return await one.ask(lambda now_ms: one.rows.settle(attempt, verdict, wait_ms, reason, now_ms))

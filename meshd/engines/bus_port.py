@@ -16,7 +16,7 @@ import msgspec
 from meshd.engines.port import StoreUnable
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.port import Ability
 
@@ -97,6 +97,8 @@ class Delivery(NamedTuple):
     """An earlier attempt may have been carried out, although nothing was heard of it."""
     place: int
     """Names the event within its bus."""
+    life: int = 0
+    """How often it was redriven before: then attempts are counted from 1 again."""
 
     @property
     def token(self) -> bytes:
@@ -185,6 +187,18 @@ class Subscription(Protocol):
         """
         ...
 
+    async def holds(self, delivery: Delivery) -> bool:
+        """Say whether a delivery may be handed to its handler at this moment; to be asked right before that.
+
+        Where too little of its time is left, or the engine has taken this sidecar for gone, another may have it by now,
+        and have settled it. It is then given back as unseen. `next` has asked when it returns.
+        """
+        ...
+
+    def is_sure(self, delivery: Delivery) -> bool:
+        """Say whether that is so without asking anybody: where not, `holds` may find it so all the same."""
+        ...
+
     async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
         """End an attempt of which nothing will be heard: the event goes to others at once, marked, or is a dead letter
         where it was the last. With `is_unseen` nobody was handed it: the attempt does not count, and it is not marked.
@@ -203,6 +217,9 @@ class Bus(Protocol):
 
     name: str
     abilities: frozenset[Ability]
+    unheard: Callable[[DeadLetter], None] | None
+    """Told, at one of the sidecars that share the bus, of each that became a dead letter since nothing was heard of its
+    last attempt: no handler has said so."""
     caution: str
     """Why acknowledged events may be lost all the same, in words for an operator; empty where they may not."""
 

@@ -56,7 +56,7 @@ class RabbitBus(BusFront):
         where = f"the rabbitmq bus at {url.host}:{server.port(url)}"
         time = clock or server.ServerClock()
         self._log = Log(url, where, terms, time, self._heard, gone_s, sizes)
-        self._remote = LogShelf(self._log, terms)
+        self._remote = LogShelf(self._log, terms, gone_s)
         super().__init__(self._remote, terms, time)
 
     @staticmethod
@@ -99,6 +99,9 @@ class RabbitBus(BusFront):
 
     def _heard(self, applied: Applied) -> None:
         """Wake those whom something concerns that was read in the log."""
+        if applied.unheard:
+            self._remote.unheard.extend(applied.unheard)
+            self.tell()
         if applied.topics:
             self._stir(applied.topics)
         for group in applied.freed:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from meshd.engines import bus_rabbitmq_server as server
-from meshd.engines.bus_rabbitmq_entry import FORMAT, TYPE, Copied, encode
+from meshd.engines.bus_rabbitmq_entry import TYPES, Copied, encode
 from meshd.engines.port import StoreCorrupt
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ async def get(pair: Pair, path: Path, without: str) -> str:
 
 
 def _decoded(message: DeliveredMessage) -> Copied | None:
-    if message.header.properties.message_type == f"{TYPE}{FORMAT}":
+    if message.header.properties.message_type in TYPES:
         with contextlib.suppress(msgspec.MsgspecError):
             return msgspec.msgpack.decode(message.body, type=Copied)
     return None

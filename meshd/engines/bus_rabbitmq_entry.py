@@ -13,11 +13,14 @@ from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Publis
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
+    from meshd.engines.bus_shelf import Unheard
     from meshd.engines.bus_terms import Terms
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 TYPE: Final = "meshd.bus."
 """How the `type` of each message begins; the number of the format follows."""
+TYPES: Final = frozenset(f"{TYPE}{one}" for one in range(1, FORMAT + 1))
+"""What can be read."""
 
 
 class Numbers(msgspec.Struct, frozen=True, array_like=True):
@@ -105,6 +108,8 @@ class Letters(_Command, frozen=True, tag=7):
 
 
 class Redrive(_Command, frozen=True, tag=8):
+    """As format 1 had it: attempts have the numbers of those before."""
+
     group: str
     ids: list[int]
 
@@ -132,8 +137,28 @@ class Copied(_Command, frozen=True, tag=12):
     """Bytes of the log that it holds."""
 
 
+class Revive(_Command, frozen=True, tag=13):
+    """Hand dead letters to their group again."""
+
+    group: str
+    ids: list[int]
+
+
 Command: TypeAlias = (
-    Hello | Gone | Keep | Join | HandOut | Settle | GiveBack | Letters | Redrive | Positions | Trim | Claim | Copied
+    Hello
+    | Gone
+    | Keep
+    | Join
+    | HandOut
+    | Settle
+    | GiveBack
+    | Letters
+    | Redrive
+    | Positions
+    | Trim
+    | Claim
+    | Copied
+    | Revive
 )
 
 
@@ -178,6 +203,8 @@ class Applied(NamedTuple):
     """When the next thing is due, of groups of which that has changed."""
     problem: StoreError | None
     """Why the log cannot be read on."""
+    unheard: list[Unheard]
+    """What our own entries have made dead letters of since nothing was heard of the last attempt."""
 
 
 Result: TypeAlias = list[Published] | list[DeadLetter] | list[Position] | list[Delivery] | StoreError | None

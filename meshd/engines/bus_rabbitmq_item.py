@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from meshd.engines.bus_rabbitmq_entry import GiveBack, HandOut, Settle, encode
+from meshd.engines.bus_shelf import Attempt
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
@@ -51,6 +52,6 @@ def asked_anew(item: Item, handed: HandedOut) -> list[Item]:
     """
     anew = [] if item.future.done() else [item]
     if handed.deliveries and isinstance(item.command, HandOut):
-        attempts = [(one.place, one.attempt) for one in handed.deliveries]
+        attempts: list[tuple[int, int]] = [Attempt.of(one) for one in handed.deliveries]
         anew.insert(0, Item(GiveBack(item.command.group, attempts, is_unseen=True), item.due_s, is_ending=False))
     return anew

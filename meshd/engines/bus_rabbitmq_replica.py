@@ -17,6 +17,7 @@ import msgspec
 from meshd.engines.bus_rabbitmq_entry import (
     FORMAT,
     TYPE,
+    TYPES,
     Applied,
     Claim,
     Command,
@@ -35,6 +36,7 @@ from meshd.engines.bus_rabbitmq_entry import (
     Outcome,
     Positions,
     Redrive,
+    Revive,
     Settle,
     Trim,
     decode,
@@ -70,6 +72,10 @@ FORM: Final = Format(APPLICATION_ID, SCHEMA, TABLES.tables + _REPLICA, "UPDATE c
 _REFUSED: Final = (sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """What SQLite says of a command, and not of this machine: the same to every sidecar."""
 _DUE = "SELECT min(due_ms) FROM pending WHERE grp = ? AND state IN (2, 3)"
+_HELD = (
+    "SELECT 1 FROM holding JOIN pending USING (sequence, grp, attempt) JOIN grp ON number = holding.grp "
+    "WHERE sequence = ? AND attempt = ? AND sidecar = ? AND name = ? AND topic = ? AND state = 2 AND NOT is_done"
+)
 _COUNT = "UPDATE counter SET value = ? WHERE name = ?"
 
 
@@ -118,7 +124,7 @@ class Replica(ReplayingShelf):
         """
         touched: set[Group] = set()
         problem = self._check_first(messages[0]) if is_first and messages else None
-        applied = Applied([], set(), set(), {}, problem)
+        applied = Applied([], set(), set(), {}, problem, [])
         for message in messages if problem is None else ():
             if message.offset < self.offset:
                 continue
@@ -156,7 +162,7 @@ class Replica(ReplayingShelf):
 
     def _entry(self, message: Message) -> Entry | StoreError | None:
         """Return an entry; None for what another program put there."""
-        if message.type == f"{TYPE}{FORMAT}":
+        if message.type in TYPES:
             try:
                 return decode(message.body)
             except (msgspec.MsgspecError, RecursionError):
@@ -195,7 +201,9 @@ class Replica(ReplayingShelf):
             run(_COUNT, (self._swept, "swept"))
             run(_COUNT, (self._freed, "freed"))
         if is_own:
+            applied.unheard.extend(self.unheard)
             applied.outcomes.append(Outcome(entry.epoch, entry.number, is_void=False, results=results))
+        self.unheard.clear()
 
     def _pass(self, at_ms: int) -> None:
         """Let it be the time of an entry. Sidecars' clocks differ a little: it does not go back for that."""
@@ -233,8 +241,10 @@ class Replica(ReplayingShelf):
                 self._return(group, attempts, is_unseen)
                 applied.freed.add(group)
                 return None
-            case Redrive(name, ids):
-                groups = [self._named(number) for number in self.redrive(name, tuple(ids), self._now_ms)]
+            case Redrive(name, ids) | Revive(name, ids):
+                goes_on = isinstance(command, Revive)
+                numbers = self.redrive(name, tuple(ids), self._now_ms, goes_on=goes_on)
+                groups = [self._named(number) for number in numbers]
                 applied.freed.update(groups)
                 return groups
             case Hello(numbers, floor):
@@ -281,7 +291,7 @@ class Replica(ReplayingShelf):
         deliveries, due_ms, is_more = self.hand_out(number, ends_ms, self._now_ms)
         self.connection.executemany(
             "INSERT OR REPLACE INTO holding VALUES (?, ?, ?, ?)",
-            [(one.place, number, one.attempt, sidecar) for one in deliveries],
+            [(one.place, number, Attempt.of(one).number, sidecar) for one in deliveries],
         )
         return HandedOut(deliveries, None if due_ms is None else due_ms / 1000, is_more)
 
@@ -296,6 +306,11 @@ class Replica(ReplayingShelf):
         for one in several:
             self._let_go(number, one)
         self.give_back(number, several, is_unseen, self._now_ms)
+
+    def is_held(self, group: Group, attempt: Attempt) -> bool:
+        """Say whether an attempt is this sidecar's, as far as the log has been read."""
+        found = self.connection.execute(_HELD, (*attempt, self._sidecar, group.name, group.topic))
+        return found.fetchone() is not None
 
     def _let_go(self, group: int, attempt: Attempt) -> None:
         self.connection.execute(

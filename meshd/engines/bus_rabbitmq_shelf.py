@@ -14,11 +14,11 @@ from meshd.engines.bus_rabbitmq_entry import (
     Keep,
     Letters,
     Positions,
-    Redrive,
+    Revive,
     Settle,
     Trim,
 )
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts
+from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts, none_unheard, ordinal
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 class LogShelf:
     """`meshd.engines.bus_shelf.Replays`. Numbers of groups are this sidecar's own."""
 
-    def __init__(self, log: Log, terms: Terms) -> None:
+    def __init__(self, log: Log, terms: Terms, gone_s: float) -> None:
+        """`gone_s`: how long a sidecar that lost its connection has what it had."""
+        self.sure_s = gone_s
+        self.unheard = none_unheard()
         self._log = log
         self._terms = terms
         self._groups: list[Group] = []
@@ -84,8 +87,12 @@ class LogShelf:
         one = self._groups[group]
         handed: HandedOut = await self._log.ask(HandOut(one, [int(each * 1000) for each in handling_s]))
         self._look_at_log()
-        self._out.setdefault(one, set()).update(Attempt(each.place, each.attempt) for each in handed.deliveries)
+        self._out.setdefault(one, set()).update(map(Attempt.of, handed.deliveries))
         return handed
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        one = self._groups[group]
+        return not self._is_void(one, attempt) and await self._log.look(lambda replica: replica.is_held(one, attempt))
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
@@ -93,7 +100,7 @@ class LogShelf:
         one = self._groups[group]
         if self._is_void(one, attempt):
             return Settled(counted=False)
-        wait_s = self._terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         wait_ms = int(wait_s * 1000) if verdict is Verdict.RETRY else 0
         settled: Settled = await self._log.ask(Settle(one, attempt.place, attempt.number, verdict, wait_ms, reason))
         self._out.get(one, set()).discard(attempt)
@@ -125,7 +132,7 @@ class LogShelf:
         return letters
 
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
-        groups: list[Group] = await self._log.ask(Redrive(group, list(ids)))
+        groups: list[Group] = await self._log.ask(Revive(group, list(ids)))
         return [self._number(one) for one in groups]
 
     async def positions(self) -> list[Position]:

@@ -7,7 +7,8 @@
     P:groups            hash of `NAME TOPIC` to a number N; P:numbers:NAME, P:positions: sets of those
     P:group:N           hash: how far the group has come, and what its next alarm is
     P:group:N:pending   hash of a sequence to `STATE ATTEMPT MARKED DONE BACK SINCE TAKER KEY`. States: R ready,
-                        O out with a handler, W waits for its retry, B behind another of its key
+                        O out with a handler, W waits for its retry, B behind another of its key. ATTEMPT is a
+                        number: of one that was redriven they go on from beyond the next million
     P:group:N:ready, :out, :wait     sorted sets of them, by sequence, by the handler's end, by when the retry is due
     P:group:N:heads, :behind         which of a key comes first; sorted set of `LENGTH:KEY:SEQUENCE` of those behind it
     P:letter:I          hash: a dead letter; P:group:N:dead by id, P:died by time
@@ -65,8 +66,8 @@ local function group_of(n) return P .. ':group:' .. n end
 """
 
 PENDING: Final = """
-local attempts_max = tonumber(ARGV[5])
-local buried = {}
+local attempts_max, LIFE = tonumber(ARGV[5]), 1000000 -- as meshd.engines.bus_shelf has it
+local buried, UNHEARD = {}, 'nothing was heard of the last attempt' -- as meshd.engines.bus_shelf has it
 local function split(record)
   local r = {}
   r.state, r.attempt, r.marked, r.done, r.back, r.since, r.taker, r.key =
@@ -133,7 +134,7 @@ local function lay(n, place, attempts, marked, reason, f)
   call('ZADD', group_of(n) .. ':dead', letter, letter)
   call('ZADD', P .. ':died', num(now), letter)
   count_bytes(size_of(f))
-  buried[#buried + 1] = place
+  buried[#buried + 1] = {place, letter, reason == UNHEARD and 1 or 0}
 end
 local EMPTY = {'', '', '', '', '', '', '', '', '', '0', '', '', '', ''}
 local function bury(n, place, r, reason, f)
@@ -147,7 +148,7 @@ local function lose(n, place, r)
   local G = group_of(n)
   r.marked = '1'
   if r.done == '1' then return finish(G, place, r) end
-  if tonumber(r.attempt) >= attempts_max then return bury(n, place, r, 'nothing was heard of the last attempt') end
+  if r.attempt % LIFE >= attempts_max then return bury(n, place, r, UNHEARD) end
   leave(G, place, r)
   make_ready(G, place, r)
   return true

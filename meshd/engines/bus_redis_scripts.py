@@ -279,7 +279,7 @@ for at = 7, #ARGV, 5 do
   elseif r.state ~= 'O' or r.done == '1' or verdict == 'success' or verdict == 'drop' then
     if verdict == 'drop' and counted then call('HINCRBY', G, 'dropped', 1) end
     freed = finish(G, place, r)
-  elseif verdict == 'damaged' or tonumber(number) >= attempts_max then
+  elseif verdict == 'damaged' or number % LIFE >= attempts_max then
     freed = bury(n, place, r, verdict == 'damaged' and 'its record is damaged' or reason)
   else
     leave(G, place, r)

@@ -10,12 +10,22 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
+from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Verdict
 from meshd.engines.bus_redis_look import KEPT, TOPICS
 from meshd.engines.bus_redis_scripts import GIVE_BACK, JOIN, KEEP, OPEN, SETTLE, TAKE
 from meshd.engines.bus_redis_trim import LETTER, LETTERS, POSITIONS, REDRIVE, TRIM
 from meshd.engines.bus_redis_untold import Owed, Untold
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, check_place, full
+from meshd.engines.bus_shelf import (
+    Attempt,
+    HandedOut,
+    Patient,
+    Settled,
+    Unheard,
+    check_place,
+    full,
+    none_unheard,
+    ordinal,
+)
 from meshd.engines.port import StoreCorrupt, StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.redis_server import words_of
 from meshd.engines.redis_wire import ReplyError, Wire
@@ -53,7 +63,7 @@ class _Group:
         """What subscribers of this sidecar have, and as which taker: until its end has been said, or is owed."""
 
 
-class RedisShelf:
+class RedisShelf(Patient):
     """See the module. `taker` is who took what is out, anew with each connection."""
 
     def __init__(
@@ -82,6 +92,7 @@ class RedisShelf:
         self._groups: list[_Group] = []
         """By handle."""
         self.untold = Untold()
+        self.unheard = none_unheard()
         self._swept = "-"
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Event).decode
@@ -194,20 +205,20 @@ class RedisShelf:
                 if event is None:
                     damaged.append(attempt)
                 else:
-                    deliveries.append(Delivery(event, attempt.number, is_marked == b"1", attempt.place))
+                    deliveries.append(attempt.handed(event, is_marked=is_marked == b"1"))
             if damaged:
                 await self.settle_all(group, [(attempt, "damaged", 0, "") for attempt in damaged])
         except StoreError:
             self.untold.doubtful.append((group, taker))  # what was begun has been seen by nobody
             raise
-        of.held.update((Attempt(one.place, one.attempt), taker) for one in deliveries)
+        of.held.update((Attempt.of(one), taker) for one in deliveries)
         due_s = None if due_ms < 0 else self._clock.now_s() + due_ms / 1000
         return HandedOut(deliveries, due_s, is_more == 1 or bool(damaged))
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
-        wait_s = self._terms.retry_s(attempt.number) if retry_after_s is None else retry_after_s
+        wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         wait_ms = round(wait_s * 1000)
         held = self._groups[group].held
         try:
@@ -264,7 +275,7 @@ class RedisShelf:
         if event is None:
             event = Event(topic.decode(errors="replace"), "", data=rest[3], sequence=sequence_text(int(place)))
         text = reason.decode(errors="replace")
-        return DeadLetter(id, group.decode(), pattern.decode(), event, int(attempts), text, int(died) / 1000)
+        return DeadLetter(id, group.decode(), pattern.decode(), event, ordinal(int(attempts)), text, int(died) / 1000)
 
     async def redrive(self, group: str, ids: Sequence[int]) -> list[int]:
         numbers = await self.ask(REDRIVE, self._terms.attempts_max, group, *ids)
@@ -364,9 +375,11 @@ class RedisShelf:
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
 
-    def _log(self, handle: int, places: list[bytes]) -> None:
-        for place in places:
+    def _log(self, handle: int, buried: list[tuple[bytes, bytes, int]]) -> None:
+        for place, letter, is_unheard in buried:
             group = self._groups[handle]
+            if is_unheard:
+                self.unheard.append(Unheard(group.name, int(letter)))
             log.warning("event %s is a dead letter of the group %s (%s)", place.decode(), group.name, group.topic)
 
 

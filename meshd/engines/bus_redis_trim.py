@@ -43,11 +43,13 @@ local reply, told = {}, {}
 for at = 7, #ARGV do
   local letter = P .. ':letter:' .. ARGV[at]
   local l = call('HMGET', letter, 'group', 'place', 'marked', 'bytes', 'key', 'topic', 'source', 'id', 'at', 'data',
-    'event')
+    'event', 'attempts')
   local n, place = l[1], l[2]
   local G = n and group_of(n)
   if n and call('HGET', G, 'name') == ARGV[6] then
-    local r = {attempt = 0, marked = l[3], done = '0', back = '0', since = num(now), taker = '-', key = l[5] or ''}
+    local attempt = num(l[12] - l[12] % LIFE + LIFE)
+    local r = {attempt = attempt, marked = l[3], done = '0', back = '0', since = num(now), taker = '-'}
+    r.key = l[5] or ''
     if #call('XRANGE', EVENTS, place .. '-0', place .. '-0') > 0 then
       call('DEL', letter)
       count_bytes(-tonumber(l[4]))

@@ -12,14 +12,13 @@ import heapq
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from meshd.engines.bus_port import Verdict
-from meshd.engines.bus_shelf import Attempt, Settled
+from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, ordinal, redriven
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Self
 
 READY, BLOCKED, OUT, WAITING = range(4)
-UNHEARD: Final = "nothing was heard of the last attempt"
 SET_BACK_MS: Final = 10_000
 """By how much a clock must be behind for it to have been set back: those of two sidecars are never quite the same."""
 
@@ -35,6 +34,7 @@ class Row(NamedTuple):
     wait_ms: int = 0
     """How long that was from when it was said."""
     attempt: int = 0
+    """Number of the last one (`meshd.engines.bus_shelf.LIFE`)."""
     is_marked: bool = False
     is_done: bool = False
     since_ms: int = 0
@@ -60,6 +60,8 @@ class Buried(Protocol):
     def place(self) -> int: ...
     @property
     def key(self) -> bytes: ...
+    @property
+    def attempts(self) -> int: ...
     @property
     def is_marked(self) -> bool: ...
     @property
@@ -154,6 +156,11 @@ class GroupRows(Generic[L]):
         """Say whether an event of a key that the group comes to must wait behind another."""
         return bool(key) and key in self._held
 
+    def is_out(self, attempt: tuple[int, int], owner: str) -> bool:
+        """Say whether an attempt, by place and number, is under way, and this sidecar's."""
+        row = self.rows.get(attempt[0])
+        return row is not None and (row.state, row.attempt, row.owner, row.is_done) == (OUT, attempt[1], owner, False)
+
     def is_kept(self, place: int, gone_ms: int) -> bool:
         """Say whether an event stays although it is too old: somebody is at it, or asked for it again."""
         row = self.rows.get(place)
@@ -206,7 +213,7 @@ class GroupRows(Generic[L]):
         if row.is_done or verdict is not Verdict.RETRY:
             self.dropped += counted and verdict is Verdict.DROP
             return Settled(counted, self.finish(place))
-        if row.attempt >= self.attempts_max:
+        if ordinal(attempt.number) >= self.attempts_max:
             return Settled(counted, self.bury(place, reason))
         self.put(place, row._replace(state=WAITING, due_ms=now_ms + wait_ms, wait_ms=wait_ms, owner=""))
         return Settled(counted, due_s=(now_ms + wait_ms) / 1000)
@@ -243,13 +250,15 @@ class GroupRows(Generic[L]):
             return True
         return False
 
-    def revive(self, number: int, now_ms: int) -> bool:
-        """Begin anew with a dead letter; return whether there is one."""
+    def revive(self, number: int, now_ms: int, *, goes_on: bool = True) -> bool:
+        """Begin anew with a dead letter; return whether there is one. Attempts have numbers of their own, unless they
+        are not to go on."""
         letter = self.letters.get(number)
         if letter is None:
             return False
         state = BLOCKED if letter.key and letter.key in self._leading else READY
-        row = Row(state, letter.key, is_marked=letter.is_marked, since_ms=now_ms, letter=self.body_of(number, letter))
+        attempt, body = redriven(letter.attempts) if goes_on else 0, self.body_of(number, letter)
+        row = Row(state, letter.key, attempt=attempt, is_marked=letter.is_marked, since_ms=now_ms, letter=body)
         self.put_letter(number, None)
         self.put(letter.place, row)
         return True
@@ -275,7 +284,7 @@ class GroupRows(Generic[L]):
             self.finish(place)
             return
         self.put(place, _ready(row))
-        if row.attempt >= self.attempts_max:
+        if ordinal(row.attempt) >= self.attempts_max:
             self.bury(place, UNHEARD)
 
     def _first_blocked(self, key: bytes) -> Iterator[int]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+import math
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_port import StartGone
+from meshd.engines.bus_port import Delivery, StartGone
 from meshd.engines.port import StoreFull, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Start, Topic, Verdict
+    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
     from meshd.engines.bus_terms import Terms
 
 
@@ -35,15 +37,75 @@ class Settled(NamedTuple):
     """When this one is handed out again."""
 
 
+LIFE: Final = 1_000_000
+"""Attempts at an event that is redriven are numbered from beyond the next multiple of this: none has the number of one
+before, of which something may yet be said."""
+
+
 class Attempt(NamedTuple):
     """One attempt at the event of a place."""
 
     place: int
     number: int
+    """See `LIFE`."""
+
+    @classmethod
+    def of(cls, delivery: Delivery) -> Attempt:
+        """Return the one that a delivery is."""
+        return cls(delivery.place, delivery.life * LIFE + delivery.attempt)
+
+    def handed(self, event: Event, *, is_marked: bool) -> Delivery:
+        """Return it as its subscriber gets it."""
+        return Delivery(event, ordinal(self.number), is_marked, self.place, self.number // LIFE)
+
+
+def ordinal(number: int) -> int:
+    """Return which attempt has this number, from 1, since the event was published or redriven."""
+    return number % LIFE
+
+
+def redriven(number: int) -> int:
+    """Return the number that an event has when it is redriven, whose last attempt had this one: the next one's is one
+    more."""
+    return number - number % LIFE + LIFE
+
+
+class Unheard(NamedTuple):
+    """A dead letter of which no handler knows."""
+
+    group: str
+    """Its name."""
+    letter: int
+
+
+UNHEARD: Final = "nothing was heard of the last attempt"
+UNHEARD_MAX: Final = 10_000
+"""So many are remembered until somebody looks."""
+
+
+def none_unheard() -> deque[Unheard]:
+    """Return room for them."""
+    return deque(maxlen=UNHEARD_MAX)
 
 
 class Shelf(Protocol):
     """What an engine does. `group` is a number that it gave; each method is one step, made whole or not at all."""
+
+    @property
+    def unheard(self) -> deque[Unheard]:
+        """What steps of this sidecar have made dead letters of since nothing was heard of the last attempt; whoever
+        looks takes it out."""
+        ...
+
+    @property
+    def sure_s(self) -> float:
+        """For how long at least, from when it was asked for, an attempt is this sidecar's even where the engine takes
+        that for gone. Nothing but its handling time ends it before."""
+        ...
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        """Ask the engine whether an attempt is under way, and this sidecar's."""
+        ...
 
     @property
     def is_crowded(self) -> bool:
@@ -94,6 +156,16 @@ class Shelf(Protocol):
     async def close(self) -> None:
         """Let go."""
         ...
+
+
+class Patient:
+    """The part of a shelf whose engine takes no sidecar for gone: attempts are ended by their handling time alone."""
+
+    sure_s: Final = math.inf
+
+    async def is_held(self, group: int, attempt: Attempt) -> bool:
+        """Say so until that is over."""
+        return True
 
 
 class Replays(Shelf, Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar, TypeVarTuple, Unpack
 
 from meshd.engines.bus_front import BusFront
-from meshd.engines.bus_shelf import HandedOut, Settled, counted_in_parts, kept_in_parts
+from meshd.engines.bus_shelf import HandedOut, Patient, Settled, counted_in_parts, kept_in_parts
 from meshd.engines.bus_sqlite_replay import ReplayingShelf
 from meshd.engines.bus_sqlite_shelf import FORMAT
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
@@ -17,11 +17,12 @@ from meshd.engines.port import Ability
 from meshd.engines.sqlite_file import SqliteFile
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
-    from meshd.engines.bus_shelf import Attempt
+    from meshd.engines.bus_shelf import Attempt, Unheard
 
 Arguments = TypeVarTuple("Arguments")
 Outcome = TypeVar("Outcome")
@@ -66,7 +67,7 @@ class SqliteBus(BusFront):
         super().__init__(_Thread(file, shelf, clock), terms, clock)
 
 
-class _Thread:
+class _Thread(Patient):
     """The shelf, asked through its file's thread."""
 
     def __init__(self, file: SqliteFile, shelf: ReplayingShelf, clock: Clock) -> None:
@@ -77,6 +78,10 @@ class _Thread:
     @property
     def is_crowded(self) -> bool:
         return self._shelf.is_crowded
+
+    @property
+    def unheard(self) -> deque[Unheard]:
+        return self._shelf.unheard
 
     async def keep(self, events: Sequence[Event]) -> list[Published]:
         return await self._ask(self._shelf.keep, tuple(events), _ms(self._clock.now_s()))

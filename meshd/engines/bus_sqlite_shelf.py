@@ -14,7 +14,7 @@ import msgspec
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
-from meshd.engines.bus_shelf import Settled, full
+from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, Unheard, full, none_unheard, ordinal, redriven
 from meshd.engines.bus_sqlite_trim import Trimming
 from meshd.engines.bus_terms import EVENT_BYTES
 from meshd.engines.port import StoreFull
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable
 
-    from meshd.engines.bus_shelf import Attempt
     from meshd.engines.bus_terms import Terms
 
 log = logging.getLogger("meshd")
@@ -34,7 +33,6 @@ APPLICATION_ID = 0x6D627573  # "mbus"
 SCAN_MAX: Final = 2000
 """How many events are looked at in one go: what waits behind it waits no longer than that takes."""
 READY, BLOCKED, OUT, WAITING = range(4)
-UNHEARD: Final = "nothing was heard of the last attempt"
 DAMAGED: Final = "its record is damaged"
 
 # AUTOINCREMENT: a sequence that was given once is never given again, whatever was removed.
@@ -96,6 +94,7 @@ class Shelf(Trimming):
 
     def __init__(self, terms: Terms) -> None:
         super().__init__(terms)
+        self.unheard = none_unheard()
         self._encode = msgspec.msgpack.Encoder().encode
         self._decode = msgspec.msgpack.Decoder(Event).decode
 
@@ -176,7 +175,7 @@ class Shelf(Trimming):
                 self._bury(group, sequence, DAMAGED, now_ms)
                 continue
             run(_BEGIN, (ends_ms[len(deliveries)], attempt + 1, sequence, group))
-            deliveries.append(Delivery(event, attempt + 1, bool(is_marked), sequence))
+            deliveries.append(Attempt(sequence, attempt + 1).handed(event, is_marked=bool(is_marked)))
         is_more = len(deliveries) < len(ends_ms) and self._scan(group, ends_ms, deliveries, now_ms)
         due_ms = run(_DUE, (group,)).fetchone()[0]
         return deliveries, None if due_ms > 8e18 else due_ms, is_more
@@ -228,9 +227,9 @@ class Shelf(Trimming):
             if verdict is Verdict.DROP and not is_done:
                 run("UPDATE grp SET dropped = dropped + 1 WHERE number = ?", (group,))
             return Settled(counted=not is_done, is_freed=self.finish(group, attempt.place, key))
-        if number >= self.terms.attempts_max:
+        if ordinal(attempt.number) >= self.terms.attempts_max:
             return Settled(counted=True, is_freed=self._bury(group, attempt.place, reason, now_ms))
-        wait_ms = int(self.terms.retry_s(number) * 1000) if wait_ms is None else wait_ms
+        wait_ms = int(self.terms.retry_s(ordinal(attempt.number)) * 1000) if wait_ms is None else wait_ms
         run(
             "UPDATE pending SET state = 3, due_ms = ?, wait_ms = ? WHERE sequence = ? AND grp = ?",
             (now_ms + wait_ms, wait_ms, attempt.place, group),
@@ -260,22 +259,25 @@ class Shelf(Trimming):
             (group, after, limit),
         )
         return [
-            DeadLetter(number, group, pattern, self._read(body, place) or Event(topic, ""), attempts, reason, ms / 1000)
-            for number, pattern, place, topic, attempts, reason, ms, body in found
+            DeadLetter(
+                id, group, pattern, self._read(body, place) or Event(topic, ""), ordinal(last), reason, ms / 1000
+            )
+            for id, pattern, place, topic, last, reason, ms, body in found
         ]
 
-    def redrive(self, group: str, ids: tuple[int, ...], now_ms: int) -> list[int]:
-        """Take dead letters back into their group; return its number for each."""
+    def redrive(self, group: str, ids: tuple[int, ...], now_ms: int, *, goes_on: bool = True) -> list[int]:
+        """Take dead letters back into their group; return its number for each. Attempts have numbers of their own,
+        unless they are not to go on."""
         run, groups = self.connection.execute, []
         for number in ids:
             row = run(
-                "SELECT grp, sequence, dead.topic, key, is_marked, at_ms, bytes, body FROM dead "
+                "SELECT grp, sequence, dead.topic, key, attempts, is_marked, at_ms, bytes, body FROM dead "
                 "JOIN grp ON grp.number = dead.grp WHERE dead.number = ? AND grp.name = ?",
                 (number, group),
             ).fetchone()
             if row is None:
                 continue
-            one, sequence, topic, key, is_marked, at_ms, size, body = row
+            one, sequence, topic, key, attempts, is_marked, at_ms, size, body = row
             kept = run("SELECT bytes FROM event WHERE sequence = ? AND body IS NOT NULL", (sequence,)).fetchone()
             if kept is None:
                 # Back for this group alone. Its id may be another's by now; the one within its body is what it was.
@@ -287,7 +289,7 @@ class Shelf(Trimming):
                 )
                 self.look_again(sequence)
             state = BLOCKED if run(_IS_LED, (one, key)).fetchone() else READY
-            run(_PENDING, (sequence, one, key, state, 0, 0, is_marked, now_ms))
+            run(_PENDING, (sequence, one, key, state, 0, redriven(attempts) if goes_on else 0, is_marked, now_ms))
             run("DELETE FROM dead WHERE number = ?", (number,))
             self.add_bytes(0 if kept is None else -size)
             groups.append(one)
@@ -319,7 +321,7 @@ class Shelf(Trimming):
         run("UPDATE pending SET is_marked = 1, state = 0, due_ms = 0 WHERE sequence = ? AND grp = ?", (sequence, group))
         if is_done:
             self.finish(group, sequence, key)
-        elif attempt >= self.terms.attempts_max:
+        elif ordinal(attempt) >= self.terms.attempts_max:
             self._bury(group, sequence, UNHEARD, now_ms)
 
     def finish(self, group: int, sequence: int, key: str) -> bool:
@@ -341,13 +343,15 @@ class Shelf(Trimming):
         topic, at_ms, size, body = run(
             "SELECT topic, at_ms, bytes, body FROM event WHERE sequence = ?", (sequence,)
         ).fetchone()
-        run(
+        letter = run(
             "INSERT INTO dead (grp, sequence, topic, key, attempts, is_marked, reason, at_ms, died_ms, bytes, body) "
             "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (group, sequence, topic, key, attempt, is_marked, reason, at_ms, now_ms, size, body),
-        )
+        ).lastrowid
         self.add_bytes(size)
         name, pattern = run("SELECT name, topic FROM grp WHERE number = ?", (group,)).fetchone()
+        if reason is UNHEARD:
+            self.unheard.append(Unheard(name, letter or 0))
         log.warning("event %d is a dead letter of the group %s (%s)", sequence, name, pattern)
         return self.finish(group, sequence, key)
 

@@ -13,7 +13,7 @@ from meshd.engines.table import Engine, driver_of
 from meshd.engines.url import StoreUrl
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from meshd.engines.bus_port import Bus, DeadLetter, Event, Position, Published, Start, Subscription, Topic
     from meshd.engines.port import Ability
@@ -97,6 +97,7 @@ class LateBus:
         self._bus: Bus | None = None
         self._opening = asyncio.Lock()
         self._is_closed = False
+        self.unheard: Callable[[DeadLetter], None] | None = None
 
     @property
     def name(self) -> str:
@@ -157,5 +158,6 @@ class LateBus:
                     raise StoreClosed("the bus was closed")
                 if self._bus is None:
                     self._bus = await open_bus(self._text, self._home)
+                    self._bus.unheard = self.unheard
                     log.info("the %s bus is open%s", self.name, f": {self.caution}" if self.caution else "")
         return self._bus

@@ -8,13 +8,16 @@ was told to come back for the answer (`repeat`), or in its place
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import OURS, OWN_PEER, Direction
 from meshd.proxy.answer import content_type_of
+from meshd.proxy.attempt import Attempt
 from meshd.proxy.crash import ending
 from meshd.proxy.exchange import Exchange
 from meshd.proxy.grpc_exchange import GrpcExchange
+from meshd.proxy.http1_client import Http1Connection
+from meshd.proxy.recording import unrecorded
 from meshd.refusal import Reason, Refused
 from meshd.wire.message import Fields, Request
 
@@ -33,6 +36,10 @@ EVENTS: Final = "events"
 
 class Unheard(Refused):
     """Nothing was heard of a call that had gone out: nobody knows whether it was carried out."""
+
+
+class Untimely(Refused):
+    """What was to be handed over was no longer to be, before a byte of it had gone out."""
 
 
 async def fetch(proxy: Proxy, target: str, fields: Headers, authority: str, *, timeout_s: float) -> Answered:
@@ -174,18 +181,21 @@ async def hand(
     *,
     context: Context | None,
     timeout_s: float,
+    is_timely: Callable[[], bool],
 ) -> Answered:
     """POST an event to an agent beside this sidecar: by its name, or, where that is empty, to the app, as another
     sidecar's call would come in.
 
-    `context` is that of whoever published it, for an agent by its name; for the app it is in `fields`. Returns and
-    raises as `ask` does; Unheard where the event may have reached the agent.
+    `context` is that of whoever published it, for an agent by its name; for the app it is in `fields`. `is_timely` is
+    asked right before each time that it goes out. Returns and raises as `ask` does; Unheard where the event may have
+    reached the agent, and Untimely where it has not and would have been out of time.
     """
+    caller = _Handing(is_timely)
     if upstream:
-        exchange = _to(proxy, upstream, "POST", path, fields, body, EVENTS, _Errand())
+        exchange = _to(proxy, upstream, "POST", path, fields, body, EVENTS, caller)
         exchange.call.handed = context
     else:
-        exchange = _exchange(proxy, Direction.INBOUND, path, fields, body)
+        exchange = _exchange(proxy, Direction.INBOUND, path, fields, body, caller=caller)
     try:
         async with asyncio.timeout(timeout_s):
             return await _answer(exchange, body)
@@ -229,7 +239,11 @@ def _exchange(
     if body is not None:
         request.has_body = True
         request.content_length = len(body)
-    made = _AtItsAddress if is_at_address else GrpcExchange if request.fields.is_grpc else Exchange
+    made: type[Exchange] = GrpcExchange if request.fields.is_grpc else Exchange
+    if isinstance(caller, _Handing):
+        made = _HandedOver
+    elif is_at_address:
+        made = _AtItsAddress
     return made(proxy, caller or _Errand(), request, direction)
 
 
@@ -244,6 +258,28 @@ class _AtItsAddress(Exchange):
         upstream = self.call.upstream
         if upstream is not None:
             self.call.path = upstream.endpoint or upstream.base_path or self.call.path
+
+
+class _HandedOver(Exchange):
+    """A call that hands something over which may be another's by the time that there is a connection."""
+
+    __slots__ = ()
+
+    def _new_attempt(self) -> Attempt:
+        return _Timely(self)
+
+
+class _Timely(Attempt):
+    __slots__ = ()
+
+    def connected(self, connection: Any) -> None:
+        caller = unrecorded(self.exchange.caller)
+        if not isinstance(caller, _Handing) or caller.is_timely():
+            super().connected(connection)
+            return
+        if isinstance(connection, Http1Connection):
+            self.pool.release(connection)
+        self.exchange.refuse(Untimely(Reason.DEADLINE, "Its time was over before it could be handed over"))
 
 
 async def _answer(exchange: Exchange, body: bytes | None) -> Answered:
@@ -326,3 +362,13 @@ class _Errand:
 
     def resume_request(self) -> None:
         """As above."""
+
+
+class _Handing(_Errand):
+    """The same of an event that is handed over; `is_timely` says whether it may be, at that moment."""
+
+    __slots__ = ("is_timely",)
+
+    def __init__(self, is_timely: Callable[[], bool]) -> None:
+        super().__init__()
+        self.is_timely = is_timely

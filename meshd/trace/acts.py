@@ -25,6 +25,8 @@ DUPLICATE: Final = "duplicate"
 """Why nothing was published: the bus has the event already."""
 REDRIVEN: Final = "redriven"
 """What became of a dead letter."""
+DEAD_LETTER: Final = "dead_letter"
+"""What became of an event at its last attempt."""
 
 
 class Actor(NamedTuple):
@@ -124,12 +126,24 @@ def handled(
 
 def redriven(trace: Recorder, letter: DeadLetter) -> int:
     """A dead letter is about to be handed to its group again, as an operator asks. Never raises; 0 as above."""
+    return _letter(trace, letter, REDRIVEN, Actor(letter.event.correlation_id, ""), ())
+
+
+def buried(trace: Recorder, letter: DeadLetter, actor: Actor | None, noted: int) -> int:
+    """Nothing was heard of the last attempt at an event, which is a dead letter. Who was handed it, and the record of
+    that, where that was here. Never raises; 0 as above."""
+    causes = (noted,) if noted else ()
+    return _letter(trace, letter, DEAD_LETTER, actor or Actor(letter.event.correlation_id, ""), causes)
+
+
+def _letter(trace: Recorder, letter: DeadLetter, result: str, actor: Actor, causes: tuple[int | str, ...]) -> int:
     event = letter.event
     told = heard(trace, event, event.correlation_id, event.correlation_id) if event.clock else None
     shown = trace.clean(letter.reason[:MESSAGE_CHARACTERS_MAX])
-    facts = (_text(trace, event.id), event.topic, letter.group, REDRIVEN, letter.attempts, shown)
-    causes = () if told is None else (told.event,)
-    return _note(trace, kinds.HANDLED, Actor(event.correlation_id, ""), event.topic, facts, causes)
+    facts = (_text(trace, event.id), event.topic, letter.group, result, letter.attempts, shown)
+    if told is not None:
+        causes = (*causes, told.event)
+    return _note(trace, kinds.HANDLED, actor, event.topic, facts, causes)
 
 
 # ---------------------------------------------------------------------- shared state

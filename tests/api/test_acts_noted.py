@@ -144,6 +144,30 @@ async def test_the_last_attempt_makes_a_dead_letter(one: House) -> None:
     assert [letter.event.id for letter in await one.mesh.bus.dead_letters("bob")] == ["e"]
 
 
+@pytest.mark.parametrize("how", ["its time is over", "its stream ends"])
+async def test_the_last_attempt_of_which_nothing_is_heard_makes_a_dead_letter(one: House, how: str) -> None:
+    hands = Hands()
+    one.mesh.bus = MemoryBus(clock=hands)
+    eventing.Eventing(one.mesh)
+    token = (await one.open("w")).token
+    await stub(one).Publish(publish(token=token, id="e"))
+    taken = await subscribed(one, "task.*")
+    for attempt in range(1, 9):
+        assert (await taken.read()).attempt == attempt
+        if attempt < 8 or how == "its time is over":
+            hands.move(301)
+        else:
+            taken.cancel()
+    await until(lambda: noted(one, "w", "handled"))
+    published, *handed = noted(one, "w", "published", "handed")
+    assert len(handed) == 8
+    (end,) = noted(one, "w", "handled")
+    assert facts([end], "event_id", "group", "result", "attempt", "why") == [
+        ("handled", "e", "bob", "dead_letter", 8, "nothing was heard of the last attempt")
+    ]
+    assert (end.payload.agent, end.causes) == ("bob", (handed[-1].id, published.id))
+
+
 async def test_what_is_said_too_late_does_not_count(one: House) -> None:
     hands = Hands()
     one.mesh.bus = MemoryBus(clock=hands)

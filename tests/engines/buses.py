@@ -124,6 +124,7 @@ class Sidecars:
         self._lock = asyncio.Lock()
         self._turn = itertools.count()
         self._is_closed = False
+        self.unheard: Callable[[DeadLetter], None] | None = None
 
     @property
     def abilities(self) -> frozenset[Ability]:
@@ -136,6 +137,7 @@ class Sidecars:
                 raise StoreClosed("closed before it was opened")
             while len(self._buses) < self._many:
                 self._buses.append(await self._open_one())
+                self._buses[-1].unheard = self.unheard
         return self._buses
 
     async def next(self) -> Bus:

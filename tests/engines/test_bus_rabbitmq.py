@@ -14,7 +14,18 @@ from pamqp.commands import Basic
 
 from meshd.engines.bus_port import Delivery, Event, EventMalformed, Subscription, Verdict
 from meshd.engines.bus_rabbitmq import RabbitBus
-from meshd.engines.bus_rabbitmq_entry import Command, Entry, Group, HandOut, Hello, Keep, encode, numbers_of
+from meshd.engines.bus_rabbitmq_entry import (
+    FORMAT,
+    TYPE,
+    Command,
+    Entry,
+    Group,
+    HandOut,
+    Hello,
+    Keep,
+    encode,
+    numbers_of,
+)
 from meshd.engines.bus_rabbitmq_server import ServerClock, Sizes, body_properties, stream
 from meshd.engines.port import StoreError, StoreFull, StoreNewer, StoreUnable
 from meshd.engines.url import StoreUrl
@@ -165,7 +176,7 @@ async def test_commands_that_cannot_be_carried_out_harm_nothing(place: RabbitMq)
 
 async def test_a_log_of_a_newer_meshd_is_not_read_on(place: RabbitMq) -> None:
     bus = await opened(place)
-    await put(place, b"", "meshd.bus.2")
+    await put(place, b"", f"{TYPE}{FORMAT + 1}")
     with pytest.raises(StoreError):
         await until_it_fails(lambda: bus.publish([event()]))
     with pytest.raises(StoreNewer, match="newer meshd"):
