@@ -22,8 +22,9 @@ from meshd.refusal import Reason, Refused
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from meshd.api.events import EventService, Taking
+    from meshd.api.events import EventService
     from meshd.api.mesh import Mesh
+    from meshd.api.taking import Taking
     from meshd.engines.bus_port import Event
 
 CONTEXT: Final = "x-meshd-context"
@@ -118,7 +119,7 @@ class EventRoutes:
                         await _write(stream, b": here\n\n")
                     continue
                 quiet_s = 0.0
-                event = taking.handed[found.delivery].delivery.event
+                event = taking.handed[found.delivery].handed.delivery.event
                 told: dict[str, Any] = {
                     "delivery": found.delivery,
                     "attempt": found.attempt,
