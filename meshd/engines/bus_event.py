@@ -35,6 +35,18 @@ _PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}")
 _DATA: Final = "data"
 """What CloudEvents 1.0, "Naming Conventions", lets no attribute be called."""
+_ATTRIBUTES: Final = frozenset({
+    "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "dataref",
+    "partitionkey", "correlationid", "causationid", "sequence",
+})  # fmt: skip
+"""What an event has already, and no extension can be called."""
+_URIS: Final = ("source", "data_schema", "data_ref")
+# RFC 3986, 2 and 4.1: what a reference is written with. Its parts are nobody's business here.
+_URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
+# RFC 2046 and RFC 9110, 8.3.1: a type, a subtype, and perhaps parameters.
+_MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+[ \t]*(?:;.*)?", re.ASCII)
+# CloudEvents 1.0, "Type System": what no string holds.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef]")
 _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_schema", "data_ref", "partition_key",
                  "correlation_id", "causation_id")  # fmt: skip
 
@@ -116,8 +128,9 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
         text = getattr(event, name)
         if len(text) > NAME_CHARACTERS_MAX:
             raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
-        if not text.isascii():
+        if not (text.isascii() and text.isprintable()):
             _check_text(name, text)
+    _check_forms(event)
     if len(event.data) > DATA_BYTES_MAX:
         raise EventMalformed(
             "data", f"is longer than {DATA_BYTES_MAX} bytes: keep it elsewhere and say where in data_ref"
@@ -138,6 +151,18 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     )
 
 
+def _check_forms(event: Event) -> None:
+    for name in _URIS:
+        if _URI.fullmatch(getattr(event, name)) is None:
+            raise EventMalformed(
+                name, f"{getattr(event, name)[:80]!r} is no URI: what it cannot hold is written as %20 is"
+            )
+    if event.data_content_type and _MEDIA_TYPE.fullmatch(event.data_content_type) is None:
+        raise EventMalformed(
+            "data_content_type", f"{event.data_content_type[:80]!r} is no media type, such as application/json"
+        )
+
+
 def _check_extensions(extensions: dict[str, str]) -> None:
     if len(extensions) > EXTENSIONS_MAX:
         raise EventMalformed("extensions", f"are more than {EXTENSIONS_MAX}")
@@ -148,6 +173,8 @@ def _check_extensions(extensions: dict[str, str]) -> None:
             )
         if name == _DATA:
             raise EventMalformed("extensions", f"{name} is no name of an attribute: an event's JSON has its data there")
+        if name in _ATTRIBUTES:
+            raise EventMalformed("extensions", f"{name} is an attribute of every event, and no extension")
         if len(text) > EXTENSION_CHARACTERS_MAX:
             raise EventMalformed("extensions", f"{name} is longer than {EXTENSION_CHARACTERS_MAX} characters")
         _check_text("extensions", text)
@@ -160,3 +187,5 @@ def _check_text(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise EventMalformed(name, "holds half of a surrogate pair, which is no text") from None
+    if (found := _CONTROLS.search(text)) is not None:
+        raise EventMalformed(name, f"holds U+{ord(found[0]):04X}, a control character or none at all")

@@ -142,7 +142,11 @@ async def test_structured_and_batched_events_are_published(one: House) -> None:
         ("t", {**CE, "x-meshd-context": "nonsense"}, 403, "CONTEXT_INVALID", "does not verify"),
         ("t?agent=eve", CE, 403, "NOT_ALLOWED", "No agent eve"),
         ("t?who=eve", CE, 400, "MALFORMED", "'who'"),
-        ("t", {**CE, "content-type": "application/cloudevents+json"}, 400, "MALFORMED", "no JSON"),
+        ("t", {**CE, "content-type": "application/cloudevents+json"}, 400, "MALFORMED", "is not JSON"),
+        ("t", {**CE, "content-encoding": "gzip"}, 400, "MALFORMED", "'gzip' is not read here"),
+        ("t", {**CE, "ce-id": "a%0Ab"}, 400, "MALFORMED", "id: holds U+000A"),
+        ("t", {**CE, "ce-source": "ann/a b"}, 400, "MALFORMED", "source: 'ann/a b' is no URI"),
+        ("t", {**CE, "content-type": "json"}, 400, "MALFORMED", "'json' is no media type"),
     ],
 )
 async def test_what_may_not_be_published_is_refused(
@@ -183,6 +187,8 @@ async def test_a_hundred_megabytes_are_refused_before_they_are_read(one: House) 
         ("t?credit=many", 400, "credit"),
         ("t?credit=99999", 400, "credit"),
         ("t?credit=1&credit=2", 400, "twice"),
+        ("t?credit=0", 400, "1 or more"),
+        ("t?starts_after=", 400, "'starts_after' is empty"),
         ("t?starts=then", 400, "starts"),
         ("t?starts_at=yesterday", 400, "starts"),
         ("t?starts_after=x", 400, "starts_after"),
