@@ -190,6 +190,20 @@ async def test_an_agent_that_says_much_has_been_heard(pushed: Any, status: bytes
     await one.pushing.end(0)
 
 
+@pytest.mark.parametrize(
+    ("begins", "ids"),
+    [("", []), ("starts_after: 1", ["b", "c"]), ("starts_at: 1970-01-01T00:00:00Z", ["a", "b", "c"])],
+)
+async def test_a_new_group_begins_where_the_policy_says(pushed: Any, begins: str, ids: list[str]) -> None:
+    bus, agent = MemoryBus(), Agent()
+    await bus.publish([Event("task.done", "manager", id) for id in "abc"])
+    one = await pushed(agent, time=f", {begins}" if begins else "", bus=bus)
+    await bus.publish([Event("task.done", "manager", "d")])
+    await until(lambda: len(agent.got) == len(ids) + 1)
+    assert sorted((got.get(b"ce-id") or b"").decode() for got in agent.got) == [*ids, "d"]
+    await one.pushing.end(0)
+
+
 async def test_a_reload_ends_and_begins_subscriptions(pushed: Any) -> None:
     agent = Agent()
     one = await pushed(agent)
