@@ -15,6 +15,7 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from meshd.dialects.json_pairs import member, read_items, read_object
+from meshd.engines.bus_event import completed
 from meshd.engines.bus_moment import unix_ns
 from meshd.engines.bus_port import Event, EventMalformed
 from meshd.refusal import Refused
@@ -40,6 +41,7 @@ _FIELDS: Final = {
     "partitionkey": "partition_key",
 }
 """By an attribute's name in CloudEvents or in its extensions (Dataref, Partitioning), our own."""
+_NAMES: Final = {field: name for name, field in _FIELDS.items()}
 _TEXTS: Final = frozenset({*_FIELDS, "specversion", "time"})
 """Of which the specification says that they are texts; an extension may be a number or a boolean."""
 _OURS: Final = frozenset({"correlationid", "causationid", "sequence"})
@@ -182,7 +184,15 @@ def _event(topic: str, attributes: dict[str, str], data: bytes, prefix: str) -> 
             if _NAME.fullmatch(name) is None:
                 raise EventMalformed(f"{prefix}{name[:40]}", "is no name of lower-case letters and digits, at most 20")
             extensions[name] = value
-    return Event(topic=topic, data=data, extensions=extensions, **known)
+    made = Event(topic=topic, data=data, extensions=extensions, **known)
+    try:
+        # The bus would say so too, and not of which of a batch.
+        completed(made, 0, str)
+    except EventMalformed as error:
+        field = error.field
+        place = f"{prefix}{_NAMES[field]}" if field in _NAMES else f"{prefix.removeprefix(PREFIX)}{field}"
+        raise EventMalformed(place, error.text) from None
+    return made
 
 
 # ---------------------------------------------------------------------- writing

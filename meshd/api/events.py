@@ -68,9 +68,14 @@ class EventService:
         """Publish events, all or none. Raises Refused, for the first that may not be published."""
         events: list[Publication] = []
         try:
-            for request in requests:
+            for index, request in enumerate(requests):
                 agent = self.speaker(request.token, request.agent)
-                made = await event_of(self._mesh, agent, request, self._causes.get(request.token, NO_CAUSE))
+                try:
+                    made = await event_of(self._mesh, agent, request, self._causes.get(request.token, NO_CAUSE))
+                except EventMalformed as error:
+                    if len(requests) == 1:
+                        raise
+                    raise EventMalformed(error.field.replace("event", f"event[{index}]", 1), error.text) from None
                 events.append(await made.decided() if isinstance(made, HeldPublication) else made)
             return await publish_all(self._mesh, events)
         except (EventMalformed, StoreError) as error:
