@@ -7,8 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api.cloud_events import structured
-from meshd.engines.bus_port import PLACE_MAX
+from meshd.engines.bus_port import PLACE_MAX, EventMalformed
 from meshd.engines.port import Ability, StoreError
+from meshd.policy.report import nearest
 from meshd.telemetry.sources import EventsReading
 from meshd.trace import acts
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
     from meshd.api.mesh import Mesh
-    from meshd.engines.bus_port import Bus, DeadLetter, Position
+    from meshd.engines.bus_port import Bus, DeadLetter, Event, Position
     from meshd.policy.compiled import Policy
 
 LOOK_S: Final = 10.0
@@ -133,15 +134,30 @@ class Eventing:
 
     async def redrive(self, group: str, ids: Sequence[int] | None) -> int:
         """Hand dead letters to their group again, all without ids; return how many there were. What is redriven is
-        written down before the bus is told."""
+        written down before the bus is told. Raises EventMalformed for a group that the bus has not."""
         trace = self._mesh.telemetry.provenance.trace
         redriven = 0
         async for letters in self._letters(group, ids):
             if trace is not None:
                 for one in letters:
-                    acts.redriven(trace, one)
+                    acts.redriven(trace, one, self._workflow_of(one.event))
             redriven += await self._bus.redrive(group, [one.id for one in letters])
+        if not redriven:
+            await self._check_group(group)
         return redriven
+
+    def _workflow_of(self, event: Event) -> str:
+        """Return what its publisher's trace had it in: a workflow, or an account in its place."""
+        from meshd.api.session_contexts import actor_of, publisher_of
+
+        context = publisher_of(self._mesh, event.token)
+        return event.correlation_id if context is None else actor_of(context).workflow
+
+    async def _check_group(self, group: str) -> None:
+        """A name that is mistyped must not look as if all were redriven."""
+        known = sorted({one.group for one in await self._bus.positions()})
+        if group not in known:
+            raise EventMalformed("group", f"there is no group {group!r}{nearest(group, known)}")
 
     async def _letters(self, group: str, ids: Sequence[int] | None) -> AsyncIterator[list[DeadLetter]]:
         """Yield pages of a group's dead letters: those of these ids, or, without any, all that there are now."""

@@ -122,14 +122,15 @@ def handled(
     return _note(trace, kinds.HANDLED, actor, event.topic, facts, causes)
 
 
-def redriven(trace: Recorder, letter: DeadLetter) -> int:
-    """A dead letter is about to be handed to its group again, as an operator asks. Never raises; 0 as above."""
+def redriven(trace: Recorder, letter: DeadLetter, workflow: str) -> int:
+    """A dead letter of `workflow` is about to be handed to its group again, as an operator asks. Never raises; 0 as
+    above."""
     event = letter.event
-    told = heard(trace, event, event.correlation_id, event.correlation_id) if event.clock else None
+    told = heard(trace, event, workflow, workflow) if event.clock else None
     shown = trace.clean(letter.reason[:MESSAGE_CHARACTERS_MAX])
     facts = (_text(trace, event.id), event.topic, letter.group, REDRIVEN, letter.attempts, shown)
     causes = () if told is None else (told.event,)
-    return _note(trace, kinds.HANDLED, Actor(event.correlation_id, ""), event.topic, facts, causes)
+    return _note(trace, kinds.HANDLED, Actor(workflow, ""), event.topic, facts, causes)
 
 
 # ---------------------------------------------------------------------- shared state
