@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -41,14 +43,16 @@ _ATTRIBUTES: Final = frozenset({
 })  # fmt: skip
 """What an event has already, and no extension can be called."""
 _URIS: Final = ("source", "data_schema", "data_ref")
+_uris: Final = operator.attrgetter(*_URIS)
 # RFC 3986, 2 and 4.1: what a reference is written with. Its parts are nobody's business here.
-_URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*")
+_URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]+|%[0-9A-Fa-f]{2})*+")
 # RFC 2046 and RFC 9110, 8.3.1: a type, a subtype, and perhaps parameters.
 _MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+[ \t]*(?:;.*)?", re.ASCII)
 # CloudEvents 1.0, "Type System": what no string holds.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef]")
 _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_schema", "data_ref", "partition_key",
                  "correlation_id", "causation_id")  # fmt: skip
+_texts: Final = operator.attrgetter(*_TEXTS)
 
 
 def sequence_text(place: int) -> str:
@@ -124,13 +128,10 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     check_topic(event.topic)
     if not event.source:
         raise EventMalformed("source", "is empty: an event says whose it is")
-    for name in _TEXTS:
-        text = getattr(event, name)
-        if len(text) > NAME_CHARACTERS_MAX:
-            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
-        if not (text.isascii() and text.isprintable()):
-            _check_text(name, text)
-    _check_forms(event)
+    texts = "".join(_texts(event))
+    if len(texts) > NAME_CHARACTERS_MAX or not (texts.isascii() and texts.isprintable()):
+        _check_texts(event)
+    _check_forms(_uris(event), event.data_content_type)
     if len(event.data) > DATA_BYTES_MAX:
         raise EventMalformed(
             "data", f"is longer than {DATA_BYTES_MAX} bytes: keep it elsewhere and say where in data_ref"
@@ -151,16 +152,22 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     )
 
 
-def _check_forms(event: Event) -> None:
-    for name in _URIS:
-        if _URI.fullmatch(getattr(event, name)) is None:
-            raise EventMalformed(
-                name, f"{getattr(event, name)[:80]!r} is no URI: what it cannot hold is written as %20 is"
-            )
-    if event.data_content_type and _MEDIA_TYPE.fullmatch(event.data_content_type) is None:
-        raise EventMalformed(
-            "data_content_type", f"{event.data_content_type[:80]!r} is no media type, such as application/json"
-        )
+def _check_texts(event: Event) -> None:
+    for name, text in zip(_TEXTS, _texts(event), strict=True):
+        if len(text) > NAME_CHARACTERS_MAX:
+            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
+        if not (text.isascii() and text.isprintable()):
+            _check_text(name, text)
+
+
+# The same few come again and again.
+@functools.lru_cache(1024)
+def _check_forms(uris: tuple[str, ...], content_type: str) -> None:
+    for name, uri in zip(_URIS, uris, strict=True):
+        if _URI.fullmatch(uri) is None:
+            raise EventMalformed(name, f"{uri[:80]!r} is no URI: what it cannot hold is written as %20 is")
+    if content_type and _MEDIA_TYPE.fullmatch(content_type) is None:
+        raise EventMalformed("data_content_type", f"{content_type[:80]!r} is no media type, such as application/json")
 
 
 def _check_extensions(extensions: dict[str, str]) -> None:
