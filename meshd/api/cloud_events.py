@@ -14,8 +14,11 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
+from meshd.dialects.json_pairs import member, read_items, read_object
+from meshd.engines.bus_event import completed
 from meshd.engines.bus_moment import unix_ns
 from meshd.engines.bus_port import Event, EventMalformed
+from meshd.refusal import Refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -38,6 +41,9 @@ _FIELDS: Final = {
     "partitionkey": "partition_key",
 }
 """By an attribute's name in CloudEvents or in its extensions (Dataref, Partitioning), our own."""
+_NAMES: Final = {field: name for name, field in _FIELDS.items()}
+_TEXTS: Final = frozenset({*_FIELDS, "specversion", "time"})
+"""Of which the specification says that they are texts; an extension may be a number or a boolean."""
 _OURS: Final = frozenset({"correlationid", "causationid", "sequence"})
 """Written by the sidecar: what a publisher puts there is passed over."""
 _NAME: Final = re.compile(r"[a-z0-9]{1,20}")
@@ -69,11 +75,12 @@ def read(topic: str, headers: Iterable[tuple[str, str]], body: bytes) -> list[Ev
     content_type = fields.pop("content-type", "")
     media = content_type.partition(";")[0].strip().lower()
     if media == STRUCTURED:
-        return [_from_json(topic, _decoded(body), "event")]
+        return [_from_json(topic, _utf8(body), "event")]
     if media == BATCHED:
-        found = _decoded(body)
-        if not isinstance(found, list):
-            raise EventMalformed("event", "a batch is a JSON array of events")
+        try:
+            found = read_items(_utf8(body), "this")
+        except Refused as refused:
+            raise EventMalformed("event", f"a batch is a JSON array of events, and {refused.message}") from None
         if len(found) > BATCH_MAX:
             raise EventMalformed("event", f"a batch has at most {BATCH_MAX} events, and this one {len(found)}")
         return [_from_json(topic, one, f"event[{index}]") for index, one in enumerate(found)]
@@ -87,28 +94,43 @@ def read(topic: str, headers: Iterable[tuple[str, str]], body: bytes) -> list[Ev
     return [_event(topic, attributes, body, PREFIX)]
 
 
-def _decoded(body: bytes) -> Any:
+def _utf8(body: bytes) -> bytes:
+    if not body.isascii():
+        # Strings that are passed over unread are not looked at.
+        try:
+            body.decode()
+        except UnicodeDecodeError as error:
+            raise EventMalformed("event", f"is no JSON: it is not UTF-8 ({error.reason}, byte {error.start})") from None
+    return body
+
+
+def _from_json(topic: str, raw: Any, where: str) -> Event:
+    """Return the event that a JSON object is. Its data is kept as it was written, without the blanks."""
     try:
-        return msgspec.json.decode(body)
-    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
-        raise EventMalformed("event", f"is no JSON: {str(error)[:200]}") from None
-
-
-def _from_json(topic: str, found: Any, where: str) -> Event:
-    if not isinstance(found, dict):
-        raise EventMalformed(where, "is no JSON object")
-    has_data, data = "data" in found, found.pop("data", None)
-    encoded = found.pop("data_base64", None)
-    if has_data and encoded is not None:
+        found = read_object(raw, where)
+    except Refused as refused:
+        raise EventMalformed(where, refused.message.removeprefix(where).removeprefix(":").strip()) from None
+    data, encoded = found.pop("data", None), member(found, "data_base64")
+    found.pop("data_base64", None)
+    if data is not None and encoded is not None:
         raise EventMalformed(where, "has both data and data_base64")
-    attributes = {name: _text(f"{where}.{name}", value) for name, value in found.items() if value is not None}
+    read = {name: _value(f"{where}.{name}", value) for name, value in found.items()}
+    attributes = {name: _text(where, name, value) for name, value in read.items() if value is not None}
     if encoded is not None:
-        return _event(topic, attributes, _from_base64(where, encoded), f"{where}.")
-    if not has_data:
+        return _event(topic, attributes, _from_base64(where, _value(f"{where}.data_base64", encoded)), f"{where}.")
+    if data is None:
         return _event(topic, attributes, b"", f"{where}.")
-    if isinstance(data, str) and not is_json(attributes.get("datacontenttype", "")):
-        return _event(topic, attributes, data.encode("utf-8", "surrogatepass"), f"{where}.")
-    return _event(topic, attributes, msgspec.json.encode(data), f"{where}.")
+    value = _value(f"{where}.data", data)
+    if isinstance(value, str) and not is_json(attributes.get("datacontenttype", "")):
+        return _event(topic, attributes, value.encode(), f"{where}.")
+    return _event(topic, attributes, msgspec.json.format(bytes(data), indent=-1), f"{where}.")
+
+
+def _value(name: str, raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+        raise EventMalformed(name[:80], f"is no JSON: {str(error)[:200]}") from None
 
 
 def _from_base64(where: str, encoded: Any) -> bytes:
@@ -118,13 +140,17 @@ def _from_base64(where: str, encoded: Any) -> bytes:
         raise EventMalformed(f"{where}.data_base64", "is no base64") from None
 
 
-def _text(name: str, value: Any) -> str:
+def _text(where: str, name: str, value: Any) -> str:
     """Return an attribute's value in its canonical text (section "Type System")."""
+    if isinstance(value, str):
+        return value
+    if name in _TEXTS:
+        raise EventMalformed(f"{where}.{name}", "is no JSON string")
     if isinstance(value, bool):
         return "true" if value else "false"
-    if isinstance(value, str | int):
+    if isinstance(value, int):
         return str(value)
-    raise EventMalformed(name[:80], "is neither text, number nor boolean")
+    raise EventMalformed(f"{where}.{name}"[:80], "is neither text, number nor boolean")
 
 
 def _from_header(name: str, value: str) -> str:
@@ -148,6 +174,8 @@ def _event(topic: str, attributes: dict[str, str], data: bytes, prefix: str) -> 
     known: dict[str, Any] = {}
     extensions: dict[str, str] = {}
     for name, value in attributes.items():
+        if not value and name in _FIELDS:
+            raise EventMalformed(f"{prefix}{name}", "is empty: leave it out")
         if name in _FIELDS:
             known[_FIELDS[name]] = value
         elif name == "time":
@@ -156,7 +184,15 @@ def _event(topic: str, attributes: dict[str, str], data: bytes, prefix: str) -> 
             if _NAME.fullmatch(name) is None:
                 raise EventMalformed(f"{prefix}{name[:40]}", "is no name of lower-case letters and digits, at most 20")
             extensions[name] = value
-    return Event(topic=topic, data=data, extensions=extensions, **known)
+    made = Event(topic=topic, data=data, extensions=extensions, **known)
+    try:
+        # The bus would say so too, and not of which of a batch.
+        completed(made, 0, str)
+    except EventMalformed as error:
+        field = error.field
+        place = f"{prefix}{_NAMES[field]}" if field in _NAMES else f"{prefix.removeprefix(PREFIX)}{field}"
+        raise EventMalformed(place, error.text) from None
+    return made
 
 
 # ---------------------------------------------------------------------- writing

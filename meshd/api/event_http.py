@@ -22,8 +22,9 @@ from meshd.refusal import Reason, Refused
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from meshd.api.events import EventService, Taking
+    from meshd.api.events import EventService
     from meshd.api.mesh import Mesh
+    from meshd.api.taking import Taking
     from meshd.engines.bus_port import Event
 
 CONTEXT: Final = "x-meshd-context"
@@ -72,6 +73,8 @@ class EventRoutes:
         token = _token(request)
         try:
             check_topic(topic)
+            if (encoding := request.headers.get("Content-Encoding", "identity")) != "identity":
+                raise EventMalformed("content-encoding", f"{encoding[:32]!r} is not read here: send it as it is")
             headers = [(name.lower(), value) for name, value in request.headers.items()]
             events = read(topic, headers, await self._body_of(request))
         except EventMalformed as error:
@@ -118,7 +121,7 @@ class EventRoutes:
                         await _write(stream, b": here\n\n")
                     continue
                 quiet_s = 0.0
-                event = taking.handed[found.delivery].delivery.event
+                event = taking.handed[found.delivery].handed.delivery.event
                 told: dict[str, Any] = {
                     "delivery": found.delivery,
                     "attempt": found.attempt,
@@ -188,6 +191,8 @@ def _query(request: web.Request, *known: str) -> dict[str, str]:
         if name not in known or name in found:
             words = "stands twice" if name in found else f"is not known here; there are {', '.join(known) or 'none'}"
             raise Refused(Reason.MALFORMED, f"The query's field {name[:40]!r} {words}.")
+        if not value:
+            raise Refused(Reason.MALFORMED, f"The query's field {name[:40]!r} is empty: leave it out.")
         found[name] = value
     return found
 
@@ -218,9 +223,12 @@ def _subscription(request: web.Request) -> Any:
         raise Refused(Reason.MALFORMED, "starts is now or oldest; starts_at a moment, starts_after a sequence.")
     asked: dict[str, Any] = {"topic": request.match_info["topic"], "starts_at_oldest": starts == "oldest", **query}
     try:
-        return json_format.ParseDict(asked, events_pb2.SubscribeRequest())
+        request_of = json_format.ParseDict(asked, events_pb2.SubscribeRequest())
     except (json_format.ParseError, ValueError, TypeError) as error:
         raise Refused(Reason.MALFORMED, f"The query is not as it should be: {str(error)[:200]}") from None
+    if "credit" in query and not request_of.credit:
+        raise Refused(Reason.MALFORMED, "credit is how many events may be unsettled at once: 1 or more.")
+    return request_of
 
 
 def _context(context: Any) -> dict[str, Any]:

@@ -7,8 +7,9 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api.cloud_events import structured
-from meshd.engines.bus_port import PLACE_MAX
+from meshd.engines.bus_port import PLACE_MAX, EventMalformed
 from meshd.engines.port import Ability, StoreError
+from meshd.policy.report import nearest
 from meshd.telemetry.sources import EventsReading
 from meshd.trace import acts
 
@@ -141,15 +142,26 @@ class Eventing:
 
     async def redrive(self, group: str, ids: Sequence[int] | None) -> int:
         """Hand dead letters to their group again, all without ids; return how many there were. What is redriven is
-        written down before the bus is told."""
+        written down before the bus is told. Raises EventMalformed for a group that the bus has not."""
+        # Not before: see `_buried`.
+        from meshd.api.handing import workflow_of
+
         trace = self._mesh.telemetry.provenance.trace
         redriven = 0
         async for letters in self._letters(group, ids):
             if trace is not None:
                 for one in letters:
-                    acts.redriven(trace, one)
+                    acts.redriven(trace, one, workflow_of(self._mesh, one.event))
             redriven += await self._bus.redrive(group, [one.id for one in letters])
+        if not redriven:
+            await self._check_group(group)
         return redriven
+
+    async def _check_group(self, group: str) -> None:
+        """A name that is mistyped must not look as if all were redriven."""
+        known = sorted({one.group for one in await self._bus.positions()})
+        if group not in known:
+            raise EventMalformed("group", f"there is no group {group!r}{nearest(group, known)}")
 
     async def _letters(self, group: str, ids: Sequence[int] | None) -> AsyncIterator[list[DeadLetter]]:
         """Yield pages of a group's dead letters: those of these ids, or, without any, all that there are now."""

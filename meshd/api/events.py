@@ -6,17 +6,16 @@ connection. When the stream ends, what is unsettled goes to others of the group,
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api import session_frames as frames
 from meshd.api.event_frames import event_frame
 from meshd.api.failing import refused_as
 from meshd.api.fields import AGENT, malformed, seconds, shown
-from meshd.api.handing import is_held, join, next_for, settle, start_of
+from meshd.api.handing import is_held, join, settle, start_of
 from meshd.api.keeping_events import publish_all
 from meshd.api.publishing import NO_CAUSE, HeldPublication, event_of
+from meshd.api.taking import Taking
 from meshd.engines.bus_event import SECONDS_MAX
 from meshd.engines.bus_port import HANDLING_S, EventMalformed, Verdict
 from meshd.engines.port import StoreError
@@ -30,14 +29,12 @@ if TYPE_CHECKING:
     from meshd.api.keeping_events import Publication
     from meshd.api.mesh import Mesh
     from meshd.api.publishing import Cause
-    from meshd.engines.bus_port import Published, Subscription
+    from meshd.engines.bus_port import Published
 
 SUBSCRIPTIONS_MAX: Final = 1024
 """Streams that are open at once."""
 CREDIT: Final = 16
 CREDIT_MAX: Final = 1024
-HANDED_BYTES_MAX: Final = 32 * 2**20
-"""Data of events that one stream may leave unsettled, whatever credit it has."""
 LOOK_S: Final = 1.0
 """How often a stream without news sees whether the sidecar drains."""
 _VERDICTS: Final = {events_pb2.VERDICT_SUCCESS: Verdict.SUCCESS, events_pb2.VERDICT_DROP: Verdict.DROP}
@@ -49,79 +46,6 @@ def event_service(mesh: Mesh) -> EventService:
         mesh.events = EventService(mesh)
     found: EventService = mesh.events
     return found
-
-
-class Taking:
-    """One stream: what the bus has for its group, as its credit allows."""
-
-    __slots__ = (
-        "_mesh",
-        "_pending",
-        "_room",
-        "_size",
-        "agent",
-        "credit",
-        "handed",
-        "id",
-        "number",
-        "subscription",
-        "topic",
-    )
-
-    def __init__(self, mesh: Mesh, agent: str, topic: str, subscription: Subscription, credit: int) -> None:
-        self._mesh = mesh
-        self.agent = agent
-        self.topic = topic
-        self.subscription = subscription
-        self.credit = credit
-        self.id = os.urandom(12).hex()
-        self.number = 0
-        self.handed: dict[str, Handed] = {}
-        """What is not settled, by its delivery's name."""
-        self._size = 0
-        self._room = asyncio.Event()
-        self._pending: asyncio.Task[tuple[str, Handed]] | None = None
-
-    async def next(self, wait_s: float) -> tuple[str, Handed] | None:
-        """Return the next event with the name of this delivery; None where there is none, or no credit, within
-        `wait_s`. Raises StoreError."""
-        if self._pending is None:
-            self._pending = asyncio.get_running_loop().create_task(self._next())
-        await asyncio.wait((self._pending,), timeout=wait_s)
-        if not self._pending.done():
-            # It goes on: whoever cancelled it might be handed something in that very moment.
-            return None
-        done, self._pending = self._pending, None
-        return done.result()
-
-    def end(self) -> None:
-        """Wait for nothing more."""
-        if self._pending is not None:
-            self._pending.cancel()
-
-    async def _next(self) -> tuple[str, Handed]:
-        while len(self.handed) >= self.credit or self._size >= HANDED_BYTES_MAX:
-            self._room.clear()
-            await self._room.wait()
-        handed = await next_for(self._mesh, self.agent, self.subscription)
-        self.number += 1
-        name = f"{self.id}.{self.number}"
-        self.handed[name] = handed
-        self._size += len(handed.delivery.event.data)
-        return name, handed
-
-    def pop(self, name: str) -> Handed | None:
-        """Take out what is about to be settled; None where it is settled already."""
-        handed = self.handed.pop(name, None)
-        if handed is not None:
-            self._size -= len(handed.delivery.event.data)
-            self._room.set()
-        return handed
-
-    def put_back(self, name: str, handed: Handed) -> None:
-        """Keep what could not be settled: that may be said again."""
-        self.handed[name] = handed
-        self._size += len(handed.delivery.event.data)
 
 
 class EventService:
@@ -144,9 +68,14 @@ class EventService:
         """Publish events, all or none. Raises Refused, for the first that may not be published."""
         events: list[Publication] = []
         try:
-            for request in requests:
+            for index, request in enumerate(requests):
                 agent = self.speaker(request.token, request.agent)
-                made = await event_of(self._mesh, agent, request, self._causes.get(request.token, NO_CAUSE))
+                try:
+                    made = await event_of(self._mesh, agent, request, self._causes.get(request.token, NO_CAUSE))
+                except EventMalformed as error:
+                    if len(requests) == 1:
+                        raise
+                    raise EventMalformed(error.field.replace("event", f"event[{index}]", 1), error.text) from None
                 events.append(await made.decided() if isinstance(made, HeldPublication) else made)
             return await publish_all(self._mesh, events)
         except (EventMalformed, StoreError) as error:
@@ -193,15 +122,13 @@ class EventService:
             )
         except (EventMalformed, StoreError) as error:
             raise refused_as(error) from error
-        taking = Taking(mesh, agent, request.topic, subscription, request.credit or CREDIT)
+        taking = Taking(mesh, agent, request.topic, subscription, request.credit or CREDIT, handling_s, self._forget)
         self._takings[taking.id] = taking
         return taking
 
     async def close(self, taking: Taking) -> None:
         """End a stream. Closing twice is fine."""
         self._takings.pop(taking.id, None)
-        for handed in taking.handed.values():
-            self._causes.pop(handed.token.decode("ascii"), None)
         taking.end()
         await taking.subscription.close()
 
@@ -257,7 +184,7 @@ class EventService:
     async def settled(self, request: events_pb2.SettleRequest, topic: str = "") -> bool:
         """The same, of a stream of `topic` where that is given; return whether it counted."""
         taking = self._takings.get(request.delivery.partition(".")[0])
-        if taking is None or (topic and topic != taking.topic):
+        if taking is None or (topic and topic != taking.topic) or not taking.knows(request.delivery):
             raise Refused(
                 Reason.UNKNOWN_TARGET,
                 "No stream that is open here has handed out this delivery. Where it has ended, the event is handed "
@@ -266,9 +193,10 @@ class EventService:
         wait_s = None
         if request.HasField("retry_after"):
             wait_s = min(frames.seconds(request.retry_after, "retry_after"), SECONDS_MAX)
-        handed = taking.pop(request.delivery)
-        if handed is None:
+        unsettled = taking.pop(request.delivery)
+        if unsettled is None:
             return False
+        handed = unsettled.handed
         verdict: Any = _VERDICTS.get(request.verdict, Verdict.RETRY)
         try:
             counted = await settle(
@@ -280,7 +208,10 @@ class EventService:
                 reason=request.reason,
             )
         except (EventMalformed, StoreError) as error:
-            taking.put_back(request.delivery, handed)
+            taking.put_back(request.delivery, unsettled)
             raise refused_as(error) from error
-        self._causes.pop(handed.token.decode("ascii"), None)
+        self._forget(handed)
         return counted
+
+    def _forget(self, handed: Handed) -> None:
+        self._causes.pop(handed.token.decode("ascii"), None)

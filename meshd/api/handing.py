@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meshd.api.fields import unix_ns
 from meshd.api.keeping_events import bus_of
 from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
-from meshd.api.session_contexts import actor_of, for_consumer, own_context
+from meshd.api.session_contexts import actor_of, for_consumer, own_context, publisher_of
 from meshd.call import Kind
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_group, check_pattern, is_topic
 from meshd.engines.bus_moment import EXPIRY, is_expired
@@ -22,6 +22,7 @@ from meshd.trace import acts
 
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
+    from meshd.engines.bus_event import Event
     from meshd.engines.bus_port import DeadLetter, Delivery, Subscription
     from meshd.trace.acts import Actor
     from meshd.trace.knowledge import Told
@@ -157,7 +158,13 @@ def buried(mesh: Mesh, letter: DeadLetter) -> None:
     trace = mesh.telemetry.provenance.trace
     actor, noted = mesh.last_attempts.pop((letter.group, letter.event.sequence), (None, 0))
     if trace is not None:
-        acts.buried(trace, letter, actor, noted)
+        acts.buried(trace, letter, workflow_of(mesh, letter.event), actor, noted)
+
+
+def workflow_of(mesh: Mesh, event: Event) -> str:
+    """Return what its publisher's trace had an event in: a workflow, or an account in its place."""
+    context = publisher_of(mesh, event.token)
+    return event.correlation_id if context is None else actor_of(context).workflow
 
 
 async def is_held(mesh: Mesh, subscription: Subscription, handed: Handed) -> bool:

@@ -15,7 +15,8 @@ from meshd.api.cloud_events import binary
 from meshd.api.handing import admitted, is_held, join, settle
 from meshd.api.session_contexts import publisher_of
 from meshd.engines.bus_event import SECONDS_MAX
-from meshd.engines.bus_port import Event, EventMalformed, Verdict
+from meshd.engines.bus_moment import unix_ns
+from meshd.engines.bus_port import Event, EventMalformed, Start, Verdict
 from meshd.engines.bus_terms import Terms
 from meshd.engines.port import StoreClosed, StoreError
 from meshd.policy.addressing import APP
@@ -77,6 +78,12 @@ class Pushing:
         await asyncio.gather(*[push.end(grace_s) for push in pushes], *self._ending)
 
 
+def _start_of(section: SubscriptionSection) -> Start | None:
+    if section.starts_at is not None:
+        return Start(at_s=unix_ns("starts_at", section.starts_at) / 1e9)
+    return None if section.starts_after is None else Start(after=int(section.starts_after))
+
+
 class Push:
     """One subscription of the policy."""
 
@@ -118,6 +125,7 @@ class Push:
                     section.group,
                     starts_at_oldest=section.starts_at_oldest,
                     handling_s=min(section.handling_time + SPARE_S, SECONDS_MAX),
+                    start=_start_of(section),
                 )
                 await self._take(self._subscription)
             except StoreClosed:

@@ -215,7 +215,7 @@ def _bytes_of(raws: list[msgspec.Raw], size: int) -> int:
     return len(b"".join(raws))
 
 
-def read_items(raw: msgspec.Raw, where: str) -> list[msgspec.Raw]:
+def read_items(raw: RawJson, where: str) -> list[msgspec.Raw]:
     """Return the items of an array, raw. Raises Refused(MALFORMED)."""
     try:
         return _items.decode(raw)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -35,8 +37,22 @@ _PATTERN = re.compile(rf"(?:(?:{_WORD}|\*)(?:\.(?:{_WORD}|\*))*(?:\.>)?|>)")
 _EXTENSION = re.compile(r"[a-z0-9]{1,20}")
 _DATA: Final = "data"
 """What CloudEvents 1.0, "Naming Conventions", lets no attribute be called."""
+_ATTRIBUTES: Final = frozenset({
+    "specversion", "id", "source", "type", "subject", "time", "datacontenttype", "dataschema", "dataref",
+    "partitionkey", "correlationid", "causationid", "sequence",
+})  # fmt: skip
+"""What an event has already, and no extension can be called."""
+_URIS: Final = ("source", "data_schema", "data_ref")
+_uris: Final = operator.attrgetter(*_URIS)
+# RFC 3986, 2 and 4.1: what a reference is written with. Its parts are nobody's business here.
+_URI = re.compile(r"(?:[A-Za-z0-9._~:/?#\[\]@!$&'()*+,;=-]+|%[0-9A-Fa-f]{2})*+")
+# RFC 2046 and RFC 9110, 8.3.1: a type, a subtype, and perhaps parameters.
+_MEDIA_TYPE = re.compile(r"[\w!#$%&'*+.^`|~-]+/[\w!#$%&'*+.^`|~-]+[ \t]*(?:;.*)?", re.ASCII)
+# CloudEvents 1.0, "Type System": what no string holds.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ufdd0-\ufdef]")
 _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_schema", "data_ref", "partition_key",
                  "correlation_id", "causation_id")  # fmt: skip
+_texts: Final = operator.attrgetter(*_TEXTS)
 
 
 def sequence_text(place: int) -> str:
@@ -112,12 +128,10 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     check_topic(event.topic)
     if not event.source:
         raise EventMalformed("source", "is empty: an event says whose it is")
-    for name in _TEXTS:
-        text = getattr(event, name)
-        if len(text) > NAME_CHARACTERS_MAX:
-            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
-        if not text.isascii():
-            _check_text(name, text)
+    texts = "".join(_texts(event))
+    if len(texts) > NAME_CHARACTERS_MAX or not (texts.isascii() and texts.isprintable()):
+        _check_texts(event)
+    _check_forms(_uris(event), event.data_content_type)
     if len(event.data) > DATA_BYTES_MAX:
         raise EventMalformed(
             "data", f"is longer than {DATA_BYTES_MAX} bytes: keep it elsewhere and say where in data_ref"
@@ -138,6 +152,24 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     )
 
 
+def _check_texts(event: Event) -> None:
+    for name, text in zip(_TEXTS, _texts(event), strict=True):
+        if len(text) > NAME_CHARACTERS_MAX:
+            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
+        if not (text.isascii() and text.isprintable()):
+            _check_text(name, text)
+
+
+# The same few come again and again.
+@functools.lru_cache(1024)
+def _check_forms(uris: tuple[str, ...], content_type: str) -> None:
+    for name, uri in zip(_URIS, uris, strict=True):
+        if _URI.fullmatch(uri) is None:
+            raise EventMalformed(name, f"{uri[:80]!r} is no URI: what it cannot hold is written as %20 is")
+    if content_type and _MEDIA_TYPE.fullmatch(content_type) is None:
+        raise EventMalformed("data_content_type", f"{content_type[:80]!r} is no media type, such as application/json")
+
+
 def _check_extensions(extensions: dict[str, str]) -> None:
     if len(extensions) > EXTENSIONS_MAX:
         raise EventMalformed("extensions", f"are more than {EXTENSIONS_MAX}")
@@ -148,6 +180,8 @@ def _check_extensions(extensions: dict[str, str]) -> None:
             )
         if name == _DATA:
             raise EventMalformed("extensions", f"{name} is no name of an attribute: an event's JSON has its data there")
+        if name in _ATTRIBUTES:
+            raise EventMalformed("extensions", f"{name} is an attribute of every event, and no extension")
         if len(text) > EXTENSION_CHARACTERS_MAX:
             raise EventMalformed("extensions", f"{name} is longer than {EXTENSION_CHARACTERS_MAX} characters")
         _check_text("extensions", text)
@@ -160,3 +194,5 @@ def _check_text(name: str, text: str) -> None:
         text.encode()
     except UnicodeEncodeError:
         raise EventMalformed(name, "holds half of a surrogate pair, which is no text") from None
+    if (found := _CONTROLS.search(text)) is not None:
+        raise EventMalformed(name, f"holds U+{ord(found[0]):04X}, a control character or none at all")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from meshd.engines import bus_kafka_server as server
 from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_kafka_journal import GiveBack, is_freed
-from meshd.engines.bus_kafka_log import Log
+from meshd.engines.bus_kafka_log import CATCH_UP_S, Log
 from meshd.engines.bus_kafka_replay import ReplayingShelf
 from meshd.engines.bus_terms import SteadyClock, Terms
 from meshd.engines.port import Ability
@@ -73,7 +73,7 @@ class KafkaBus(BusFront):
             bus = cls(log, promise, terms, clock)
             await asyncio.wait_for(log.open(), max(60.0, url.seconds("connect_timeout", CONNECT_TIMEOUT_S)))
             # What has become too old meanwhile goes before anybody is handed it.
-            await bus._rows.trim()
+            await bus._rows.trim(CATCH_UP_S)
         except BaseException:
             await log.close()
             raise

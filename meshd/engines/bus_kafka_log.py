@@ -36,6 +36,10 @@ SNAPSHOT_BYTES: Final = 2**20
 PART_BYTES: Final = 512 * 1024
 
 
+CATCH_UP_S: Final = 60.0
+"""For so long at least a sidecar reads up to what was written before it is asked."""
+
+
 class Waits:
     """Those who wait until a partition has been looked at up to an offset."""
 
@@ -159,17 +163,17 @@ class Log:
             if offset not in records:
                 self._snapshots_next = max([offset, *records]) + 1
 
-    async def catch_up(self, ends: dict[tuple[str, int], int]) -> None:
+    async def catch_up(self, ends: dict[tuple[str, int], int], within_s: float = CATCH_UP_S) -> None:
         """Wait until everything up to these offsets has been looked at. Raises StoreError."""
         self.check()
         try:
-            async with asyncio.timeout(max(60.0, self.timeout_s)):
+            async with asyncio.timeout(max(within_s, self.timeout_s)):
                 for one, end in ends.items():
                     await self._waits.until(one, self._at(one), end)
         except TimeoutError:
             raise StoreError(f"{self.where} does not answer") from None
 
-    async def barrier(self, *, with_events: bool = False) -> None:
+    async def barrier(self, *, with_events: bool = False, within_s: float = CATCH_UP_S) -> None:
         """Wait until all has been looked at that has been acknowledged to anybody. Raises StoreError."""
         ones = [(self.names.groups, 0), *(self.partitions() if with_events else ())]
         as_of = self.journal.as_of
@@ -179,7 +183,7 @@ class Log:
         except StoreCorrupt as error:
             self._fail(error)
             raise
-        await self.catch_up(ends)
+        await self.catch_up(ends, within_s)
 
     def _check_end(self, end: int, as_of: int) -> None:
         """Refuse a journal that ends before what was carried out when its end was asked for."""

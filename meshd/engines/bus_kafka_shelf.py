@@ -296,8 +296,9 @@ class Shelf(Patient):
     # What is too old.
 
     @_counted
-    async def trim(self) -> bool:
-        await self.log.barrier()
+    async def trim(self, within_s: float = 0.0) -> bool:
+        # Closing waits for this, and a minute later is early enough.
+        await self.log.barrier(within_s=within_s)
         now_ms = self.log.now_ms()
         gone_ms = now_ms - int(self.terms.keep_s * 1000)
         journal, index = self.log.journal, self.log.index

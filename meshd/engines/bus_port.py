@@ -289,3 +289,4 @@ class EventMalformed(ValueError):
     def __init__(self, field: str, text: str) -> None:
         super().__init__(f"{field}: {text}")
         self.field = field
+        self.text = text

@@ -44,6 +44,8 @@ ROUTER: Final = f"{OURS}router"
 ROUTED: Final = "routed"
 """What a router agent has chosen."""
 AGAIN_S: Final = 2.0
+AT_ONCE: Final = 16
+"""Events that are led at once: a router that takes its time keeps no others waiting."""
 WORDS_IN: Final = ("text", "message", "intent", "words", "content")
 """Members of data that is a JSON object, of which the first text says what is wanted."""
 log = logging.getLogger("meshd.events")
@@ -65,6 +67,7 @@ class Leading:
         self._task: asyncio.Task[None] | None = None
         self._pushing: Any = None
         self._subscription: Subscription | None = None
+        self._busy: set[asyncio.Task[None]] = set()
 
     def take(self, policy: Policy) -> None:
         """Lead what is published, where a policy says so; else end."""
@@ -86,6 +89,10 @@ class Leading:
         if task is not None:
             task.cancel()
             await asyncio.wait((task,))
+        if self._busy:
+            await asyncio.wait(set(self._busy), timeout=grace_s)
+        for busy in self._busy:
+            busy.cancel()
         if self._subscription is not None:
             try:
                 await self._subscription.close()
@@ -98,13 +105,36 @@ class Leading:
         while True:
             try:
                 self._subscription = await self._mesh.bus.subscribe(TOPIC, GROUP, starts_at_oldest=True)
-                while True:
-                    await self._lead(self._subscription, await self._subscription.next())
+                await self._take(self._subscription)
             except StoreClosed:
                 return
             except StoreError as error:
                 log.warning("what is published to %s is not led now: %s", TOPIC, error)
                 await asyncio.sleep(AGAIN_S)
+
+    async def _take(self, subscription: Subscription) -> None:
+        loop = asyncio.get_running_loop()
+        room = asyncio.Semaphore(AT_ONCE)
+        while True:
+            await room.acquire()
+            task = loop.create_task(self._led(subscription, await subscription.next()))
+            self._busy.add(task)
+            task.add_done_callback(self._busy.discard)
+            task.add_done_callback(lambda _: room.release())
+
+    async def _led(self, subscription: Subscription, delivery: Delivery) -> None:
+        try:
+            try:
+                await self._lead(subscription, delivery)
+            except StoreError:
+                raise
+            except Exception:
+                # Nothing that an event holds may end the leading of all others.
+                log.exception("an event on %s could not be led", TOPIC)
+                reason = "the sidecar failed at leading it; its log says more"
+                await self._settle(subscription, delivery, Verdict.RETRY, None, reason)
+        except StoreError as error:
+            log.warning("an event on %s is led again once its time is over: %s", TOPIC, error)
 
     async def _lead(self, subscription: Subscription, delivery: Delivery) -> None:
         """Lead one event and settle it. Raises StoreError."""
@@ -184,6 +214,8 @@ class Leading:
         try:
             told = msgspec.json.decode(answered.body, type=dict[str, Any]) if answered.status == 200 else {}
             named = told["agents"]
+            if not isinstance(named, list):
+                raise TypeError
             chosen = [name for name in dict.fromkeys(named) if name in open_to]
         except (msgspec.MsgspecError, KeyError, TypeError, RecursionError):
             raise _Unled(

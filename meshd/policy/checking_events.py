@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from meshd.call import Kind
 from meshd.engines.bus_event import check_group, check_pattern
+from meshd.engines.bus_moment import unix_ns
 from meshd.engines.bus_port import EventMalformed
 from meshd.policy.addressing import APP
 from meshd.policy.matching import GlobSet
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, MatchSection, RuleSection
+    from meshd.policy.model_events import SubscriptionSection
     from meshd.policy.report import Location, Report
 
 JUDGED: Final = ("allow", "deny", "turns")
@@ -96,11 +98,24 @@ def check_events(document: Document, upstreams: Mapping[str, Upstream], report: 
         if first != index:
             words = f"number {first + 1} is of the same topic and group already: each event would go to either"
             report.error(here, words, is_key=True)
+        _beginning(here, one, report)
         if one.to != APP:
             _taker((*here, "to"), one.to, upstreams, report)
     semantic = document.intents.events
     if semantic is not None and semantic.router is not None:
         _agent(("intents", "events", "router"), semantic.router, upstreams, report)
+
+
+def _beginning(here: Location, one: SubscriptionSection, report: Report) -> None:
+    """Report a place to begin at that is none."""
+    said = [key for key in ("starts_at_oldest", "starts_at", "starts_after") if getattr(one, key)]
+    if len(said) > 1:
+        report.error((*here, said[1]), f"a group begins at one place: {said[0]} names another", is_key=True)
+    if one.starts_at is not None:
+        try:
+            unix_ns("starts_at", one.starts_at)
+        except EventMalformed as error:
+            report.error((*here, "starts_at"), str(error))
 
 
 def _taker(here: Location, name: str, upstreams: Mapping[str, Upstream], report: Report) -> None:

@@ -2,11 +2,16 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from meshd.filters.units import Duration
 
 PATH_PATTERN = r"^/[!-~]{0,511}$"
+
+
+def _digits(value: object) -> object:
+    """A `sequence` is a text of digits, which a document may hold as a number."""
+    return str(value) if type(value) is int else value
 
 
 class SubscriptionSection(BaseModel):
@@ -24,6 +29,10 @@ class SubscriptionSection(BaseModel):
     """Where the agent takes them."""
     starts_at_oldest: bool = False
     """A new group begins with the oldest event that is kept, and not with what is published from then on."""
+    starts_at: Annotated[str, Field(min_length=1, max_length=64)] | None = None
+    """A new group begins with the first event that was kept at this moment (RFC 3339) or later."""
+    starts_after: Annotated[str, Field(pattern=r"^[0-9]{1,20}$"), BeforeValidator(_digits)] | None = None
+    """A new group begins behind the event with this `sequence`."""
     handling_time: Annotated[Duration, Field(ge=0.1, le=86_400)] = 60.0
     """Time to answer in. No answer is a retry, and the event may have been handled."""
     at_once: int = Field(default=8, ge=1, le=256)

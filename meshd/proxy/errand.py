@@ -187,8 +187,9 @@ async def hand(
     sidecar's call would come in.
 
     `context` is that of whoever published it, for an agent by its name; for the app it is in `fields`. `is_timely` is
-    asked right before each time that it goes out. Returns and raises as `ask` does; Unheard where the event may have
-    reached the agent, and Untimely where it has not and would have been out of time.
+    asked right before each time that it goes out. Returns and raises as `ask` does, but that of a long answer the
+    beginning is returned; Unheard where the event may have reached the agent, and Untimely where it has not and would
+    have been out of time.
     """
     caller = _Handing(is_timely)
     if upstream:
@@ -302,14 +303,23 @@ async def _answer(exchange: Exchange, body: bytes | None) -> Answered:
 class _Errand:
     """The `Caller` of such a call."""
 
-    __slots__ = ("_bytes_max", "_headers", "_heard", "_is_stream", "_pieces", "_size", "_status", "answered", "peer")
+    __slots__ = (
+        "_bytes_max", "_headers", "_heard", "_is_cut", "_is_stream", "_pieces", "_size", "_status", "answered", "peer",
+    )  # fmt: skip
 
-    def __init__(self, bytes_max: int = REPLY_BYTES_MAX, heard: Callable[[int, bytes], bool] | None = None) -> None:
-        """`bytes_max` is how much of the answer is kept, 0 for nothing of it."""
+    def __init__(
+        self,
+        bytes_max: int = REPLY_BYTES_MAX,
+        heard: Callable[[int, bytes], bool] | None = None,
+        *,
+        is_cut: bool = False,
+    ) -> None:
+        """`bytes_max` is how much of the answer is kept, 0 for nothing of it; a longer one is refused, or cut."""
         self.peer = OWN_PEER
         self.answered: asyncio.Future[Answered] = asyncio.get_running_loop().create_future()
         self._bytes_max = bytes_max
         self._heard = heard
+        self._is_cut = is_cut
         self._status = 0
         self._headers: Headers = []
         self._is_stream = False
@@ -323,7 +333,8 @@ class _Errand:
         self._status = status
         self._headers = headers
         self._is_stream = content_type_of(headers).lower().startswith(b"text/event-stream")
-        if self._bytes_max and content_length is not None and content_length > self._bytes_max:
+        is_long = content_length is not None and content_length > self._bytes_max
+        if self._bytes_max and is_long and not self._is_cut:
             self._too_long()
 
     def send_data(self, data: bytes) -> None:
@@ -331,7 +342,8 @@ class _Errand:
         if self._bytes_max:
             if self._size > self._bytes_max:
                 # At once: an answer without an end would never be found too long.
-                self._too_long()
+                if not self._is_cut:
+                    self._too_long()
                 return
             self._pieces.append(data)
         if self._heard is not None and not self.answered.done() and self._heard(self._status, data):
@@ -370,5 +382,6 @@ class _Handing(_Errand):
     __slots__ = ("is_timely",)
 
     def __init__(self, is_timely: Callable[[], bool]) -> None:
-        super().__init__()
+        # Its status is what counts: an agent that says much has handled the event all the same.
+        super().__init__(is_cut=True)
         self.is_timely = is_timely

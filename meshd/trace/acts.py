@@ -124,21 +124,24 @@ def handled(
     return _note(trace, kinds.HANDLED, actor, event.topic, facts, causes)
 
 
-def redriven(trace: Recorder, letter: DeadLetter) -> int:
-    """A dead letter is about to be handed to its group again, as an operator asks. Never raises; 0 as above."""
-    return _letter(trace, letter, REDRIVEN, Actor(letter.event.correlation_id, ""), ())
+def redriven(trace: Recorder, letter: DeadLetter, workflow: str) -> int:
+    """A dead letter of `workflow` is about to be handed to its group again, as an operator asks. Never raises; 0 as
+    above."""
+    return _letter(trace, letter, REDRIVEN, workflow, Actor(workflow, ""), ())
 
 
-def buried(trace: Recorder, letter: DeadLetter, actor: Actor | None, noted: int) -> int:
-    """Nothing was heard of the last attempt at an event, which is a dead letter. Who was handed it, and the record of
-    that, where that was here. Never raises; 0 as above."""
+def buried(trace: Recorder, letter: DeadLetter, workflow: str, actor: Actor | None, noted: int) -> int:
+    """Nothing was heard of the last attempt at an event of `workflow`, which is a dead letter. Who was handed it, and
+    the record of that, where that was here. Never raises; 0 as above."""
     causes = (noted,) if noted else ()
-    return _letter(trace, letter, DEAD_LETTER, actor or Actor(letter.event.correlation_id, ""), causes)
+    return _letter(trace, letter, DEAD_LETTER, workflow, actor or Actor(workflow, ""), causes)
 
 
-def _letter(trace: Recorder, letter: DeadLetter, result: str, actor: Actor, causes: tuple[int | str, ...]) -> int:
+def _letter(
+    trace: Recorder, letter: DeadLetter, result: str, workflow: str, actor: Actor, causes: tuple[int | str, ...]
+) -> int:
     event = letter.event
-    told = heard(trace, event, event.correlation_id, event.correlation_id) if event.clock else None
+    told = heard(trace, event, workflow, workflow) if event.clock else None
     shown = trace.clean(letter.reason[:MESSAGE_CHARACTERS_MAX])
     facts = (_text(trace, event.id), event.topic, letter.group, result, letter.attempts, shown)
     if told is not None:

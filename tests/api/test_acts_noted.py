@@ -11,7 +11,7 @@ import pytest
 
 from meshd.api import eventing
 from meshd.engines.bus_memory import MemoryBus
-from meshd.engines.bus_port import Event
+from meshd.engines.bus_port import Event, EventMalformed
 from meshd.engines.port import StoreError, StoreFull
 from meshd.telemetry.spans import Tracer
 from meshd.trace.log import Log
@@ -240,6 +240,30 @@ async def test_what_an_operator_redrives_stands_in_the_workflow(one: House, monk
     published = {event.facts["event_id"]: event.id for event in noted(one, "w", "published")}
     again = [event for event in noted(one, "w", "handled") if event.facts["result"] == "redriven"]
     assert all(event.causes == (published[event.facts["event_id"]],) for event in again)
+
+
+async def test_what_is_redriven_in_no_workflow_follows_from_its_publication_too(
+    one: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    account = f"unattributed/ann/{datetime.fromtimestamp(one.mesh.wall_clock(), UTC).date()}"
+    await stub(one).Publish(publish("plans.new", id="e"))
+    taken = await subscribed(one, "plans.*")
+    await until(lambda: any(event.facts.get("result") == "dead_letter" for event in noted(one, account)))
+    taken.cancel()
+    await until(lambda: not one.mesh.events._takings)
+    assert await eventing.Eventing(one.mesh).redrive("bob", None) == 1
+    (again,) = [event for event in noted(one, account, "handled") if event.facts["result"] == "redriven"]
+    (published,) = noted(one, account, "published")
+    assert again.causes == (published.id,)
+    assert "is passed over" not in caplog.text
+
+
+async def test_a_group_that_is_not_known_is_not_redriven(one: House) -> None:
+    await (await one.mesh.bus.subscribe("plans.*", "bob")).close()
+    asked = eventing.Eventing(one.mesh)
+    with pytest.raises(EventMalformed, match="there is no group 'bop'; did you mean \"bob\""):
+        await asked.redrive("bop", None)
+    assert await asked.redrive("bob", None) == 0
 
 
 async def test_what_a_handler_does_follows_from_what_it_was_handed(one: House) -> None:

@@ -106,6 +106,13 @@ def test_data_is_what_its_type_says(changes: dict[str, Any], data: bytes) -> Non
     assert as_json(json.dumps(told).encode())[0].data == data
 
 
+def test_data_is_kept_as_it_was_written() -> None:
+    big = b"1" + b"0" * 40
+    written = b'{"n": 1.10000000000000000000001, "big": [ 1e308, ' + big + b"]}"
+    (event,) = as_json(structured_of(data=...)[:-1] + b', "data": ' + written + b"}")
+    assert event.data == b'{"n":1.10000000000000000000001,"big":[1e308,' + big + b"]}"
+
+
 def test_batches_are_read() -> None:
     kind = "application/cloudevents-batch+json"
     body = b"[" + structured_of() + b"," + structured_of(id="2") + b"]"
@@ -148,17 +155,29 @@ def test_fields_that_are_none_are_named(headers: list[tuple[str, str]], words: s
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        (b"", "no JSON"),
+        (b"", "event: is not JSON"),
         (b"\xff", "no JSON"),
-        (b"[" * 100_000, "no JSON"),
-        (b"3", "no JSON object"),
+        (b'{"a":' * 100_000, "event: is nested too deeply"),
+        (b"[" * 100_000, "event: expected `object`"),
+        (b"3", "event: expected `object`"),
+        (b'{"id": "1", "source": "a", "id": "2"}', "event: has the key 'id' more than once"),
+        (structured_of(data=...)[:-1] + b', "data": 1, "data": 2}', "event: has the key 'data' more than once"),
+        (structured_of(data=...)[:-1] + b', "data": 1e999}', "event.data: is no JSON: Number out of range"),
+        (structured_of(data=...)[:-1] + b', "data": ["\\ud800"]}', "event: is not JSON"),
+        (structured_of(data=...)[:-1] + b', "data": "\xff"}', "event: is no JSON: it is not UTF-8"),
         (structured_of(data_base64="AQI="), "both"),
         (structured_of(data=..., data_base64="?"), "no base64"),
         (structured_of(data=..., data_base64=7), "no base64"),
-        (structured_of(id={"a": 1}), "neither text"),
+        (structured_of(id={"a": 1}), "event.id: is no JSON string"),
+        (structured_of(id=1), "event.id: is no JSON string"),
+        (structured_of(source=True), "event.source: is no JSON string"),
+        (structured_of(time=1), "event.time: is no JSON string"),
+        (structured_of(partitionkey=1), "event.partitionkey: is no JSON string"),
+        (structured_of(subject=""), "event.subject: is empty"),
+        (structured_of(dataschema=""), "event.dataschema: is empty"),
         (structured_of(comexample=1.5), "neither text"),
         (structured_of(specversion="1.1"), "not read here"),
-        (structured_of(specversion=1), "not read here"),
+        (structured_of(specversion=1), "event.specversion: is no JSON string"),
     ],
 )
 def test_json_that_is_no_event_is_refused(body: bytes, words: str) -> None:

@@ -142,7 +142,11 @@ async def test_structured_and_batched_events_are_published(one: House) -> None:
         ("t", {**CE, "x-meshd-context": "nonsense"}, 403, "CONTEXT_INVALID", "does not verify"),
         ("t?agent=eve", CE, 403, "NOT_ALLOWED", "No agent eve"),
         ("t?who=eve", CE, 400, "MALFORMED", "'who'"),
-        ("t", {**CE, "content-type": "application/cloudevents+json"}, 400, "MALFORMED", "no JSON"),
+        ("t", {**CE, "content-type": "application/cloudevents+json"}, 400, "MALFORMED", "is not JSON"),
+        ("t", {**CE, "content-encoding": "gzip"}, 400, "MALFORMED", "'gzip' is not read here"),
+        ("t", {**CE, "ce-id": "a%0Ab"}, 400, "MALFORMED", "ce-id: holds U+000A"),
+        ("t", {**CE, "ce-source": "ann/a b"}, 400, "MALFORMED", "ce-source: 'ann/a b' is no URI"),
+        ("t", {**CE, "content-type": "json"}, 400, "MALFORMED", "'json' is no media type"),
     ],
 )
 async def test_what_may_not_be_published_is_refused(
@@ -151,6 +155,27 @@ async def test_what_may_not_be_published_is_refused(
     got, said = await post(one, path, b"", headers)
     assert (got, said["details"][0]["debug"]["reason"]) == (status, reason)
     assert words in said["message"]
+    assert await one.mesh.bus.topics() == []
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({"id": ""}, "event[1].id: is missing"),
+        ({"id": "\n"}, "event[1].id: holds U+000A"),
+        ({"source": "eve"}, "event[1].source: empty, ann, or"),
+        ({"datacontenttype": "json"}, "event[1].datacontenttype: 'json' is no media type"),
+        ({"tone": "\n"}, "event[1].extensions: holds U+000A"),
+        ({"data": "x" * 2**20}, "event[1].data: is longer than"),
+        ({"expirytime": "soon"}, "event[1].expirytime: 'soon'"),
+    ],
+)
+async def test_the_bad_event_of_a_batch_is_named_and_none_is_kept(one: House, bad: dict[str, str], words: str) -> None:
+    event = {"specversion": "1.0", "id": "s", "source": "ann", "type": "x"}
+    kind = {"content-type": "application/cloudevents-batch+json"}
+    status, said = await post(one, "t", json.dumps([event, {**event, "id": "2", **bad}]), kind)
+    assert status == 400
+    assert said["message"].startswith(words)
     assert await one.mesh.bus.topics() == []
 
 
@@ -183,6 +208,8 @@ async def test_a_hundred_megabytes_are_refused_before_they_are_read(one: House) 
         ("t?credit=many", 400, "credit"),
         ("t?credit=99999", 400, "credit"),
         ("t?credit=1&credit=2", 400, "twice"),
+        ("t?credit=0", 400, "1 or more"),
+        ("t?starts_after=", 400, "'starts_after' is empty"),
         ("t?starts=then", 400, "starts"),
         ("t?starts_at=yesterday", 400, "starts"),
         ("t?starts_after=x", 400, "starts_after"),

@@ -36,15 +36,16 @@ subscriptions:
 class Agent:
     """What an agent at an address was handed. It answers as `answers` says, at last with 200."""
 
-    def __init__(self, *answers: tuple[bytes, ...]) -> None:
+    def __init__(self, *answers: tuple[bytes, ...], said: bytes = b"said") -> None:
         self.answers = list(answers)
+        self.said = said
         self.got: list[Message] = []
 
     async def __call__(self, peer: Any) -> None:
         while True:
             self.got.append(await peer.request())
             status, *fields = self.answers.pop(0) if self.answers else (b"200 OK",)
-            peer.reply(b"said", *fields, status=status)
+            peer.reply(self.said, *fields, status=status)
 
 
 @pytest.fixture
@@ -175,6 +176,31 @@ async def test_what_cannot_be_handed_over_becomes_a_dead_letter_with_the_reason(
     assert (letter.event.id, letter.attempts) == ("e1", 8)
     assert letter.reason.startswith("not_allowed: task.done is not allowed: not for workers")
     assert not agent.got
+    await one.pushing.end(0)
+
+
+@pytest.mark.parametrize(("status", "verdict"), [(b"200 OK", "success"), (b"410 Gone", "drop")])
+async def test_an_agent_that_says_much_has_been_heard(pushed: Any, status: bytes, verdict: str) -> None:
+    agent = Agent((status,), said=bytes(4 * 2**20))
+    one = await pushed(agent)
+    await publish(await one.peer("manager"), "task.done", id="e1")
+    await until(lambda: one.mesh.event_counts.settled)
+    assert one.mesh.event_counts.settled["task.done", verdict] == 1
+    assert len(agent.got) == 1
+    await one.pushing.end(0)
+
+
+@pytest.mark.parametrize(
+    ("begins", "ids"),
+    [("", []), ("starts_after: 1", ["b", "c"]), ("starts_at: 1970-01-01T00:00:00Z", ["a", "b", "c"])],
+)
+async def test_a_new_group_begins_where_the_policy_says(pushed: Any, begins: str, ids: list[str]) -> None:
+    bus, agent = MemoryBus(), Agent()
+    await bus.publish([Event("task.done", "manager", id) for id in "abc"])
+    one = await pushed(agent, time=f", {begins}" if begins else "", bus=bus)
+    await bus.publish([Event("task.done", "manager", "d")])
+    await until(lambda: len(agent.got) == len(ids) + 1)
+    assert sorted((got.get(b"ce-id") or b"").decode() for got in agent.got) == [*ids, "d"]
     await one.pushing.end(0)
 
 

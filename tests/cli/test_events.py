@@ -118,6 +118,7 @@ def test_metrics_say_what_was_done(sidecar: Sidecar) -> None:
         (("redrive", "bob", "1", "--all"), 2, "--all"),
         (("redrive", "bob", "x"), 2, "x"),
         (("redrive", "a b", "--all"), 1, "group"),
+        (("redrive", "nobody", "--all"), 1, "there is no group 'nobody'"),
         (("dead", "--group", "a b"), 1, "group"),
         (("tail", "../../x", "--once"), 1, "topic"),
     ],

@@ -25,6 +25,8 @@ class Taker:
 
     def __init__(self, *answers: bytes) -> None:
         self.got: list[tuple[str, dict[str, str], bytes]] = []
+        self.may_answer = threading.Event()
+        """What holds the words `hold this` is not answered before."""
         taker, left = self, list(answers)
 
         class Handler(BaseHTTPRequestHandler):
@@ -33,6 +35,8 @@ class Taker:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 taker.got.append((self.path, {name.lower(): value for name, value in self.headers.items()}, body))
+                if b"hold this" in body:
+                    taker.may_answer.wait(60)
                 answer = left.pop(0) if len(left) > 1 else (left or [b"ok"])[0]
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -47,6 +51,7 @@ class Taker:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self) -> None:
+        self.may_answer.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -140,11 +145,12 @@ async def test_nobody_found_is_the_fallback_or_a_dead_letter(
     assert not dead(two)
 
 
+@pytest.mark.parametrize("none", [b"[]", b'{"agents": "support"}', b'{"agents": {"support": 1}}'])
 async def test_a_router_agent_decides_where_one_is_named(
-    sidecars: Callable[[str], Sidecar], takers: Callable[..., Taker]
+    sidecars: Callable[[str], Sidecar], takers: Callable[..., Taker], none: bytes
 ) -> None:
     support, one = takers(), sidecars("one")
-    router = takers(b'{"agents": ["support", "nobody", "support"]}', b"[]")
+    router = takers(b'{"agents": ["support", "nobody", "support"]}', none)
     more = f'router: {{url: "{router.url}", kind: agent}}'
     await asyncio.to_thread(one.start, document(support, "{events: {router: router}}", more))
     assert one.running is not None
@@ -169,3 +175,22 @@ async def test_a_router_agent_decides_where_one_is_named(
         ],
     )
     assert group["dropped"] == 0
+
+
+async def test_a_router_that_takes_its_time_keeps_no_others_waiting(
+    sidecars: Callable[[str], Sidecar], takers: Callable[..., Taker]
+) -> None:
+    support, one, router = takers(), sidecars("one"), takers(b'{"agents": ["support"]}')
+    more = f'router: {{url: "{router.url}", kind: agent}}'
+    await asyncio.to_thread(one.start, document(support, "{events: {router: router, timeout: 60s}}", more))
+    assert one.running is not None
+    api = str(one.running["api"])
+    await publish(api, "hold this", "slow")
+    await asyncio.to_thread(until, lambda: router.got)
+    await publish(api, "something else", "quick")
+    await asyncio.to_thread(until, lambda: support.got)
+    assert support.got[0][1]["ce-id"] == "quick.support"
+    router.may_answer.set()
+    support.may_answer.set()
+    await asyncio.to_thread(until, lambda: len(support.got) == 2)
+    assert support.got[1][1]["ce-id"] == "slow.support"

@@ -578,6 +578,20 @@ class Behind:
         return (record.topic, record.offset, record.is_end) == (self._log.names.groups, offset, False)
 
 
+async def test_closing_waits_for_no_trim_that_cannot_read_on(cluster: MockCluster) -> None:
+    bus, other = await opened(cluster, "&timeout=0.5"), await opened(cluster)
+    await bus.publish([event(id="a")])
+    await quiet(bus)
+    Behind(bus)
+    await other.subscribe(">", "group")
+    bus._begin_to_trim()
+    async with asyncio.timeout(20.0):
+        while not bus._log._waits._waiting:  # until it knows what it has not read
+            await asyncio.sleep(0)
+        await bus.close()
+    await other.close()
+
+
 @pytest.mark.parametrize("is_known", [True, False], ids=["read", "not read yet"])
 async def test_what_was_begun_unheard_and_handled_elsewhere_is_not_begun_again(
     cluster: MockCluster, is_known: bool

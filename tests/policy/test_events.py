@@ -70,6 +70,14 @@ def test_rules_for_events_are_for_nothing_else_and_others_not_for_events() -> No
         ("subscriptions: [{topic: t, to: worker, path: x}]", "7:"),
         ("subscriptions: [{topic: t, to: worker, at_once: 0}]", "greater than or equal to 1"),
         ("subscriptions: [{topic: t, to: worker, handling_time: 1ms}]", "greater than or equal to 0.1"),
+        ("subscriptions: [{topic: t, to: worker, starts_at: yesterday}]", "no time of RFC 3339"),
+        ("subscriptions: [{topic: t, to: worker, starts_after: x}]", "a text that fits"),
+        ("subscriptions: [{topic: t, to: worker, starts_after: -1}]", "a text that fits"),
+        ("subscriptions: [{topic: t, to: worker, starts_after: true}]", "expected a text"),
+        (
+            "subscriptions: [{topic: t, to: worker, starts_at_oldest: true, starts_after: 7}]",
+            "a group begins at one place: starts_at_oldest names another",
+        ),
         ("intents: {events: {router: nobody}}", "there is no upstream"),
         ("intents: {events: {agents: 0}}", "greater than or equal to 1"),
     ],
@@ -85,3 +93,6 @@ def test_subscriptions_are_taken() -> None:
     first, second = policy.subscriptions
     assert (first.topic, first.to, first.path, first.at_once) == ("task.>", "worker", "/events", 8)
     assert second.handling_time == 120.0
+    text = "subscriptions: [{topic: a, to: app, starts_after: 7}, {topic: b, to: app, starts_at: 2026-11-27T12:00:00Z}]"
+    first, second = loaded(text).subscriptions
+    assert (first.starts_after, second.starts_at) == ("7", "2026-11-27T12:00:00Z")
