@@ -22,8 +22,7 @@ from meshd.trace import acts
 
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
-    from meshd.engines.bus_event import Event
-    from meshd.engines.bus_port import DeadLetter, Delivery, Subscription
+    from meshd.engines.bus_port import DeadLetter, Delivery, Event, Subscription
     from meshd.trace.acts import Actor
     from meshd.trace.knowledge import Told
     from meshd_sdk.context import Context
