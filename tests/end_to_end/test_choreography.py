@@ -219,7 +219,7 @@ async def test_exports_have_events_and_state(house: House) -> None:
     prov = json.loads(house.trace("order-7", "--export", "prov"))
     placed = "meshd:message:order.placed:placed-7"
     second = "meshd:state:workflow/order-7/order@2"
-    assert prov["entity"][placed] == {"prov:type": "meshd:message"}
+    assert prov["entity"][placed] == {"prov:type": {"$": "meshd:message", "type": "prov:QUALIFIED_NAME"}}
     for part, entity in (("wasGeneratedBy", placed), ("used", placed), ("wasGeneratedBy", second), ("used", second)):
         (about,) = [one for one in prov[part].values() if one["prov:entity"] == entity]
         assert by_id[about["prov:activity"].removeprefix("meshd:event:")].payload.workflow == "order-7"
