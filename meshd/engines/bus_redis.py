@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Final
 
 from meshd.engines import redis_server
-from meshd.engines.bus_front import BusFront, Subscriber
+from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_port import HANDLING_S
 from meshd.engines.bus_redis_replay import ReplayingShelf
 from meshd.engines.bus_terms import Clock, SteadyClock, Terms
@@ -21,6 +21,7 @@ from meshd.engines.redis_asking import Asking
 from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
 
 if TYPE_CHECKING:
+    from meshd.engines.bus_line import Subscriber
     from meshd.engines.bus_port import Event, Published, Start
     from meshd.engines.redis_wire import Wire
     from meshd.engines.url import StoreUrl
