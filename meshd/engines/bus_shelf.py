@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import StartGone
-from meshd.engines.port import StoreFull, StoreUnable
+from meshd.engines.port import StoreError, StoreFull, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -40,6 +40,17 @@ class Attempt(NamedTuple):
 
     place: int
     number: int
+
+
+class AtOnce(Protocol):
+    """What an engine may offer beside `Shelf.hand_out`, where it can do the same without a turn of the loop."""
+
+    def __call__(self, group: int, handling_s: Sequence[float], tell: Callable[[HandedOut | StoreError], None]) -> bool:
+        """As `hand_out`, where nothing need be waited for but a server's word, and return True; else do nothing.
+
+        `tell` is called with what comes, in the moment in which it comes, which may be now; it does not raise.
+        """
+        ...
 
 
 class Shelf(Protocol):
