@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from typing import TYPE_CHECKING, Final
 
@@ -37,6 +38,7 @@ _DATA: Final = "data"
 """What CloudEvents 1.0, "Naming Conventions", lets no attribute be called."""
 _TEXTS: Final = ("id", "source", "type", "subject", "data_content_type", "data_schema", "data_ref", "partition_key",
                  "correlation_id", "causation_id")  # fmt: skip
+_texts: Final = operator.attrgetter(*_TEXTS)
 
 
 def sequence_text(place: int) -> str:
@@ -112,12 +114,9 @@ def completed(event: Event, wall_ns: int, new_id: Callable[[], str]) -> Event:
     check_topic(event.topic)
     if not event.source:
         raise EventMalformed("source", "is empty: an event says whose it is")
-    for name in _TEXTS:
-        text = getattr(event, name)
-        if len(text) > NAME_CHARACTERS_MAX:
-            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
-        if not text.isascii():
-            _check_text(name, text)
+    texts = "".join(_texts(event))
+    if len(texts) > NAME_CHARACTERS_MAX or not texts.isascii():
+        _check_texts(event)
     if len(event.data) > DATA_BYTES_MAX:
         raise EventMalformed(
             "data", f"is longer than {DATA_BYTES_MAX} bytes: keep it elsewhere and say where in data_ref"
@@ -153,6 +152,14 @@ def _check_extensions(extensions: dict[str, str]) -> None:
         _check_text("extensions", text)
     if EXPIRY in extensions:
         unix_ns(EXPIRY, extensions[EXPIRY])
+
+
+def _check_texts(event: Event) -> None:
+    for name, text in zip(_TEXTS, _texts(event), strict=True):
+        if len(text) > NAME_CHARACTERS_MAX:
+            raise EventMalformed(name, f"is longer than {NAME_CHARACTERS_MAX} characters")
+        if not text.isascii():
+            _check_text(name, text)
 
 
 def _check_text(name: str, text: str) -> None:
