@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic
-    from meshd.engines.bus_shelf import Replays, Shelf
+    from meshd.engines.bus_shelf import AtOnce, Replays, Shelf
     from meshd.engines.bus_terms import Clock, Terms, Timer
 
 log = logging.getLogger("meshd")
@@ -54,8 +54,9 @@ class BusFront:
     name = ""
     abilities: frozenset[Ability] = frozenset()
 
-    def __init__(self, shelf: Shelf, terms: Terms, clock: Clock) -> None:
+    def __init__(self, shelf: Shelf, terms: Terms, clock: Clock, at_once: AtOnce | None = None) -> None:
         self._shelf = shelf
+        self._at_once = at_once
         self._terms = terms
         self._clock = clock
         self._lines: dict[int, Line] = {}
@@ -105,7 +106,8 @@ class BusFront:
             number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
         line = self._lines.get(number)
         if line is None:
-            line = self._lines[number] = Line(self._shelf, self._clock, number, matcher(topic), self.tell)
+            at_once, is_for = self._at_once, matcher(topic)
+            line = self._lines[number] = Line(self._shelf, self._clock, number, is_for, self.tell, at_once)
         return Subscriber(self._shelf, line, self._clock, group, handling_s)
 
     async def dead_letters(self, group: str, after: int = 0, limit: int = 100) -> list[DeadLetter]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.engines.bus_port import Delivery, Verdict
-    from meshd.engines.bus_shelf import HandedOut, Shelf
+    from meshd.engines.bus_shelf import AtOnce, HandedOut, Shelf
     from meshd.engines.bus_terms import Clock, Timer
 
 log = logging.getLogger("meshd")
@@ -61,6 +61,7 @@ class Line:
     """Those who wait for the events of one group."""
 
     __slots__ = (
+        "_at_once",
         "_clock",
         "_due_s",
         "_is_ended",
@@ -75,7 +76,13 @@ class Line:
     )
 
     def __init__(
-        self, shelf: Shelf, clock: Clock, group: int, is_for: Callable[[str], bool], tell: Callable[[], None]
+        self,
+        shelf: Shelf,
+        clock: Clock,
+        group: int,
+        is_for: Callable[[str], bool],
+        tell: Callable[[], None],
+        at_once: AtOnce | None = None,
     ) -> None:
         """`tell` is called where the engine may have made dead letters."""
         self._tell = tell
@@ -83,11 +90,13 @@ class Line:
         self.is_for = is_for
         """Whether a topic is one of the group's."""
         self._shelf = shelf
+        self._at_once = at_once
         self._clock = clock
         self._waiting: deque[_Waiter] = deque()
         self._is_stirred = True
         """There may be something to hand out."""
-        self._task: asyncio.Task[None] | None = None
+        self._task: asyncio.Future[None] | None = None
+        """The shelf is asked; done once it has answered, and nothing is to be given back."""
         self._timer: Timer | None = None
         self._due_s = 0.0
         self._is_ended = False
@@ -103,7 +112,10 @@ class Line:
         """Say that there may be something to hand out."""
         self._is_stirred = True
         self._tell()
-        self._look()
+        # Whoever comes to wait may come with others of the same turn, and all ask as one; what there is to hand out is
+        # what somebody waits for.
+        if self._at_once is None or self._task is not None or not self._ask_at_once(self._at_once):
+            self._look()
 
     def leave(self, waiter: _Waiter) -> None:
         """Wait no more."""
@@ -128,7 +140,7 @@ class Line:
         self._waiting.clear()
         if self._timer is not None:
             self._timer.cancel()
-        if self._task is not None:
+        while self._task is not None:
             await asyncio.wait((self._task,))
 
     def _fall_due(self) -> None:
@@ -143,21 +155,65 @@ class Line:
         try:
             while self._is_stirred and self._waiting:
                 self._is_stirred = False
-                asked = [waiter for waiter, _ in zip(self._waiting, range(ASKED_MAX), strict=False)]
-                now_s = self._clock.now_s()
-                for waiter in asked:
-                    waiter.asked_s = now_s
+                asked = self._first()
+                if not asked:
+                    self._is_stirred = True
+                    break
                 try:
                     times = [waiter.subscriber.handling_s for waiter in asked]
                     handed = await self._shelf.hand_out(self.group, times)
-                    await self._give(asked, handed)
+                    if unseen := self._give(asked, handed):
+                        await self._shelf.give_back(self.group, unseen, is_unseen=True)
                 except StoreError as error:
                     self._is_stirred = True  # for the next who asks
                     self._fail(asked, error)
         finally:
             self._task = None
 
-    async def _give(self, asked: list[_Waiter], handed: HandedOut) -> None:
+    def _ask_at_once(self, at_once: AtOnce) -> bool:
+        """Ask without a task of our own; return False where that cannot be."""
+        asked = self._first()
+        if not asked:
+            return False
+        self._is_stirred = False
+        done = self._task = asyncio.get_running_loop().create_future()
+
+        def answered(handed: HandedOut | StoreError) -> None:
+            self._task = None
+            done.set_result(None)
+            if isinstance(handed, StoreError):
+                self._is_stirred = True  # for the next who asks
+                self._fail(asked, handed)
+            elif unseen := self._give(asked, handed):
+                self._task = asyncio.get_running_loop().create_task(self._give_back(unseen))
+                return
+            self._look()
+
+        if at_once(self.group, [waiter.subscriber.handling_s for waiter in asked], answered):
+            return True
+        self._task, self._is_stirred = None, True
+        return False
+
+    async def _give_back(self, unseen: list[Attempt]) -> None:
+        try:
+            await self._shelf.give_back(self.group, unseen, is_unseen=True)
+        except StoreError as error:
+            log.warning("an event that nobody took waits until it can be given back, or its time is over: %s", error)
+        finally:
+            self._task = None
+        self._look()
+
+    def _first(self) -> list[_Waiter]:
+        """Return for whom the engine is asked now: not who was cancelled, and leaves with the next turn of the loop."""
+        waiting = (waiter for waiter in self._waiting if not waiter.future.done())
+        asked = [waiter for waiter, _ in zip(waiting, range(ASKED_MAX), strict=False)]
+        now_s = self._clock.now_s()
+        for waiter in asked:
+            waiter.asked_s = now_s
+        return asked
+
+    def _give(self, asked: list[_Waiter], handed: HandedOut) -> list[Attempt]:
+        """Hand it to who waits; return what nobody waits for any more."""
         if handed.is_more or len(handed.deliveries) == len(asked):
             self._is_stirred = True
         self.arm(handed.due_s)
@@ -172,7 +228,7 @@ class Line:
                 waiter.future.set_result(delivery)
         if unseen:
             self._is_stirred = True
-            await self._shelf.give_back(self.group, unseen, is_unseen=True)
+        return unseen
 
     def _fail(self, asked: list[_Waiter], error: StoreError) -> None:
         for waiter in asked:

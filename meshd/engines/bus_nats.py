@@ -98,7 +98,7 @@ class NatsBus(BusFront):
         self._watching: asyncio.Task[None] | None = None
         self._asked: dict[str, bool] = {}
         """Of other sidecars whose subscribers have events, whether they were absent when last asked for."""
-        super().__init__(self._rows, terms, time)
+        super().__init__(self._rows, terms, time, self._rows.hand_out_at_once)
 
     @staticmethod
     def check(url: StoreUrl) -> None:

@@ -12,25 +12,24 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-import msgspec
-
 from meshd.engines.bus_event import sequence_text
+from meshd.engines.bus_nats_journal import Journal
 from meshd.engines.bus_nats_message import Letter as LetterBody
 from meshd.engines.bus_nats_message import found, read_letter, written_letter
-from meshd.engines.bus_nats_rows import FORMAT, Entry, Letter, Rows
+from meshd.engines.bus_nats_rows import Letter
 from meshd.engines.bus_port import Event
 from meshd.engines.bus_shelf import UNHEARD, Attempt, Unheard, none_unheard, ordinal
-from meshd.engines.nats_consumer import Consumer
-from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
+from meshd.engines.link import relayed
+from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from meshd.engines.bus_nats_journal import Packed
     from meshd.engines.bus_nats_streams import Streams
     from meshd.engines.bus_rows import Burial
     from meshd.engines.bus_terms import Clock, Terms
-    from meshd.engines.nats_consumer import Numbers
-    from meshd.engines.nats_wire import Message, Wire
+    from meshd.engines.nats_server import Ack
 
 log = logging.getLogger("meshd")
 
@@ -38,22 +37,18 @@ TRIES_MAX: Final = 100
 """Times that a change is decided anew while others come between."""
 ASKED_MAX: Final = 512
 """How much is decided on one draft."""
-JOURNAL_BYTES: Final = 256 * 1024
-"""A journal this much longer than what it says is written anew as a whole."""
 GONE: Final = "its record is gone"
 
 T = TypeVar("T")
-_encode = msgspec.msgpack.Encoder().encode
-_decode = msgspec.msgpack.Decoder(Entry).decode
 
 
-class Group:
+class Group(Journal):
     """See the module. `changed` is called after another sidecar's entry was taken in."""
 
     def __init__(
         self, streams: Streams, group: str, topic: str, terms: Terms, clock: Clock, changed: Callable[[], None]
     ) -> None:
-        self.rows = Rows(group, topic, terms)
+        super().__init__(streams, group, topic, terms, clock, changed)
         self.unheard = none_unheard()
         """See `meshd.engines.bus_shelf.Shelf`."""
         self.live: set[Attempt] = set()
@@ -67,23 +62,7 @@ class Group:
         """What that has failed for, and whether nobody had seen it."""
         self._looked_at: list[Attempt] | None = None
         """Of that, what there was when the draft gave back what is lost; None where the draft has not."""
-        self.subject = streams.journal(group, topic)
-        self._streams = streams
-        self._terms = terms
-        self._clock = clock
-        self._changed = changed
-        self._applied = 0
-        """The last entry that was taken in."""
-        self._bytes = 0
-        """Of the journal, and of its last whole entry."""
-        self._whole_bytes = 0
-        self._heard: deque[tuple[int, bytes]] = deque()
         self._asked: deque[tuple[Callable[[int], Any], asyncio.Future[Any]]] = deque()
-        self._working: asyncio.Task[None] | None = None
-        self._feed: Consumer | None = None
-        self._news = asyncio.Event()
-        self._opening = asyncio.Lock()
-        self._wrong: StoreError | None = None
 
     def ask(self, decide: Callable[[int], T]) -> asyncio.Future[T]:
         """Decide on a draft of the rows, given the time in milliseconds, and return once that is the truth.
@@ -96,24 +75,77 @@ class Group:
             self._working = asyncio.get_running_loop().create_task(self._work())
         return future
 
-    async def catch_up(self) -> bool:
-        """Take in what there is by now; return whether there is such a group at all. Raises StoreError."""
-        async with self._opening:
-            last = await self._streams.get(self._streams.groups, last_by_subj=self.subject)
-            if last is None:
-                return False
-            await self._listen()
-            await self._wait_for(last.seq)
-            return True
+    def ask_at_once(self, decide: Callable[[int], T], tell: Callable[[T | StoreError], None]) -> bool:
+        """As `ask`, where the server's word is all that must be waited for, and return True; else do nothing.
 
-    async def make(self, position: int) -> None:
-        """Begin its journal, where there is none. Raises StoreError."""
-        entry = Entry(FORMAT, self.rows.group, self.rows.topic, True, self._now_ms(), position, 0, 0, {}, {})
-        await self._streams.put(self._streams.groups, self.subject, _encode(entry), b"", expected=0)
+        `tell` is called with the answer, or the error, in the moment in which it comes.
+        """
+        if self._working is not None or not self._is_listening:
+            return False
+        self._take_in()
+        self._looked_at = None
+        now_ms, rows, streams = self._now_ms(), self.rows, self._streams
+        is_asked = False
+        try:
+            answer = decide(now_ms)
+            if rows.is_changed and not rows.burials:  # whose bodies are written first
+                packed = self._packed(now_ms)
+                streams.put_at_once(
+                    streams.groups,
+                    self.subject,
+                    packed.data,
+                    packed.headers,
+                    self._applied,
+                    lambda ack: self._decided(ack, packed, decide, answer, tell),
+                )
+                is_asked = True
+                streams.wire.flush()
+        except StoreError:
+            pass  # nothing was sent, and whoever waits asks again
+        finally:
+            is_changed = rows.is_changed
+            if not is_asked:
+                rows.undo()
+        if is_asked:
+            self._working = asyncio.get_running_loop().create_future()
+        elif not is_changed:
+            tell(answer)
+        return is_asked or not is_changed
 
-    def tell(self) -> None:
-        """Say that something was changed that whoever waits may want."""
-        self._changed()
+    def _decided(
+        self,
+        ack: Ack | StoreError,
+        packed: Packed,
+        decide: Callable[[int], T],
+        answer: T,
+        tell: Callable[[T | StoreError], None],
+    ) -> None:
+        if isinstance(ack, StoreError):
+            self.rows.undo()
+            self.is_in_doubt = True
+            self._end_draft()
+            tell(ack)
+        elif self._is_written(packed, ack):
+            self._keep()
+            self._end_draft()
+            tell(answer)
+        else:
+            # Another sidecar was faster: decide anew, as for everybody else.
+            self.rows.undo()
+            future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+            future.add_done_callback(relayed(tell))
+            self._asked.appendleft((decide, future))
+            self._end_draft()
+
+    def _end_draft(self) -> None:
+        working, self._working = self._working, None
+        if working is not None:
+            working.set_result(None)
+        if self._asked:
+            self._working = asyncio.get_running_loop().create_task(self._work())
+        else:
+            self._take_in()
+            self._tell()
 
     # What nobody has.
 
@@ -143,16 +175,13 @@ class Group:
 
     async def close(self) -> None:
         """Finish what was asked for, and listen no more."""
-        if self._working is not None:
+        while self._working is not None:
             await asyncio.wait((self._working,))
         if self._feed is not None:
             self._feed.stop()
             self._feed = None
 
     # Deciding.
-
-    def _now_ms(self) -> int:
-        return int(self._clock.now_s() * 1000)
 
     async def _work(self) -> None:
         try:
@@ -211,121 +240,6 @@ class Group:
             self.is_in_doubt = False
             for attempt in self._looked_at:
                 self._unreturned.pop(attempt, None)
-
-    async def _write(self, now_ms: int) -> int:
-        """Write the draft's entry; return 0, or the last one of the journal where that is another than we know."""
-        streams = self._streams
-        is_whole = self._bytes > JOURNAL_BYTES + 2 * self._whole_bytes
-        data = _encode(self.rows.entry(now_ms, is_whole=is_whole))
-        headers = b"Nats-Rollup: sub\r\n" if is_whole else b""
-        if len(data) > streams.room(headers) - 64:
-            raise StoreUnable(
-                f"the group {self.rows.group} ({self.rows.topic}) has begun with more events than a message of "
-                f"{streams.where} can name: raise its max_payload"
-            )
-        ack = await streams.put(streams.groups, self.subject, data, headers, expected=self._applied)
-        if not ack.seq:
-            stored = await streams.get(streams.groups, last_by_subj=self.subject)
-            if stored is None:
-                raise StoreError(f"the group {self.rows.group} ({self.rows.topic}) was removed")
-            return stored.seq
-        self._note(ack.seq, len(data), is_whole=is_whole)
-        return 0
-
-    def _note(self, sequence: int, size: int, *, is_whole: bool) -> None:
-        self._applied = sequence
-        if is_whole:
-            self._whole_bytes = self._bytes = size
-        else:
-            self._bytes += size
-
-    # The journal.
-
-    async def _listen(self) -> None:
-        """Hear of every entry, over the connection that there is. Raises StoreError."""
-        wire = self._streams.wire
-        self._check()
-        if self._feed is not None and self._feed.wire is wire:
-            await self._feed.is_ready
-            return
-        if self._feed is not None:
-            self._feed.stop()
-        config = {"filter_subject": self.subject, "deliver_policy": "by_start_sequence"}
-        config |= {"opt_start_seq": self._applied + 1}  # type: ignore[dict-item]
-        self._feed = feed = Consumer(wire, self._streams.groups, config, self._arrived, self._lost)
-        self._heard.clear()
-        try:
-            await feed.start(self._streams.where)
-            last = await self._streams.get(self._streams.groups, last_by_subj=self.subject)
-            if last is not None:
-                await self._wait_for(last.seq)
-        except BaseException:
-            feed.stop()
-            self._feed = None
-            raise
-
-    def _lost(self, wire: Wire, why: str) -> None:
-        self._streams.lost(wire, StoreError(f"{self._streams.where}: {why}"))
-
-    def _arrived(self, message: Message, told: Numbers | None) -> None:
-        if told is None:
-            # One is missing: listen anew from where we are.
-            if self._feed is not None:
-                self._feed.stop()
-                self._feed = None
-            self._changed()
-        else:
-            self._heard.append((told.sequence, message.data))
-        if self._working is None:
-            self._take_in()
-        self._tell()
-
-    def _tell(self) -> None:
-        news, self._news = self._news, asyncio.Event()
-        news.set()
-
-    def _take_in(self) -> None:
-        """Apply what was heard. There must be no draft."""
-        is_other = False
-        while self._heard:
-            sequence, data = self._heard.popleft()
-            if sequence <= self._applied:
-                continue
-            try:
-                entry = _decode(data)
-            except msgspec.MsgspecError:
-                entry = None
-            if entry is None or entry.format > FORMAT:
-                kind = StoreCorrupt if entry is None else StoreNewer
-                what = "cannot be read" if entry is None else "is a newer meshd's"
-                self._wrong = kind(
-                    f"entry {sequence} of the journal of the group {self.rows.group} ({self.rows.topic}) in "
-                    f"{self._streams.where} {what}"
-                )
-                return
-            self.rows.apply(entry)
-            self._note(sequence, len(data), is_whole=entry.is_whole)
-            is_other = True
-        if is_other:
-            self._changed()
-
-    async def _wait_for(self, sequence: int) -> None:
-        """Wait until an entry was taken in, whoever does that. Raises StoreError."""
-        try:
-            async with asyncio.timeout(self._streams.timeout_s):
-                while True:
-                    if not self.rows.is_changed:
-                        self._take_in()
-                    self._check()
-                    if self._applied >= sequence:
-                        return
-                    await self._news.wait()
-        except TimeoutError:
-            raise StoreError(f"{self._streams.where} did not bring a journal in time") from None
-
-    def _check(self) -> None:
-        if self._wrong is not None:
-            raise type(self._wrong)(*self._wrong.args)
 
     # Dead letters.
 

@@ -68,13 +68,18 @@ def found(prefix: str, subject: str, headers: bytes, data: bytes, place: int) ->
     except (ValueError, msgspec.MsgspecError) as error:
         why = FOREIGN.format(why=str(error)[:200])
         return Found(place, _foreign(topic, data, place), why, b"", 2**63)
-    return own(event, place, at_ms)
+    # Nobody else has it yet.
+    msgspec.structs.force_setattr(event, "sequence", sequence_text(place))
+    return Found(place, event, "", _key_of(event), at_ms)
 
 
 def own(event: Event, place: int, at_ms: int) -> Found:
     """Return an event as it is found at its place."""
-    key = b"" if not event.partition_key else digest(event.partition_key)
-    return Found(place, msgspec.structs.replace(event, sequence=sequence_text(place)), "", key, at_ms)
+    return Found(place, msgspec.structs.replace(event, sequence=sequence_text(place)), "", _key_of(event), at_ms)
+
+
+def _key_of(event: Event) -> bytes:
+    return b"" if not event.partition_key else digest(event.partition_key)
 
 
 def _foreign(topic: str, data: bytes, place: int) -> Event:

@@ -27,7 +27,7 @@ class Publishing(Trimming):
         raise NotImplementedError
 
     def expect(self, event: Event, place: int) -> None:
-        """Take note that an event was kept."""
+        """Take note that an event was kept, and wake who waits for it."""
         raise NotImplementedError
 
     async def keep(self, events: Sequence[Event]) -> list[Published]:
@@ -47,9 +47,6 @@ class Publishing(Trimming):
                 )
         await self._make_room(events, [len(headers) + len(data) for headers, data in messages])
         stored = await self._stored(events, messages)
-        for event, ack in zip(events, stored, strict=True):
-            if not ack.duplicate:
-                self.expect(event, ack.seq)
         return [
             Published(event.id, sequence_text(ack.seq), ack.duplicate)
             for event, ack in zip(events, stored, strict=True)
@@ -66,12 +63,15 @@ class Publishing(Trimming):
 
     async def _stored(self, events: Sequence[Event], messages: list[tuple[bytes, bytes]]) -> list[Ack]:
         """Write all, or, as far as that is in our hands, none."""
-        wire, streams = self.streams.wire, self.streams
+        streams = self.streams
+        if len(events) == 1:
+            return [await self._stored_one(events[0], *messages[0])]
+        wire = streams.wire
         asked = [
             wire.ask(streams.topics + event.topic, data, headers)
             for event, (headers, data) in zip(events, messages, strict=True)
         ]
-        answers = await asyncio.gather(*asked, return_exceptions=True) if len(asked) != 1 else [await asked[0]]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         acks: list[Ack] = []
         failed: BaseException | None = None
         for answer in answers:
@@ -81,12 +81,33 @@ class Publishing(Trimming):
                 acks.append(streams.taken(wire, streams.events, answer))
             except StoreError as error:
                 failed = failed or error
-        if failed is not None:
+        if failed is None:
+            for event, ack in zip(events, acks, strict=True):
+                if not ack.duplicate:
+                    self.expect(event, ack.seq)
+        else:
             for ack in acks:
                 if not ack.duplicate:
                     streams.forget(streams.events, ack.seq)
             raise failed
         return acks
+
+    async def _stored_one(self, event: Event, headers: bytes, data: bytes) -> Ack:
+        """Write one. Who waits for it here is served in the moment in which the server has it."""
+        stored: asyncio.Future[Ack] = asyncio.get_running_loop().create_future()
+
+        def told(ack: Ack | StoreError) -> None:
+            if not isinstance(ack, StoreError) and not ack.duplicate:
+                self.expect(event, ack.seq)
+            if stored.done():
+                return  # nobody waits for it any more
+            if isinstance(ack, StoreError):
+                stored.set_exception(ack)
+            else:
+                stored.set_result(ack)
+
+        self.streams.put_at_once(self.streams.events, self.streams.topics + event.topic, data, headers, None, told)
+        return await stored
 
     async def _make_room(self, events: Sequence[Event], sizes: list[int]) -> None:
         """Let go of what nobody needs, where there is no room. Raises StoreFull where that is not enough."""

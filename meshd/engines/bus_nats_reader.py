@@ -65,30 +65,52 @@ class Reader:
 
         What was kept until `gone_ms` may have been removed since it was read.
         """
+        self._let_go(position, gone_ms)
+        while not self._is_filled(many, position):
+            if self._is_to_begin(position):
+                await self._begin(position)
+            else:
+                await self._move()
+
+    def fill_at_once(self, many: int, position: int, gone_ms: int) -> bool:
+        """Do as `fill`, where nothing need be waited for; return False where something must."""
+        self._let_go(position, gone_ms)
+        return self._is_filled(many, position)
+
+    def _let_go(self, position: int, gone_ms: int) -> None:
         while self.buffer and self.buffer[0].place <= position:
             self.buffer.popleft()
         self._known = max(self._known, position)
         if self.buffer and self.buffer[0].at_ms <= gone_ms:
             self._drop()
-        while (lacking := many - len(self.buffer)) > 0:
-            if self._wire is None or not self._wire.is_open or self._is_behind(position):
-                await self._begin(position)
-            if not self._wanted:
-                self._ask(min(lacking, PULLED_MAX))
-            if self._is_all_known:
-                return
-            await self._move()
+
+    def _is_filled(self, many: int, position: int) -> bool:
+        """Say whether there is what is wanted, or no more; ask for what is lacking, where there is a consumer."""
+        lacking = many - len(self.buffer)
+        if lacking <= 0:
+            return True
+        if self._is_to_begin(position):
+            return False
+        if not self._wanted:
+            self._ask(min(lacking, PULLED_MAX))
+        return self._is_all_known
+
+    def _is_to_begin(self, position: int) -> bool:
+        return self._wire is None or not self._wire.is_open or self._is_behind(position)
 
     @property
     def _is_all_known(self) -> bool:
         return self._known >= self.expected and not self._pending
 
     def note(self, one: Found, *, is_for: bool) -> None:
-        """Take note of an event that this sidecar has published: where it is the next, it need not be read."""
-        if self._wire is not None and self._known == one.place - 1 and len(self.buffer) < PULLED_MAX:
-            self._known = one.place
-            if is_for:
-                self.buffer.append(one)
+        """Take note of an event that this sidecar has published, and that is the next: it need not be read."""
+        self._known = one.place
+        if is_for:
+            self.buffer.append(one)
+
+    def is_next(self, place: int) -> bool:
+        """Say whether an event is the first behind those that were read, and can be kept here."""
+        return self._wire is not None and self._known == place - 1 and len(self.buffer) < PULLED_MAX
 
     def is_waiting(self, position: int) -> bool:
         """Say whether all there is beyond a position was read, and what comes is brought."""

@@ -126,10 +126,10 @@ class Rows(GroupRows[Letter]):
 
     # What is done to rows.
 
-    def take_in(self, place: int, key: bytes) -> bool:
+    def begin_new(self, place: int, key: bytes, end_ms: int, owner: str) -> Row | None:
         """Also come to that event, which is beyond the position."""
         self.position = place
-        return super().take_in(place, key)
+        return super().begin_new(place, key, end_ms, owner)
 
     def finish(self, place: int) -> bool:
         if letter := self.rows[place].letter:

@@ -8,14 +8,14 @@ import logging
 import re
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from meshd.engines.bus_event import matcher, sequence_text
+from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_nats_group import Group
+from meshd.engines.bus_nats_handing import Known
 from meshd.engines.bus_nats_message import own, read_letter, told_letter
 from meshd.engines.bus_nats_publish import Publishing
-from meshd.engines.bus_nats_reader import PULLED_MAX, Reader
+from meshd.engines.bus_nats_reader import Reader
 from meshd.engines.bus_port import Position, Verdict
-from meshd.engines.bus_rows import OUT
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, none_unheard, ordinal
+from meshd.engines.bus_shelf import none_unheard, ordinal
 from meshd.engines.nats_keys import decoded
 from meshd.engines.port import StoreClosed, StoreError, StoreFull, StoreUnable
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from meshd.engines.bus_nats_message import Found
     from meshd.engines.bus_nats_streams import Streams
     from meshd.engines.bus_port import DeadLetter, Event
-    from meshd.engines.bus_rows import Row
+    from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
     from meshd.engines.bus_terms import Clock, Terms
 
 log = logging.getLogger("meshd")
@@ -37,20 +37,6 @@ INSIST_S: Final = 30.0
 """How long SUCCESS waits for a server that is away."""
 TRIES_MAX: Final = 5
 """How often it is said to one that is there and has not taken it."""
-ROW_BYTES: Final = 64
-"""What a row takes in a journal's whole entry, at most."""
-
-
-class Known:
-    """A group that this sidecar has asked for, and what it reads of it once it has subscribers."""
-
-    def __init__(self, number: int, group: Group, topic: str) -> None:
-        self.number = number
-        self.group = group
-        self.is_for = matcher(topic)
-        self.reader: Reader | None = None
-        self.scan = 1
-        """How many events to read at least: more, where all that was read waits behind others of its key."""
 
 
 class Shelf(Publishing):
@@ -83,11 +69,13 @@ class Shelf(Publishing):
         one: Found | None = None
         for known in self._numbers:
             if known.reader is not None:
-                one = one or own(event, place, self.now_ms())
                 is_for = known.is_for(event.topic)
-                known.reader.note(one, is_for=is_for)
+                if known.reader.is_next(place):
+                    one = one or own(event, place, self.now_ms())
+                    known.reader.note(one, is_for=is_for)
                 if is_for:
                     known.reader.expected = max(known.reader.expected, place)
+                    self._came(known.number)
 
     async def join(self, group: str, topic: str, *, starts_at_oldest: bool) -> int:
         return await self.join_at(group, topic, _oldest if starts_at_oldest else None)
@@ -104,8 +92,15 @@ class Shelf(Publishing):
                 await self._make(known.group, begins)
         if known.reader is None:
             await known.group.ask(lambda now_ms: known.group.rows.set_back(now_ms))
-            known.reader = Reader(self.streams, topic, self._label(group, topic), lambda: self._stir(known.number))
+            known.reader = Reader(self.streams, topic, self._label(group, topic), lambda: self._came(known.number))
         return known.number
+
+    def _came(self, number: int) -> None:
+        """Something came for a group: what comes with it is begun with as one."""
+        if self.streams.is_connected:
+            self.streams.wire.at_end(number, self._stir)
+        else:
+            self._stir(number)
 
     async def _make(self, group: Group, begins: Callable[[], Awaitable[int]] | None) -> None:
         info = await self.streams.info(self.streams.groups, subjects_filter=f"{self.streams.journals}>")
@@ -125,7 +120,9 @@ class Shelf(Publishing):
             number = len(self._numbers)
             one = Group(self.streams, group, topic, self.terms, self.clock, lambda: self._stir(number))
             one.unheard = self.unheard
-            known = self._known[subject] = Known(number, one, topic)
+            known = self._known[subject] = Known(
+                number, one, topic, self.streams, self.clock, self.terms.keep_s, self.sidecar
+            )
             self._numbers.append(known)
         return known
 
@@ -161,66 +158,24 @@ class Shelf(Publishing):
 
     async def hand_out(self, group: int, handling_s: Sequence[float]) -> HandedOut:
         self.check()
-        return await self._counted(self._hand_out(self._numbers[group], handling_s))
+        return await self._counted(self._numbers[group].hand_out(handling_s))
 
-    async def _hand_out(self, known: Known, handling_s: Sequence[float]) -> HandedOut:
-        group, rows, reader = known.group, known.group.rows, known.reader
-        assert reader is not None
-        lacking = len(handling_s) - len(rows.ready(len(handling_s)))
-        may_read = len(rows.rows) < self.streams.wire.payload_max // ROW_BYTES
-        if lacking and may_read:
-            gone_ms = self.now_ms() - int(self.terms.keep_s * 1000)
-            await reader.fill(max(lacking, known.scan), rows.position, gone_ms)
-        read = {one.place: one for one in reader.buffer} if may_read else {}
-        begun = await group.ask(lambda now_ms: self._begin(group, list(read.values()), handling_s, now_ms))
-        deliveries = []
-        try:
-            found = await self._events(group, read, begun)
-            for (place, row), (event, why) in zip(begun, found, strict=True):
-                if why:
-                    attempt = Attempt(place, row.attempt)
-                    await group.ask(lambda _, attempt=attempt, why=why: self._refuse(group, attempt, why))  # type: ignore[misc]
-                else:
-                    deliveries.append(Attempt(place, row.attempt).handed(event, is_marked=row.is_marked))
-        except StoreError:
-            group.is_in_doubt = True  # what was begun has been seen by nobody
-            raise
-        group.live.update(map(Attempt.of, deliveries))
-        is_more = len(begun) < len(handling_s) and may_read and not reader.is_waiting(rows.position)
-        known.scan = min(known.scan * 4, PULLED_MAX) if is_more else 1
-        due_ms = rows.due_ms()
-        return HandedOut(deliveries, None if due_ms is None else due_ms / 1000, is_more or len(deliveries) < len(begun))
+    def hand_out_at_once(
+        self, group: int, handling_s: Sequence[float], tell: Callable[[HandedOut | StoreError], None]
+    ) -> bool:
+        """`meshd.engines.bus_shelf.AtOnce`."""
+        if self._is_closed:
+            return False
+        done = self._begun()
 
-    def _begin(
-        self, group: Group, read: list[Found], handling_s: Sequence[float], now_ms: int
-    ) -> list[tuple[int, Row]]:
-        rows = group.rows
-        group.give_back_lost(self.sidecar)
-        rows.fall_due(now_ms)
-        ends_ms = [now_ms + int(one * 1000) for one in handling_s]
-        begun: list[tuple[int, Row]] = []
-        for place in rows.ready(len(ends_ms)):
-            begun.append((place, rows.begin(place, ends_ms[len(begun)], self.sidecar)))
-        for one in read:
-            if len(begun) == len(ends_ms):
-                break
-            if one.place > rows.position and rows.take_in(one.place, one.key):
-                begun.append((one.place, rows.begin(one.place, ends_ms[len(begun)], self.sidecar)))
-        return begun
+        def told(handed: HandedOut | StoreError) -> None:
+            self._ended(done)
+            tell(handed)
 
-    def _refuse(self, group: Group, attempt: Attempt, why: str) -> None:
-        row = group.rows.rows.get(attempt.place)
-        if row is not None and row.state == OUT and row.attempt == attempt.number:
-            group.rows.bury(attempt.place, why)
-
-    async def _events(
-        self, group: Group, read: dict[int, Found], begun: list[tuple[int, Row]]
-    ) -> list[tuple[Event, str]]:
-        # What was read needs no task of its own, and most of it was: whoever waits for it has it so much sooner.
-        lacking = [(place, row) for place, row in begun if place not in read or row.letter]
-        got = await asyncio.gather(*(group.event(place, row.letter) for place, row in lacking)) if lacking else []
-        events = {place: event for (place, _), event in zip(lacking, got, strict=True)}
-        return [events[place] if place in events else (read[place].event, read[place].why) for place, _ in begun]
+        if self._numbers[group].hand_out_at_once(handling_s, told):
+            return True
+        self._ended(done)
+        return False
 
     async def is_held(self, group: int, attempt: Attempt) -> bool:
         self.check()
@@ -356,13 +311,20 @@ class Shelf(Publishing):
 
     async def _counted(self, work: Awaitable[T]) -> T:
         """Do something that `positions` waits for."""
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._under_way.add(done)
+        done = self._begun()
         try:
             return await work
         finally:
-            self._under_way.discard(done)
-            done.set_result(None)
+            self._ended(done)
+
+    def _begun(self) -> asyncio.Future[None]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._under_way.add(done)
+        return done
+
+    def _ended(self, done: asyncio.Future[None]) -> None:
+        self._under_way.discard(done)
+        done.set_result(None)
 
     def check(self) -> None:
         if self._is_closed:

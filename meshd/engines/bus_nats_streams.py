@@ -18,6 +18,8 @@ from meshd.engines.port import StoreError, StoreUnable
 from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from meshd.engines.bus_terms import Terms
     from meshd.engines.link import Link
     from meshd.engines.nats_wire import Message, Wire
@@ -31,6 +33,7 @@ UNSYNCED: Final = (
 )
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}\Z")
 _HEAD: Final = len(b"NATS/1.0\r\n\r\n")
+_EXPECTED: Final = b"Nats-Expected-Last-Subject-Sequence: %d\r\n"
 
 T = TypeVar("T")
 
@@ -164,9 +167,36 @@ class Streams:
     ) -> server.Ack:
         """Write a message, where the last one of its subject is the `expected` one."""
         if expected is not None:
-            headers += b"Nats-Expected-Last-Subject-Sequence: %d\r\n" % expected
+            headers += _EXPECTED % expected
         wire = self.wire
         return self.taken(wire, stream, await wire.ask(subject, data, headers))
+
+    def put_at_once(
+        self,
+        stream: str,
+        subject: str,
+        data: bytes,
+        headers: bytes,
+        expected: int | None,
+        tell: Callable[[server.Ack | StoreError], None],
+    ) -> None:
+        """As `put`; `tell` is called with the answer or the error. Raises StoreError where nothing was sent."""
+        if expected is not None:
+            headers += _EXPECTED % expected
+        wire = self.wire
+
+        def told(answer: Message | StoreError) -> None:
+            if isinstance(answer, StoreError):
+                tell(answer)
+                return
+            try:
+                ack = self.taken(wire, stream, answer)
+            except StoreError as error:
+                tell(error)
+            else:
+                tell(ack)
+
+        wire.ask_at_once(subject, data, headers, told)
 
     def taken(self, wire: Wire, stream: str, message: Message) -> server.Ack:
         """Read the answer to what was written; its sequence is 0 where another message was expected."""

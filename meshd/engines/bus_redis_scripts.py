@@ -35,7 +35,6 @@ return {meta[1], meta[2]}
 
 KEEP: Final = (
     HEAD
-    + FREE
     + """
 -- ARGV: how many bytes are kept; then for each event topic, key, source, id, data, event.
 -- Returns whether it is crowded, then for each its sequence and whether it was known; or 'full' and who is behind.
@@ -55,6 +54,9 @@ for i = 1, many do
 end
 local over = bytes + size - keep_bytes
 if size > 0 and over > 0 then
+"""
+    + FREE
+    + """
   local floor, behind = floor_of()
   if free(over, busy_groups(), floor, 2000) < over then
     local group = behind and call('HMGET', group_of(behind), 'name', 'topic')
@@ -170,7 +172,9 @@ local group = call('HMGET', G, 'cursor', 'pattern', 'alarm')
 if not (group[1] and group[2]) then return redis.error_reply('MESHDGROUP ' .. G) end
 call('DEL', P .. ':nothing')
 local function first(set) return tonumber(call('ZRANGE', G .. set, 0, 0, 'WITHSCORES')[2]) or huge end
-local due_out, due_wait = first(':out'), first(':wait')
+-- What is ready, out or waits is among what is pending; most takes find nothing there.
+local is_any = call('EXISTS', G .. ':pending') == 1
+local due_out, due_wait = is_any and first(':out') or huge, is_any and first(':wait') or huge
 if due_wait <= now then
   for _, place in ipairs(call('ZRANGEBYSCORE', G .. ':wait', '-inf', num(now), 'LIMIT', 0, 500)) do
     local r = found(G, place)
@@ -197,7 +201,7 @@ local function begin(place, r, f)
   out[#out + 1] = {place, r.attempt, r.marked, f[2], f[4], f[6], f[8], f[12], f[14]}
 end
 local WEIGHT_MAX = 4194304
-for _, place in ipairs(call('ZRANGE', G .. ':ready', 0, wanted - 1)) do
+for _, place in ipairs(is_any and call('ZRANGE', G .. ':ready', 0, wanted - 1) or {}) do
   if weight >= WEIGHT_MAX then break end
   local r = found(G, place)
   local f = r and body(place, r)

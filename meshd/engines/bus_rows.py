@@ -99,8 +99,9 @@ class GroupRows(Generic[L]):
         """Write a row, or remove it."""
         old = self.rows.get(place)
         if old is not None:
-            _count(self._held, old.key, -1)
-            _count(self._leading, old.key, -(old.state != BLOCKED))
+            if old.key:
+                _count(self._held, old.key, -1)
+                _count(self._leading, old.key, -(old.state != BLOCKED))
             if old.state == OUT:
                 places = self.out[old.owner]
                 places.discard(place)
@@ -110,8 +111,9 @@ class GroupRows(Generic[L]):
             self.rows.pop(place, None)
             return
         self.rows[place] = row
-        _count(self._held, row.key, 1)
-        _count(self._leading, row.key, row.state != BLOCKED)
+        if row.key:
+            _count(self._held, row.key, 1)
+            _count(self._leading, row.key, row.state != BLOCKED)
         if row.state == READY:
             heapq.heappush(self._ready, place)
         elif row.state == BLOCKED:
@@ -178,6 +180,15 @@ class GroupRows(Generic[L]):
         is_held = self.is_held(key)
         self.put(place, Row(BLOCKED if is_held else READY, key))
         return not is_held
+
+    def begin_new(self, place: int, key: bytes, end_ms: int, owner: str) -> Row | None:
+        """Come to an event, and begin its first attempt; return None where it must wait behind another."""
+        if self.is_held(key):
+            self.put(place, Row(BLOCKED, key))
+            return None
+        row = Row(OUT, key, end_ms, attempt=1, owner=owner)
+        self.put(place, row)
+        return row
 
     def fall_due(self, now_ms: int) -> None:
         """Make ready what has waited, and lose what took too long."""
@@ -302,7 +313,7 @@ def _ready(row: Row) -> Row:
 
 
 def _count(counts: dict[bytes, int], key: bytes, change: int) -> None:
-    if key and change:
+    if change:
         number = counts.get(key, 0) + change
         if number:
             counts[key] = number

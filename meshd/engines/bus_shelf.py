@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import Delivery, StartGone
-from meshd.engines.port import StoreFull, StoreUnable
+from meshd.engines.port import StoreError, StoreFull, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -86,6 +86,17 @@ UNHEARD_MAX: Final = 10_000
 def none_unheard() -> deque[Unheard]:
     """Return room for them."""
     return deque(maxlen=UNHEARD_MAX)
+
+
+class AtOnce(Protocol):
+    """What an engine may offer beside `Shelf.hand_out`, where it can do the same without a turn of the loop."""
+
+    def __call__(self, group: int, handling_s: Sequence[float], tell: Callable[[HandedOut | StoreError], None]) -> bool:
+        """As `hand_out`, where nothing need be waited for but a server's word, and return True; else do nothing.
+
+        `tell` is called with what comes, in the moment in which it comes, which may be now; it does not raise.
+        """
+        ...
 
 
 class Shelf(Protocol):

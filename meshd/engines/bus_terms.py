@@ -53,7 +53,7 @@ class SteadyClock:
         self._ahead_s = time.time() - _running_s()
 
     def now_s(self) -> float:
-        return _running_s() + self._ahead_s
+        return time.clock_gettime(_BOOT_TIME) + self._ahead_s
 
     def wall_ns(self) -> int:
         return time.time_ns()

@@ -163,6 +163,40 @@ def in_doubt(error: StoreError) -> StoreError:
     return type(error)(f"{error}; what was asked may have been done or not")
 
 
+class AtOnce:
+    """In place of a future, of what was asked: what follows the answer is done when it comes, and not a turn later.
+
+    `tell` is called with the answer, or with what came in its place, and must neither wait nor raise.
+    """
+
+    __slots__ = ("_tell",)
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self._tell = tell
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, reply: object) -> None:
+        self._tell(reply)
+
+    def set_exception(self, error: Exception) -> None:
+        self._tell(error)
+
+    def exception(self) -> None:
+        """Nobody need look at it."""
+
+
+def relayed(tell: Callable[[Any], None]) -> Callable[[asyncio.Future[Any]], None]:
+    """Return what calls `tell` with the result of a future that is done, or with the StoreError that it raises."""
+
+    def done(future: asyncio.Future[Any]) -> None:
+        error = future.exception()
+        tell(future.result() if error is None else error if isinstance(error, StoreError) else StoreError(str(error)))
+
+    return done
+
+
 class Asked:
     """What was asked over one connection and has no answer yet, with one timer for all of it."""
 
@@ -172,7 +206,7 @@ class Asked:
         """`late` is called with the seconds that something was waited for in vain."""
         self._loop = asyncio.get_running_loop()
         self._late = late
-        self._asked: dict[int, tuple[asyncio.Future[Any], float, float]] = {}
+        self._asked: dict[int, tuple[asyncio.Future[Any] | AtOnce, float, float]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __len__(self) -> int:
@@ -181,10 +215,14 @@ class Asked:
     def add(self, key: int, timeout_s: float) -> asyncio.Future[Any]:
         """Return what the answer to `key` will be given to."""
         future = self._loop.create_future()
-        self._asked[key] = (future, self._loop.time() + timeout_s, timeout_s)
+        self.give(key, timeout_s, future)
+        return future
+
+    def give(self, key: int, timeout_s: float, to: asyncio.Future[Any] | AtOnce) -> None:
+        """Give the answer to `key` to that."""
+        self._asked[key] = (to, self._loop.time() + timeout_s, timeout_s)
         if self._timer is None:
             self._timer = self._loop.call_later(timeout_s / 4, self._look, timeout_s / 4)
-        return future
 
     def _look(self, every_s: float) -> None:
         self._timer = None

@@ -54,14 +54,15 @@ def numbers(reply: str) -> Numbers | None:
     """
     fields = reply.split(".")
     if len(fields) == 9:
-        found = fields[5:9]
+        sequence, number, time_ns, pending = fields[5:]
     elif len(fields) >= 11:
-        found = fields[7:11]
+        sequence, number, time_ns, pending = fields[7:11]
     else:
         return None
-    if not all(map(str.isdigit, found)):
+    try:
+        return Numbers(int(sequence), int(number), int(time_ns), int(pending))
+    except ValueError:
         return None
-    return Numbers(*map(int, found))
 
 
 class Consumer:

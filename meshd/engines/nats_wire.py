@@ -8,12 +8,13 @@ sent over the next one, and that a password is not said in clear where TLS was a
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
-from meshd.engines.link import Asked
+from meshd.engines.link import Asked, AtOnce
 from meshd.engines.port import StoreError, StoreUnable
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ PING_EVERY_S: Final = 5.0
 LINE_BYTES_MAX: Final = 1 << 20
 """Of a line of the protocol; the server's INFO, with all the addresses of a cluster, is the longest."""
 MESSAGE_BYTES_MAX: Final = 64 << 20
+# A subject, a number of ours, where to answer (a server may leave that empty), and how long: of the headers, of all.
+_MESSAGE: Final = re.compile(rb"MSG (\S+) (\d+) (?:(\S*) )?(\d+)\r\n")
+_WITH_HEADERS: Final = re.compile(rb"HMSG (\S+) (\d+) (?:(\S*) )?(\d+) (\d+)\r\n")
+_PLAIN: Final = b"NATS/1.0\r\n"
+"""How headers begin that have no status."""
 
 
 class Message(NamedTuple):
@@ -68,6 +74,8 @@ class Wire(asyncio.Protocol):
         self._why: StoreError | None = None
         self._heard: dict[int, Callable[[Message], None]] = {}
         self._last_sid = 0
+        self._is_reading = False
+        self._ends: dict[int, Callable[[int], None]] = {}
         self._pong: asyncio.Future[None] | None = None
         self.payload_max = 0
         """Bytes of one message, its headers among them, that the server takes."""
@@ -112,12 +120,13 @@ class Wire(asyncio.Protocol):
         if self._transport is None:
             raise self._why or StoreError(f"{self._where} is not connected")
         if not self._lines:
-            self._loop.call_soon(self._flush)
+            self._loop.call_soon(self.flush)
         self._lines += parts
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Send now what would leave at the end of this turn."""
         lines, self._lines = self._lines, []
-        if self._transport is not None:
+        if self._transport is not None and lines:
             self._transport.write(b"".join(lines))
 
     def publish(self, subject: str, data: bytes = b"", headers: bytes = b"", reply: str = "") -> None:
@@ -136,6 +145,17 @@ class Wire(asyncio.Protocol):
         self._last_ask += 1
         self.publish(subject, data, headers, f"{self._inbox}.{self._last_ask}")
         return self._asked.add(self._last_ask, timeout_s or self._timeout_s)
+
+    def ask_at_once(
+        self, subject: str, data: bytes, headers: bytes, tell: Callable[[Message | StoreError], None]
+    ) -> None:
+        """As `ask`; `tell` is called with the answer, or what a future would raise, in the moment in which it comes.
+
+        Raises StoreError where there is no connection; then nothing was sent.
+        """
+        self._last_ask += 1
+        self.publish(subject, data, headers, f"{self._inbox}.{self._last_ask}")
+        self._asked.give(self._last_ask, self._timeout_s, AtOnce(tell))
 
     def new_inbox(self) -> str:
         """Return a subject of our own, beside those that answers come to."""
@@ -168,42 +188,63 @@ class Wire(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+        # What is written goes out at once: uvloop would put it off to the end of the turn, and all of a turn is one
+        # write already.
+        self._transport.set_write_buffer_limits(high=0)
 
     def data_received(self, data: bytes) -> None:
-        self._buffer += data
+        kept = self._buffer
+        if kept:
+            kept += data
+        all_ = kept or data
+        at = 0
+        self._is_reading = True
         try:
-            while self._transport is not None and self._take_one():
-                pass
+            while self._transport is not None and (end := self._take_one(all_, at)) > at:
+                at = end
         except (ValueError, IndexError, msgspec.MsgspecError):
             self.abort(StoreError(f"{self._where} does not speak NATS's protocol: is that the right port?"))
+        if kept:
+            del kept[:at]
+        elif at < len(data):
+            kept += data[at:]
+        self._is_reading = False
+        ends, self._ends = self._ends, {}
+        for key, call in ends.items():
+            call(key)
 
-    def _take_one(self) -> bool:
-        """Read one line, and the message that it begins; False where it is not there as a whole yet."""
-        buffer = self._buffer
-        end = buffer.find(b"\r\n", 0, LINE_BYTES_MAX)
-        if end < 0:
-            if len(buffer) >= LINE_BYTES_MAX or (not self.info.done() and not b"INFO ".startswith(bytes(buffer[:5]))):
-                raise ValueError("no line")
-            return False
-        line = bytes(buffer[:end])
-        if line.startswith((b"MSG ", b"HMSG ")):
-            fields = line.split(b" ")
-            size = int(fields[-1])
-            head_size = int(fields[-2]) if fields[0] == b"HMSG" else 0
-            if not 0 <= head_size <= size <= MESSAGE_BYTES_MAX:
+    def at_end(self, key: int, call: Callable[[int], None]) -> None:
+        """Call with `key` once all that has come with what is read now was heard, and only once; now, where nothing is
+        read."""
+        if self._is_reading:
+            self._ends[key] = call
+        else:
+            call(key)
+
+    def _take_one(self, data: bytes | bytearray, at: int) -> int:
+        """Read one line, and the message that it begins; return where that ends, or `at` where it is not whole yet."""
+        if (found := _WITH_HEADERS.match(data, at) or _MESSAGE.match(data, at)) is not None:
+            subject, sid, reply, *sizes = found.groups()
+            size = int(sizes[-1])
+            head = int(sizes[0]) if len(sizes) == 2 else 0
+            if not head <= size <= MESSAGE_BYTES_MAX:
                 raise ValueError("no size")
-            begin = end + 2
-            if len(buffer) < begin + size + 2:
-                return False
-            body = bytes(buffer[begin : begin + size])
-            del buffer[: begin + size + 2]
-            numbers = 2 if head_size else 1
-            reply = fields[3].decode() if len(fields) == 4 + numbers else ""
-            self._deliver(int(fields[2]), fields[1].decode(), reply, body[:head_size], body[head_size:])
-            return True
-        del buffer[: end + 2]
-        self._take_line(line)
-        return True
+            begin = found.end()
+            if len(data) < begin + size + 2:
+                return at
+            middle, end = begin + head, begin + size
+            heard = self._heard.get(int(sid))
+            if heard is not None:
+                heard(_message(subject, reply, bytes(data[begin:middle]), bytes(data[middle:end])))
+            return end + 2
+        end = data.find(b"\r\n", at, at + LINE_BYTES_MAX)
+        if end < 0:
+            is_any = self.info.done() or b"INFO ".startswith(bytes(data[at : at + 5]))
+            if len(data) - at >= LINE_BYTES_MAX or not is_any:
+                raise ValueError("no line")
+            return at
+        self._take_line(bytes(data[at:end]))
+        return end + 2
 
     def _take_line(self, line: bytes) -> None:
         if line == b"PING":
@@ -230,13 +271,6 @@ class Wire(asyncio.Protocol):
             self.abort(StoreUnable(f"{self._where} refuses the user, the password or the key"))
         else:
             self.abort(StoreError(f"{self._where} ended the connection: {text[:200]}"))
-
-    def _deliver(self, sid: int, subject: str, reply: str, head: bytes, data: bytes) -> None:
-        if (heard := self._heard.get(sid)) is None:
-            return
-        first, _, headers = head.partition(b"\r\n")
-        status = first.split(b" ")[1] if b" " in first else b""
-        heard(Message(subject, reply, int(status) if status.isdigit() else 0, headers, data))
 
     def _answered(self, message: Message) -> None:
         key = message.subject.rpartition(".")[2]
@@ -265,3 +299,14 @@ class Wire(asyncio.Protocol):
                 waiting.exception()
         self._asked.fail(error)
         self._lost(self, error)
+
+
+def _message(subject: bytes, reply: bytes | None, head: bytes, data: bytes) -> Message:
+    status, headers = 0, b""
+    if head.startswith(_PLAIN):
+        headers = head[len(_PLAIN) :]
+    elif head:
+        first, _, headers = head.partition(b"\r\n")
+        word = first.split(b" ")[1] if b" " in first else b""
+        status = int(word) if word.isdigit() else 0
+    return Message(subject.decode(), "" if reply is None else reply.decode(), status, headers, data)

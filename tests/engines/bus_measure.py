@@ -1,7 +1,8 @@
 """What a bus costs: `python -m tests.engines.bus_measure [ENGINE...]`. Prints latencies and events a second.
 
 `publish` is the time from asking to the acknowledgement; `hand over` from publishing to the event in the hands of a
-subscriber that waits, `to another` where that is at another sidecar; `round` all of one event: publish, take, settle.
+subscriber that waits, `to another` where that is at another sidecar, or comes by another connection of the client
+library; `round` all of one event: publish, take, settle.
 Payloads are 200 bytes. Those on a server get one that this starts; below each of their rows stands what the client
 library alone does on that server, in turns with it: it publishes, takes and acknowledges, and does nothing else of what
 a bus promises. `of it` is what part of that meshd does, in events a second, or in how fast one is handed over, beside
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import importlib
 import itertools
 import sys
@@ -32,7 +34,7 @@ from tests.engines.servers import RabbitServer, Server, nats_server, redis_serve
 EMBEDDED = {"memory": "memory:", "sqlite fast": "sqlite:", "sqlite durable": "sqlite:?mode=durable"}
 MANY = 64
 SECONDS = 2.0
-TURNS = 8
+TURNS = 40
 """In so many turns are two measured that are compared: the machine is as busy for the one as for the other."""
 DATA = b"x" * 200
 BATCH = 100
@@ -132,7 +134,7 @@ async def redis_py(address: str) -> AsyncIterator[list[Row]]:
         await client.xack("events", "group", await take())
 
     await client.xgroup_create("events", "group", mkstream=True)
-    # It knows no sidecars: to another is to hand over.
+    # To hand over is to another: a command that waits holds one connection, and what is published goes by another.
     yield rows(lambda: client.xadd("other", fields), batch, hand_over, hand_over, round_, round_)
     await client.aclose()
 
@@ -140,8 +142,9 @@ async def redis_py(address: str) -> AsyncIterator[list[Row]]:
 @contextlib.asynccontextmanager
 async def nats_py(address: str) -> AsyncIterator[list[Row]]:
     """Yield the rows of nats-py: a stream, pull consumers, and acknowledgements that are confirmed."""
-    client = await importlib.import_module("nats").connect(f"nats://{address}")
-    stream = client.jetstream()
+    connect = importlib.import_module("nats").connect
+    client, other = [await connect(f"nats://{address}") for _ in range(2)]
+    stream, at_other = client.jetstream(), other.jetstream()
     await stream.add_stream(name="bare", subjects=["bare.>"])
     one = await stream.pull_subscribe("bare.task", "one")
     rounds: dict[bytes, asyncio.Future[None]] = {}
@@ -151,9 +154,9 @@ async def nats_py(address: str) -> AsyncIterator[list[Row]]:
     async def batch() -> None:
         await asyncio.gather(*(stream.publish("bare.other", DATA) for _ in range(BATCH)))
 
-    async def hand_over() -> float:
+    async def hand_over(publisher: Any) -> float:
         waiting = asyncio.ensure_future(one.fetch(1))
-        took_s = await handed_over(waiting, lambda: stream.publish("bare.task", DATA))
+        took_s = await handed_over(waiting, lambda: publisher.publish("bare.task", DATA))
         await waiting.result()[0].ack_sync()
         return took_s
 
@@ -168,10 +171,12 @@ async def nats_py(address: str) -> AsyncIterator[list[Row]]:
         await stream.publish("bare.many", number + DATA[8:])
         await done
 
-    yield rows(lambda: stream.publish("bare.other", DATA), batch, hand_over, hand_over, round_, many_rounds)
+    publish = functools.partial(stream.publish, "bare.other", DATA)
+    here, there = functools.partial(hand_over, stream), functools.partial(hand_over, at_other)
+    yield rows(publish, batch, here, there, round_, many_rounds)
     pulling.cancel()
     await asyncio.gather(pulling, return_exceptions=True)
-    await client.close()
+    await asyncio.gather(client.close(), other.close())
 
 
 @contextlib.asynccontextmanager

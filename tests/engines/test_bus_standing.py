@@ -23,7 +23,7 @@ from meshd.engines.bus_port import Bus, Verdict
 from meshd.engines.bus_table import ENGINES
 from meshd.engines.table import driver_of
 from meshd.engines.url import StoreUrl
-from tests.engines.buses import BUS_PLACES, BusPlace, KafkaMock, Nats, Served, bus_place, event
+from tests.engines.buses import BUS_PLACES, BusPlace, KafkaMock, Nats, Served, bus_place, event, quiet
 from tests.engines.places import NATS, RABBITMQ, REDIS
 from tests.engines.servers import line_to
 
@@ -55,8 +55,18 @@ async def main():
             stand()
         return handed
 
+    def take_at_once_and_stand(group, times, tell):
+        def told(handed):
+            if getattr(handed, "deliveries", None) and is_to_stand:
+                stand()
+            tell(handed)
+
+        return take_at_once(group, times, told)
+
     if sys.argv[4] == "taken":
         bus._shelf.hand_out = take_and_stand
+        if (take_at_once := one._line._at_once) is not None:
+            one._line._at_once = take_at_once_and_stand
     print("ready", flush=True)
     while True:
         try:
@@ -204,12 +214,16 @@ async def test_what_others_were_given_since_its_connection_was_gone_is_handed_to
             assert await stopped.handles() == "b 1 False True"
 
 
+@pytest.mark.parametrize("is_waited_for", [False, True])
 @pytest.mark.parametrize("place", BUS_PLACES, indirect=True)
-async def test_a_subscriber_knows_what_it_holds(place: BusPlace) -> None:
+async def test_a_subscriber_knows_what_it_holds(place: BusPlace, is_waited_for: bool) -> None:
     bus = place.open()
     one, other = [await bus.subscribe(">", "group", handling_s=60.0) for _ in range(2)]
+    waiting = asyncio.ensure_future(one.next())
+    if is_waited_for:
+        await quiet(bus)
     await bus.publish([event(id="a")])
-    delivery = await one.next()
+    delivery = await waiting
     # Longer than any engine takes to find a sidecar gone: those that do are asked.
     place.clock.move(6.0)
     assert await one.holds(delivery)
