@@ -40,6 +40,7 @@ class Running:
     """A daemon: where it listens (HOST:PORT) and what it serves."""
 
     pid: int
+    """1 in a container, where meshd is the first process."""
     listen: str
     started_s: float = 0.0
     """Unix seconds."""
@@ -93,7 +94,7 @@ def read(home: Path) -> Running | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     texts = (running.listen, running.admin, running.metrics, running.api, running.api_socket, running.agent)
-    is_sound = isinstance(running.pid, int) and running.pid > 1 and all(isinstance(text, str) for text in texts)
+    is_sound = isinstance(running.pid, int) and running.pid > 0 and all(isinstance(text, str) for text in texts)
     return running if is_sound else None
 
 

@@ -202,6 +202,6 @@ def _stop(directory: Path, child: subprocess.Popen[bytes] | None) -> None:
         return
     # Another run started it and has left: it is nobody's child any more.
     found = registry.find(directory)
-    if found is not None:
+    if found is not None and found.pid > 1:  # What a run starts is never the first process.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(found.pid, signal.SIGTERM)

@@ -231,6 +231,12 @@ def test_a_daemon_that_runs_is_found_as_it_was_written(tmp_path: Path, listening
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_daemon_that_is_the_first_process_of_a_container_is_found(tmp_path: Path, listening: str) -> None:
+    written = Running(pid=1, listen=listening)
+    registry.write(tmp_path, written)
+    assert registry.find(tmp_path) == written
+
+
 def test_a_daemon_that_was_killed_is_not_found(tmp_path: Path, listening: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as closed:
         address = f"127.0.0.1:{closed.getsockname()[1]}"
@@ -249,7 +255,7 @@ def test_a_daemon_that_was_killed_is_not_found(tmp_path: Path, listening: str) -
         b"[" * 100_000,
         json.dumps({"pid": 5}).encode(),
         json.dumps({"pid": "5", "listen": "127.0.0.1:1"}).encode(),
-        json.dumps({"pid": 1, "listen": "127.0.0.1:1"}).encode(),
+        json.dumps({"pid": 0, "listen": "127.0.0.1:1"}).encode(),
         json.dumps({"pid": -1, "listen": "127.0.0.1:1"}).encode(),
         json.dumps({"pid": 5, "listen": 7400}).encode(),
         json.dumps({"pid": 5, "listen": "127.0.0.1:1", "doors": 3}).encode(),

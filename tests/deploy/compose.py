@@ -30,18 +30,23 @@ def sidecar_of(name: str) -> dict[str, Any]:
 
 
 def mounted(service: dict[str, Any]) -> dict[str, Path]:
-    """Return the files of its configs, by where they are mounted."""
-    return {one["target"]: COMPOSE / DOCUMENT["configs"][one["source"]]["file"] for one in service["configs"]}
+    """Return what of this folder it is given, files and directories, by where they are mounted."""
+    found = {one["target"]: COMPOSE / DOCUMENT["configs"][one["source"]]["file"] for one in service["configs"]}
+    volumes = [one.split(":") for one in service.get("volumes", [])]
+    return found | {target: COMPOSE / source for source, target, *_ in volumes if source.startswith("./")}
 
 
-def policies(name: str, directory: Path, change: Callable[[str], str] = str) -> Path:
-    """Lay a sidecar's policies into a directory, as they are mounted."""
+def policies(name: str, directory: Path, change: Callable[[str], str] = str) -> str:
+    """Lay a sidecar's policies into a directory, as they are mounted; return the setting that names them."""
     place = directory / f"{name}.policies"
-    place.mkdir()
-    for target, file in mounted(sidecar_of(name)).items():
-        assert Path(target).parent == Path(sidecar_of(name)["environment"]["MESHD_POLICY"])
-        (place / Path(target).name).write_text(change(file.read_text()))
-    return place
+    files = mounted(sidecar_of(name))
+    named = [(files[one], place / Path(one).name) for one in sidecar_of(name)["environment"]["MESHD_POLICY"].split(":")]
+    for source, target in named:
+        for file in sorted(source.iterdir()) if source.is_dir() else [source]:
+            copy = target / file.name if source.is_dir() else target
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_text(change(file.read_text()))
+    return ":".join(str(target) for _, target in named)
 
 
 def meshd(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:

@@ -73,7 +73,9 @@ class Service(Form):
     secrets: list[Name] = []
     security_opt: list[Annotated[str, StringConstraints(pattern=r"^[\w-]+(:.+)?$")]] = []
     stop_grace_period: Duration | None = None
+    stop_signal: Annotated[str, StringConstraints(pattern=r"^SIG[A-Z0-9]+$")] | None = None
     tmpfs: list[Path] = []
+    user: Annotated[str, StringConstraints(pattern=r"^\d+:\d+$")] | None = None
     volumes: list[Annotated[str, StringConstraints(pattern=r"^[^:]+:/[^:]*(:(ro|rw))?$")]] = []
 
 

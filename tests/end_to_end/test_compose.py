@@ -71,7 +71,7 @@ def _trade(sidecars: Callable[[str], Sidecar], tmp_path: Path, url: str, stack: 
     for name in SIDECARS:
         given = dict(sidecar_of(name)["environment"])
         given |= {"EVENT_BUS_URL": url, "MESHD_STORE": url, "MESHD_MESH_KEY": str(tmp_path / "mesh.key")}
-        given |= {"MESHD_POLICY": str(policies(name, tmp_path, change))}
+        given |= {"MESHD_POLICY": policies(name, tmp_path, change)}
         given |= {"MESHD_INBOUND": "127.0.0.1:0", "MESHD_METRICS": "127.0.0.1:0"}
         sidecar = sidecars(name).start(None, **given)
         assert sidecar.running is not None
@@ -79,9 +79,9 @@ def _trade(sidecars: Callable[[str], Sidecar], tmp_path: Path, url: str, stack: 
         apis[name] = str(sidecar.running["api"])
     for name in SIDECARS:
         run(name, apis[name]).until("ready")
-    run(
-        "supervisor", apis[SERVICES["supervisor"]["network_mode"].removeprefix("service:").removesuffix("-mesh")]
-    ).until("ready")
+    run("supervisor", apis[SERVICES["supervisor"]["network_mode"].removeprefix("service:").removesuffix("-net")]).until(
+        "ready"
+    )
     desk = run("desk", apis["market-analysis"])
     desk.until("published")
     home = {"MESHD_HOME": str(sidecars("trade-execution").home)}
