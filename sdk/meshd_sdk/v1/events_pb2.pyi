@@ -104,7 +104,7 @@ class Event(google.protobuf.message.Message):
     data: builtins.bytes
     """The event's data."""
     data_ref: builtins.str
-    """`dataref`: where the data lies where it is not here, such as `mesh://state/report@7`."""
+    """`dataref`: where the data lies where it is not here, such as `mesh://state/mesh/report@7`."""
     partition_key: builtins.str
     """`partitionkey`: events with one key are handed over in order."""
     correlation_id: builtins.str

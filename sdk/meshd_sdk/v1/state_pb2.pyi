@@ -261,7 +261,9 @@ class CheckoutRequest(google.protobuf.message.Message):
     key: builtins.str
     """The key."""
     lease_id: builtins.str
-    """Chosen by the caller, at most 64 visible ASCII characters: the same id is the same lease."""
+    """Chosen by the caller, at most 64 visible ASCII characters: the same id, of the same agent in the same workflow, is
+    the same lease.
+    """
     @property
     def lease(self) -> google.protobuf.duration_pb2.Duration:
         """How long nobody else may commit: 1 s to 1 h; absent for a minute."""
@@ -336,7 +338,9 @@ class CommitRequest(google.protobuf.message.Message):
     lease_id: builtins.str
     """The lease, where it was checked out; it ends with this."""
     commit_id: builtins.str
-    """Chosen by the caller, at most 64 visible ASCII characters: the same id is the same commit. Empty for none."""
+    """Chosen by the caller, at most 64 visible ASCII characters: the same id, of the same agent in the same workflow with
+    the same value, is the same commit. Empty for none.
+    """
     def __init__(
         self,
         *,
