@@ -292,7 +292,7 @@ class RabbitMq(Served):
     examples = 8
 
     async def sidecar(self, terms: Terms) -> Bus:
-        url = StoreUrl(f"amqp://{RABBITMQ}?prefix={self.name}&timeout=10&connect_timeout=20")
+        url = StoreUrl(f"amqp://{RABBITMQ}?prefix={self.name}&timeout=30&connect_timeout=30")
         return await RabbitBus.open(url, terms=terms, clock=self.clock)
 
     async def check(self, bus: Bus) -> None:

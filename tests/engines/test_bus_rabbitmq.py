@@ -44,7 +44,7 @@ def place(tmp_path: Path) -> Iterator[RabbitMq]:
 
 
 async def opened(place: RabbitMq, sizes: Sizes | None = None, *, address: str = RABBITMQ) -> RabbitBus:
-    url = StoreUrl(f"amqp://{address}?prefix={place.name}&timeout=10&connect_timeout=20")
+    url = StoreUrl(f"amqp://{address}?prefix={place.name}&timeout=30&connect_timeout=30")
     return await RabbitBus.open(
         url, terms=TERMS._replace(keep_bytes=50_000) if sizes else TERMS, gone_s=0.2, sizes=sizes
     )
