@@ -108,8 +108,8 @@ def parts_of(record: memoryview) -> Sequence[memoryview | msgspec.Raw | None]:
     if record[:1] != _MANY:
         return [record]
     try:
-        return _split(record)
-    except msgspec.MsgspecError:
+        return _split(record) or [None]
+    except (msgspec.MsgspecError, RecursionError):
         return [None]
 
 
@@ -121,5 +121,5 @@ def payloads_of(record: memoryview) -> list[Payload | None]:
 def _payload(data: memoryview | msgspec.Raw) -> Payload | None:
     try:
         return decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

@@ -26,6 +26,7 @@ from meshd.trace.segment import (
     FRAME_BYTES_MAX,
     HEAD_BYTES,
     MANY,
+    aligned,
     count_of,
     name_of,
 )
@@ -191,12 +192,14 @@ class _Walk:
         found.bytes += segment.file_bytes
         if not self._is_begun:
             self._is_begun, self._first_segment = True, head.segment
-            self._sequence, self._hash = head.first - 1, head.before
+            self._sequence = self._record = head.first - 1
+            self._hash = head.before
         elif head.sidecar != found.sidecar:
             self._bad("", 0, f"it is of another sidecar, {head.sidecar}")
         elif head.segment != self._segment + 1:
             self._missing(head.first - 1, f"segment {self._segment + 1} is missing, and the next says")
-            self._sequence, self._hash = head.first - 1, head.before
+            self._sequence = self._record = head.first - 1
+            self._hash = head.before
         elif head.epoch == self._epoch:
             if head.first - 1 > self._sequence:
                 self._missing(head.first - 1, "the next segment says")
@@ -241,7 +244,8 @@ class _Walk:
         if self._torn and not self._is_put_in:
             self.found.notes.append(f"before {segment.path.name} a record was cut short: it was never whole")
         self._torn = 0
-        self._sequence, self._hash = head.first - 1, head.before
+        self._sequence = self._record = head.first - 1
+        self._hash = head.before
 
     def _frames(self, segment: Segment, indexing: Indexing | None) -> None:
         """The tight loop: some three microseconds a record, and one more where there is an index to compare with. What
@@ -271,7 +275,7 @@ class _Walk:
                     at = (at + length + 7) & ~7
                     continue
             elif said != before and before:
-                self._changed(segment, at, length, number, own, record)
+                self._changed(segment, at, record)
             payload, events = data[at + FRAME_BYTES : at + length], 1
             if length > FRAME_BYTES + 1:
                 kind = payload[1]
@@ -311,7 +315,7 @@ class _Walk:
     def _behind(self) -> None:
         """Something stands behind a record that was the last one when its segment was closed."""
         what = f"something was written behind it, where nothing belongs ({self._torn} bytes)"
-        self._put(Problem(self._id(self._sequence), self._walked, -1, what))
+        self._put(Problem(self._id(self._record), self._walked, -1, what))
 
     def _words(self, segment: Segment, at: int) -> None:
         """What an agent said must be what it said, or erased."""
@@ -343,12 +347,14 @@ class _Walk:
         else:
             self._bad(self._id(number), at, f"it stands here once more, or was put in: {sequence + 1} should follow")
 
-    def _changed(self, segment: Segment, at: int, length: int, number: int, own: bytes, record: int) -> None:
-        """A record does not hold the hash of the one before: one of the two was changed, and what follows says
-        which."""
-        after = segment.frame((at + length + 7) & ~7)
-        if after is not None and after.sequence > number and after.before != own:
-            self._bad(self._id(number), at, "it was changed: the next record has another hash of it")
+    def _changed(self, segment: Segment, at: int, record: int) -> None:
+        """The record at a place does not hold the hash of the one before: one of the two was changed, and what follows
+        says which."""
+        here = segment.frame(at)
+        assert here is not None, "it was whole a moment ago"
+        after = segment.frame(aligned(at + FRAME_BYTES + len(here.payload)))
+        if after is not None and after.sequence == here.last + 1 and after.before != here.head:
+            self._bad(self._id(here.sequence), at, "it was changed: the next record has another hash of it")
         else:
             self._bad(self._id(record), at, "it was changed: the next record has another hash of it")
 

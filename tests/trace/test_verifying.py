@@ -14,9 +14,9 @@ from meshd.trace import kinds
 from meshd.trace.log import HEAD_FILE, _place, said_head
 from meshd.trace.opening import DIRECTORY
 from meshd.trace.reading import Segment, open_segment, segment_paths
-from meshd.trace.segment import CHECKED_AT, FRAME_BYTES
+from meshd.trace.segment import CHECKED_AT, FRAME_BYTES, HEAD_BYTES
 from meshd.trace.verifying import verify
-from tests.trace.logs import filled, gathered
+from tests.trace.logs import filled, gathered, reader
 
 TRIALS = 1000
 
@@ -218,3 +218,33 @@ def test_a_segment_that_is_gone_is_named(whole: Path, tmp_path: Path, which: int
 def test_nothing_is_found_where_there_is_nothing(tmp_path: Path) -> None:
     found = verify(tmp_path / "none")
     assert (found.records, found.problems, found.notes) == (0, [], [])
+
+
+@pytest.mark.parametrize(
+    "payload", [b"\xdc\0\0", b"\xdc\0\0\0", b"\xdc\0\1" + b"\x91" * 60_000, b"\xdc\xff\xff\x90", b""]
+)
+def test_a_record_that_holds_no_event_is_read_over(tmp_path: Path, payload: bytes) -> None:
+    """Whoever can write into the log can make a record of anything, with all that fits."""
+    recorder = filled(tmp_path, 3, segment_bytes=2**18)
+    assert recorder.log.append(payload) == 5
+    recorder.note(kinds.STATE, "w", ("behind", 1, "put"))
+    recorder.close()
+    assert [event.sequence for event in reader(tmp_path).events(None)][:4] == [1, 2, 3, 4]
+    verify(tmp_path / DIRECTORY)
+    # As the first record of a later run too, which says how the log was found.
+    at = placed(tmp_path / DIRECTORY)[4].at
+    fake = segment_paths(tmp_path / DIRECTORY)[0].read_bytes()[at : at + FRAME_BYTES + len(payload)]
+    filled(tmp_path, 1).close()
+    path = segment_paths(tmp_path / DIRECTORY)[1]
+    path.write_bytes(path.read_bytes()[:HEAD_BYTES] + fake)
+    assert verify(tmp_path / DIRECTORY).problems
+
+
+def test_what_stands_behind_a_record_of_several_events_is_named_by_its_first(tmp_path: Path) -> None:
+    recorder = filled(tmp_path, 2)
+    first, *_ = gathered(recorder, 5)
+    recorder.close()
+    path = segment_paths(tmp_path / DIRECTORY)[0]
+    path.write_bytes(path.read_bytes() + b"more")
+    (problem,) = verify(tmp_path / DIRECTORY).problems
+    assert problem.record.rsplit("-", 1)[1] == str(first)
