@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    from meshd.span import Span
     from meshd_sdk.context import Context
 
 Headers = list[tuple[bytes, bytes]]
@@ -376,7 +377,7 @@ class Call:
         self.resumes: str | None = None  # approval of a call that was held as a task; empty where it asks for its task
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.event = 0  # in the trace: sequence of what was written down of it last; 0 before anything was
-        self.span: Any = None
+        self.span: Span | None = None
         self.substitution: Any = None  # `filters.substitution.Substitution`, once something takes the target's place
         self.card: Any = None  # `proxy.card_answer.Asked`, where the answer is an agent's card; None for most
         self.claim: Any = None  # `meshd.claims.claim.Claim`; None for most

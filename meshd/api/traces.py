@@ -7,9 +7,9 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api.fields import checked_id, malformed, unix_ns
+from meshd.span import SAMPLED, parse_traceparent
 from meshd.telemetry import names, redact
 from meshd.telemetry.entries import Place, Told, span_id_of, tell, trace_of
-from meshd.telemetry.spans import SAMPLED, parse_traceparent
 from meshd.trace.kinds import ENTRIES
 from meshd.trace.reading import Reader
 from meshd_sdk.v1 import trace_pb2

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from meshd.call import Call
     from meshd.mesh_key import MeshKeys
+    from meshd.span import Span
 
 TOKEN_LIFE_S: Final = 86_400
 """Of a minted token: above the longest run of one agent, since an expired token is refused."""
@@ -86,7 +87,7 @@ class Minting:
         except codec.TokenTooLongError as error:
             raise _too_long(error) from error
 
-    def _struck(self, minted: _Minted, span: Any) -> bytes:
+    def _struck(self, minted: _Minted, span: Span | None) -> bytes:
         """Return a token with the call's span as parent where that is to be kept; the others share one."""
         parent = minted.parent
         if span is not None and (span.is_sampled or span.parent != minted.context.parent):

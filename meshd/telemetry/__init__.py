@@ -5,7 +5,8 @@
     exposition   how those are read at a scrape (prometheus_client)
     tally        the numbers that belong to no target
     sources      what is read only at a scrape: rule hits, breakers, budget totals, the store
-    spans        a span's handle, the sampling decision, the attributes
+    spans        the sampling decision, and what is kept of a call's span in the end
+    span_bytes   how spans are written for a collector
     endpoint     where the collector is, as the environment says
     otlp         the exporter (opentelemetry-sdk), imported only where an endpoint is set
     redact       secrets are taken out of every text before it reaches a sink

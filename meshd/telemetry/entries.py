@@ -5,6 +5,7 @@ from __future__ import annotations
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from meshd.span import SAMPLED, Span, parse_traceparent
 from meshd.telemetry import metrics, names, span_attributes, spans
 
 if TYPE_CHECKING:
@@ -49,9 +50,9 @@ def trace_of(workflow: str, parent: str, ratio: float) -> Place:
     Without it the trace follows from the workflow's name, so that all sidecars put its entries into one, and so does
     whether it is sampled.
     """
-    found = spans.parse_traceparent(parent) if parent else None
+    found = parse_traceparent(parent) if parent else None
     if found is not None:
-        return Place(found[0], found[1], 0, bool(found[2] & spans.SAMPLED))
+        return Place(found[0], found[1], 0, bool(found[2] & SAMPLED))
     digest = sha256(b"meshd trace 1\0" + workflow.encode("utf-8", "replace")).digest()
     chance = int.from_bytes(digest[16:24], "big") / _FRACTION
     return Place(int.from_bytes(digest[:16], "big") or 1, 0, 0, chance < ratio)
@@ -68,7 +69,7 @@ def tell(tracer: Tracer, told: Told, place: Place) -> None:
     if not place.is_sampled and not told.is_error:
         return
     attributes = {key: _cut(value) for key, value in told.attributes.items()}
-    span = spans.Span(place.is_sampled, "", place.trace_id, place.parent_id, place.span_id)
+    span = Span(place.is_sampled, "", place.trace_id, place.parent_id, place.span_id)
     tracer.put(
         spans.FinishedSpan(
             span,

@@ -16,7 +16,15 @@ PROFILE: Final = "genai-1.41"
 RESULTS: Final = ("ok", "rejected", "backpressure", "failed", "refused", "answered", "cancelled", "cut")
 """Values of `result`: the upstream's answer, its 4xx, its 429, its failure; our refusal, our own reply; the caller
 hung up; we ended it (a budget, a deadline, a shutdown)."""
-OK, REJECTED, BACKPRESSURE, FAILED, REFUSED, ANSWERED, CANCELLED, CUT = range(len(RESULTS))
+OK: Final = 0
+REJECTED: Final = 1
+BACKPRESSURE: Final = 2
+FAILED: Final = 3
+REFUSED: Final = 4
+ANSWERED: Final = 5
+CANCELLED: Final = 6
+CUT: Final = 7
+"""Places in `RESULTS`."""
 
 BREAKER_STATES: Final = ("closed", "half_open", "open")
 """From the mildest to the worst."""

@@ -47,9 +47,9 @@ def method(call: Call) -> str:
 def error_type(status: int, outcome: Outcome | None, refused: Refused | None) -> str:
     """Return `error.type` from a closed set, empty where nothing went wrong."""
     if refused is not None:
-        return refused.reason.value
+        return refused.reason._value_
     if outcome is not None and outcome.fault is not Fault.NONE:
-        return str(outcome.fault.value)
+        return str(outcome.fault._value_)
     if status < 400:
         is_error = outcome is not None and outcome.grpc_status > 0
         return name_of(outcome.grpc_status) if outcome is not None and is_error else ""
@@ -76,10 +76,11 @@ def attributes(
     call: Call, status: int, outcome: Outcome | None, refused: Refused | None, meter: Meter | None, result: int
 ) -> dict[str, Any]:
     """Return the span's attributes; only names of the table, only what is known."""
+    # Not `value` of a member, which is a descriptor written in Python.
     found: dict[str, Any] = {
         names.MESHD_CALL: call.id,
-        names.MESHD_DIRECTION: call.direction.value,
-        names.MESHD_EVIDENCE: call.evidence.value,
+        names.MESHD_DIRECTION: call.direction._value_,
+        names.MESHD_EVIDENCE: call.evidence._value_,
         names.MESHD_ATTEMPTS: call.attempt,
         names.HTTP_METHOD: method(call),
     }
@@ -115,9 +116,9 @@ def attributes(
     if call.holding is not None:
         found |= of_holding(call.holding)
     if outcome is not None:
-        found[names.MESHD_VERDICT] = outcome.verdict.value
+        found[names.MESHD_VERDICT] = outcome.verdict._value_
     if refused is not None:
-        found[names.MESHD_REASON] = refused.reason.value
+        found[names.MESHD_REASON] = refused.reason._value_
         if refused.rule:
             found[names.MESHD_RULE] = _short(refused.rule)
     if call.span is not None and call.span.is_shadowed:
@@ -142,7 +143,7 @@ def _of_target(call: Call, found: dict[str, Any]) -> None:
     elif target.kind is Kind.TOOL:
         found[names.OPERATION_NAME] = names.EXECUTE_TOOL
         found[names.TOOL_NAME] = _short(target.name)
-    found[names.MESHD_KIND] = target.kind.value
+    found[names.MESHD_KIND] = target.kind._value_
     if target.name:
         found[names.MESHD_TARGET] = _short(target.name)
     if upstream is not None and upstream.host:

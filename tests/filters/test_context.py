@@ -17,7 +17,7 @@ from meshd.filters.hop_limit import HopLimit
 from meshd.filters.minting import TOKEN_LIFE_S, mint_run
 from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
-from meshd.telemetry.spans import Span
+from meshd.span import Span
 from meshd.telemetry.telemetry import Telemetry
 from meshd_sdk import context as codec
 from meshd_sdk.context import Audience

@@ -18,7 +18,7 @@ from meshd.dialects.table import DIALECTS
 from meshd.filters import correlation, correlation_calls, correlation_words
 from meshd.filters.context import Context
 from meshd.filters.correlation_calls import KEPT_S, NOBODY, Conversation, Memory
-from meshd.telemetry.spans import PassedThrough, Span
+from meshd.span import PassedThrough, Span
 from meshd_sdk import context as codec
 from meshd_sdk.context import Audience
 from tests.filters.calls import NOW_S, SUCCESS, WALL_S, Bytes, Keys, call, outcome, policy

@@ -17,6 +17,7 @@ from meshd.filters.turns import Turns
 from meshd.outcome import Fault, Outcome, classify
 from meshd.policy.document import DocumentFile, parse
 from meshd.refusal import Refused
+from meshd.span import Span
 from meshd_sdk.context import Context
 from tests.loops.playing import WALL_S, Actor, Player, Record, StoppedError
 from tests.loops.policies import document, refusal
@@ -50,10 +51,6 @@ class JumpingLoop(asyncio.SelectorEventLoop):
 
     def time(self) -> float:
         return self._jumping.now_s
-
-
-class _Span:
-    loop = ""
 
 
 class PureMesh:
@@ -105,7 +102,7 @@ class PureMesh:
         upstream = self._policy.upstreams[said.target.removeprefix(TOOL)]
         call = Call(said.id, Direction.OUTBOUND, said.method, said.path, "", fields, now_s, WALL_S + now_s)
         call.policy, call.upstream = self._policy, upstream
-        call.span = _Span()
+        call.span = Span(False)
         call.dialect = GRPC if said.via == "grpc" else DIALECTS[upstream.dialect]
         call.target = Target(upstream.kind, upstream.name)
         operation = f"{said.method} {said.path}"

@@ -16,10 +16,11 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from meshd.call import Usage
 from meshd.refusal import Reason, Refused
+from meshd.span import Span
 from meshd.telemetry import names
 from meshd.telemetry.endpoint import traces_url
 from meshd.telemetry.otlp import Collector, EndpointError, OtlpSink, encode
-from meshd.telemetry.spans import FinishedSpan, Span
+from meshd.telemetry.spans import FinishedSpan
 from meshd.telemetry.tally import Tally
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import PARENT, call, outcome, run_through, upstream

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from meshd.call import Direction, Kind, Rpc, Usage
 from meshd.outcome import Fault, Verdict
 from meshd.refusal import Reason, Refused
+from meshd.span import Span, parse_traceparent
 from meshd.telemetry import names
 from meshd.telemetry.span_attributes import attributes
-from meshd.telemetry.spans import FinishedSpan, Span, Tracer, parse_traceparent
+from meshd.telemetry.spans import FinishedSpan, Tracer
 from meshd.telemetry.telemetry import Telemetry
 from tests.telemetry.calls import PARENT, call, outcome, run_through, upstream
 

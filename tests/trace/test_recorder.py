@@ -17,8 +17,8 @@ from meshd.outcome import Fault, Outcome, Verdict
 from meshd.prompts.finding import Named
 from meshd.prompts.noting import Used, note_prompt
 from meshd.refusal import Reason, Refused
+from meshd.span import Span
 from meshd.telemetry import redact
-from meshd.telemetry.spans import Span
 from meshd.trace import log
 from meshd.trace.kinds import STATE
 from meshd.trace.knowledge import FIELD, Told, encode
