@@ -10,6 +10,7 @@ has answered for it, and at most `MODELS_MAX` of them, so that an agent which in
 from __future__ import annotations
 
 from bisect import bisect_left
+from math import inf
 from typing import TYPE_CHECKING, Final
 
 from meshd.call import Direction, Evidence
@@ -46,17 +47,29 @@ def label(value: str) -> str:
 class Histogram:
     """Counts by upper bound, `le` as Prometheus means it: a value equal to a bound falls under it."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_above", "_at", "_up_to", "bounds", "counts", "total")
 
     def __init__(self, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+        self.counts: list[int] = [0] * (len(bounds) + 1)
         self.total: float = 0.0
+        self._at = 0
+        """The bucket of the last value, and between which bounds it lies: most often the next one falls there too."""
+        self._above: float = -inf
+        self._up_to: float = -inf
 
     def observe(self, value: float) -> None:
         """Count one value, in the unit of the bounds."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        if not self._above < value <= self._up_to:
+            self._find(value)
+        self.counts[self._at] += 1
         self.total += value
+
+    def _find(self, value: float) -> None:
+        bounds = self.bounds
+        self._at = at = int(bisect_left(bounds, value))
+        self._above = bounds[at - 1] if at else -inf
+        self._up_to = bounds[at] if at < len(bounds) else inf
 
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """Return the buckets as (bound, count at most) pairs up to +Inf, and the sum of all values."""
@@ -146,14 +159,9 @@ class ModelSeries:
 
     def observe_tokens(self, given: int, made: int) -> None:
         """Count what one attempt used; an answer of no output is no observation of it."""
-        # `Histogram.observe` written out: every metered call comes here, and a call is a third of its cost.
-        histogram = self.input_tokens
-        histogram.counts[bisect_left(histogram.bounds, given)] += 1
-        histogram.total += given
+        self.input_tokens.observe(given)
         if made:
-            histogram = self.output_tokens
-            histogram.counts[bisect_left(histogram.bounds, made)] += 1
-            histogram.total += made
+            self.output_tokens.observe(made)
 
 
 class BoundSeries:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from meshd.call import Ask, Direction, Kind, Usage
@@ -409,6 +411,17 @@ def test_a_value_on_a_bound_falls_under_it() -> None:
     for seen in (0.5, 1.0, 1.5, 2.0, 3.0):
         histogram.observe(seen)
     assert histogram.cumulative() == ([("1.0", 2), ("2.0", 4), ("+Inf", 5)], 8.0)
+
+
+@given(st.lists(st.floats(0.0) | st.sampled_from((*metrics.TOKEN_BUCKETS, 0, 3)), max_size=30))
+def test_each_value_is_counted_under_the_first_bound_that_it_does_not_pass(values: list[float]) -> None:
+    histogram = Histogram(metrics.TOKEN_BUCKETS)
+    for value in values:
+        histogram.observe(value)
+    bounds = (*metrics.TOKEN_BUCKETS, float("inf"))
+    assert [count for _, count in histogram.cumulative()[0]] == [
+        sum(value <= bound for value in values) for bound in bounds
+    ]
 
 
 def test_labels_are_printable_and_short() -> None:
