@@ -40,23 +40,24 @@ RawJson = Any
 Pairs = dict[str, msgspec.Raw]
 """The members of an object, in order, each value as raw JSON."""
 
-_object = msgspec.json.Decoder(dict[Key, msgspec.Raw], dec_hook=_to_key)
-_objects = msgspec.json.Decoder(list[dict[Key, msgspec.Raw]], dec_hook=_to_key)
-_map = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_maps = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
-_items = msgspec.json.Decoder(list[msgspec.Raw])
-_text = msgspec.json.Decoder(str)
-_integer = msgspec.json.Decoder(int)
-_lone_surrogate = re.compile(rb"\\u[dD][89a-fA-F]")
+_object: Final = msgspec.json.Decoder(dict[Key, msgspec.Raw], dec_hook=_to_key)
+_objects: Final = msgspec.json.Decoder(list[dict[Key, msgspec.Raw]], dec_hook=_to_key)
+_map: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_maps: Final = msgspec.json.Decoder(list[dict[str, msgspec.Raw]])
+_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_text: Final = msgspec.json.Decoder(str)
+_integer: Final = msgspec.json.Decoder(int)
+_lone_surrogate: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 
 NULL: Final[bytes] = b"null"
 _TRUE, _FALSE = b"true", b"false"
 # Bytes in which JSON that is written with blanks shows one.
 _LOOK_BYTES: Final = 48
+_BLANK: Final = 0x20
 # Where an array that is read with its body must begin, and how far the tools behind it are looked for.
 _PREFIX_BYTES_MAX: Final = 32 * 1024
 _TOOLS_BYTES_MAX: Final = 64 * 1024
-_head = struct.Struct("c")
+_head: Final = struct.Struct("c")
 _TEXT_HEADS: Final = frozenset({(b'"',), (b"n",)})
 # Above this, to add up the values' lengths costs more than to give each key an object of its own.
 _COMPACT_BYTES_MAX: Final = 16 * 1024
@@ -82,7 +83,7 @@ def read_body(body: bytes) -> Pairs:
             body.decode()
         except UnicodeDecodeError as error:
             malformed(f"the request body is not UTF-8: {error.reason} (byte {error.start})")
-    if len(body) <= _COMPACT_BYTES_MAX and b'": ' not in body[:_LOOK_BYTES]:
+    if len(body) <= _COMPACT_BYTES_MAX and not _has_blanks(body):
         try:
             pairs = _map.decode(body)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
@@ -141,6 +142,13 @@ def _cut_out(body: bytes, key: bytes) -> tuple[memoryview, list[Pairs], bytes] |
     return array, maps, body[:begin] + b"[]" + body[end:]
 
 
+def _has_blanks(data: bytes) -> bool:
+    """Say whether JSON is written with blanks, by its beginning."""
+    beginning = data[:_LOOK_BYTES]
+    # A byte is found ten times as fast as a string.
+    return _BLANK in beginning and b'": ' in beginning
+
+
 def _is_utf8(data: bytes) -> bool:
     try:
         data.decode()
@@ -176,7 +184,7 @@ def read_objects(raw: RawJson, where: str, at: int = -1) -> list[Pairs]:
     """Return the members of each object of an array. Raises Refused(MALFORMED), also where an item is no object."""
     data = bytes(raw)
     try:
-        if b'": ' not in data[:_LOOK_BYTES]:
+        if not _has_blanks(data):
             maps = _maps.decode(data)
             if len(data) == _compact_bytes(maps, len(data)):
                 return maps
@@ -314,6 +322,7 @@ def shown(raw: msgspec.Raw) -> str:
 
 _WHITESPACE: Final = b" \t\r\n"
 _BRACKET: Final = 0x5B
+_COMMA: Final = 0x2C
 _OPENING: Final = b"{"
 # More braces than this, and the second look that they would save costs less than they do.
 _BRACES_MAX: Final = 24
@@ -326,20 +335,22 @@ def is_flat(array: msgspec.Raw) -> bool:
     comma; braces inside strings can only make the answer False.
     """
     raw = bytes(array)
-    if _BRACKET in raw[1:]:
+    if raw.rfind(_BRACKET) > 0:
         return False
-    # The bracket is taken for the comma before the first object. `partition` costs half of `find` from a place.
-    before, brace, rest = (b"," + raw[1:]).partition(_OPENING)
+    # `partition` costs half of `find` from a place.
+    before, brace, rest = raw.partition(_OPENING)
+    opens = _BRACKET
     for _ in range(_BRACES_MAX):
         if not brace:
             return True
-        if before[-1:] != b"," and before.rstrip(_WHITESPACE)[-1:] != b",":
+        if not before or (before[-1] != opens and before.rstrip(_WHITESPACE)[-1:] != bytes((opens,))):
             return False
+        opens = _COMMA
         before, brace, rest = rest.partition(_OPENING)
     return False
 
 
-_encoded: dict[str, bytes] = {}
+_encoded: Final[dict[str, bytes]] = {}
 _ENCODED_MAX: Final = 256
 
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meshd.prompts.registry import Registry, Resolved
 
 _UNRESOLVED: Final = Reason.PROMPT_UNRESOLVED
+_SLASH: Final = 0x2F
 _GONE: Final = 410
 _VARIABLES: Final = 422
 
@@ -49,7 +50,8 @@ class Prompts:
         named = call.prompts
         if named is None:
             body = call.body
-            if call.ask is None or body is None or MARK not in body:
+            # A byte is found twenty times as fast as a string, and many requests have no slash.
+            if call.ask is None or body is None or _SLASH not in body or MARK not in body:
                 return None
             named = named_in(call)
         if not named.places or named.used:

@@ -176,6 +176,7 @@ def test_flat_is_said_of_ordinary_messages() -> None:
     messages = [{"role": "user", "content": "What is 1 + 1?"}] * 20
     assert pairs_of.is_flat(msgspec.Raw(json.dumps(messages).encode()))
     assert pairs_of.is_flat(msgspec.Raw(json.dumps(messages, separators=(",", ":"), indent=1).encode()))
+    assert not pairs_of.is_flat(msgspec.Raw(b'{"role":"user"}'))
 
 
 @given(st.binary(max_size=300) | st.text(alphabet='{}[]",:\\u0dA8 1eE.-tfn\n', max_size=60).map(str.encode))
