@@ -17,9 +17,9 @@ from meshd.wire.sse import data_of
 if TYPE_CHECKING:
     from meshd.refusal import Refused
 
-_stream_event = msgspec.json.Decoder(StreamEvent)
-_message = msgspec.json.Decoder(Message)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_stream_event: Final = msgspec.json.Decoder(StreamEvent)
+_message: Final = msgspec.json.Decoder(Message)
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _LF: Final = 0x0A
 _COUNTED: Final = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens")
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

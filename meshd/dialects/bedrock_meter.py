@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 _CONTENT_TYPE: Final = b"application/vnd.amazon.eventstream"
 _METRICS: Final = b'"amazon-bedrock-invocationMetrics"'
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_any = msgspec.json.Decoder()
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_any: Final = msgspec.json.Decoder()
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, binascii.Error, ValueError)
 _NO_METRICS: Final = (*_NONSENSE, LookupError, TypeError, AttributeError)
 _JSON: Final = "application/json"

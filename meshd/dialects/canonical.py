@@ -37,7 +37,7 @@ def _fraction(text: str) -> NoReturn:
 
 _LONG: Final = re.compile(rb"[0-9]{%d}" % (DIGITS_MAX + 1))
 
-_quick = msgspec.json.Decoder(float_hook=_fraction)
+_quick: Final = msgspec.json.Decoder(float_hook=_fraction)
 
 
 def canonical(raw: bytes, where: str) -> bytes:

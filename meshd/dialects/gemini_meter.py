@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Splitter
     from meshd.refusal import Refused
 
-_answer = msgspec.json.Decoder(Answer)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
-_raws = msgspec.json.Decoder(list[msgspec.Raw])
+_answer: Final = msgspec.json.Decoder(Answer)
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Candidates that a stream is believed to have; an answer must not make its meter grow without end.
 _CANDIDATES_MAX: Final = 1024

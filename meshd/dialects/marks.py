@@ -25,14 +25,14 @@ IDS_MAX: Final = 64
 """The newest ids and texts of a request that are looked at."""
 TEXTS_MAX: Final = 32
 
-_chat = msgspec.json.Decoder(list[ChatMessage])
-_blocks = msgspec.json.Decoder(list[Block])
-_items = msgspec.json.Decoder(list[InputItem])
-_contents = msgspec.json.Decoder(list[GeminiContent])
-_parts = msgspec.json.Decoder(list[GeminiPart])
-_text = msgspec.json.Decoder(str)
-_calls = msgspec.json.Decoder(list[ChatCall])
-_any = msgspec.json.Decoder()
+_chat: Final = msgspec.json.Decoder(list[ChatMessage])
+_blocks: Final = msgspec.json.Decoder(list[Block])
+_items: Final = msgspec.json.Decoder(list[InputItem])
+_contents: Final = msgspec.json.Decoder(list[GeminiContent])
+_parts: Final = msgspec.json.Decoder(list[GeminiPart])
+_text: Final = msgspec.json.Decoder(str)
+_calls: Final = msgspec.json.Decoder(list[ChatCall])
+_any: Final = msgspec.json.Decoder()
 NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 _QUOTE: Final = 0x22

@@ -33,12 +33,12 @@ CHOICES_MAX: Final = 8
 IDS_MAX: Final = 128
 """Of one answer."""
 
-_chat = msgspec.json.Decoder(ChatAnswer)
-_ollama = msgspec.json.Decoder(OllamaAnswer)
-_response = msgspec.json.Decoder(ResponseAnswer)
-_anthropic = msgspec.json.Decoder(AnthropicAnswer)
-_gemini = msgspec.json.Decoder(GeminiAnswer)
-_parts = msgspec.json.Decoder(list[GeminiPart])
+_chat: Final = msgspec.json.Decoder(ChatAnswer)
+_ollama: Final = msgspec.json.Decoder(OllamaAnswer)
+_response: Final = msgspec.json.Decoder(ResponseAnswer)
+_anthropic: Final = msgspec.json.Decoder(AnthropicAnswer)
+_gemini: Final = msgspec.json.Decoder(GeminiAnswer)
+_parts: Final = msgspec.json.Decoder(list[GeminiPart])
 _FRAME: Final = b"[, \t\r\n"
 
 

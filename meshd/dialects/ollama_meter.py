@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Splitter
     from meshd.refusal import Refused
 
-_answer = msgspec.json.Decoder(Answer)
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_answer: Final = msgspec.json.Decoder(Answer)
+_members: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _NO_TIME: Final = "1970-01-01T00:00:00Z"
 

@@ -100,7 +100,7 @@ def _repeated_tokens(pairs: Pairs, model: str) -> int:
     return pieces * (query_bytes + TEMPLATE_TOKENS) + hidden * window(model)
 
 
-_ranking = msgspec.json.Decoder(RankAnswer)
+_ranking: Final = msgspec.json.Decoder(RankAnswer)
 
 
 class RankMeter(OpenAIMeter):

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from meshd.call import Ask, Usage
 
-_event = msgspec.json.Decoder(StreamEvent)
-_whole = msgspec.json.Decoder(Response)
+_event: Final = msgspec.json.Decoder(StreamEvent)
+_whole: Final = msgspec.json.Decoder(Response)
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _ENDS: Final = frozenset(
     {"image_generation.completed", "image_edit.completed", "transcript.text.done", "speech.audio.done"}

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from meshd.call import Ask, Usage
     from meshd.refusal import Refused
 
-_event = msgspec.json.Decoder(StreamEvent)
-_item = msgspec.json.Decoder(Item)
-_response = msgspec.json.Decoder(Response)
-_whole = msgspec.json.Decoder(WholeResponse)
+_event: Final = msgspec.json.Decoder(StreamEvent)
+_item: Final = msgspec.json.Decoder(Item)
+_response: Final = msgspec.json.Decoder(Response)
+_whole: Final = msgspec.json.Decoder(WholeResponse)
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _LF: Final = 0x0A
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})

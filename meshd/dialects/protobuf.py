@@ -41,7 +41,7 @@ TIME: Final = "time"
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _WIRES: Final = {TEXT: _LENGTH, BYTES: _LENGTH, FLAG: _VARINT, NUMBER: _VARINT, DOUBLE: _FIXED64}
 _SIGN: Final = 1 << 63
-_double = struct.Struct("<d")
+_double: Final = struct.Struct("<d")
 
 
 class MapOf(NamedTuple):

@@ -23,7 +23,7 @@ Fields = list[tuple[int, int, Any]]
 
 _VARINT, _FIXED64, _LENGTH = 0, 1, 2
 _MASK: Final = (1 << 64) - 1
-_double = struct.Struct("<d")
+_double: Final = struct.Struct("<d")
 
 
 class _Unfit(Exception):

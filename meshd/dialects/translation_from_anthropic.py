@@ -20,8 +20,8 @@ from meshd.dialects.translation_reading import compact
 from meshd.dialects.translation_shapes import Message, MessageBlock, MessageDelta, MessageEvent
 from meshd.wire.sse import data_of
 
-_message = msgspec.json.Decoder(Message)
-_event = msgspec.json.Decoder(MessageEvent)
+_message: Final = msgspec.json.Decoder(Message)
+_event: Final = msgspec.json.Decoder(MessageEvent)
 _DONE: Final = b"data: [DONE]\n\n"
 _NO_ID: Final = "chatcmpl-meshd"
 

@@ -15,8 +15,8 @@ from meshd.dialects.translation_ids import Ids
 from meshd.dialects.translation_shapes import ChatAnswer, ChatCall, ChatChoice, ChatContent
 from meshd.wire.sse import data_of
 
-_answer = msgspec.json.Decoder(ChatAnswer)
-_object = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_answer: Final = msgspec.json.Decoder(ChatAnswer)
+_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NO_ID: Final = "msg_meshd"
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 

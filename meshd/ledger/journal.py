@@ -45,9 +45,9 @@ _SEALED: Final = 0
 _NEW: Final = "journal.new"
 _FS_IOC_GETVERSION: Final = 0x8008_7601
 
-_body = _BODY.pack
-_put = struct.Struct("<12sI").pack_into
-_crc32 = zlib.crc32
+_body: Final = _BODY.pack
+_put: Final = struct.Struct("<12sI").pack_into
+_crc32: Final = zlib.crc32
 
 
 class Head(NamedTuple):

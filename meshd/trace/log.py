@@ -48,12 +48,12 @@ _PLACE_BYTES: Final = _PLACE.size + 4
 _PLACE_AT: Final = (64, 192)
 """Two places, written in turn: a process that is killed within a store leaves the other one whole."""
 
-_crc32 = zlib.crc32
-_sha256 = sha256
-_pack_checked = SEQUENCE_AND_HASH.pack
-_pack_front = LENGTH_AND_CHECK.pack
-_pack_place = _PLACE.pack
-_pack_many = struct.Struct(">BH").pack
+_crc32: Final = zlib.crc32
+_sha256: Final = sha256
+_pack_checked: Final = SEQUENCE_AND_HASH.pack
+_pack_front: Final = LENGTH_AND_CHECK.pack
+_pack_place: Final = _PLACE.pack
+_pack_many: Final = struct.Struct(">BH").pack
 
 
 class Log:

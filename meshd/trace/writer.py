@@ -31,7 +31,7 @@ TEXT_CHARACTERS_MAX: Final = 200
 SHOWN_MAX: Final = 4096
 """Texts whose form without secrets is remembered."""
 
-_encode = msgspec.msgpack.Encoder().encode
+_encode: Final = msgspec.msgpack.Encoder().encode
 
 
 class Writer:

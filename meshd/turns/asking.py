@@ -34,9 +34,9 @@ MESSAGE_BYTES_MAX: Final = 4096
 _COLD: Final = frozenset((b"0", b"0.0", b"null"))
 NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
-_chat = msgspec.json.Decoder(list[ChatMessage])
-_items = msgspec.json.Decoder(list[InputItem])
-_contents = msgspec.json.Decoder(list[GeminiContent])
+_chat: Final = msgspec.json.Decoder(list[ChatMessage])
+_items: Final = msgspec.json.Decoder(list[InputItem])
+_contents: Final = msgspec.json.Decoder(list[GeminiContent])
 
 
 class Asking:

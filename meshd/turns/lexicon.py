@@ -84,7 +84,7 @@ _NUMERALS: Final = words_of(
 )
 PRONOUNS: Final = words_of("one un uno una eins")
 """Numbers that mostly are none."""
-_known: dict[str, tuple[int, int]] = {}
+_known: Final[dict[str, tuple[int, int]]] = {}
 
 
 def look_up(lower: str) -> tuple[int, int]:

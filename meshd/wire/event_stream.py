@@ -17,9 +17,9 @@ OVERHEAD_BYTES: Final = 16
 """Of a frame with neither headers nor payload."""
 HEADERS_BYTES_MAX: Final = 128 * 1024
 
-_prelude = struct.Struct(">III")
-_number = struct.Struct(">I")
-_short = struct.Struct(">H")
+_prelude: Final = struct.Struct(">III")
+_number: Final = struct.Struct(">I")
+_short: Final = struct.Struct(">H")
 _STRING: Final = 7
 _LENGTH_FIRST: Final = frozenset({6, 7})
 # Bytes of a header's value by its type, where that says so: true, false, byte, short, integer, long, timestamp, UUID.

@@ -34,7 +34,7 @@ _TRANSFER_ENCODING: Final = Place.TRANSFER_ENCODING
 _EXPECT: Final = Place.EXPECT
 _UPGRADE: Final = Place.UPGRADE
 
-_known: dict[bytes, Fields] = {}
+_known: Final[dict[bytes, Fields]] = {}
 """Blocks of fields, without Content-Length, that llhttp has read and `read_framing` has judged. An SDK sends the same
 one with every request, so a whole request in one piece need not be read again, field by field: 2 us in place of 9."""
 

@@ -106,7 +106,7 @@ Block = tuple[tuple[bytes, bytes], ...]
 
 _Known = tuple[str, str, Fields, int | None]
 
-_known: dict[Block, _Known] = {}
+_known: Final[dict[Block, _Known]] = {}
 """Header blocks that were read and judged: a client sends the same one for every call of a method."""
 KNOWN_MAX: Final = 256
 KNOWN_BYTES_MAX: Final = 4_096
