@@ -112,6 +112,9 @@ class Daemon:
         policy = load(config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
         self.reloader = Reloader(policy, config.policy, accept_unenforced=config.accept_unenforced, overrides=overrides)
         self.keys = MeshKeys(config.key_file)
+        if self.keys.is_made and config.mesh_key is not None:
+            made = "%s was not there, and was made with a new key, %s: who lacks this file knows no context signed here"
+            log.warning(made, config.mesh_key, self.keys.ring.signing.id)
         self.ledger = await self._open_ledger()
         self.telemetry = self._open_telemetry(policy)
         self.bounds = Bounds(self.counter)

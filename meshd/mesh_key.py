@@ -42,15 +42,19 @@ class MeshKeys:
     old ones verified compares the generation.
     """
 
-    __slots__ = ("_content", "_seen", "generation", "path", "ring")
+    __slots__ = ("_content", "_seen", "generation", "is_made", "path", "ring")
 
-    def __init__(self, path: Path) -> None:
-        """Read the file, and make it first where there is none. Raises MeshKeyError."""
+    def __init__(self, path: Path, *, can_be_made: bool = True) -> None:
+        """Read the file, and make it first where there is none and `can_be_made`. Raises MeshKeyError."""
         self.path = path
+        self.is_made = False
+        """There was no file, and it was made: no other sidecar has its key yet."""
         try:
             self._content, self._seen = _content(path)
         except FileNotFoundError:
-            _create(path)
+            if not can_be_made:
+                raise MeshKeyError(f"{path}: there is no mesh key file; MESHD_MESH_KEY names another") from None
+            self.is_made = _create(path)
             self._content, self._seen = _content(path)
         self.ring = _parse(self._content, path)
         self.generation = 0
@@ -162,8 +166,9 @@ def _check(path: Path, status: os.stat_result) -> None:
         raise MeshKeyError(f"{path}: the mesh key file has {status.st_size} bytes, more than {FILE_BYTES_MAX}")
 
 
-def _create(path: Path) -> None:
-    """Make the file with one new key. Where another process makes it at the same time, one of the two wins."""
+def _create(path: Path) -> bool:
+    """Make the file with one new key. Where another process makes it at the same time, one of the two wins: return
+    whether it was this one."""
     line = f"k{secrets.token_hex(4)} {b64encode(secrets.token_bytes(SECRET_BYTES_MIN)).decode()}\n"
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
@@ -177,8 +182,9 @@ def _create(path: Path) -> None:
             # link, unlike rename, never replaces: a key that another process made and signs with stays.
             os.link(draft, path)
         except FileExistsError:
-            pass
+            return False
         finally:
             draft.unlink()
     except OSError as error:
         raise MeshKeyError(f"{path}: the mesh key file cannot be made: {error.strerror}") from error
+    return True

@@ -25,12 +25,20 @@ def written(path: Path, text: str, mode: int = 0o600) -> Path:
 def test_the_first_start_makes_a_key_that_the_second_reads(tmp_path: Path) -> None:
     path = tmp_path / "state" / "mesh.key"
     first = MeshKeys(path)
+    assert first.is_made
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
     assert list(path.parent.iterdir()) == [path]
-    again = MeshKeys(path)
+    again = MeshKeys(path, can_be_made=False)
+    assert not again.is_made
     assert again.ring.signing.id == first.ring.signing.id
     assert again.ring.signing.mac(b"x") == first.ring.signing.mac(b"x")
+
+
+def test_a_file_that_another_has_to_make_is_not_made(tmp_path: Path) -> None:
+    with pytest.raises(MeshKeyError, match="there is no mesh key file"):
+        MeshKeys(tmp_path / "mesh.key", can_be_made=False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_two_files_get_two_keys(tmp_path: Path) -> None:
@@ -38,11 +46,12 @@ def test_two_files_get_two_keys(tmp_path: Path) -> None:
 
 
 def test_processes_that_start_together_get_one_key(tmp_path: Path) -> None:
-    path, found, gate = tmp_path / "mesh.key", [], threading.Barrier(8)
+    path, found, made, gate = tmp_path / "mesh.key", [], [], threading.Barrier(8)
 
     def start() -> None:
         gate.wait()
-        found.append(MeshKeys(path).ring.signing.mac(b"x"))
+        found.append((keys := MeshKeys(path)).ring.signing.mac(b"x"))
+        made.append(keys.is_made)
 
     threads = [threading.Thread(target=start) for _ in range(8)]
     for thread in threads:
@@ -51,6 +60,7 @@ def test_processes_that_start_together_get_one_key(tmp_path: Path) -> None:
         thread.join()
     assert len(found) == 8
     assert len(set(found)) == 1
+    assert sum(made) == 1
     assert list(tmp_path.iterdir()) == [path]
 
 

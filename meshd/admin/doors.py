@@ -18,7 +18,7 @@ from aiohttp import web
 from meshd.telemetry import redact
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, MutableMapping
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -172,7 +172,11 @@ def _check_token(request: web.Request, token: str) -> None:
 
 async def seal(request: web.Request, response: web.StreamResponse) -> None:
     """Put on every answer what keeps it out of caches and frames. Signal of aiohttp."""
-    headers = response.headers
+    put_seal(response.headers)
+
+
+def put_seal(headers: MutableMapping[str, str]) -> None:
+    """The same of an answer that comes of no application."""
     headers["Server"] = "meshd"
     headers["Cache-Control"] = "no-store"
     headers["X-Content-Type-Options"] = "nosniff"

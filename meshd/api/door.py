@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from meshd.admin.aiohttp_web import web  # before the others, which import aiohttp as it is
 from meshd.admin.doors import HostRule
+from meshd.api.http_protocol import HttpProtocol
 from meshd.api.json_http import JsonDoor
 from meshd.api.services import SERVICES, Offer
 from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, is_alive, listening, mark_of, peer_uid, remove
@@ -39,9 +40,6 @@ FIRST_BYTES_S: Final = 10.0
 IDLE_S: Final = 15.0
 """Of a connection of HTTP/1.1: until its first head, and between two requests."""
 CONNECTIONS_MAX: Final = 512
-HEAD_LINE_BYTES_MAX: Final = 8190
-HEAD_FIELDS_MAX: Final = 64
-LINGER_S: Final = 1.0
 SHUTDOWN_S: Final = 2.0
 FILE_NAME: Final = "api.sock"
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
@@ -49,9 +47,6 @@ _GRPC_FILE: Final = "grpc.sock"
 _PRIVATE: Final = ".api-"
 
 _log = logging.getLogger("meshd.api")
-# Of each malformed head aiohttp logs a traceback: whoever reaches the port could fill the disk.
-_unheard = logging.getLogger("meshd.api.unheard")
-_unheard.setLevel(logging.CRITICAL + 1)
 
 
 class DoorError(Exception):
@@ -112,19 +107,7 @@ class Door:
         """Listen at an address of loopback, and on the unix socket. Raises DoorError."""
         require_loopback(address)
         self._json = JsonDoor(self.mesh, HostRule((address.host,), are_addresses_allowed=False), self.offer)
-        self._runner = web.AppRunner(
-            self._json.app(),
-            access_log=None,
-            logger=_unheard,
-            keepalive_timeout=self._idle_s,
-            lingering_time=LINGER_S,
-            shutdown_timeout=SHUTDOWN_S,
-            max_line_size=HEAD_LINE_BYTES_MAX,
-            max_field_size=HEAD_LINE_BYTES_MAX,
-            max_headers=HEAD_FIELDS_MAX,
-            auto_decompress=False,
-            handler_cancellation=True,
-        )
+        self._runner = web.AppRunner(self._json.app(), shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         try:
@@ -160,7 +143,7 @@ class Door:
         if server is None:
             transport.abort()
             return
-        handler = server()
+        handler = HttpProtocol(server, asyncio.get_running_loop(), self._idle_s)
         transport.set_protocol(handler)
         handler.connection_made(transport)
         handler.data_received(first)

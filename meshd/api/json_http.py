@@ -110,7 +110,7 @@ class JsonDoor:
                 raise Refused(Reason.DRAINING, "This sidecar is shutting down.")
             return await handler(request)
         except Problem as problem:
-            return _failed(Refused(Reason.NOT_ALLOWED, problem.detail))
+            return failed(Refused(Reason.NOT_ALLOWED, problem.detail))
         except web.HTTPNotFound:
             return _plain(
                 404, f"Here is no method {request.path[:128]}: GET / lists the services, reflection the methods"
@@ -120,7 +120,7 @@ class JsonDoor:
         except (ConnectionError, asyncio.CancelledError):
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it becomes an answer
-            return _failed(error)
+            return failed(error)
 
     async def about(self, request: web.Request) -> web.Response:
         """Say in a few words what is here."""
@@ -242,7 +242,8 @@ async def _body(request: web.Request) -> bytes:
         raise Refused(Reason.TOO_LARGE, f"A request has at most {BODY_BYTES_MAX} bytes.") from None
 
 
-def _failed(error: Exception) -> web.Response:
+def failed(error: Exception) -> web.Response:
+    """Return the answer that an error is told as."""
     failure = failure_of(error)
     status, said = body(failure)
     answer = _json(status, said)

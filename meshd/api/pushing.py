@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from typing import TYPE_CHECKING, Final
 
 from meshd.api.cloud_events import binary
@@ -44,6 +45,7 @@ ATTEMPT: Final = b"meshd-event-attempt"
 MARKED: Final = b"meshd-event-may-have-been-handled"
 _LATER: Final = frozenset({408, 425, 429})
 _TERMS: Final = Terms()
+_DIGITS: Final = re.compile(r"\d+")
 log = logging.getLogger("meshd.events")
 
 
@@ -115,7 +117,7 @@ class Push:
                 log.warning("events that were under way are handed out again once their time is over: %s", error)
 
     async def _run(self) -> None:
-        section = self.section
+        section, said = self.section, ""
         while not self._is_over:
             try:
                 self._subscription = await join(
@@ -127,11 +129,17 @@ class Push:
                     handling_s=min(section.handling_time + SPARE_S, SECONDS_MAX),
                     start=_start_of(section),
                 )
+                said = ""
                 await self._take(self._subscription)
             except StoreClosed:
                 return
             except (StoreError, EventMalformed, Refused) as error:
-                log.warning("the bus has nothing of %s for %s: %s", section.topic, section.to, error)
+                # How far the bus has come is part of the words, and changes with every event.
+                if (words := _DIGITS.sub("", str(error))) != said:
+                    said = words
+                    log.warning(
+                        "the bus has nothing of %s for %s: %s; it is asked again", section.topic, section.to, error
+                    )
                 await asyncio.sleep(AGAIN_S)
 
     async def _take(self, subscription: Subscription) -> None:

@@ -7,6 +7,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.api.fields import checked_id, malformed, unix_ns
+from meshd.engines.port import StoreError
+from meshd.refusal import Reason, Refused
 from meshd.span import SAMPLED, parse_traceparent
 from meshd.telemetry import names, redact
 from meshd.telemetry.entries import Place, Told, span_id_of, tell, trace_of
@@ -62,11 +64,15 @@ class TraceService:
         self._count = 0
 
     async def record(self, request: trace_pb2.RecordRequest) -> trace_pb2.RecordResponse:
-        """Take entries in. Raises Refused: CONTEXT_INVALID, MALFORMED (then none of them is taken)."""
+        """Take entries in. Raises Refused: CONTEXT_INVALID; MALFORMED (then none of them is taken); see `take`."""
         return self.take(self._mesh.read(request.token), request.entries)
 
     def take(self, context: Context, entries: Sequence[trace_pb2.TraceEntry]) -> trace_pb2.RecordResponse:
-        """Take entries in; those whose id was taken before are counted once. Raises Refused(MALFORMED)."""
+        """Take entries in; those whose id was taken before are counted once.
+
+        Raises Refused: MALFORMED; STORE_UNAVAILABLE where one could not be kept: those before it were, those after it
+        were not looked at.
+        """
         if len(entries) > ENTRIES_MAX:
             raise malformed("entries", f"at most {ENTRIES_MAX}")
         told = [_told(f"entries[{at}]", entry) for at, entry in enumerate(entries)]
@@ -77,10 +83,14 @@ class TraceService:
         for entry, one in zip(entries, told, strict=True):
             if entry.id in known:
                 continue
+            place = _place(entry, workflow, root, known)
+            try:
+                event = self._write(workflow, context.agent, entry, one, place, known)
+            except StoreError as error:
+                self._make_room(known)
+                raise _unkept(entry.id, recorded, error) from error
             recorded += 1
             counts[one.entry] = counts.get(one.entry, 0) + 1
-            place = _place(entry, workflow, root, known)
-            event = self._write(workflow, context.agent, entry, one, place, known)
             attributes = {names.MESHD_WORKFLOW: context.workflow, names.MESHD_AGENT: context.agent}
             if event and (trace := telemetry.provenance.trace) is not None:
                 attributes[names.MESHD_EVENT] = f"{trace.prefix}{event}"
@@ -106,7 +116,7 @@ class TraceService:
     def _write(
         self, workflow: str, agent: str, entry: trace_pb2.TraceEntry, told: Told, place: Place, known: Known
     ) -> int:
-        """Write an entry into the trace; return its event's sequence, 0 where there is none."""
+        """Write an entry into the trace; return its event's sequence, 0 where there is none. Raises StoreError."""
         trace = self._mesh.telemetry.provenance.trace
         if trace is None:
             return 0
@@ -134,6 +144,14 @@ class TraceService:
         while len(self._known) > 1 and (self._count > ALL_IDS_MAX or len(self._known) > WORKFLOWS_MAX):
             _, quiet = self._known.popitem(last=False)
             self._count -= len(quiet)
+
+
+def _unkept(id: str, recorded: int, error: StoreError) -> Refused:
+    return Refused(
+        Reason.STORE_UNAVAILABLE,
+        f"The trace cannot be written, and has not kept the entry {id}: {error}. {recorded} new ones before it were "
+        "kept. Send all of them again later: what was kept is counted once.",
+    )
 
 
 def _workflow(context: Context) -> str:

@@ -77,7 +77,7 @@ async def explain(
         ledger = Ledger.in_memory()
         told: list[Refused] = []
         chain = build_chain(
-            keys=MeshKeys(mesh_key or Path(folder) / "mesh.key"),
+            keys=MeshKeys(mesh_key or Path(folder) / "mesh.key", can_be_made=mesh_key is None),
             ledger=ledger,
             agent=agent or asked.agent,
             shadowed=lambda _call, refused: told.append(refused),

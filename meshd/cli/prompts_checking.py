@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -43,6 +45,9 @@ ANSWER_BYTES_MAX: Final = 8 << 20
 SHOWN_MAX: Final = 200
 CAP_DEFAULT: Final = 512
 COUNTED_LIKE: Final = "gpt-4o"
+FITTING_S: Final = 5.0
+"""How long an expression may take to find whether it fits: one that repeats what repeats itself may take years."""
+_FITS: Final = "import json, re, sys; sys.exit(3 if re.search(*json.load(sys.stdin)) else 4)"
 
 
 class Expected(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -145,7 +150,7 @@ def failures_of(what: str, text: str, expected: Expected) -> list[str]:
     shown = text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "..."
     found = [f"{what} lacks {one!r}: {shown!r}" for one in expected.contains if one not in text]
     found += [f"{what} contains {one!r}" for one in expected.lacks if one in text]
-    found += [f"{what} is not matched by {one!r}: {shown!r}" for one in expected.matches if not re.search(one, text)]
+    found += [f"{what} {why} {one!r}: {shown!r}" for one in expected.matches if (why := _unfit(one, text))]
     if expected.equals is not None and text != expected.equals:
         found.append(f"{what} is {shown!r}, not {expected.equals!r}")
     if expected.max_tokens is not None:
@@ -153,6 +158,21 @@ def failures_of(what: str, text: str, expected: Expected) -> list[str]:
         if (count := tokens_in(text, model)) > expected.max_tokens:
             found.append(f"{what} has {count} tokens, over {expected.max_tokens}")
     return found
+
+
+def _unfit(pattern: str, text: str) -> str:
+    """Return in a few words why a text is not taken as matched; nothing where it is."""
+    # In a process of its own: a search that is under way looks at no clock, and hears no signal.
+    command, asked = [sys.executable, "-I", "-S", "-c", _FITS], json.dumps([pattern, text]).encode()
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and program
+            command, input=asked, timeout=FITTING_S, check=False, capture_output=True
+        )
+    except subprocess.TimeoutExpired:
+        return f"cannot be checked: over {FITTING_S:g} s are not enough for"
+    if done.returncode in (3, 4):
+        return "is not matched by" if done.returncode == 4 else ""
+    return f"cannot be checked: {done.stderr.decode('utf-8', 'replace').strip().rpartition(chr(10))[2]}, by"
 
 
 def tokens_in(text: str, model: str) -> int:

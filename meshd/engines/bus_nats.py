@@ -38,6 +38,7 @@ from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshd.engines.bus_nats_shelf import Out
     from meshd.engines.bus_terms import Clock, Timer
     from meshd.engines.nats_wire import Message, Wire
     from meshd.engines.url import StoreUrl
@@ -96,8 +97,8 @@ class NatsBus(BusFront):
         time = clock or self._server_clock or ServerClock()
         self._rows = ReplayingShelf(self._streams, terms, time, self._sidecar, self._stir_group, absent_s)
         self._watching: asyncio.Task[None] | None = None
-        self._asked: dict[str, bool] = {}
-        """Of other sidecars whose subscribers have events, whether they were absent when last asked for."""
+        self._silent: dict[str, Out] = {}
+        """Of other sidecars that did not answer when last asked, what their subscribers had then."""
         super().__init__(self._rows, terms, time, self._rows.hand_out_at_once)
 
     @staticmethod
@@ -161,16 +162,13 @@ class NatsBus(BusFront):
         while True:
             await asyncio.sleep(self._absent_s)
             try:
-                absent = await self._absent()
-                if absent:
-                    log.warning("sidecars that had events are gone: %s", ", ".join(sorted(absent)))
-                    await self._rows.lose(absent)
+                await self._look()
             except StoreError as error:
                 log.warning("it is not known who still handles events: %s", error)
 
-    async def _absent(self) -> set[str]:
-        """Return those that were absent this time and the last time."""
-        others = self._rows.others()
+    async def _look(self) -> None:
+        """Ask the others whether they are there, and hand out anew what those had, the last time too, who are not."""
+        others = self._rows.out_elsewhere()
         wire = self._streams.wire
         silent: set[str] = set()
 
@@ -189,6 +187,9 @@ class NatsBus(BusFront):
             await self._streams.info(self._streams.groups)
         for sid in sids:
             wire.unsubscribe(sid)
-        absent = {sidecar for sidecar in silent if self._asked.get(sidecar)}
-        self._asked = {sidecar: sidecar in silent for sidecar in others}
-        return absent
+        # Not what it was handed since: it was there meanwhile, and is sure of that (`Shelf.sure_s`).
+        lost = {sidecar: others[sidecar] & self._silent.get(sidecar, set()) for sidecar in silent}
+        self._silent = {sidecar: others[sidecar] for sidecar in silent}
+        if gone := sorted(sidecar for sidecar, some in lost.items() if some):
+            log.warning("sidecars that had events are gone: %s", ", ".join(gone))
+            await self._rows.lose(set().union(*lost.values()))

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from meshd.engines.bus_rows import Burial
     from meshd.engines.bus_terms import Clock, Terms
     from meshd.engines.nats_server import Ack
+    from meshd.engines.nats_wire import Wire
 
 log = logging.getLogger("meshd")
 
@@ -51,8 +52,8 @@ class Group(Journal):
         super().__init__(streams, group, topic, terms, clock, changed)
         self.unheard = none_unheard()
         """See `meshd.engines.bus_shelf.Shelf`."""
-        self.live: set[Attempt] = set()
-        """What subscribers of this sidecar were handed."""
+        self.live: dict[Attempt, Wire] = {}
+        """What subscribers of this sidecar were handed, and the connection over which it was begun with."""
         self.is_in_doubt = False
         """Something that was asked for has failed, and may be in the journal or come there yet: what it began was
         handed to nobody."""
@@ -152,7 +153,8 @@ class Group(Journal):
     async def give_back(self, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:
         """End attempts of which nothing will be heard. Raises StoreError: then the next decision to begin does it."""
         # Not live from now on: the number of what is unseen is also that of the next attempt, which may be live soon.
-        self.live.difference_update(attempts)
+        for attempt in attempts:
+            self.live.pop(attempt, None)
         self._returning.update(attempts)
         try:
             await self.ask(lambda _: self.rows.give_back(attempts, is_unseen=is_unseen))
@@ -168,7 +170,7 @@ class Group(Journal):
         if self.is_in_doubt or self._unreturned:
             self._looked_at = list(self._unreturned)
             out = {Attempt(place, self.rows.rows[place].attempt) for place in self.rows.out.get(sidecar, ())}
-            lost = out - self.live - self._returning
+            lost = out - self.live.keys() - self._returning
             seen = {one for one in lost if not self._unreturned.get(one, True)}
             self.rows.give_back(sorted(seen), is_unseen=False)
             self.rows.give_back(sorted(lost - seen), is_unseen=True)

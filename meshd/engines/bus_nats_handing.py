@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from meshd.engines.bus_port import Delivery, Event
     from meshd.engines.bus_rows import Row
     from meshd.engines.bus_terms import Clock
+    from meshd.engines.nats_wire import Wire
 
 ROW_BYTES: Final = 64
 """What a row takes in a journal's whole entry, at most."""
@@ -53,14 +54,14 @@ class Known:
 
     async def hand_out(self, handling_s: Sequence[float]) -> HandedOut:
         """As the shelf's."""
-        group, reader = self.group, self.reader
+        group, reader, wire = self.group, self.reader, self._streams.wire
         assert reader is not None
         lacking = self._lacking(len(handling_s))
         if lacking:
             await reader.fill(lacking, group.rows.position, self._gone_ms())
         read = self._read()
         begun = await group.ask(lambda now_ms: self._begin(read, handling_s, now_ms))
-        return await self._fetched(read, begun, len(handling_s))
+        return await self._fetched(read, begun, len(handling_s), wire)
 
     def hand_out_at_once(self, handling_s: Sequence[float], tell: Callable[[HandedOut | StoreError], None]) -> bool:
         """`meshd.engines.bus_shelf.AtOnce`."""
@@ -70,7 +71,7 @@ class Known:
         lacking = self._lacking(len(handling_s))
         if lacking and not reader.fill_at_once(lacking, self.group.rows.position, self._gone_ms()):
             return False
-        read = self._read()
+        read, wire = self._read(), self._streams.wire
 
         drafts: list[Begun] = []
         prepared: list[list[Delivery] | None] = []
@@ -85,9 +86,9 @@ class Known:
                 return
             is_first = bool(prepared) and begun is drafts[0]
             if (deliveries := prepared[0] if is_first else _deliveries(read, begun)) is not None:
-                tell(self._handed(len(handling_s), len(begun), deliveries))
+                tell(self._handed(len(handling_s), len(begun), deliveries, wire))
             else:
-                task = asyncio.get_running_loop().create_task(self._fetched(read, begun, len(handling_s)))
+                task = asyncio.get_running_loop().create_task(self._fetched(read, begun, len(handling_s), wire))
                 task.add_done_callback(relayed(tell))
 
         if not self.group.ask_at_once(begin, told):
@@ -132,7 +133,7 @@ class Known:
                     begun.append((one.place, row))
         return begun
 
-    async def _fetched(self, read: dict[int, Found], begun: Begun, wanted: int) -> HandedOut:
+    async def _fetched(self, read: dict[int, Found], begun: Begun, wanted: int, wire: Wire) -> HandedOut:
         """Return what is handed out, once what was not read is fetched, and what is no event refused."""
         group = self.group
         deliveries = _deliveries(read, begun)
@@ -147,7 +148,7 @@ class Known:
             except StoreError:
                 group.is_in_doubt = True  # what was begun has been seen by nobody
                 raise
-        return self._handed(wanted, len(begun), deliveries)
+        return self._handed(wanted, len(begun), deliveries, wire)
 
     async def _events(self, read: dict[int, Found], begun: Begun) -> list[tuple[Event, str]]:
         lacking = [(place, row) for place, row in begun if place not in read or row.letter]
@@ -161,11 +162,11 @@ class Known:
         if row is not None and row.state == OUT and row.attempt == attempt.number:
             rows.bury(attempt.place, why)
 
-    def _handed(self, wanted: int, begun: int, deliveries: list[Delivery]) -> HandedOut:
+    def _handed(self, wanted: int, begun: int, deliveries: list[Delivery], wire: Wire) -> HandedOut:
         """Take note of what is handed out, of what was begun, and return it."""
         group, reader = self.group, self.reader
         assert reader is not None
-        group.live.update(map(Attempt.of, deliveries))
+        group.live.update(dict.fromkeys(map(Attempt.of, deliveries), wire))
         is_more = begun < wanted and self._may_read() and not reader.is_waiting(group.rows.position)
         self._scan = min(self._scan * 4, PULLED_MAX) if is_more else 1
         due_ms = group.rows.due_ms()

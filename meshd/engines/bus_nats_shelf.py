@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from meshd.engines.bus_nats_message import Found
     from meshd.engines.bus_nats_streams import Streams
     from meshd.engines.bus_port import DeadLetter, Event
+    from meshd.engines.bus_rows import Row
     from meshd.engines.bus_shelf import Attempt, HandedOut, Settled
     from meshd.engines.bus_terms import Clock, Terms
 
@@ -37,6 +38,9 @@ INSIST_S: Final = 30.0
 """How long SUCCESS waits for a server that is away."""
 TRIES_MAX: Final = 5
 """How often it is said to one that is there and has not taken it."""
+
+Out = set[tuple[int, int, "Row"]]
+"""What subscribers have: the numbers of the groups, places and rows."""
 
 
 class Shelf(Publishing):
@@ -181,7 +185,10 @@ class Shelf(Publishing):
         self.check()
         one = self._numbers[group].group
         await one.catch_up()
-        return await one.ask(lambda _: one.rows.is_out(attempt, self.sidecar))
+        is_out = await one.ask(lambda _: one.rows.is_out(attempt, self.sidecar))
+        # Since it was begun with over another connection, a sidecar may have found nobody here, and end it whenever it
+        # finds that again.
+        return is_out and one.live.get(attempt) is self.streams.wire
 
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
@@ -194,7 +201,7 @@ class Shelf(Publishing):
             return await one.ask(lambda now_ms: one.rows.settle(attempt, verdict, wait_ms, reason, now_ms))
 
         settled = await self._counted(self._insistently(settle) if verdict is Verdict.SUCCESS else settle())
-        one.live.discard(attempt)
+        one.live.pop(attempt, None)
         return settled
 
     async def _insistently(self, settle: Callable[[], Awaitable[Settled]]) -> Settled:
@@ -297,17 +304,22 @@ class Shelf(Publishing):
         for known in self._numbers:
             self._stir(known.number)
 
-    async def lose(self, absent: set[str]) -> None:
-        """End the attempts of sidecars that are gone."""
+    def out_elsewhere(self) -> dict[str, Out]:
+        """Return what subscribers of other sidecars have, by sidecar."""
+        found: dict[str, Out] = {}
         for known in self._numbers:
-            group = known.group
-            for sidecar in absent & set(group.rows.out):
-                await group.ask(lambda _, group=group, sidecar=sidecar: group.rows.lose_all(sidecar))  # type: ignore[misc]
-                self._stir(known.number)
+            rows = known.group.rows
+            for sidecar in rows.out.keys() - {self.sidecar}:
+                places = rows.out[sidecar]
+                found.setdefault(sidecar, set()).update((known.number, place, rows.rows[place]) for place in places)
+        return found
 
-    def others(self) -> set[str]:
-        """Return the other sidecars whose subscribers have something."""
-        return {sidecar for known in self._numbers for sidecar in known.group.rows.out} - {self.sidecar}
+    async def lose(self, out: Out) -> None:
+        """End attempts of sidecars that are gone, as far as they are as they were."""
+        for number in sorted({number for number, _, _ in out}):
+            group, some = self._numbers[number].group, [(place, row) for at, place, row in out if at == number]
+            await group.ask(lambda _, group=group, some=some: group.rows.lose(some))  # type: ignore[misc]
+            self._stir(number)
 
     async def _counted(self, work: Awaitable[T]) -> T:
         """Do something that `positions` waits for."""

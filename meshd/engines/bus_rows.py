@@ -245,6 +245,12 @@ class GroupRows(Generic[L]):
         for place in sorted(self.out.get(owner, ())):
             self._lose(place, self.rows[place])
 
+    def lose(self, attempts: Iterable[tuple[int, Row]]) -> None:
+        """End attempts, by place and row, of which nothing will be heard, where their rows are as they were."""
+        for place, row in sorted(attempts):
+            if self.rows.get(place) == row:
+                self._lose(place, row)
+
     def bury(self, place: int, reason: str) -> bool:
         """Make a dead letter of an event; return whether another can be handed out now."""
         self.burials.append(Burial(place, self.rows[place], reason))

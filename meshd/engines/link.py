@@ -98,7 +98,8 @@ class Link(Generic[C]):
 
     async def _redial(self) -> None:
         bound_s, tries, said = FIRST_DELAY_S, 0, ""
-        while True:
+        # Whoever dials may tell that it was cancelled in other words, as that the server does not answer in time.
+        while not self._is_closed:
             self._hurried.clear()
             try:
                 async with asyncio.timeout(self._draw() * bound_s):
@@ -110,7 +111,7 @@ class Link(Generic[C]):
                 connection = await self._dialled()
             except StoreError as error:
                 self._why = error
-                if str(error) != said:
+                if str(error) != said and not self._is_closed:
                     said = str(error)
                     _log.warning("no new connection: %s", error)
                 continue

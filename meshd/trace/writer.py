@@ -134,8 +134,9 @@ class Writer:
         span: bytes = b"",
     ) -> int:
         """Write what an agent says of itself: `text` goes beside the log, its digest into it. `facts` are its id, its
-        parent's id, when it began and ended in Unix nanoseconds, and whether it failed. Returns the event's sequence, 0
-        where it could not be written. Never raises."""
+        parent's id, when it began and ended in Unix nanoseconds, and whether it failed. Returns the event's sequence.
+
+        Raises StoreError where either could not be written: then the event is missing, and is counted so."""
         digest, segment, at = b"", "", 0
         if self.texts is not None:
             path = self.log.path.with_suffix(SUFFIX)
@@ -143,9 +144,13 @@ class Writer:
                 digest, at = self.texts.append(path, text)
                 segment = path.stem
             except StoreError as error:
-                _log.warning("what the agent said is missing in the trace: %s", error)
+                self._miss(error)
+                raise
         whole = (facts[0], facts[1], facts[2], facts[3], segment, at, facts[4])
-        return self.note(kind, workflow, whole, agent=agent, causes=causes or None, span=span, digest=digest)
+        event = self.note(kind, workflow, whole, agent=agent, causes=causes or None, span=span, digest=digest)
+        if not event:
+            raise StoreError(self._why)
+        return event
 
     def tick(self) -> None:
         """Let go what is too old or too much. Never raises."""
@@ -191,12 +196,15 @@ class Writer:
                 self._tell_missed()
             return self.log.append(_encode(fields))
         except (StoreError, UnicodeEncodeError) as error:
-            self.missed += 1
-            if not self._missed:
-                _log.error("the trace cannot be written, and goes on without: %s", error)
-            self._missed += 1
-            self._why = str(error)
+            self._miss(error)
             return 0
+
+    def _miss(self, error: Exception) -> None:
+        self.missed += 1
+        if not self._missed:
+            _log.error("the trace cannot be written, and goes on without: %s", error)
+        self._missed += 1
+        self._why = str(error)
 
     def _tell_missed(self) -> None:
         facts = (self._missed, self._why[:MESSAGE_CHARACTERS_MAX])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -221,6 +222,36 @@ async def test_messages_that_are_too_large(tmp_path: Path) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 429 ")
         assert b"a request has at most" in (await reader.read()).lower()
+        writer.close()
+
+
+LONG = b"x" * 9000
+
+
+@pytest.mark.parametrize(
+    ("head", "status", "code", "reason"),
+    [
+        (b"POST /" + LONG + b" HTTP/1.1\r\nhost: localhost\r\n\r\n", 429, "resource_exhausted", "TOO_LARGE"),
+        (b"POST /" + LONG, 429, "resource_exhausted", "TOO_LARGE"),
+        (b"POST / HTTP/1.1\r\nx: " + LONG + b"\r\n\r\n", 429, "resource_exhausted", "TOO_LARGE"),
+        (b"POST / HTTP/1.1\r\n" + b"x: y\r\n" * 65 + b"\r\n", 400, "invalid_argument", "MALFORMED"),
+        (b"POST / HTTP/1.1\r\nno field\r\n\r\n", 400, "invalid_argument", "MALFORMED"),
+        (b"P\xffST / HTTP/1.1\r\n\r\n", 400, "invalid_argument", "MALFORMED"),
+    ],
+)
+async def test_a_head_that_cannot_be_read_is_refused_in_json(
+    tmp_path: Path, head: bytes, status: int, code: str, reason: str
+) -> None:
+    async with house(tmp_path) as one:
+        reader, writer = await one.connect()
+        writer.write(head)
+        front, _, said = (await reader.read()).partition(b"\r\n\r\n")
+        first, *fields = front.decode().lower().split("\r\n")
+        assert first.split()[1] == str(status)
+        assert {"content-type: application/json", "cache-control: no-store"} <= set(fields)
+        answer = json.loads(said)
+        assert (answer["code"], answer["details"][0]["debug"]["reason"]) == (code, reason)
+        assert "8190" in answer["message"] or reason == "MALFORMED"
         writer.close()
 
 

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from meshd.api import pushing
 from meshd.api.pushing import Pushing
 from meshd.engines.bus_memory import MemoryBus
 from meshd.engines.bus_port import Event
+from meshd.engines.port import StoreError
 from meshd_sdk import context as codec
 from meshd_sdk.v1 import events_pb2 as ev
 from tests.api.test_session_events import publish
@@ -201,6 +203,37 @@ async def test_a_new_group_begins_where_the_policy_says(pushed: Any, begins: str
     await bus.publish([Event("task.done", "manager", "d")])
     await until(lambda: len(agent.got) == len(ids) + 1)
     assert sorted((got.get(b"ce-id") or b"").decode() for got in agent.got) == [*ids, "d"]
+    await one.pushing.end(0)
+
+
+class Behind(MemoryBus):
+    """A bus that comes an event further whenever it is asked, and breaks off twice on the way."""
+
+    asked = 0
+
+    async def subscribe(self, *args: Any, **options: Any) -> Any:
+        self.asked += 1
+        if self.asked in (3, 4):
+            raise StoreError("it broke off")
+        try:
+            return await super().subscribe(*args, **options)
+        finally:
+            await self.publish([Event("task.done", "manager", str(self.asked))])
+
+
+async def test_what_keeps_a_group_from_beginning_is_said_when_it_changes(
+    pushed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(pushing, "AGAIN_S", 0.0)
+    bus = Behind()
+    one = await pushed(Agent(), time=", starts_after: 4", bus=bus)
+    said = [record.getMessage() for record in caplog.records if record.name == "meshd.events"]
+    assert bus.asked == 7
+    assert [words.split(": ")[-1] for words in said] == [
+        "00000000000000000004 is no event of this bus, whose last one is 00000000000000000000; it is asked again",
+        "it broke off; it is asked again",
+        "00000000000000000004 is no event of this bus, whose last one is 00000000000000000002; it is asked again",
+    ]
     await one.pushing.end(0)
 
 

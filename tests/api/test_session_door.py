@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from meshd.api import session_frames as frames
+from meshd.trace.texts import SUFFIX
 from meshd_sdk.v1 import session_pb2 as pb
 from meshd_sdk.v1 import trace_pb2, trace_pb2_grpc
 from tests.api.house import house
@@ -92,6 +93,20 @@ async def test_what_a_session_records_is_in_the_workflows_trace(tmp_path: Path) 
             request = trace_pb2.RecordRequest(token=token, entries=[entry])
             await peer.send(record=pb.Record(id=id, request=request))
             assert (await peer.next("recorded")).status.reason == "context_invalid"
+
+
+async def test_what_a_session_records_and_is_not_kept_has_a_status(tmp_path: Path) -> None:
+    async with house(tmp_path, ALONE) as one:
+        context = await one.open("w", agent="")
+        peer = Peer(one.channel)
+        await peer.hello("manager")
+        one.trace.log.path.with_suffix(SUFFIX).symlink_to("/dev/full")
+        entry = trace_pb2.TraceEntry(id="e1", step=trace_pb2.ReasoningStep(name="plan"))
+        entry.began.GetCurrentTime()
+        request = trace_pb2.RecordRequest(token=context.token, entries=[entry])
+        await peer.send(record=pb.Record(id=7, request=request))
+        status = (await peer.next("recorded")).status
+        assert (status.reason, "the disk is full" in status.message) == ("store_unavailable", True)
 
 
 async def test_another_agents_token_records_nothing(tmp_path: Path) -> None:

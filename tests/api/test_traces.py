@@ -11,16 +11,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from meshd.api import traces
 from meshd.telemetry import names
 from meshd.telemetry.spans import FinishedSpan, Tracer
+from meshd.trace import kinds
 from meshd.trace.reading import Reader
+from meshd.trace.segment import NEW
+from meshd.trace.texts import SUFFIX
 from meshd_sdk.v1 import trace_pb2
 from tests.api.house import House, house, refusal
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 BEGAN = Timestamp(seconds=1_800_000_000, nanos=5)
 ENDED = Timestamp(seconds=1_800_000_002)
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+AS_JSON = {"began": "2027-01-15T08:00:00Z", "note": {"text": "seen"}}
 OWN = "00-0af7651916cd43dd8448eb211c80319c-00f067aa0ba902b7-01"
 
 
@@ -59,6 +64,35 @@ def sink_of(one: House) -> Sink:
     sink = Sink()
     one.mesh.telemetry.tracer = Tracer(sink, 0.1)
     return sink
+
+
+def full_of_words(one: House) -> Callable[[], None]:
+    """Have no more room for words; return what makes room."""
+    texts, path = one.trace.texts, one.trace.log.path.with_suffix(SUFFIX)
+    assert texts is not None
+    kept = path.rename(path.with_suffix(".kept"))
+    path.symlink_to("/dev/full")
+    texts.close()
+
+    def repair() -> None:
+        kept.replace(path)
+        texts.close()
+
+    return repair
+
+
+def full_of_events(one: House) -> Callable[[], None]:
+    """Have no more room for events; return what makes room."""
+    new = one.trace.log.directory / NEW
+    new.mkdir()
+    long = "k" * 2**15
+    while one.trace.note(kinds.STATE, "other", (long, 1, "put", "")):
+        pass
+    # What fits into the last bytes is written still.
+    while one.trace.note(kinds.STATE, "other", ("k", 1, "put", "")):
+        pass
+    one.trace.missed = one.trace._missed = 0
+    return new.rmdir
 
 
 async def test_each_sort_of_entry_becomes_a_span_under_the_workflows_trace(tmp_path: Path) -> None:
@@ -198,6 +232,26 @@ async def test_what_was_recorded_outlives_the_process(tmp_path: Path) -> None:
         assert await record(one, token, *entries, step("late", parent_id="s", error="it broke")) == 1
         assert [entry.id for entry in await listed(one, token)] == ["s", "n", "late"]
     assert [f"{span.parent_id:016x}" for span in sink.spans] == [OWN[36:52]]
+
+
+@pytest.mark.parametrize("what", ["words", "event"])
+async def test_what_cannot_be_kept_is_refused_and_can_be_sent_again(tmp_path: Path, what: str) -> None:
+    async with house(tmp_path) as one:
+        sink, token = sink_of(one), (await one.open(traceparent=PARENT)).token
+        await record(one, token, note("a"))
+        repair = full_of_words(one) if what == "words" else full_of_events(one)
+        ended = await refusal(record(one, token, note("a"), note("b"), note("c")))
+        assert ended.code() is grpc.StatusCode.UNAVAILABLE
+        assert "has not kept the entry b:" in str(ended.details())
+        status, answer = await one.ask("TraceService/Record", {"token": token, "entries": [{**AS_JSON, "id": "b"}]})
+        assert (status, answer["code"]) == (503, "unavailable")
+        assert (len(sink.spans), one.mesh.telemetry.tally.entries["note"], one.trace.missed) == (1, 1, 2)
+        repair()
+        assert await record(one, token, note("a"), note("b"), note("c")) == 2
+        assert [entry.id for entry in await listed(one, token)] == ["a", "b", "c"]
+        assert len(sink.spans) == 3
+        missed = [event for event in Reader(one.trace.log.directory).events(None) if event.kind == "missed"]
+        assert missed[-1].facts["count"] == 2
 
 
 async def test_an_entrys_span_names_its_event_and_the_event_its_span(tmp_path: Path) -> None:

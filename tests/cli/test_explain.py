@@ -276,3 +276,10 @@ def test_a_tool_that_is_called_over_mcp(policy: Path) -> None:
     broken = message("tools", "x")
     del broken["body"]["jsonrpc"]
     assert "no JSON-RPC 2.0 message" in run(policy, broken).output
+
+
+def test_a_key_file_that_is_not_there_is_named_and_not_made(policy: Path, tmp_path: Path) -> None:
+    path = tmp_path / "none.key"
+    result = run(policy, CHAT, "--mesh-key", str(path))
+    assert (result.exit_code, f"{path}: there is no mesh key file" in result.output) == (2, True)
+    assert not path.exists()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 from click.testing import CliRunner
 
-from meshd.cli import main
+from meshd.cli import main, prompts_checking
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +50,23 @@ def test_a_folder_is_tested_without_a_daemon(folder: Path, tmp_path: Path) -> No
     (folder / "greet" / "1.1.0.md").write_text("{{")
     status, said = run("test", str(suite), "--dir", str(folder))
     assert (status, "1.1.0.md:1:1" in said) == (1, True)
+
+
+def test_an_expression_without_end_is_ended_and_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = tmp_path / "suite.yaml"
+    endless = SUITE.replace("name: Bo", f"name: {'a' * 64}").replace('equals: "Hello Bo, 3 true."', "matches: [M]")
+    suite.write_text(endless.replace("M", "'^Hello a+, [0-9] true', '(?<=3) true'"))
+    assert run("test", str(suite), "--dir", str(folder))[0] == 0
+    suite.write_text(endless.replace("M", "'^Hello', '^Bye'"))
+    status, said = run("test", str(suite), "--dir", str(folder))
+    assert (status, said.count("the text is not matched by '^Bye'"), said.count("by '^Hello'")) == (1, 1, 0)
+    monkeypatch.setattr(prompts_checking, "FITTING_S", 0.1)
+    suite.write_text(endless.replace("M", "'^Hello (a+)+b'"))
+    status, said = run("test", str(suite), "--dir", str(folder))
+    assert status == 1
+    assert "the text cannot be checked: over 0.1 s are not enough for '^Hello (a+)+b': 'Hello aaa" in said
 
 
 @pytest.mark.parametrize(

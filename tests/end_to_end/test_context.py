@@ -20,6 +20,7 @@ from tests.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 CONTEXT = "x-meshd-context"
 TRACE = "00-" + "a1" * 16 + "-" + "b2" * 8 + "-01"
@@ -293,6 +294,18 @@ def test_keys_are_rotated_by_changing_their_file(sidecar: Sidecar, agents: list[
     write(replaced)
     until(lambda: says({CONTEXT: old}) == 403)
     assert says({CONTEXT: new}) == 200
+
+
+def test_a_key_that_is_made_where_another_was_named_is_said(
+    sidecars: Callable[[str], Sidecar], provider: Provider, tmp_path: Path
+) -> None:
+    path, words = tmp_path / "secrets" / "mesh.key", "was not there, and was made with a new key, "
+    one, other, third = [sidecars(name) for name in ("one", "other", "third")]
+    one.start(document("a", provider), "--mesh-key", str(path))
+    assert f"{path} {words}{MeshKeys(path).ring.signing.id}: who lacks" in one.log
+    other.start(document("a", provider), "--mesh-key", str(path))
+    third.start(document("a", provider))
+    assert words not in other.log + third.log
 
 
 def test_the_address_of_a_run_ties_its_calls_together(sidecar: Sidecar, provider: Provider) -> None:

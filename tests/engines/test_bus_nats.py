@@ -192,7 +192,7 @@ async def test_what_a_killed_sidecar_had_goes_to_another_marked_and_what_it_sett
     one = await bus.subscribe("task.>", "group")
     # As long as it lives, its events are its own, and the next of their key waits.
     for _ in range(5):
-        await bus._absent()
+        await bus._look()
     assert await is_waiting(bus, one)
     taker.kill()
     taker.wait()

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
+from meshd.engines.bus_nats import NatsBus
 from meshd.engines.bus_nats_shelf import INSIST_S
 from meshd.engines.bus_port import Delivery, Subscription, Verdict
 from meshd.engines.port import StoreError
-from tests.engines.buses import event, is_waiting
+from meshd.engines.url import StoreUrl
+from tests.engines.buses import TERMS, Hands, event, is_waiting
 from tests.engines.places import until_it_fails
 from tests.engines.servers import Line, Server, line_to, nats_server, running
-from tests.engines.test_bus_nats import opened, put, until_it_works
+from tests.engines.test_bus_nats import PATIENCE, opened, put, until_it_works
 
 ENTRY = b"HPUB meshd.group."
 """How the writing of an entry into a group's journal begins."""
@@ -155,3 +158,67 @@ async def test_success_that_is_waiting_ends_with_the_bus(server: Server, turns: 
         await bus.close()
     with pytest.raises(StoreError):
         await settling
+
+
+class Pair:
+    """A sidecar behind a line, and another that asks whether it is there when it is told to."""
+
+    def __init__(self, line: Line, bus: NatsBus, other: NatsBus) -> None:
+        self.line = line
+        self.bus = bus
+        self.other = other
+
+    async def blink(self, *, is_over: bool) -> None:
+        """Let the other ask while the line is cut; mend it then, where that `is_over`."""
+        self.line.cut()
+        wire, said = self.other._streams.wire, list[int]()
+        inbox = wire.new_inbox()
+        wire.subscribe(inbox, lambda message: said.append(message.status))
+        async with asyncio.timeout(PATIENCE_S):
+            while 503 not in said:  # the server has yet to see that it is gone
+                wire.publish(self.other._presence(self.bus._sidecar), reply=inbox)
+                await self.other.positions()
+        await self.other._look()
+        if is_over:
+            await self.line.mend()
+            await until_it_works(self.bus)
+
+
+@contextlib.asynccontextmanager
+async def pair(server: Server, clock: Hands | None = None) -> AsyncIterator[Pair]:
+    async with line_to(server.address) as line:
+        url = f"?{PATIENCE}"
+        bus = await NatsBus.open(StoreUrl(f"nats://{line.address}{url}"), terms=TERMS, clock=clock, absent_s=600.0)
+        other = await NatsBus.open(StoreUrl(f"nats://{server.address}{url}"), terms=TERMS, clock=clock, absent_s=600.0)
+        yield Pair(line, bus, other)
+        await bus.close()
+        await other.close()
+
+
+async def test_what_a_sidecar_was_handed_since_it_was_missed_is_its_own(server: Server) -> None:
+    async with pair(server) as both:
+        one, its = [await bus.subscribe(">", "group", handling_s=3600.0) for bus in (both.bus, both.other)]
+        await both.other.publish([event(id="a")])
+        assert told(await one.next()) == ("a", 1, False)
+        await both.blink(is_over=True)
+        await both.other.publish([event(id="b")])
+        since = await one.next()
+        await both.blink(is_over=False)
+        assert one.is_sure(since)
+        assert told(await its.next()) == ("a", 2, True)
+        assert await is_waiting(both.other, its)
+        await both.other._look()
+        assert told(await its.next()) == ("b", 2, True)
+
+
+async def test_nobody_is_sure_of_what_was_handed_over_a_connection_that_is_gone(server: Server) -> None:
+    async with pair(server, clock := Hands()) as both:
+        one, its = [await bus.subscribe(">", "group", handling_s=3600.0) for bus in (both.bus, both.other)]
+        await both.other.publish([event(id="a")])
+        delivery = await one.next()
+        clock.move(601.0)
+        assert await one.holds(delivery)  # it is asked for, and there
+        await both.blink(is_over=True)
+        clock.move(601.0)
+        assert not await one.holds(delivery)
+        assert told(await its.next()) == ("a", 1, False)

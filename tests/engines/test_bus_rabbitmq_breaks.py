@@ -196,12 +196,12 @@ async def test_an_alarm_refuses_events_in_time_and_loses_nothing(server: RabbitS
     await bus.close()
 
 
-@pytest.mark.parametrize("how", ["away", "cut off", "silent", "silent for long", "in alarm"])
+@pytest.mark.parametrize("how", ["away", "cut off", "silent", "silent for long", "in alarm", "in alarm for long"])
 async def test_closing_waits_for_no_server(server: RabbitServer, prefix: str, how: str) -> None:
     async with line_to(server.address) as line:
         bus = await opened(line.address, prefix, options="&timeout=0.5&connect_timeout=20")
         one = await bus.subscribe(">", "group")
-        if how == "in alarm":
+        if how.startswith("in alarm"):
             await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.00001")
             with pytest.raises(StoreFull):
                 await until_it_fails(lambda: bus.publish([event()]))
@@ -217,6 +217,12 @@ async def test_closing_waits_for_no_server(server: RabbitServer, prefix: str, ho
                 await bus.positions()
             while bus._log._epoch == epoch:  # it has begun to make another connection
                 await asyncio.sleep(0)
+        if how == "in alarm for long":
+            before = bus._log._newest
+            line.cut()
+            await line.mend()
+            while (pair := bus._log._newest) is before or pair is None or not pair.is_blocked:  # and so is the next
+                await asyncio.sleep(0.01)
         try:
             waiting = asyncio.ensure_future(one.next())
             while not bus._log._queue and not bus._log._flying:  # it has asked for an event
@@ -228,8 +234,9 @@ async def test_closing_waits_for_no_server(server: RabbitServer, prefix: str, ho
             await asyncio.wait_for(closing, 10.0)
             with pytest.raises(StoreError):
                 await waiting
+            assert [one for one in asyncio.all_tasks() if "_redial" in repr(one)] == []
         finally:
-            if how == "in alarm":
+            if how.startswith("in alarm"):
                 await asyncio.to_thread(server.control, "set_vm_memory_high_watermark", "0.6")
 
 
