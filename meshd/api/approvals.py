@@ -13,6 +13,7 @@ from meshd.api.fields import checked_id, malformed, moment, seconds
 from meshd.api.limits import call_in
 from meshd.approvals.deciding import Declined, Why
 from meshd.approvals.desk import Flooded
+from meshd.approvals.hands import Whose
 from meshd.approvals.holding import Holding
 from meshd.approvals.question import Question, canonical
 from meshd.approvals.record import ARGUMENTS_BYTES_MAX, OWN, read_id
@@ -29,6 +30,7 @@ from meshd_sdk.v1 import approvals_pb2
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
     from meshd.approvals.desk import Desk
+    from meshd.approvals.hands import Hand
     from meshd.approvals.record import Approval
     from meshd_sdk.context import Context
 
@@ -40,6 +42,10 @@ WAITING_MAX: Final = 100
 """Questions of one workflow that wait for people at once, of those asked here: more would bury what others ask."""
 BRIEF_S: Final = 60.0
 LIST_MAX: Final = 200
+PENDING: Final = (
+    "Nobody has decided on the approval {id} yet, and the event's handling time is nearly over. Let its handler end so "
+    "that it is tried again: it then is once somebody has decided, and asking for the same attaches to this approval."
+)
 WHY: Final = "the agent asks before it does this by itself"
 STATES: Final = {
     State.PENDING: approvals_pb2.APPROVAL_STATE_PENDING,
@@ -72,6 +78,8 @@ class ApprovalService:
         try:
             await self._check_room(desk, question, place)
             found = await desk.ask(question)
+            is_decided = found.approval.state_at(desk.clock()) is not State.PENDING
+            Holding(self._hands(request.token, context)).found(found.approval, is_decided=is_decided)
         except Flooded as error:
             raise Refused(Reason.OVERLOADED, f"Nobody can be asked now: {error}.", is_retryable=False) from None
         except StoreError as error:
@@ -96,7 +104,10 @@ class ApprovalService:
             self._check_time(context)
         if context.deadline_s is not None:
             wait_s = min(wait_s, context.deadline_s - mesh.wall_clock())
-        holding, desk = Holding(), self._desk
+        desk = self._desk
+        holding = Holding(self._hands(request.token, context))
+        for hand in holding.hands:
+            wait_s = min(wait_s, hand.ends_s - desk.clock())
         # Not before: a service is made in a thread.
         mesh.proxy.sessions.add(self)
         self._waiting.add(holding)
@@ -105,6 +116,7 @@ class ApprovalService:
             _check_own(found, place)
             if use:
                 _check_user(found, context.agent)
+            holding.found(found, is_decided=found.state_at(desk.clock()) is not State.PENDING)
             found = await desk.wait(id, max(0.0, min(wait_s, WAIT_S_MAX)), holding, use)
         except Declined as declined:
             raise _declined(declined) from None
@@ -112,6 +124,10 @@ class ApprovalService:
             raise _unavailable(error) from error
         finally:
             self._waiting.discard(holding)
+        state = found.state_at(desk.clock())
+        holding.found(found, is_decided=state is not State.PENDING)
+        if state is State.PENDING and any(desk.clock() >= hand.ends_s for hand in holding.hands):
+            raise Refused(Reason.APPROVAL_PENDING, PENDING.format(id=id))
         if holding.is_gone and found.state is State.PENDING:
             raise Refused(Reason.DRAINING, "This sidecar is shutting down: wait again, the approval stays as it is.")
         is_granted = bool(use) and found.state is State.USED and found.used_by == use
@@ -189,6 +205,10 @@ class ApprovalService:
             raise Flooded(f"{WAITING_MAX} approvals of this workflow wait for a decision already")
 
     # ------------------------------------------------------------------ whose it is
+
+    def _hands(self, token: str, context: Context) -> tuple[Hand, ...]:
+        """Return the events in whose handling this is asked."""
+        return self._desk.hands.of(token.encode(), Whose.of(context), self._desk.clock())
 
     @property
     def _desk(self) -> Desk:

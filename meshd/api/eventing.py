@@ -66,6 +66,8 @@ class Eventing:
         if self._task is not None:
             self._task.cancel()
         await asyncio.gather(*[one.end(grace_s) for one in self._all()])
+        if self._mesh.aside is not None:
+            self._mesh.aside.end()
 
     def _all(self) -> list[Any]:
         return [*self._others, *filter(None, [self._pushing])]

@@ -7,21 +7,28 @@ attempts are used up: it then is a dead letter with the reason in it, which can 
 from __future__ import annotations
 
 import logging
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+import msgspec
 
 from meshd.api.fields import unix_ns
 from meshd.api.keeping_events import bus_of
 from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
 from meshd.api.session_contexts import actor_of, for_consumer, own_context, publisher_of
+from meshd.api.setting_aside import KEEP_S
+from meshd.approvals.hands import Whose
 from meshd.call import Kind
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_group, check_pattern, is_topic
 from meshd.engines.bus_moment import EXPIRY, is_expired
 from meshd.engines.bus_port import ATTEMPTS_MAX, EventMalformed, Start, Verdict
+from meshd.filters.holding import less_margin
 from meshd.refusal import Reason, Refused
 from meshd.trace import acts
 
 if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
+    from meshd.approvals.hands import Hand
     from meshd.engines.bus_port import DeadLetter, Delivery, Event, Subscription
     from meshd.trace.acts import Actor
     from meshd.trace.knowledge import Told
@@ -33,8 +40,9 @@ JOINED_MAX: Final = 500
 """Groups that one agent may join between two starts of its sidecar: a bus remembers 10,000."""
 LATE: Final = "late"
 EXPIRED: Final = "expired"
-"""What becomes of an attempt, beside what its handler says of it and acts.DEAD_LETTER: what is said comes too late, or
-the event was of no more use before anybody was handed it."""
+DEFERRED: Final = "deferred"
+"""What becomes of an attempt, beside what its handler says of it and acts.DEAD_LETTER: what is said comes too late, the
+event was of no more use before anybody was handed it, or a person must decide first, so that it does not count."""
 LAST_MAX: Final = 10_000
 """Last attempts of which it is remembered who was handed them."""
 UNTIMELY: Final = "it was not handed over in its time, and went back unseen"
@@ -56,6 +64,8 @@ class Handed(NamedTuple):
     """What its publisher's sidecar knew; None where nothing of that came along."""
     noted: int = 0
     """The record of the trace that says that it is handed out; 0 for none."""
+    hand: Hand | None = None
+    """By which calls are known that follow from it; None where nobody can be asked about any."""
 
     @property
     def cause(self) -> Cause:
@@ -125,9 +135,12 @@ async def next_for(mesh: Mesh, agent: str, subscription: Subscription) -> Handed
             return handed
 
 
-async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery: Delivery) -> Handed | None:
+async def admitted(
+    mesh: Mesh, agent: str, subscription: Subscription, delivery: Delivery, within_s: float = inf
+) -> Handed | None:
     """Return an event that `agent` may be handed, once that is written down and counted; None where it is kept back, or
-    another's by then. Raises StoreError."""
+    another's by then. `within_s`: in how many seconds it must be handled, where that is less than the bus gives it.
+    Raises StoreError."""
     handed = _taken(mesh, agent, delivery)
     if is_expired(delivery.event, mesh.wall_clock()):
         await _let_go(mesh, subscription, handed)
@@ -149,7 +162,12 @@ async def admitted(mesh: Mesh, agent: str, subscription: Subscription, delivery:
         if len(mesh.last_attempts) > LAST_MAX:
             del mesh.last_attempts[next(iter(mesh.last_attempts))]
     mesh.event_counts.handed(delivery.event.topic)
-    return handed
+    desk = mesh.desk
+    if desk is None or not desk.has_approvers():
+        return handed
+    whose = Whose.of(handed.context or own_context(mesh, agent))
+    ends_s = desk.clock() + min(subscription.left_s(delivery), less_margin(within_s))
+    return handed._replace(hand=desk.hands.begin(handed.token, whose, ends_s))
 
 
 def buried(mesh: Mesh, letter: DeadLetter) -> None:
@@ -203,17 +221,56 @@ async def settle(
     reason: str = "",
 ) -> bool:
     """Say what became of an event, write it down and count it. Returns and raises as `Subscription.settle` does."""
+    if verdict is Verdict.RETRY and handed.hand is not None and handed.hand.undecided:
+        return await _set_aside(mesh, subscription, handed, tuple(handed.hand.undecided), retry_after_s, reason)
     delivery = handed.delivery
     noted = _ended(mesh, subscription, handed, ended_by(delivery, verdict), reason)
     counted = await subscription.settle(
         delivery, verdict, retry_after_s=retry_after_s, reason=reason[:REASON_CHARACTERS_MAX]
     )
-    if counted:
-        mesh.last_attempts.pop((subscription.group, delivery.event.sequence), None)
-        mesh.event_counts.ended(delivery.event.topic, verdict.value)
+    _count(mesh, subscription, handed, verdict.value, noted, is_counted=counted)
+    return counted
+
+
+async def _set_aside(
+    mesh: Mesh,
+    subscription: Subscription,
+    handed: Handed,
+    ids: tuple[str, ...],
+    retry_after_s: float | None,
+    reason: str,
+) -> bool:
+    """Have an event that is to be tried again wait for what people decide, without using up an attempt: it is handed
+    out again once they have, or when its handler says. Returns and raises as `settle` does."""
+    event = handed.delivery.event
+    bare = handed._replace(
+        delivery=handed.delivery._replace(event=msgspec.structs.replace(event, data=b"")), context=None, hand=None
+    )
+    noted = _ended(mesh, subscription, handed, DEFERRED, f"a person must decide first ({', '.join(ids)}): {reason}")
+    counted = await subscription.defer(handed.delivery, KEEP_S if retry_after_s is None else retry_after_s)
+    _count(mesh, subscription, handed, DEFERRED, noted, is_counted=counted)
+
+    async def lapse(why: str) -> bool:
+        noted = _ended(mesh, subscription, bare, ended_by(bare.delivery, Verdict.RETRY), why)
+        counted = await subscription.lapse(bare.delivery, why)
+        _count(mesh, subscription, bare, Verdict.RETRY.value, noted, is_counted=counted)
+        return counted
+
+    if counted and retry_after_s is None and mesh.aside is not None:
+        mesh.aside.watch(ids, lambda wait_s: subscription.defer(bare.delivery, wait_s), lapse)
+    return counted
+
+
+def _count(
+    mesh: Mesh, subscription: Subscription, handed: Handed, result: str, noted: int, *, is_counted: bool
+) -> None:
+    """Count what became of an attempt; or write down that it came too late."""
+    event = handed.delivery.event
+    if is_counted:
+        mesh.last_attempts.pop((subscription.group, event.sequence), None)
+        mesh.event_counts.ended(event.topic, result)
     elif noted:
         _ended(mesh, subscription, handed, LATE, "its time was over, or somebody had settled it", (noted,))
-    return counted
 
 
 def ended_by(delivery: Delivery, verdict: Verdict) -> str:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from meshd.api.event_counts import EventCounts
+from meshd.api.setting_aside import SettingAside
 from meshd.call import Kind
 from meshd.filters.minting import TOKEN_LIFE_S, moved, refused
 from meshd.filters.turns import Turns
@@ -31,8 +32,9 @@ class Mesh:
     """One sidecar, as the services of the API know it."""
 
     __slots__ = (
-        "_agent", "_random_bytes", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded", "joined",
-        "judged", "keys", "last_attempts", "ledger", "proxy", "state", "telemetry", "traces", "turns", "wall_clock",
+        "_agent", "_random_bytes", "aside", "bus", "chain", "desk", "discovering", "event_counts", "events", "funded",
+        "joined", "judged", "keys", "last_attempts", "ledger", "proxy", "state", "telemetry", "traces", "turns",
+        "wall_clock",
     )  # fmt: skip
 
     def __init__(
@@ -78,6 +80,8 @@ class Mesh:
         """Workflow, source and id of events whose publishing was let pass as a turn, the latest of them."""
         self.last_attempts: dict[tuple[str, str], tuple[Actor, int]] = {}
         """By group and sequence, who was handed the last attempt at an event, and the record of the trace of that."""
+        self.aside = None if desk is None else SettingAside(desk)
+        """Events that wait for people; None where nobody can be asked."""
         self.wall_clock = wall_clock
         self._agent = agent
         self._random_bytes = random_bytes

@@ -1,8 +1,8 @@
 """Events pushed to agents beside this sidecar: a POST each, CloudEvents 1.0 in binary mode, as `subscriptions` says.
 
-What the agent answers is what became of the event: 2xx is SUCCESS; 408, 425, 429 and every status from 500 is RETRY,
-no sooner than its Retry-After says; every other 4xx is DROP. Where it never reached the agent, it is RETRY. Where it
-may have, and nothing is heard of it, the attempt is given back: the next one is marked.
+What the agent answers is what became of the event: 2xx is SUCCESS; 408, 425, 428, 429 and every status from 500 is
+RETRY, no sooner than its Retry-After says; every other 4xx is DROP. Where it never reached the agent, it is RETRY.
+Where it may have, and nothing is heard of it, the attempt is given back: the next one is marked.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ SPARE_S: Final = 5.0
 """By how much longer the bus waits than the agent has time: what comes at the last moment still counts."""
 ATTEMPT: Final = b"meshd-event-attempt"
 MARKED: Final = b"meshd-event-may-have-been-handled"
-_LATER: Final = frozenset({408, 425, 429})
+_LATER: Final = frozenset({408, 425, 428, 429})
+"""With 428 an agent passes on what it was told of a call of its own: a person must allow it first."""
 _TERMS: Final = Terms()
 _DIGITS: Final = re.compile(r"\d+")
 log = logging.getLogger("meshd.events")
@@ -157,7 +158,7 @@ class Push:
         """Hand an event over, and settle it."""
         mesh = self._mesh
         try:
-            handed = await admitted(mesh, self.agent, subscription, delivery)
+            handed = await admitted(mesh, self.agent, subscription, delivery, self.section.handling_time)
             if handed is None:
                 return
             try:

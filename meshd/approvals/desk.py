@@ -15,6 +15,7 @@ import msgspec
 from meshd.approvals.crowd import Crowd
 from meshd.approvals.deciding import Declined, Why, decided, holds, over
 from meshd.approvals.drafting import draft
+from meshd.approvals.hands import Hands
 from meshd.approvals.holding import Holding
 from meshd.approvals.keys import Guard, approver_of, is_made
 from meshd.approvals.line import LOOK_S, Line
@@ -94,6 +95,7 @@ class Desk:
         self.guard = Guard()
         self.tally = Tally()
         self.crowd = Crowd()
+        self.hands = Hands()
         self.pending: dict[str, float] = {}
         """Ids that nobody has decided on, as far as is known here, and when they expire."""
         self.sidecar = sidecar
@@ -113,13 +115,13 @@ class Desk:
         await self.line.watch()
         while True:
             found = await self.ask(question)
-            holding.approval = found.approval
+            holding.found(found.approval, is_decided=found.approval.state_at(self.clock()) is not State.PENDING)
             settled = await self._decided(found, ends_s, holding, question.key)
             if settled is None:
                 continue  # used by another, or gone: this call asks for itself
             used = await self._use(settled, question.call, question.key)
             if used is not None:
-                holding.approval = used
+                holding.found(used, is_decided=True)
                 return used
             _look_whether_sent(await self._reread(settled.approval.id), question.key)
 
@@ -357,11 +359,9 @@ class Desk:
         """Tell everybody of a change that was made here."""
         if approval.state is not State.PENDING:
             self.tally.count(approval.state.value)
-        now = await self._reread(approval.id)
-        if now is None:
-            return approval
-        self.line.tell(now)
-        self._told(approval)
+        if (now := await self._reread(approval.id)) is not None:
+            self.line.tell(now)
+            self._told(approval)
         return approval
 
     def _seen(self, found: Found) -> None:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
+    from meshd.approvals.hands import Hand
     from meshd.approvals.record import Approval
     from meshd.approvals.shelf import Found
 
@@ -15,9 +16,11 @@ if TYPE_CHECKING:
 class Holding:
     """One call that is held: whoever holds its connection says `leave` when its caller has gone."""
 
-    __slots__ = ("_future", "approval", "held_s", "is_gone", "over", "task")
+    __slots__ = ("_future", "approval", "hands", "held_s", "is_gone", "over", "task")
 
-    def __init__(self) -> None:
+    def __init__(self, hands: Sequence[Hand] = ()) -> None:
+        """`hands`: the events that it may follow from."""
+        self.hands = hands
         self.is_gone = False
         self.held_s = 0.0
         self.approval: Approval | None = None
@@ -27,6 +30,14 @@ class Holding:
         self.over: Callable[[bytes, str], None] | None = None
         """Told of the answer once the call was carried out, where its caller was shown a task."""
         self._future: asyncio.Future[Found | None] | None = None
+
+    def found(self, approval: Approval, *, is_decided: bool = False) -> None:
+        """It waits for an approval; or, with `is_decided`, is told what became of that."""
+        for hand in self.hands:
+            if self.approval is not None and self.approval.id != approval.id:
+                hand.note(self.approval, is_decided=True)
+            hand.note(approval, is_decided=is_decided)
+        self.approval = approval
 
     def leave(self) -> None:
         """Nobody waits for the call any more. What it asked for stays."""

@@ -23,7 +23,7 @@ from meshd.engines.port import StoreCorrupt, StoreFull, StoreNewer, StoreUnable
 if TYPE_CHECKING:
     from meshd.engines.bus_terms import Terms
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 
 class Command(msgspec.Struct, array_like=True, tag_field="kind", frozen=True):
@@ -56,6 +56,7 @@ class Settle(Command, tag="settle", frozen=True):
     place: int
     attempt: int
     verdict: Verdict
+    """From format 3 on, DEFER too."""
     wait_ms: int
     reason: str
 

@@ -16,13 +16,14 @@ from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_seconds
+from meshd.engines.bus_port import Verdict
 from meshd.engines.bus_shelf import Attempt
 from meshd.engines.port import StoreClosed, StoreError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from meshd.engines.bus_port import Delivery, Verdict
+    from meshd.engines.bus_port import Delivery
     from meshd.engines.bus_shelf import AtOnce, HandedOut, Shelf
     from meshd.engines.bus_terms import Clock, Timer
 
@@ -316,6 +317,15 @@ class Subscriber:
         self._check()
         if retry_after_s is not None:
             check_seconds("retry_after", retry_after_s)
+        return await self._settle(delivery, verdict, retry_after_s, reason)
+
+    async def defer(self, delivery: Delivery, wait_s: float) -> bool:
+        return await self._settle(delivery, Verdict.DEFER, wait_s, "")
+
+    async def lapse(self, delivery: Delivery, reason: str) -> bool:
+        return await self._settle(delivery, Verdict.RETRY, 0.0, reason)
+
+    async def _settle(self, delivery: Delivery, verdict: Verdict, retry_after_s: float | None, reason: str) -> bool:
         attempt = Attempt.of(delivery)
         reason = reason[:REASON_CHARACTERS_MAX].encode("utf-8", "replace").decode()
         settled = await self._shelf.settle(self._line.group, attempt, verdict, retry_after_s, reason)
@@ -324,6 +334,10 @@ class Subscriber:
         if settled.is_freed:
             self._line.stir()
         return settled.counted
+
+    def left_s(self, delivery: Delivery) -> float:
+        lease = self.under_way.get(Attempt.of(delivery))
+        return 0.0 if lease is None else max(0.0, lease.ends_s - self._clock.now_s())
 
     async def give_back(self, delivery: Delivery, *, is_unseen: bool) -> None:
         attempt = Attempt.of(delivery)

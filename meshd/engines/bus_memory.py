@@ -13,6 +13,7 @@ from meshd.engines.bus_front import BusFront
 from meshd.engines.bus_memory_group import Group, Kept, Pending
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Topic, Verdict
 from meshd.engines.bus_shelf import (
+    AGAIN,
     UNHEARD,
     Attempt,
     HandedOut,
@@ -20,6 +21,7 @@ from meshd.engines.bus_shelf import (
     Settled,
     Unheard,
     check_place,
+    deferred,
     full,
     none_unheard,
     ordinal,
@@ -165,17 +167,21 @@ class _Shelf(Patient):
         if one is None:
             return Settled(counted=False)
         counted = not one.is_done
-        if not one.is_out or one.attempt != attempt.number:
+        if verdict in AGAIN and not one.is_out and one.due_s is not None and one.attempt == deferred(attempt.number):
+            one.attempt += verdict is Verdict.RETRY
+        elif not one.is_out or one.attempt != attempt.number:
             if verdict is not Verdict.SUCCESS:
                 return Settled(counted=False)
             if one.is_out:
                 one.is_done = True
                 return Settled(counted)
             return Settled(counted, of.finish(place))
-        if one.is_done or verdict is not Verdict.RETRY:
+        elif one.is_done or verdict not in AGAIN:
             of.dropped += counted and verdict is Verdict.DROP
             return Settled(counted, of.finish(place))
-        if ordinal(attempt.number) >= self._terms.attempts_max:
+        elif verdict is Verdict.DEFER:
+            one.attempt = deferred(attempt.number)
+        if verdict is Verdict.RETRY and ordinal(attempt.number) >= self._terms.attempts_max:
             return Settled(counted, self._bury(of, place, one, reason))
         wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
         one.is_out = False

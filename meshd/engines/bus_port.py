@@ -85,6 +85,8 @@ class Verdict(str, Enum):
     SUCCESS = "success"
     RETRY = "retry"
     DROP = "drop"
+    DEFER = "defer"
+    """Said by no handler, but for one: the attempt ended since somebody must decide first, and does not count."""
 
 
 class Delivery(NamedTuple):
@@ -98,7 +100,7 @@ class Delivery(NamedTuple):
     place: int
     """Names the event within its bus."""
     life: int = 0
-    """How often it was redriven before: then attempts are counted from 1 again."""
+    """Grows where it is redriven, and attempts are counted from 1 again, and where an attempt was set aside."""
 
     @property
     def token(self) -> bytes:
@@ -185,6 +187,24 @@ class Subscription(Protocol):
         from 0 to a bound that doubles with each attempt; at the last attempt the event becomes a dead letter. Raises
         EventMalformed for a `retry_after_s` that is no time.
         """
+        ...
+
+    async def defer(self, delivery: Delivery, wait_s: float) -> bool:
+        """Set an attempt aside, which then does not count: the event is handed out again, at the same attempt, after
+        `wait_s`. Said again before that, it waits for `wait_s` from now on, and is handed out at once where that is 0.
+
+        Return whether it does. May be called after `close` too, as long as the bus is open.
+        """
+        ...
+
+    async def lapse(self, delivery: Delivery, reason: str) -> bool:
+        """End the wait of what was set aside, in vain: the attempt counts after all, as one that ended with RETRY.
+        Return whether it does. May be called after `close`, as above."""
+        ...
+
+    def left_s(self, delivery: Delivery) -> float:
+        """Return for how many seconds its handler may yet do something that it must hear of in its time; 0 where that
+        is over, or the delivery is not this subscriber's."""
         ...
 
     async def holds(self, delivery: Delivery) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from meshd.engines.bus_shelf import Unheard
     from meshd.engines.bus_terms import Terms
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 TYPE: Final = "meshd.bus."
 """How the `type` of each message begins; the number of the format follows."""
 TYPES: Final = frozenset(f"{TYPE}{one}" for one in range(1, FORMAT + 1))
@@ -88,7 +88,7 @@ class Settle(_Command, frozen=True, tag=5):
     attempt: int
     verdict: Verdict
     wait_ms: int
-    """Until the next attempt, where the verdict is RETRY."""
+    """Until the next attempt, where the verdict is RETRY or, from format 3 on, DEFER."""
     reason: str
 
 

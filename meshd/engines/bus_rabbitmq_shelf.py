@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from meshd.engines.bus_port import Verdict
 from meshd.engines.bus_rabbitmq_entry import (
     GiveBack,
     Group,
@@ -18,12 +17,21 @@ from meshd.engines.bus_rabbitmq_entry import (
     Settle,
     Trim,
 )
-from meshd.engines.bus_shelf import Attempt, HandedOut, Settled, counted_in_parts, kept_in_parts, none_unheard, ordinal
+from meshd.engines.bus_shelf import (
+    AGAIN,
+    Attempt,
+    HandedOut,
+    Settled,
+    counted_in_parts,
+    kept_in_parts,
+    none_unheard,
+    ordinal,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic
+    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
     from meshd.engines.bus_rabbitmq_log import Log
     from meshd.engines.bus_rabbitmq_replica import Replica
     from meshd.engines.bus_terms import Terms
@@ -101,7 +109,7 @@ class LogShelf:
         if self._is_void(one, attempt):
             return Settled(counted=False)
         wait_s = self._terms.retry_s(ordinal(attempt.number)) if retry_after_s is None else retry_after_s
-        wait_ms = int(wait_s * 1000) if verdict is Verdict.RETRY else 0
+        wait_ms = int(wait_s * 1000) if verdict in AGAIN else 0
         settled: Settled = await self._log.ask(Settle(one, attempt.place, attempt.number, verdict, wait_ms, reason))
         self._out.get(one, set()).discard(attempt)
         return settled

@@ -269,25 +269,29 @@ SETTLE: Final = (
 local n = ARGV[6]
 local G = group_of(n)
 call('DEL', P .. ':nothing')
+local function deferred(number) return num(number + 1000 * LIFE - 1) end -- as meshd.engines.bus_shelf has it
 local reply, is_freed, soonest = {}, false, huge
 for at = 7, #ARGV, 5 do
   local place, number, verdict, wait, reason = ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4]
   local r = found(G, place)
   local counted, freed, due = r and r.done == '0', false, -1
-  if not r or ((r.state ~= 'O' or r.attempt ~= number) and verdict ~= 'success') then
+  local aside = (verdict == 'retry' or verdict == 'defer') and r and r.state == 'W' and r.attempt == deferred(number)
+  if aside and verdict == 'retry' then r.attempt = num(r.attempt + 1) end
+  if not r or ((r.state ~= 'O' or r.attempt ~= number) and verdict ~= 'success' and not aside) then
     counted = false
   elseif r.state == 'O' and r.attempt ~= number then
     -- Somebody else is at it: the next of its key waits until that has ended, however it ends.
     r.done = '1'
     put(G, place, r)
-  elseif r.state ~= 'O' or r.done == '1' or verdict == 'success' or verdict == 'drop' then
+  elseif not aside and (r.state ~= 'O' or r.done == '1' or verdict == 'success' or verdict == 'drop') then
     if verdict == 'drop' and counted then call('HINCRBY', G, 'dropped', 1) end
     freed = finish(G, place, r)
-  elseif verdict == 'damaged' or number % LIFE >= attempts_max then
+  elseif verdict == 'damaged' or (verdict == 'retry' and number % LIFE >= attempts_max) then
     freed = bury(n, place, r, verdict == 'damaged' and 'its record is damaged' or reason)
   else
     leave(G, place, r)
     r.state = 'W'
+    if verdict == 'defer' then r.attempt = deferred(number) end
     put(G, place, r)
     call('ZADD', G .. ':wait', num(now + wait), place)
     due = tonumber(wait)

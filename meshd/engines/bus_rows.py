@@ -12,7 +12,7 @@ import heapq
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, Protocol, TypeVar
 
 from meshd.engines.bus_port import Verdict
-from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, ordinal, redriven
+from meshd.engines.bus_shelf import AGAIN, UNHEARD, Attempt, Settled, deferred, ordinal, redriven
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -213,7 +213,9 @@ class GroupRows(Generic[L]):
         if row is None:
             return Settled(counted=False)
         counted = not row.is_done
-        if row.state != OUT or row.attempt != attempt.number:
+        if verdict in AGAIN and row.state == WAITING and row.attempt == deferred(attempt.number):
+            row = row._replace(attempt=row.attempt + (verdict is Verdict.RETRY))
+        elif row.state != OUT or row.attempt != attempt.number:
             if verdict is not Verdict.SUCCESS:
                 return Settled(counted=False)
             if row.state == OUT:
@@ -221,12 +223,14 @@ class GroupRows(Generic[L]):
                     self.put(place, row._replace(is_done=True))
                 return Settled(counted)
             return Settled(counted, self.finish(place))
-        if row.is_done or verdict is not Verdict.RETRY:
+        elif row.is_done or verdict not in AGAIN:
             self.dropped += counted and verdict is Verdict.DROP
             return Settled(counted, self.finish(place))
-        if ordinal(attempt.number) >= self.attempts_max:
-            return Settled(counted, self.bury(place, reason))
+        elif verdict is Verdict.DEFER:
+            row = row._replace(attempt=deferred(attempt.number))
         self.put(place, row._replace(state=WAITING, due_ms=now_ms + wait_ms, wait_ms=wait_ms, owner=""))
+        if verdict is Verdict.RETRY and ordinal(attempt.number) >= self.attempts_max:
+            return Settled(counted, self.bury(place, reason))
         return Settled(counted, due_s=(now_ms + wait_ms) / 1000)
 
     def give_back(self, attempts: Iterable[tuple[int, int]], *, is_unseen: bool) -> None:

@@ -7,13 +7,13 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from meshd.engines.bus_event import sequence_text
-from meshd.engines.bus_port import Delivery, StartGone
+from meshd.engines.bus_port import Delivery, StartGone, Verdict
 from meshd.engines.port import StoreError, StoreFull, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic, Verdict
+    from meshd.engines.bus_port import DeadLetter, Event, Position, Published, Start, Topic
     from meshd.engines.bus_terms import Terms
 
 
@@ -68,6 +68,19 @@ def redriven(number: int) -> int:
     """Return the number that an event has when it is redriven, whose last attempt had this one: the next one's is one
     more."""
     return number - number % LIFE + LIFE
+
+
+_LIVES_OF_DEFERRED: Final = 1000
+"""By so many lives an attempt that is set aside goes on: nothing is redriven as often, so that nothing else waits under
+such a number, and what is said late of an attempt of another life is never taken for what is said of this one."""
+AGAIN: Final = frozenset({Verdict.RETRY, Verdict.DEFER})
+"""Verdicts after which the event is handed out again."""
+
+
+def deferred(number: int) -> int:
+    """Return the number that an event has whose attempt of this number was set aside: the next one's is one more, and
+    it is the same attempt of those that are counted."""
+    return number + _LIVES_OF_DEFERRED * LIFE - 1
 
 
 class Unheard(NamedTuple):
@@ -138,7 +151,8 @@ class Shelf(Protocol):
     async def settle(
         self, group: int, attempt: Attempt, verdict: Verdict, retry_after_s: float | None, reason: str
     ) -> Settled:
-        """End an attempt."""
+        """End an attempt; or, with RETRY or DEFER, the wait of one that was set aside (`deferred`): it then counts, or
+        waits anew."""
         ...
 
     async def give_back(self, group: int, attempts: Sequence[Attempt], *, is_unseen: bool) -> None:

@@ -14,7 +14,18 @@ import msgspec
 
 from meshd.engines.bus_event import sequence_text
 from meshd.engines.bus_port import DeadLetter, Delivery, Event, Position, Published, Verdict
-from meshd.engines.bus_shelf import UNHEARD, Attempt, Settled, Unheard, full, none_unheard, ordinal, redriven
+from meshd.engines.bus_shelf import (
+    AGAIN,
+    UNHEARD,
+    Attempt,
+    Settled,
+    Unheard,
+    deferred,
+    full,
+    none_unheard,
+    ordinal,
+    redriven,
+)
 from meshd.engines.bus_sqlite_trim import Trimming
 from meshd.engines.bus_terms import EVENT_BYTES
 from meshd.engines.port import StoreFull
@@ -215,7 +226,9 @@ class Shelf(Trimming):
         if row is None:
             return Settled(counted=False)
         key, state, number, _, is_done = row
-        if state != OUT or number != attempt.number:
+        if verdict in AGAIN and state == WAITING and number == deferred(attempt.number):
+            number += verdict is Verdict.RETRY
+        elif state != OUT or number != attempt.number:
             if verdict is not Verdict.SUCCESS:
                 return Settled(counted=False)
             if state == OUT:
@@ -223,17 +236,19 @@ class Shelf(Trimming):
                 run("UPDATE pending SET is_done = 1 WHERE sequence = ? AND grp = ?", (attempt.place, group))
                 return Settled(counted=not is_done)
             return Settled(counted=True, is_freed=self.finish(group, attempt.place, key))
-        if is_done or verdict is not Verdict.RETRY:
+        elif is_done or verdict not in AGAIN:
             if verdict is Verdict.DROP and not is_done:
                 run("UPDATE grp SET dropped = dropped + 1 WHERE number = ?", (group,))
             return Settled(counted=not is_done, is_freed=self.finish(group, attempt.place, key))
-        if ordinal(attempt.number) >= self.terms.attempts_max:
-            return Settled(counted=True, is_freed=self._bury(group, attempt.place, reason, now_ms))
+        elif verdict is Verdict.DEFER:
+            number = deferred(attempt.number)
         wait_ms = int(self.terms.retry_s(ordinal(attempt.number)) * 1000) if wait_ms is None else wait_ms
         run(
-            "UPDATE pending SET state = 3, due_ms = ?, wait_ms = ? WHERE sequence = ? AND grp = ?",
-            (now_ms + wait_ms, wait_ms, attempt.place, group),
+            "UPDATE pending SET state = 3, due_ms = ?, wait_ms = ?, attempt = ? WHERE sequence = ? AND grp = ?",
+            (now_ms + wait_ms, wait_ms, number, attempt.place, group),
         )
+        if verdict is Verdict.RETRY and ordinal(attempt.number) >= self.terms.attempts_max:
+            return Settled(counted=True, is_freed=self._bury(group, attempt.place, reason, now_ms))
         return Settled(counted=True, due_s=(now_ms + wait_ms) / 1000)
 
     def give_back(self, group: int, attempts: tuple[Attempt, ...], is_unseen: bool, now_ms: int) -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.approvals.deciding import Declined
 from meshd.approvals.desk import Flooded, NotAllowed, SentAlready
+from meshd.approvals.hands import Whose
 from meshd.approvals.holding import Holding
 from meshd.approvals.state import State
 from meshd.call import NEED_BODY, Wait
@@ -33,6 +34,7 @@ from meshd.filters.deferring import hold_s as task_hold_s
 from meshd.filters.holding import hold_s
 from meshd.filters.resuming import ASK_S, asks_user
 from meshd.refusal import Reason, Refused
+from meshd_sdk.context import HEADER_CONTEXT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -162,7 +164,8 @@ class Approval:
 
         Where the same call, by its key, goes out at another sidecar: return that one's answer.
         """
-        holding = Holding()
+        token, context = call.header(HEADER_CONTEXT) or b"", call.context
+        holding = Holding(() if context is None else desk.hands.of(token, Whose.of(context), desk.clock()))
         call.holding = holding
         began_s = desk.clock()
         try:
@@ -171,13 +174,13 @@ class Approval:
                 try:
                     return await self._obtain(desk, call, question, self._hold_of(call, settings, desk), holding)
                 except SentAlready as sent:
-                    holding.approval = sent.approval
+                    holding.found(sent.approval, is_decided=True)
                     decision = await call.claim.elsewhere()
                     if decision is not call.claim:
                         return decision
                 # Not written down as sent yet, or it was not: the approval is looked at again.
         except NotAllowed as error:
-            holding.approval = error.approval
+            holding.found(error.approval, is_decided=error.state is not State.PENDING)
             reason = Reason.APPROVAL_DENIED
             if error.state is State.PENDING:
                 reason, words = Reason.APPROVAL_PENDING, asked_words(error.approval, call, settings)
@@ -227,7 +230,8 @@ class Approval:
         return Used(desk, call, approval, later if held else None)
 
     def _hold_of(self, call: Call, settings: ApprovalSettings, desk: Desk) -> float:
-        """Return for how long a call is held: as long as its caller, its rule and its workflow's deadline allow."""
+        """Return for how long a call is held: as long as its caller, its rule, its workflow's deadline and the time in
+        which an event is to be handled allow."""
         if call.resumes is not None or (call.rpc is not None and call.rpc.is_declined):
             return 0.0
         # Its client has waited since it sent the call: for the body, or for the same call made before.
@@ -237,6 +241,8 @@ class Approval:
         context = call.context
         if context is not None and context.deadline_s is not None:
             seconds = min(seconds, context.deadline_s - desk.clock())
+        for hand in call.holding.hands:
+            seconds = min(seconds, hand.ends_s - desk.clock())
         if self._resuming is not None and asks_user(call):
             seconds = min(seconds, ASK_S)
         return max(seconds, 0.0)

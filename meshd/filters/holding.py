@@ -38,7 +38,7 @@ def hold_s(call: Call) -> float:
     held_s = _client_s(call)
     context = call.context
     if context is not None and context.deadline_s is not None:
-        held_s = min(held_s, _less_margin(context.deadline_s - call.wall_s))
+        held_s = min(held_s, less_margin(context.deadline_s - call.wall_s))
     return max(held_s, 0.0)
 
 
@@ -53,7 +53,7 @@ def is_kept_alive(call: Call) -> bool:
 
 def _client_s(call: Call) -> float:
     if call.dialect is not None and call.dialect.name == "grpc":
-        return GRPC_S if call.timeout_s is None else _less_margin(call.timeout_s)
+        return GRPC_S if call.timeout_s is None else less_margin(call.timeout_s)
     if call.rpc is not None:
         return STREAM_S if call.rpc.protocol == "a2a" and is_kept_alive(call) else RPC_S
     if call.ask is None:
@@ -69,9 +69,10 @@ def _sdk_s(call: Call) -> float:
             except ValueError:
                 continue
             if isfinite(timeout_s) and timeout_s > 0.0:
-                return min(_less_margin(timeout_s), SDK_S_MAX)
+                return min(less_margin(timeout_s), SDK_S_MAX)
     return PLAIN_S
 
 
-def _less_margin(timeout_s: float) -> float:
+def less_margin(timeout_s: float) -> float:
+    """Return the part of a client's time, in seconds, for which it can be held."""
     return timeout_s - min(timeout_s * MARGIN, MARGIN_S_MAX)

@@ -12,6 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from meshd.api import approvals as service
 from meshd.api.services import SERVICES
+from meshd.approvals.hands import Whose
 from meshd.approvals.keys import hash_of, new_key
 from meshd.approvals.state import State
 from meshd.engines.port import StoreClosed
@@ -87,6 +88,22 @@ async def test_what_is_asked_is_waited_for_and_used_once(tmp_path: Path) -> None
         assert (await ask(one, token, payload=b'{"to": 2}')).id != asked.id
         assert [item.id for item in await listed(one, token, pb.APPROVAL_STATE_USED)] == [asked.id]
         assert len(await listed(one, token)) == 3
+
+
+async def test_while_an_event_is_handled_it_is_waited_for_no_longer_than_that_may_take(tmp_path: Path) -> None:
+    async with house(tmp_path, POLICY) as one:
+        token = await token_of(one)
+        hand = one.desk.hands.begin(token.encode(), Whose("ann", "w"), one.wall_clock())
+        asked = await ask(one, token)
+        assert list(hand.undecided) == [asked.id]
+        error = await refusal(wait(one, token, asked.id, "u-1"))
+        assert error.code() is grpc.StatusCode.FAILED_PRECONDITION
+        assert asked.id in (error.details() or "")
+        await decide(one, asked.id, "ada")
+        assert (await ask(one, token)).id == asked.id
+        assert not hand.undecided, "whoever fails now fails for another reason"
+        assert (await wait(one, token, asked.id, "u-1")).is_granted
+        assert not hand.undecided
 
 
 async def test_people_see_the_arguments_and_the_agents_words_without_secrets(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ class Tool:
         self.asked: list[tuple[str, str, bytes]] = []
         self.notices: list[tuple[dict[str, str], bytes]] = []
         self.notice_status = 204
+        self.answer = b"done"
         self.gate = threading.Event()
         self.gate.set()
         tool = self
@@ -42,7 +43,7 @@ class Tool:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers.get("content-length") or 0))
-                status, answer = 200, b"done"
+                status, answer = 200, tool.answer
                 if self.path == "/hook":
                     tool.notices.append((dict(self.headers.items()), body))
                     status, answer = tool.notice_status, b""

@@ -111,6 +111,8 @@ class Twins(RuleBasedStateMachine):
         pair = next((pair for of, pair in self.subscribers if of == group), None)
         if pair is not None:
             self.settle_with(pair, deliveries, verdict, retry_after_s)
+            if retry_after_s == 0.0:
+                self.move(0.0)  # or who waits would be told only where something else comes
 
     @precondition(lambda self: self.subscribers)
     @rule(which=st.integers(0, 5))

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 
 from meshd.approvals.desk import Desk
+from meshd.approvals.hands import Whose
 from meshd.approvals.keys import hash_of, new_key
 from meshd.approvals.record import Approval as Record
 from meshd.approvals.state import State
 from meshd.call import Call, Direction, Evidence, NeedBody, Rpc, Wait
 from meshd.engines.memory import MemoryStore
 from meshd.engines.port import StoreError
-from meshd.filters.approval import Approval
+from meshd.filters.approval import Approval, Used
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.asking import cost_of, why_asked
 from meshd.filters.plan import Plan
@@ -49,6 +50,7 @@ class House:
     """A filter and its desk, over a store in memory."""
 
     def __init__(self, of: Policy) -> None:
+        self.of = of
         self.store = MemoryStore()
         self.wall_s = WALL_S
         self.desk = Desk(lambda: self.store, lambda: of, clock=lambda: self.wall_s)
@@ -73,6 +75,30 @@ class House:
 
     async def decide(self, id: str, *, is_allowed: bool = True) -> None:
         await self.desk.decide(id, KEY, approver="", is_allowed=is_allowed, reason="because")
+
+
+async def test_a_call_is_held_for_as_long_as_the_event_that_it_follows_from_may_be_handled() -> None:
+    house = House(policy(APPROVERS + "rules: [{name: writes, approval: {}}]"))
+
+    def made(token: bytes, workflow: str = "w") -> Call:
+        one = routed(call("billing", headers=[(b"x-meshd-context", token)], of=house.of))
+        one.context = Context(workflow, "researcher", account="workflow/w")
+        return one
+
+    hands, whose = house.desk.hands, Whose("researcher", "w")
+    over = hands.begin(b"t1", whose, WALL_S)
+    refused = await house.refused(made(b"t1"))  # at once, and not in 25 s
+    (asked,) = await house.pending()
+    assert (refused.reason, list(over.undecided)) == (Reason.APPROVAL_PENDING, [asked.id])
+    # Under another token it may follow from any that the agent still has in hand in that workflow.
+    other, stranger = hands.begin(b"t2", whose, WALL_S + 0.001), hands.begin(b"t3", Whose("researcher", "v"), WALL_S)
+    assert (await house.refused(made(b"part"))).reason is Reason.APPROVAL_PENDING
+    assert (list(other.undecided), list(stranger.undecided)) == ([asked.id], [])
+    await house.decide(asked.id)
+    ticket = await house.admit(made(b"t1"))
+    assert isinstance(ticket, Used)
+    assert (list(over.undecided), list(other.undecided)) == ([], [asked.id])
+    await house.desk.close()
 
 
 # ---------------------------------------------------------------------- which calls ask

@@ -1,0 +1,86 @@
+"""Events whose handlers ended since a person must decide first: set aside on the bus until that is so.
+
+While somebody here waits for the decision the bus is told now and then that the event goes on waiting. Where this
+sidecar ends it is handed out again soon after, and its handler's call attaches to the same approval.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Final
+
+from meshd.approvals.deciding import Declined
+from meshd.approvals.holding import Holding
+from meshd.approvals.state import State
+from meshd.engines.port import StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+    from meshd.approvals.desk import Desk
+
+RENEW_S: Final = 60.0
+"""How often the bus is told."""
+KEEP_S: Final = 150.0
+"""For how long an event waits where it is told no more."""
+AGAIN_S: Final = 2.0
+"""After the store failed, before it is asked again."""
+WATCHED_MAX: Final = 10_000
+"""Events whose decisions are waited for at once; those beyond are handed out again after `KEEP_S`."""
+log = logging.getLogger("meshd.api")
+
+
+class SettingAside:
+    """One for the process, on the loop's thread."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def watch(
+        self, ids: Sequence[str], defer: Callable[[float], Awaitable[bool]], lapse: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        """Have an event handed out again once all these approvals are decided, or the time of one is over.
+
+        `defer` and `lapse` are the bus's (`meshd.engines.bus_port.Subscription`), of this event.
+        """
+        if len(self._tasks) < WATCHED_MAX:
+            task = asyncio.get_running_loop().create_task(self._watch(ids, defer, lapse))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def end(self) -> None:
+        """Wait for nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _watch(
+        self, ids: Sequence[str], defer: Callable[[float], Awaitable[bool]], lapse: Callable[[str], Awaitable[bool]]
+    ) -> None:
+        try:
+            vain = ""
+            for id in ids:
+                while (state := await self._state(id)) is State.PENDING:
+                    if not await defer(KEEP_S):
+                        return  # it was handed out, or is no more
+                if state is State.EXPIRED:
+                    vain = f"nobody decided on the approval {id} in time, and no answer is a no"
+            await (lapse(vain) if vain else defer(0.0))
+        except StoreError as error:
+            log.warning("an event that waited for a decision is handed out again within %g s: %s", KEEP_S, error)
+
+    async def _state(self, id: str) -> State | None:
+        """Wait for a decision, not for long, and return where an approval stands; None where there is none."""
+        try:
+            approval = await self._desk.wait(id, RENEW_S, Holding())
+        except Declined:
+            return None
+        except StoreError as error:
+            log.warning("an event goes on waiting for the approval %s, which cannot be read: %s", id, error)
+            await asyncio.sleep(AGAIN_S)
+            return State.PENDING
+        return approval.state_at(self._desk.clock())
