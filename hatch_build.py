@@ -6,7 +6,7 @@ modules run as they are. docs/benchmarks.md says what it brings.
     MESHD_COMPILE=1 pip install .    an installation that is compiled; needs a C compiler and Python's headers
     python hatch_build.py DIR        puts a compiled copy of the package into DIR
 
-MESHD_OPT=1 compiles in half the time what then runs slower: for tests of what compiled code does, not how fast.
+MESHD_OPT=0 compiles in a third of the time what then runs slower: for tests of what compiled code does, not how fast.
 """
 
 from __future__ import annotations

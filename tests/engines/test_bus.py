@@ -161,103 +161,111 @@ async def test_many_at_once_handle_each_event_once(bus: Bus) -> None:
     assert (await bus.positions())[0][3:6] == (0, 0, 0)
 
 
-@pytest.mark.parametrize(
-    ("pattern", "yes", "no"),
-    [
-        ("task", ["task"], ["task.a", "tasks", "Task"]),
-        ("*", ["task", "a-b_9"], ["task.a"]),
-        ("task.*", ["task.a"], ["task", "task.a.b", "other.a"]),
-        ("*.done", ["task.done"], ["done", "task.sub.done"]),
-        ("task.*.done", ["task.a.done"], ["task.done", "task.a.b.done"]),
-        ("task.>", ["task.a", "task.a.b.c"], ["task", "tasks.a"]),
-        ("*.>", ["a.b", "a.b.c"], ["a"]),
-        (">", ["a", "a.b.c"], []),
-    ],
+PATTERNS = (
+    ("task", ["task"], ["task.a", "tasks", "Task"]),
+    ("*", ["task", "a-b_9"], ["task.a"]),
+    ("task.*", ["task.a"], ["task", "task.a.b", "other.a"]),
+    ("*.done", ["task.done"], ["done", "task.sub.done"]),
+    ("task.*.done", ["task.a.done"], ["task.done", "task.a.b.done"]),
+    ("task.>", ["task.a", "task.a.b.c"], ["task", "tasks.a"]),
+    ("*.>", ["a.b", "a.b.c"], ["a"]),
+    (">", ["a", "a.b.c"], []),
 )
-async def test_wildcards(bus: Bus, pattern: str, yes: list[str], no: list[str]) -> None:
-    one = await bus.subscribe(pattern, "group")
-    await bus.publish([event(topic) for topic in no + yes])
-    assert [delivery.event.topic for delivery in await take(one, len(yes))] == yes
-    assert await is_waiting(bus, one)
-    assert [topic for topic in yes + no if matcher(pattern)(topic)] == yes
 
 
-@pytest.mark.parametrize(
-    ("field", "bad"),
-    [
-        *(("topic", {"topic": topic}) for topic in ("", ".", "a..b", "a.", "a b", "ä", "a.*", ">", "a/b", "a\n")),
-        ("topic", {"topic": "x" * 256}),
-        ("source", {"source": ""}),
-        ("source", {"source": "x" * 1025}),
-        ("id", {"id": "x" * 1025}),
-        ("subject", {"subject": "\ud800"}),
-        ("partition_key", {"partition_key": "x" * 1025}),
-        ("data", {"data": bytes(2**20 + 1)}),
-        ("token", {"token": bytes(16 * 1024 + 1)}),
-        ("time", {"time_ns": -1}),
-        ("time", {"time_ns": 2**63}),
-        ("extensions", {"extensions": {"Upper": ""}}),
-        ("extensions", {"extensions": {"": ""}}),
-        ("extensions", {"extensions": {"x" * 21: ""}}),
-        ("extensions", {"extensions": {"a": "x" * 4097}}),
-        ("extensions", {"extensions": {"a": "\udfff"}}),
-        ("extensions", {"extensions": {"data": "x"}}),
-        ("extensions", {"extensions": {"id": "x"}}),
-        ("extensions", {"extensions": {"a": "\x7f"}}),
-        ("id", {"id": "\x00"}),
-        ("subject", {"subject": "a\nb"}),
-        ("type", {"type": "a\ufdd0"}),
-        ("source", {"source": "a b"}),
-        ("source", {"source": "a/%zz"}),
-        ("source", {"source": "é"}),
-        ("data_schema", {"data_schema": "<x>"}),
-        ("data_ref", {"data_ref": "no uri"}),
-        ("data_content_type", {"data_content_type": "json"}),
-        ("data_content_type", {"data_content_type": "a/b\r\nx: y"}),
-        ("expirytime", {"extensions": {"expirytime": "tomorrow"}}),
-        ("expirytime", {"extensions": {"expirytime": "2026-13-01T00:00:00Z"}}),
-        ("extensions", {"extensions": {f"a{number}": "" for number in range(65)}}),
-    ],
+async def test_wildcards(bus: Bus, subtests: pytest.Subtests) -> None:
+    for pattern, yes, no in PATTERNS:
+        with subtests.test(pattern=pattern):
+            one = await bus.subscribe(pattern, "group")
+            await bus.publish([event(topic) for topic in no + yes])
+            assert [delivery.event.topic for delivery in await take(one, len(yes))] == yes
+            assert await is_waiting(bus, one)
+            assert [topic for topic in yes + no if matcher(pattern)(topic)] == yes
+
+
+NO_EVENTS: tuple[tuple[str, dict[str, object]], ...] = (
+    *(("topic", {"topic": topic}) for topic in ("", ".", "a..b", "a.", "a b", "ä", "a.*", ">", "a/b", "a\n")),
+    ("topic", {"topic": "x" * 256}),
+    ("source", {"source": ""}),
+    ("source", {"source": "x" * 1025}),
+    ("id", {"id": "x" * 1025}),
+    ("subject", {"subject": "\ud800"}),
+    ("partition_key", {"partition_key": "x" * 1025}),
+    ("data", {"data": bytes(2**20 + 1)}),
+    ("token", {"token": bytes(16 * 1024 + 1)}),
+    ("time", {"time_ns": -1}),
+    ("time", {"time_ns": 2**63}),
+    ("extensions", {"extensions": {"Upper": ""}}),
+    ("extensions", {"extensions": {"": ""}}),
+    ("extensions", {"extensions": {"x" * 21: ""}}),
+    ("extensions", {"extensions": {"a": "x" * 4097}}),
+    ("extensions", {"extensions": {"a": "\udfff"}}),
+    ("extensions", {"extensions": {"data": "x"}}),
+    ("extensions", {"extensions": {"id": "x"}}),
+    ("extensions", {"extensions": {"a": "\x7f"}}),
+    ("id", {"id": "\x00"}),
+    ("subject", {"subject": "a\nb"}),
+    ("type", {"type": "a\ufdd0"}),
+    ("source", {"source": "a b"}),
+    ("source", {"source": "a/%zz"}),
+    ("source", {"source": "é"}),
+    ("data_schema", {"data_schema": "<x>"}),
+    ("data_ref", {"data_ref": "no uri"}),
+    ("data_content_type", {"data_content_type": "json"}),
+    ("data_content_type", {"data_content_type": "a/b\r\nx: y"}),
+    ("expirytime", {"extensions": {"expirytime": "tomorrow"}}),
+    ("expirytime", {"extensions": {"expirytime": "2026-13-01T00:00:00Z"}}),
+    ("extensions", {"extensions": {f"a{number}": "" for number in range(65)}}),
 )  # fmt: skip
+
+
 async def test_what_is_no_event_is_refused_and_nothing_of_its_batch_is_kept(
-    bus: Bus, field: str, bad: dict[str, object]
+    bus: Bus, subtests: pytest.Subtests
 ) -> None:
     one = await bus.subscribe(">", "group")
-    with pytest.raises(EventMalformed) as told:
-        await bus.publish([event(), Event(**{"topic": "task.done", "source": "me", **bad})])  # type: ignore[arg-type]
-    assert told.value.field == field
-    assert str(told.value).startswith(f"{field}: ")
-    assert len(str(told.value)) < 300
+    for field, bad in NO_EVENTS:
+        with subtests.test(bad=str(bad)[:99]):
+            with pytest.raises(EventMalformed) as told:
+                await bus.publish([event(), Event(**{"topic": "task.done", "source": "me", **bad})])  # type: ignore[arg-type]
+            assert told.value.field == field
+            assert str(told.value).startswith(f"{field}: ")
+            assert len(str(told.value)) < 300
     assert await is_waiting(bus, one)
 
 
-@pytest.mark.parametrize("topic", ["", "a.>.b", "a>", "a*", "*a", "a..*", ">.", "a b", "ü", "a." * 128, "**", ">>"])
-async def test_what_is_no_topic_cannot_be_subscribed_to(bus: Bus, topic: str) -> None:
-    with pytest.raises(EventMalformed) as told:
-        await bus.subscribe(topic, "group")
-    assert told.value.field == "topic"
+NO_TOPICS = ("", "a.>.b", "a>", "a*", "*a", "a..*", ">.", "a b", "ü", "a." * 128, "**", ">>")
+
+
+async def test_what_is_no_topic_cannot_be_subscribed_to(bus: Bus, subtests: pytest.Subtests) -> None:
+    for topic in NO_TOPICS:
+        with subtests.test(topic=topic):
+            with pytest.raises(EventMalformed) as told:
+                await bus.subscribe(topic, "group")
+            assert told.value.field == "topic"
     assert await bus.positions() == []
 
 
-@pytest.mark.parametrize("group", ["", "a b", "*", "x" * 256, "ä", "a\n", "../a"])
-async def test_what_is_no_group(bus: Bus, group: str) -> None:
-    for ask in (bus.subscribe("task", group), bus.dead_letters(group), bus.redrive(group, [1])):
-        with pytest.raises(EventMalformed) as told:
-            await ask
-        assert told.value.field == "group"
+async def test_what_is_no_group(bus: Bus, subtests: pytest.Subtests) -> None:
+    for group in ("", "a b", "*", "x" * 256, "ä", "a\n", "../a"):
+        with subtests.test(group=group):
+            for ask in (bus.subscribe("task", group), bus.dead_letters(group), bus.redrive(group, [1])):
+                with pytest.raises(EventMalformed) as told:
+                    await ask
+                assert told.value.field == "group"
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, float("nan"), float("inf"), 8 * 86_400.0])
-async def test_what_is_no_time(bus: Bus, seconds: float) -> None:
-    with pytest.raises(EventMalformed, match="handling_time"):
-        await bus.subscribe("task", "group", handling_s=seconds)
+async def test_what_is_no_time(bus: Bus, subtests: pytest.Subtests) -> None:
     one = await bus.subscribe(">", "group")
-    await bus.publish([event()])
-    delivery = await one.next()
-    if seconds != 0.0:
-        with pytest.raises(EventMalformed, match="retry_after"):
-            await one.settle(delivery, Verdict.RETRY, retry_after_s=seconds)
-    assert await one.settle(delivery, Verdict.SUCCESS)
+    for seconds in (0.0, -1.0, float("nan"), float("inf"), 8 * 86_400.0):
+        with subtests.test(seconds=seconds):
+            with pytest.raises(EventMalformed, match="handling_time"):
+                await bus.subscribe("task", "group", handling_s=seconds)
+            await bus.publish([event()])
+            delivery = await one.next()
+            if seconds != 0.0:
+                with pytest.raises(EventMalformed, match="retry_after"):
+                    await one.settle(delivery, Verdict.RETRY, retry_after_s=seconds)
+            assert await one.settle(delivery, Verdict.SUCCESS)
 
 
 async def test_a_next_that_is_cancelled_takes_nothing(bus: Bus) -> None:

@@ -123,12 +123,13 @@ async def test_a_take_changes_the_version(store: Store) -> None:
     assert await store.write([Change("space", "n", b"0", expected=version)]) == [False]
 
 
-@pytest.mark.parametrize("value", [b"", b"ten", b"-1", b"1.5", b"1" * 19, b"\xff"])
-async def test_a_take_from_what_is_no_number(store: Store, value: bytes) -> None:
-    await store.write([Change("space", "n", value)])
-    with pytest.raises(StoreCorrupt, match="number under n"):
-        await store.take("space", "n", 1, ceiling=10)
-    assert (await store.read("space", ["n"]))["n"].value == value
+async def test_a_take_from_what_is_no_number(store: Store, subtests: pytest.Subtests) -> None:
+    for value in (b"", b"ten", b"-1", b"1.5", b"1" * 19, b"\xff"):
+        with subtests.test(value=str(value)):
+            await store.write([Change("space", "n", value)])
+            with pytest.raises(StoreCorrupt, match="number under n"):
+                await store.take("space", "n", 1, ceiling=10)
+            assert (await store.read("space", ["n"]))["n"].value == value
 
 
 async def test_a_watch_hears_of_changes_in_its_space(store: Store) -> None:

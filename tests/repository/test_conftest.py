@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import BEGINS_FIRST
 from tests.repository.tree import ROOT
 
 if TYPE_CHECKING:
@@ -76,3 +78,14 @@ def test_a_skip_fails_where_nothing_may_be_left_out(tmp_path: Path) -> None:
 )
 def test_async_tests_run_on_the_loops_they_ask_for(tmp_path: Path, word: str, loops: set[str]) -> None:
     assert set(re.findall(rf"{word} (\S+)", run(tmp_path, "0").stdout)) == loops
+
+
+def test_what_begins_first_is_there() -> None:
+    assert [name for name in BEGINS_FIRST if not (ROOT / "tests" / name).is_file()] == []
+
+
+def test_the_long_files_begin_first() -> None:
+    files = ["tests/test_config.py", f"tests/{BEGINS_FIRST[1]}", f"tests/{BEGINS_FIRST[0]}"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:randomly", *files]
+    out = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [file for file, _ in groupby(re.findall(r"^(\S+)::", out, re.MULTILINE))] == files[::-1]
