@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from meshd.engines.bus_port import Bus, Verdict
-from tests.engines.buses import BUS_PLACES, TERMS, BusPlace, bus_place, event, handle, is_waiting, quiet
+from tests.engines.buses import BUS_PLACES, KEPT, TERMS, BusPlace, bus_place, event, handle, is_waiting, quiet
 
 pytestmark = pytest.mark.both_loops
 
@@ -126,9 +126,8 @@ async def test_what_is_said_late_of_another_attempt_does_not_end_the_wait(bus: B
     assert await bus.dead_letters("group") == []
 
 
+@pytest.mark.parametrize("place", KEPT, indirect=True)
 async def test_it_waits_through_a_restart(place: BusPlace) -> None:
-    if not place.is_kept:
-        pytest.skip("it keeps nothing")
     before = place.open()
     one = await before.subscribe(">", "group")
     await before.publish([event(id="a")])
