@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Headers = list[tuple[bytes, bytes]]
 """Header fields in wire order; names are lower case on every wire."""
+NO_FIELDS: Final[Headers] = []
+"""Stands where most calls have none: whoever has some puts another list in its place. Never changed."""
 
 
 class Kind(str, Enum):
@@ -49,6 +51,10 @@ class Target(NamedTuple):
     kind: Kind
     name: str
     model: str = ""
+
+    def with_model(self, model: str) -> Target:
+        """The same with another model; made without the function of Python's that the class is made with."""
+        return tuple.__new__(Target, (self[0], self[1], model))
 
 
 class Evidence(str, Enum):
@@ -369,7 +375,7 @@ class Call:
         self.reply_heard_by: Any = None  # the same of a reply that no meter reads
         self.policy: Any = None  # the frozen document this call began with; a reload does not change it
         self.plan: Any = None  # every filter's settings for this call, as the rules of `policy` match: set by Routing
-        self.inject: Headers = []  # header fields that meshd adds to the forwarded request
+        self.inject: Headers = NO_FIELDS  # header fields that meshd adds to the forwarded request
         self.reply_headers: Headers = []  # the same of the reply
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream

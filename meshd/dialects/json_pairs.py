@@ -89,7 +89,10 @@ def read_body(body: bytes) -> Pairs:
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
             _explain(error, body, "the request body")
         # As in `_compact_bytes`: an object of just this length has lost no member.
-        if len("".join(pairs)) + len(b"".join(pairs.values())) + 4 * len(pairs) + 1 == len(body):
+        keys = 0
+        for name in pairs:
+            keys += len(name)
+        if keys + len(b"".join(pairs.values())) + 4 * len(pairs) + 1 == len(body):
             return pairs
     return read_object(body, "the request body")
 
@@ -334,20 +337,19 @@ def is_flat(array: msgspec.Raw) -> bool:
     False where that is not cheap to prove. A nested object follows a colon, an item of the array its bracket or a
     comma; braces inside strings can only make the answer False.
     """
-    raw = bytes(array)
+    raw = b"".join((array,))  # as `bytes` does, in a third of the time
     if raw.rfind(_BRACKET) > 0:
         return False
-    # `partition` costs half of `find` from a place.
-    before, brace, rest = raw.partition(_OPENING)
+    pieces = raw.split(_OPENING, _BRACES_MAX)
+    if len(pieces) > _BRACES_MAX:
+        return False
+    del pieces[-1]
     opens = _BRACKET
-    for _ in range(_BRACES_MAX):
-        if not brace:
-            return True
+    for before in pieces:
         if not before or (before[-1] != opens and before.rstrip(_WHITESPACE)[-1:] != bytes((opens,))):
             return False
         opens = _COMMA
-        before, brace, rest = rest.partition(_OPENING)
-    return False
+    return True
 
 
 _encoded: Final[dict[str, bytes]] = {}

@@ -26,6 +26,8 @@ _raws: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _NONSENSE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 # Choices that a stream is believed to have; an answer must not make its meter grow without end.
 _CHOICES_MAX: Final = 1024
+_ONE: Final = frozenset({0})
+_NONE: Final[frozenset[int]] = frozenset()
 _DONE: Final = b"data: [DONE]\n\n"
 # By number: a byte is found three times as fast as a string of one.
 _LF: Final = 0x0A
@@ -104,9 +106,9 @@ class OpenAIMeter:
         self._event = Event()
         self._content_bytes = 0
         self._created: int | None = None
-        self._seen = {0} if ask.choices == 1 else set(range(min(ask.choices, _CHOICES_MAX)))
-        self._finished: set[int] = set()
-        self._finishing: list[int] = []
+        self._seen = _ONE if ask.choices == 1 else frozenset(range(min(ask.choices, _CHOICES_MAX)))
+        self._finished: frozenset[int] = _NONE
+        self._finishing: tuple[int, ...] = ()
         """Choices that the event last read finishes: a cut in its place must still finish them itself."""
         self._is_done = False
         self._is_failed = False
@@ -144,8 +146,8 @@ class OpenAIMeter:
         if event.tool_names:
             event.tool_names = ()
         if self._finishing:
-            self._finished.update(self._finishing)
-            self._finishing.clear()
+            self._finished = self._finished.union(self._finishing)
+            self._finishing = ()
         repeating = self._repeating
         if repeating is not None:
             text = repeating.text_of(raw)
@@ -196,7 +198,7 @@ class OpenAIMeter:
             elif text is not None and (size := size_of(text)):
                 self._generated(size, event)
             if index != 0 and type(index) is int and index not in self._seen and len(self._seen) < _CHOICES_MAX:
-                self._seen.add(index)
+                self._seen = self._seen.union((index,))
             event.choice = index if type(index) is int else 0
             if reason is not None:
                 event.text = ""
@@ -210,7 +212,7 @@ class OpenAIMeter:
         if type(index) is not int:
             index = 0
         if index in self._seen:
-            self._finishing.append(index)
+            self._finishing += (index,)
         if type(reason) is str and len(self.finish_reasons) < _CHOICES_MAX:
             self.finish_reasons += (reason,)
 

@@ -130,7 +130,7 @@ def _reroute(call: Call, route: RouteSettings) -> None:
                 f"meshd can read on {call.target.name}.",
                 rule=route.rule,
             )
-    call.target = Target(call.target.kind, call.target.name, model)
+    call.target = call.target.with_model(model)
 
 
 def _retarget(call: Call, route: RouteSettings, name: str) -> None:

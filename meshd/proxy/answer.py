@@ -246,9 +246,12 @@ def splitter_of(meter: Meter, headers: Headers, event_bytes_max: int) -> contrac
 
 def inflater_for(headers: Headers, bytes_max: int) -> Inflater | None:
     """Return the decoder of a reply's content-encoding, None where it has none. Raises AnswerError on others."""
-    values = [value for name, value in headers if name == b"content-encoding"]
-    if not values:
+    for name, _ in headers:
+        if name == b"content-encoding":
+            break
+    else:
         return None
+    values = [value for name, value in headers if name == b"content-encoding"]
     encodings = [part.strip().lower() for value in values for part in value.split(b",")]
     encodings = [encoding for encoding in encodings if encoding not in (b"", b"identity")]
     if not encodings:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import ngh2
 
+from meshd.call import NO_FIELDS
 from meshd.outcome import Fault
 from meshd.proxy.crash import ending
 from meshd.proxy.http2_link import Http2Flow, Http2Link
@@ -63,7 +64,7 @@ class Http2Stream(Http2Flow):
         if attempt is not None:
             attempt.reply_data(data)
             if is_last:
-                self.take_end([])
+                self.take_end(NO_FIELDS)
 
     def take_end(self, trailers: Headers) -> None:
         attempt, self.attempt = self.attempt, None

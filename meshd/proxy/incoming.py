@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.call import OWN_PEER, Call, Direction, Target
+from meshd.call import NO_FIELDS, OWN_PEER, Call, Direction
 from meshd.dialects.a2a import CARD, CARD_METHODS, JWKS_PATH, asked_in
 from meshd.dialects.jsonrpc import MESSAGE
 from meshd.dialects.mcp_kept import LISTS
@@ -95,7 +95,7 @@ class Incoming:
         """Monotonic seconds from which on a caller that is held is shown signs of life; 0 for never."""
         self.held_caller: HeldCaller | None = None
         """What stands in `caller` once it was given the head of a stream, before there is an answer."""
-        self._trailers: Headers = []
+        self._trailers: Headers = NO_FIELDS
         self._held: list[bytes] | None = None
         """Pieces of a body that a dialect must read whole."""
         self._collected: tuple[Callable[[int], None], int] | None = None
@@ -283,7 +283,7 @@ class Incoming:
             return
         call.body = body
         call.ask = ask
-        call.target = Target(call.target.kind, call.target.name, ask.model)
+        call.target = call.target.with_model(ask.model)
         self._admit()
 
     def _read_message(self, body: bytes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from meshd.call import NO_FIELDS
 from meshd.proxy.telling import A2A, tell
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class Sending:
         self._is_unpaid = False
         """The upstream says that the credential has nothing left."""
         self._is_paused = self._is_request_paused = False
-        self._fields_added: Headers = []
+        self._fields_added: Headers = NO_FIELDS
         self._path = ""
 
     # ------------------------------------------------------------------ the request goes out

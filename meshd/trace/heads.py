@@ -11,15 +11,16 @@ if TYPE_CHECKING:
     from meshd.trace.writer import Writer
 
 
-def head_of(call: Call, writer: Writer) -> tuple[Any, ...]:
-    """Return what is kept of a call's head: enough to ask another policy about it, and nothing of its body."""
+def head_of(call: Call, writer: Writer, *rest: Any) -> tuple[Any, ...]:
+    """Return what is kept of a call's head: enough to ask another policy about it, and nothing of its body. `rest` is
+    what else its event says."""
     ask, rpc, target, context = call.ask, call.rpc, call.target, call.context
     shown = writer.shown
     path = call.path
     if "?" in path:
         # What follows may hold a key, and grows without end.
         path = path.partition("?")[0]
-    return (
+    head = (
         call.direction,
         target.kind,
         shown(call.method),
@@ -36,6 +37,7 @@ def head_of(call: Call, writer: Writer) -> tuple[Any, ...]:
         call.evidence,
         call.attempt,
     )
+    return head + rest
 
 
 def span_of(call: Call) -> bytes:

@@ -102,7 +102,7 @@ class Recorder(Writer):
                     causes = (routed,)
                 if call.prompts is not None and call.attempt == 1:
                     causes = self._prompted(call, workflow, causes)
-        facts = (*head_of(call, self), told.head if told is not None else _NO_HEAD)
+        facts = head_of(call, self, told.head if told is not None else _NO_HEAD)
         kind = _ARRIVED if is_inbound else _FORWARDED
         call.event = event = self._append(kind, call.wall_s, workflow, call, causes, span_of(call), facts)
         if event:
@@ -183,8 +183,9 @@ class Recorder(Writer):
         span = span_of(call)
         if not span and self.has_collector and call.span is not None:
             span = call.span.parent_bytes
-        facts = (
-            *head_of(call, self),
+        facts = head_of(
+            call,
+            self,
             refused.reason,
             refused.rule,
             refused.status,
@@ -200,7 +201,7 @@ class Recorder(Writer):
         if call.context is None or call.event:
             return
         workflow = call.context.workflow or call.context.account
-        facts = (*head_of(call, self), status)
+        facts = head_of(call, self, status)
         call.event = self._append(kinds.ANSWERED, self.wall_clock(), workflow, call, (), span_of(call), facts)
 
     # ------------------------------------------------------------------ clocks that travel

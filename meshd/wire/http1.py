@@ -27,19 +27,25 @@ _CHUNK_HEADS: Final = [b"%x\r\n" % size for size in range(2048)]
 def encode_reply_head(status: int, headers: Headers) -> bytes:
     """Return a reply's head, framing fields included in `headers`."""
     parts = [_STATUS_LINES.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
+    _add_lines(parts, headers)
     return b"".join(parts)
 
 
 def encode_request_head(method: str, path: str, authority: bytes, fields: bytes, added: Headers) -> bytes:
     """Return a request's head in origin form: `fields` as lines, then those `added`, framing included."""
     parts = [method.encode("ascii"), b" ", path.encode("latin-1"), b" HTTP/1.1\r\nhost: ", authority, b"\r\n", fields]
-    for name, value in added:
-        parts += (name, b": ", value, b"\r\n")
-    parts.append(b"\r\n")
+    _add_lines(parts, added)
     return b"".join(parts)
+
+
+def _add_lines(parts: list[bytes], headers: Headers) -> None:
+    """Add the lines of fields, and the one that ends them. Compiled, four appends cost a third of one of a tuple."""
+    for name, value in headers:
+        parts.append(name)
+        parts.append(b": ")
+        parts.append(value)
+        parts.append(b"\r\n")
+    parts.append(b"\r\n")
 
 
 def encode_chunk(data: bytes) -> bytes:

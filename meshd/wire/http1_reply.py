@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
+from meshd.call import NO_FIELDS
 from meshd.wire.message import WireError
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class ReplyReader:
         self._count_max = header_count_max
         self._head_bytes_max = header_bytes_max
         self._parser = httptools.HttpResponseParser(self)
-        self._headers: Headers = []
+        self._headers: Headers = NO_FIELDS
         self._head_bytes = 0
         self._in_body = False
         self._is_1_1 = False
@@ -121,10 +122,12 @@ class ReplyReader:
     def on_message_begin(self) -> None:
         if not self.is_expecting:
             raise WireError(502, "The upstream sent bytes that answer no request")
-        self._headers = []
+        self._headers = NO_FIELDS
 
     def on_header(self, name: bytes, value: bytes) -> None:
         headers = self._headers
+        if headers is NO_FIELDS:
+            headers = self._headers = []
         headers.append((name.lower(), value))
         if len(headers) > self._count_max:
             raise WireError(502, f"The upstream's reply has more than {self._count_max} header fields")
@@ -135,7 +138,7 @@ class ReplyReader:
         version = "1.1" if self._is_1_1 else parser.get_http_version()
         if version not in ("1.1", "1.0"):
             raise WireError(502, "The upstream's reply is of an HTTP version that was not asked for")
-        headers, self._headers = self._headers, []
+        headers, self._headers = self._headers, NO_FIELDS
         if status < 200:
             self._is_informational = status != 101
             if status < 100:
@@ -177,5 +180,5 @@ class ReplyReader:
         if not self.is_expecting or self._parser.should_upgrade():
             return
         self.is_expecting = False
-        trailers, self._headers = self._headers, []
+        trailers, self._headers = self._headers, NO_FIELDS
         self.sink.reply_end(trailers)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import httptools
 
+from meshd.call import NO_FIELDS
 from meshd.wire.fields import Place
 from meshd.wire.message import Fields, Request, WireError, read_host
 
@@ -131,7 +132,7 @@ class RequestReader:
                 self._sink.request_data(data[:remaining])
                 data = data[remaining:]
         self.is_between = True
-        self._sink.request_end([])
+        self._sink.request_end(NO_FIELDS)
         return data
 
     def _read_again(self, data: bytes) -> int:
