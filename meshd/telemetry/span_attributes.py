@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.call import Direction, Kind
@@ -29,14 +28,19 @@ _METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", 
 _ATTRIBUTED_STATUSES: Final = frozenset({400, 401, 403, 404, 408, 409, 413, 422, 429, 500, 501, 502, 503, 504, 529})
 
 
-@lru_cache(maxsize=1024)
-def _clean(value: str) -> str:
-    return redact.text(value)
+_cleaned: Final[dict[str, str]] = {}
+_CLEANED_MAX: Final = 1024
 
 
 def _short(value: str) -> str:
     """Return a name that comes back call after call, cut to length and without secrets."""
-    return _clean(value[:TEXT_LENGTH_MAX])
+    value = value[:TEXT_LENGTH_MAX]
+    found = _cleaned.get(value)
+    if found is None:
+        if len(_cleaned) >= _CLEANED_MAX:
+            _cleaned.clear()
+        found = _cleaned[value] = redact.text(value)
+    return found
 
 
 def method(call: Call) -> str:
@@ -205,7 +209,7 @@ def _of_meter(meter: Meter, found: dict[str, Any]) -> None:
         found[names.RESPONSE_MODEL] = _short(meter.response_model)
     if meter.finish_reasons:
         reasons = meter.finish_reasons[:FINISH_REASONS_MAX]
-        found[names.RESPONSE_FINISH_REASONS] = tuple(_short(reason) for reason in reasons)
+        found[names.RESPONSE_FINISH_REASONS] = tuple([_short(reason) for reason in reasons])
 
 
 def _of_result(sized: Any) -> dict[str, Any]:
