@@ -264,8 +264,10 @@ async def _set_aside(
 def _count(
     mesh: Mesh, subscription: Subscription, handed: Handed, result: str, noted: int, *, is_counted: bool
 ) -> None:
-    """Count what became of an attempt; or write down that it came too late."""
+    """Count what became of an attempt, which is no longer in hand; or write down that it came too late."""
     event = handed.delivery.event
+    if handed.hand is not None and mesh.desk is not None:
+        mesh.desk.hands.end(handed.hand)
     if is_counted:
         mesh.last_attempts.pop((subscription.group, event.sequence), None)
         mesh.event_counts.ended(event.topic, result)

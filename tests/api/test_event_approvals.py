@@ -15,6 +15,7 @@ from meshd.api.events import event_service
 from meshd.api.mesh import Mesh
 from meshd.api.pushing import Pushing
 from meshd.api.setting_aside import KEEP_S, SettingAside
+from meshd.approvals.hands import Whose
 from meshd.approvals.state import State
 from meshd.config import Address
 from meshd.engines.memory import MemoryStore
@@ -348,6 +349,22 @@ async def test_a_call_is_held_no_longer_than_its_event_may_be_handled(start: Any
             await house.deferred(1)
         assert runs == [1]
         assert isinstance(runs.errors[0], ApprovalPending)
+
+
+async def test_what_an_agent_does_after_its_event_is_held_as_if_there_were_none(start: Any) -> None:
+    house = await start("hold: 20s")
+    tokens: list[str] = []
+    agent = house.agent()
+
+    @agent.on("order.*")
+    async def refund(ctx: Ctx, event: Event) -> None:
+        tokens.append(ctx.token)
+        assert house.desk.hands.of(ctx.token.encode(), Whose("worker", "w1"), 0.0)
+
+    async with agent, agent.workflow("w1") as ctx:
+        await ctx.publish("order.placed", {"order": "7"})
+        await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
+        assert house.desk.hands.of(tokens[0].encode(), Whose("worker", "w1"), 0.0) == ()
 
 
 async def test_an_agent_that_takes_events_over_http_is_treated_alike(start: Any) -> None:
