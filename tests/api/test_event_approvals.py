@@ -111,11 +111,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Any) -> Any:
 async def start(mesh: Any, upstream: Any, place: BusPlace) -> AsyncIterator[Callable[..., Awaitable[House]]]:
     houses: list[House] = []
 
-    async def begin(rule: str = "hold: 0s", more: str = "", upstreams: str = "") -> House:
+    async def begin(rule: str = "hold: 0s", more: str = "", upstreams: str = "", kind: str = "tool") -> House:
         tool = Tool()
         port = (await upstream(tool)).port
         text = document("billing", port, "tool", "none", rule).replace(", dialect: none, discover: false", "") + more
         text = text.replace("upstreams: {", "upstreams: {" + upstreams)
+        text = text.replace("match: {kind: tool}", f"match: {{kind: {kind}}}")
         house = House(await mesh(text, store=MemoryStore()), place, tool)
         houses.append(house)
         await house.door.start(Address("127.0.0.1", 0))
@@ -435,4 +436,32 @@ async def test_an_agent_that_is_pushed_events_is_treated_alike(
     await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
     assert got == [(b"1", 428)] * times + [(b"1", 200)]
     assert house.tool.got == [b'{"order": "7"}']
+    await pushing.end(0)
+
+
+async def test_an_event_whose_push_a_person_must_allow_waits_too(start: Any, upstream: Any) -> None:
+    got: list[bytes] = []
+
+    async def agent(peer: Any) -> None:
+        while True:
+            got.append((await peer.request()).get(b"meshd-event-attempt"))
+            peer.reply(b"", status=b"204 No Content")
+
+    port = (await upstream(agent)).port
+    clerk = f'clerk: {{url: "http://127.0.0.1:{port}", kind: agent}}, '
+    more = 'subscriptions: [{topic: "order.*", to: clerk, group: clerk}]\n'
+    house = await start(more=more, upstreams=clerk, kind="agent")
+    pushing = Pushing(house.mesh)
+    pushing.take(house.mesh.policy)
+    await until(lambda: all(push._subscription for push in pushing._pushes.values()))
+    async with house.agent("shop") as shop, shop.workflow("w7") as ctx:
+        await ctx.publish("order.placed", {"order": "7"})
+    for at in range(1, 12):
+        await house.deferred(at)
+        house.place.clock.move(KEEP_S)
+    await house.deferred(12)
+    assert got == []
+    await decide(house.plane)
+    await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
+    assert got == [b"1"]
     await pushing.end(0)
