@@ -24,6 +24,8 @@ RENEW_S: Final = 60.0
 """How often the bus is told."""
 KEEP_S: Final = 150.0
 """For how long an event waits where it is told no more."""
+LEAST_S: Final = 1.0
+"""The shortest wait that a handler may say itself: its attempts do not count, so that it might go on without end."""
 AGAIN_S: Final = 2.0
 """After the store failed, before it is asked again."""
 WATCHED_MAX: Final = 10_000

@@ -295,6 +295,30 @@ async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None
         assert len(house.mesh.aside or ()) == 0
 
 
+async def test_a_handler_that_would_be_tried_again_at_once_waits_a_second(start: Any) -> None:
+    house, runs = await start(), Runs()
+    agent = house.agent()
+
+    @agent.on("order.*")
+    async def refund(ctx: Ctx, event: Event) -> None:
+        runs.append(event.attempt)
+        try:
+            await ctx.call("billing/refunds", {"order": event["order"]})
+        except ApprovalPending as error:
+            raise Retry("not yet", after=0.0) from error
+
+    async with agent:
+        await agent.ctx.publish("order.placed", {"order": "7"})
+        for times in (1, 2, 3):
+            await house.deferred(times)
+            house.place.clock.move(0.9)
+            assert (await house.position())[3:5] == (0, 1)
+            await asyncio.sleep(0.01)
+            assert len(runs) == times
+            house.place.clock.move(0.1)
+        assert set(runs) == {1}
+
+
 async def test_what_went_out_in_an_earlier_attempt_is_not_asked_about_again(start: Any) -> None:
     house, runs = await start(), Runs()
     agent = house.agent()
