@@ -324,10 +324,10 @@ class Call:
 
     __slots__ = (
         "agent", "ask", "attempt", "authority", "body", "card", "claim", "context", "credentials", "dialect",
-        "direction", "earlier", "event", "evidence", "governed", "handed", "headers", "heard_by", "holding", "id",
-        "inject", "is_body_late", "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "passage", "path",
-        "peer", "plan", "policy", "prompts", "reply_headers", "reply_heard_by", "resumes", "rpc", "run_token", "span",
-        "substitution", "target", "timeout_s", "upstream", "wall_s",
+        "direction", "earlier", "event", "evidence", "governed", "hand", "handed", "headers", "heard_by", "holding",
+        "id", "inject", "is_body_late", "is_forwarded", "keyed", "lasting", "method", "now_s", "on_gone", "passage",
+        "path", "peer", "plan", "policy", "prompts", "reply_headers", "reply_heard_by", "resumes", "rpc", "run_token",
+        "span", "substitution", "target", "timeout_s", "upstream", "wall_s",
     )  # fmt: skip
 
     def __init__(
@@ -360,8 +360,7 @@ class Call:
         self.timeout_s: float | None = None  # of the caller, where its wire says so: Context narrows the deadline by it
         self.body: bytes | None = None  # whole, where the dialect or a filter had to read it; None where it streams
         self.is_body_late = False  # a filter has waited for it as long as it may
-        self.agent = ""  # who calls (outbound) or is called (inbound): set by Context
-        self.run_token = ""  # the opaque part of a per-run address; empty where the call came without one
+        self.agent = self.run_token = ""  # who calls or, inbound, is called, set by Context; what a run's address holds
         self.target: Target = _NOWHERE
         self.upstream: Any = None  # the policy's `Upstream` of `target`; None until Routing has found it
         self.dialect: Any = None
@@ -380,6 +379,7 @@ class Call:
         self.holding: Any = None  # what holds it while people decide: `leave()` says that its caller has gone
         self.is_forwarded = False  # of an attempt that has ended, at least one byte may have reached an upstream
         self.handed: Context | None = None  # that of whoever published the event which it hands over
+        self.hand: Any = None  # that event, as those who ask people know it
         self.resumes: str | None = None  # approval of a call that was held as a task; empty where it asks for its task
         self.attempt = 0  # number of the current one, from 1; 0 before the first
         self.event = 0  # in the trace: sequence of what was written down of it last; 0 before anything was

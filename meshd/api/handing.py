@@ -16,7 +16,7 @@ from meshd.api.fields import unix_ns
 from meshd.api.keeping_events import bus_of
 from meshd.api.publishing import HANDLE, Cause, check_allowed, check_funds
 from meshd.api.session_contexts import actor_of, for_consumer, own_context, publisher_of
-from meshd.api.setting_aside import KEEP_S
+from meshd.api.setting_aside import KEEP_S, LEAST_S
 from meshd.approvals.hands import Whose
 from meshd.call import Kind
 from meshd.engines.bus_event import REASON_CHARACTERS_MAX, check_group, check_pattern, is_topic
@@ -247,7 +247,9 @@ async def _set_aside(
         delivery=handed.delivery._replace(event=msgspec.structs.replace(event, data=b"")), context=None, hand=None
     )
     noted = _ended(mesh, subscription, handed, DEFERRED, f"a person must decide first ({', '.join(ids)}): {reason}")
-    counted = await subscription.defer(handed.delivery, KEEP_S if retry_after_s is None else retry_after_s)
+    counted = await subscription.defer(
+        handed.delivery, KEEP_S if retry_after_s is None else max(retry_after_s, LEAST_S)
+    )
     _count(mesh, subscription, handed, DEFERRED, noted, is_counted=counted)
 
     async def lapse(why: str) -> bool:
@@ -264,8 +266,10 @@ async def _set_aside(
 def _count(
     mesh: Mesh, subscription: Subscription, handed: Handed, result: str, noted: int, *, is_counted: bool
 ) -> None:
-    """Count what became of an attempt; or write down that it came too late."""
+    """Count what became of an attempt, which is no longer in hand; or write down that it came too late."""
     event = handed.delivery.event
+    if handed.hand is not None and mesh.desk is not None:
+        mesh.desk.hands.end(handed.hand)
     if is_counted:
         mesh.last_attempts.pop((subscription.group, event.sequence), None)
         mesh.event_counts.ended(event.topic, result)

@@ -229,6 +229,7 @@ class Push:
             context=publisher,
             timeout_s=section.handling_time,
             is_timely=is_timely,
+            in_hand=handed.hand,
         )
 
     def _judged(self, answered: Answered) -> tuple[Verdict, float | None, str]:

@@ -24,6 +24,8 @@ RENEW_S: Final = 60.0
 """How often the bus is told."""
 KEEP_S: Final = 150.0
 """For how long an event waits where it is told no more."""
+LEAST_S: Final = 1.0
+"""The shortest wait that a handler may say itself: its attempts do not count, so that it might go on without end."""
 AGAIN_S: Final = 2.0
 """After the store failed, before it is asked again."""
 WATCHED_MAX: Final = 10_000
@@ -37,6 +39,8 @@ class SettingAside:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_told = False
+        """It is said that approvals cannot be read, and none was since."""
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -75,12 +79,20 @@ class SettingAside:
 
     async def _state(self, id: str) -> State | None:
         """Wait for a decision, not for long, and return where an approval stands; None where there is none."""
-        try:
-            approval = await self._desk.wait(id, RENEW_S, Holding())
-        except Declined:
-            return None
-        except StoreError as error:
-            log.warning("an event goes on waiting for the approval %s, which cannot be read: %s", id, error)
-            await asyncio.sleep(AGAIN_S)
-            return State.PENDING
-        return approval.state_at(self._desk.clock())
+        now = asyncio.get_running_loop().time
+        ends_s = now() + RENEW_S
+        while (left_s := ends_s - now()) > 0:
+            try:
+                approval = await self._desk.wait(id, left_s, Holding())
+            except Declined:
+                return None
+            except StoreError as error:
+                # Said once: there may be thousands that wait.
+                if not self._is_told:
+                    self._is_told = True
+                    log.warning("events go on waiting for approvals, which cannot be read: %s", error)
+                await asyncio.sleep(AGAIN_S)
+            else:
+                self._is_told = False
+                return approval.state_at(self._desk.clock())
+        return State.PENDING

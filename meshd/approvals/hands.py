@@ -28,16 +28,17 @@ class Whose(NamedTuple):
 
 
 class Hand:
-    """One attempt at an event, for as long as somebody keeps this."""
+    """One attempt at an event, for as long as somebody keeps this and has not said what became of it."""
 
-    __slots__ = ("__weakref__", "_others", "ends_s", "undecided")
+    __slots__ = ("__weakref__", "_others", "ends_s", "token", "undecided")
 
-    def __init__(self, ends_s: float, others: WeakSet[Hand]) -> None:
+    def __init__(self, token: bytes, ends_s: float, others: WeakSet[Hand]) -> None:
+        self.token = token
         self.ends_s = ends_s
         """Unix seconds: until then a call that follows from it may be held."""
         self.undecided: dict[str, None] = {}
         """Approvals that a call of it has asked for, and was told no decision of."""
-        self._others = others
+        self._others: WeakSet[Hand] | None = others
 
     def note(self, approval: Approval, *, is_decided: bool) -> None:
         """A call of it asks for an approval, or is told what was decided."""
@@ -59,11 +60,19 @@ class Hands:
         others = self._by_whose.get(whose)
         if others is None:
             others = self._by_whose[whose] = WeakSet()
-        hand = Hand(ends_s, others)
+        hand = Hand(token, ends_s, others)
         others.add(hand)
         if token:
             self._by_token[token] = hand
         return hand
+
+    def end(self, hand: Hand) -> None:
+        """What became of it is said: a call from now on follows from no event that is in hand."""
+        if hand._others is not None:
+            hand._others.discard(hand)
+            hand._others = None
+        if self._by_token.get(hand.token) is hand:
+            del self._by_token[hand.token]
 
     def of(self, token: bytes, whose: Whose, now_s: float) -> tuple[Hand, ...]:
         """Return the events that a call may follow from."""

@@ -7,14 +7,14 @@ once, before the call goes on.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.approvals.deciding import Declined
 from meshd.approvals.desk import Flooded, NotAllowed, SentAlready
 from meshd.approvals.hands import Whose
 from meshd.approvals.holding import Holding
 from meshd.approvals.state import State
-from meshd.call import NEED_BODY, Wait
+from meshd.call import NEED_BODY, Direction, Wait
 from meshd.engines.port import StoreError
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.asking import (
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.approvals.desk import Desk
+    from meshd.approvals.hands import Hand
     from meshd.approvals.question import Question
     from meshd.approvals.record import Approval as Record
     from meshd.call import Call, NeedBody, Reply
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
     from meshd.filters.resuming import Resuming
     from meshd.ledger import Ledger
     from meshd.outcome import Outcome
+
+_INBOUND: Final = Direction.INBOUND
 
 
 class Approval:
@@ -164,9 +167,7 @@ class Approval:
 
         Where the same call, by its key, goes out at another sidecar: return that one's answer.
         """
-        token, context = call.header(HEADER_CONTEXT) or b"", call.context
-        holding = Holding(() if context is None else desk.hands.of(token, Whose.of(context), desk.clock()))
-        call.holding = holding
+        holding = call.holding = Holding(_hands_of(desk, call))
         began_s = desk.clock()
         try:
             question = question_of(call, settings, why, await left_of(call, self.ledger))
@@ -267,6 +268,15 @@ class Used:
         if self._deferring is not None:
             self._deferring.let_go(self._approval.id, is_free=is_unsent)
         self._desk.settled(self._approval.id, self._call.id, is_unsent=is_unsent, outcome=how)
+
+
+def _hands_of(desk: Desk, call: Call) -> tuple[Hand, ...]:
+    """Return the events that a call may follow from, or the one that it hands over."""
+    if call.hand is not None:
+        return (call.hand,)
+    if call.context is None or call.handed is not None or call.direction is _INBOUND:
+        return ()  # nothing that an agent with events in hand does
+    return desk.hands.of(call.header(HEADER_CONTEXT) or b"", Whose.of(call.context), desk.clock())
 
 
 def would_ask(call: Call, settings: ApprovalSettings, why: str) -> Refused:

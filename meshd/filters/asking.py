@@ -36,6 +36,8 @@ _UNBOUND: Final = frozenset(
         b"x-request-id", b"request-id", b"x-correlation-id", b"correlation-id", b"idempotency-key", b"last-event-id",
         b"traceparent", b"tracestate", b"baggage", b"b3", b"sentry-trace", b"x-cloud-trace-context",
         b"x-amzn-trace-id", b"grpc-timeout", b"grpc-accept-encoding", b"a2a-version",
+        # Which attempt at an event it is, that is handed over (`meshd.api.pushing`).
+        b"meshd-event-attempt", b"meshd-event-may-have-been-handled",
     }
 )  # fmt: skip
 _UNBOUND_PREFIXES: Final = (b"x-meshd-", b"x-stainless-", b"x-forwarded-", b"x-b3-", b"x-datadog-", b"sec-", b"mcp-")

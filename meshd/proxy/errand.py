@@ -24,6 +24,7 @@ from meshd.wire.message import Fields, Request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from meshd.approvals.hands import Hand
     from meshd.call import Call, Headers
     from meshd.proxy.proxy import Proxy
     from meshd_sdk.context import Context
@@ -182,14 +183,15 @@ async def hand(
     context: Context | None,
     timeout_s: float,
     is_timely: Callable[[], bool],
+    in_hand: Hand | None = None,
 ) -> Answered:
     """POST an event to an agent beside this sidecar: by its name, or, where that is empty, to the app, as another
     sidecar's call would come in.
 
     `context` is that of whoever published it, for an agent by its name; for the app it is in `fields`. `is_timely` is
-    asked right before each time that it goes out. Returns and raises as `ask` does, but that of a long answer the
-    beginning is returned; Unheard where the event may have reached the agent, and Untimely where it has not and would
-    have been out of time.
+    asked right before each time that it goes out; `in_hand` notes what people are asked about that. Returns and raises
+    as `ask` does, but that of a long answer the beginning is returned; Unheard where the event may have reached the
+    agent, and Untimely where it has not and would have been out of time.
     """
     caller = _Handing(is_timely)
     if upstream:
@@ -197,6 +199,7 @@ async def hand(
         exchange.call.handed = context
     else:
         exchange = _exchange(proxy, Direction.INBOUND, path, fields, body, caller=caller)
+    exchange.call.hand = in_hand
     try:
         async with asyncio.timeout(timeout_s):
             return await _answer(exchange, body)

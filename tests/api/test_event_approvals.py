@@ -15,6 +15,7 @@ from meshd.api.events import event_service
 from meshd.api.mesh import Mesh
 from meshd.api.pushing import Pushing
 from meshd.api.setting_aside import KEEP_S, SettingAside
+from meshd.approvals.hands import Whose
 from meshd.approvals.state import State
 from meshd.config import Address
 from meshd.engines.memory import MemoryStore
@@ -110,11 +111,12 @@ def place(request: pytest.FixtureRequest, tmp_path: Any) -> Any:
 async def start(mesh: Any, upstream: Any, place: BusPlace) -> AsyncIterator[Callable[..., Awaitable[House]]]:
     houses: list[House] = []
 
-    async def begin(rule: str = "hold: 0s", more: str = "", upstreams: str = "") -> House:
+    async def begin(rule: str = "hold: 0s", more: str = "", upstreams: str = "", kind: str = "tool") -> House:
         tool = Tool()
         port = (await upstream(tool)).port
         text = document("billing", port, "tool", "none", rule).replace(", dialect: none, discover: false", "") + more
         text = text.replace("upstreams: {", "upstreams: {" + upstreams)
+        text = text.replace("match: {kind: tool}", f"match: {{kind: {kind}}}")
         house = House(await mesh(text, store=MemoryStore()), place, tool)
         houses.append(house)
         await house.door.start(Address("127.0.0.1", 0))
@@ -293,6 +295,30 @@ async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None
         assert len(house.mesh.aside or ()) == 0
 
 
+async def test_a_handler_that_would_be_tried_again_at_once_waits_a_second(start: Any) -> None:
+    house, runs = await start(), Runs()
+    agent = house.agent()
+
+    @agent.on("order.*")
+    async def refund(ctx: Ctx, event: Event) -> None:
+        runs.append(event.attempt)
+        try:
+            await ctx.call("billing/refunds", {"order": event["order"]})
+        except ApprovalPending as error:
+            raise Retry("not yet", after=0.0) from error
+
+    async with agent:
+        await agent.ctx.publish("order.placed", {"order": "7"})
+        for times in (1, 2, 3):
+            await house.deferred(times)
+            house.place.clock.move(0.9)
+            assert (await house.position())[3:5] == (0, 1)
+            await asyncio.sleep(0.01)
+            assert len(runs) == times
+            house.place.clock.move(0.1)
+        assert set(runs) == {1}
+
+
 async def test_what_went_out_in_an_earlier_attempt_is_not_asked_about_again(start: Any) -> None:
     house, runs = await start(), Runs()
     agent = house.agent()
@@ -348,6 +374,22 @@ async def test_a_call_is_held_no_longer_than_its_event_may_be_handled(start: Any
             await house.deferred(1)
         assert runs == [1]
         assert isinstance(runs.errors[0], ApprovalPending)
+
+
+async def test_what_an_agent_does_after_its_event_is_held_as_if_there_were_none(start: Any) -> None:
+    house = await start("hold: 20s")
+    tokens: list[str] = []
+    agent = house.agent()
+
+    @agent.on("order.*")
+    async def refund(ctx: Ctx, event: Event) -> None:
+        tokens.append(ctx.token)
+        assert house.desk.hands.of(ctx.token.encode(), Whose("worker", "w1"), 0.0)
+
+    async with agent, agent.workflow("w1") as ctx:
+        await ctx.publish("order.placed", {"order": "7"})
+        await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
+        assert house.desk.hands.of(tokens[0].encode(), Whose("worker", "w1"), 0.0) == ()
 
 
 async def test_an_agent_that_takes_events_over_http_is_treated_alike(start: Any) -> None:
@@ -418,4 +460,32 @@ async def test_an_agent_that_is_pushed_events_is_treated_alike(
     await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
     assert got == [(b"1", 428)] * times + [(b"1", 200)]
     assert house.tool.got == [b'{"order": "7"}']
+    await pushing.end(0)
+
+
+async def test_an_event_whose_push_a_person_must_allow_waits_too(start: Any, upstream: Any) -> None:
+    got: list[bytes] = []
+
+    async def agent(peer: Any) -> None:
+        while True:
+            got.append((await peer.request()).get(b"meshd-event-attempt"))
+            peer.reply(b"", status=b"204 No Content")
+
+    port = (await upstream(agent)).port
+    clerk = f'clerk: {{url: "http://127.0.0.1:{port}", kind: agent}}, '
+    more = 'subscriptions: [{topic: "order.*", to: clerk, group: clerk}]\n'
+    house = await start(more=more, upstreams=clerk, kind="agent")
+    pushing = Pushing(house.mesh)
+    pushing.take(house.mesh.policy)
+    await until(lambda: all(push._subscription for push in pushing._pushes.values()))
+    async with house.agent("shop") as shop, shop.workflow("w7") as ctx:
+        await ctx.publish("order.placed", {"order": "7"})
+    for at in range(1, 12):
+        await house.deferred(at)
+        house.place.clock.move(KEEP_S)
+    await house.deferred(12)
+    assert got == []
+    await decide(house.plane)
+    await house.soon(lambda: ("order.placed", "success") in house.counts.settled)
+    assert got == [b"1"]
     await pushing.end(0)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -67,6 +70,13 @@ def test_an_expression_without_end_is_ended_and_named(
     status, said = run("test", str(suite), "--dir", str(folder))
     assert status == 1
     assert "the text cannot be checked: over 0.1 s are not enough for '^Hello (a+)+b': 'Hello aaa" in said
+
+
+def test_an_expression_without_end_is_ended_though_nobody_waits_for_it() -> None:
+    asked = json.dumps(["(a+)+b", "a" * 64]).encode()
+    command = [sys.executable, "-I", "-S", "-c", prompts_checking._FITS, "0.1"]
+    done = subprocess.run(command, input=asked, check=False, timeout=30)
+    assert done.returncode == -signal.SIGALRM
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,22 @@ async def test_a_call_is_held_for_as_long_as_the_event_that_it_follows_from_may_
     await house.desk.close()
 
 
+async def test_what_comes_in_or_hands_an_event_over_follows_from_no_event_in_hand() -> None:
+    house = House(WRITES)
+    hand = house.desk.hands.begin(b"t1", Whose("researcher", "w"), WALL_S + 9.0)
+    own = house.desk.hands.begin(b"t2", Whose("clerk", "w"), WALL_S + 9.0)
+    context = Context("w", "researcher", account="workflow/w")
+    inward, over = [
+        routed(call("billing", of=WRITES, direction=one)) for one in (Direction.INBOUND, Direction.OUTBOUND)
+    ]
+    inward.context = over.context = over.handed = context
+    over.hand = own
+    for made in (inward, over):
+        assert (await house.refused(made)).reason is Reason.APPROVAL_PENDING
+    assert (len(hand.undecided), len(own.undecided)) == (0, 1)
+    await house.desk.close()
+
+
 # ---------------------------------------------------------------------- which calls ask
 
 
