@@ -192,9 +192,10 @@ class GeminiMeter:
         if answer.prompt_feedback is not None and type(answer.prompt_feedback.block_reason) is str:
             self._is_blocked = True
             self._add_reason(answer.prompt_feedback.block_reason)
+        names: list[str] = []
         for candidate in answer.candidates or ():
             if candidate.content is not None:
-                self._read_content(candidate.content, event)
+                self._read_content(candidate.content, event, names)
             # Protobuf leaves out an index of 0.
             index = candidate.index if type(candidate.index) is int else 0
             if index not in self._seen and len(self._seen) < _CANDIDATES_MAX:
@@ -203,6 +204,8 @@ class GeminiMeter:
                 if index in self._seen:
                     self._finishing.append(index)
                 self._add_reason(candidate.finish_reason)
+        if names:
+            event.tool_names += tuple(names)
         if answer.usage_metadata is not None:
             self._read_usage(answer.usage_metadata, event)
 
@@ -210,9 +213,8 @@ class GeminiMeter:
         if len(self.finish_reasons) < _CANDIDATES_MAX:
             self.finish_reasons += (reason,)
 
-    def _read_content(self, content: Content, event: Event) -> None:
-        size = 0
-        names: list[str] = []
+    def _read_content(self, content: Content, event: Event, names: list[str]) -> None:
+        size, before = 0, len(names)
         for part in content.parts or ():
             size += size_of(part.text)
             call = part.function_call
@@ -227,8 +229,7 @@ class GeminiMeter:
                 size += size_of(part.executable_code.code)
             if part.inline_data is not None:
                 event.has_content = True
-        event.tool_names += tuple(names)
-        if size or names:
+        if size or len(names) > before:
             event.has_content = True
             self._content_bytes += size
             self.output_estimate = max(self.output_estimate, self._content_bytes // BYTES_PER_TOKEN)

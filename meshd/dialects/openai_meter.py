@@ -108,7 +108,7 @@ class OpenAIMeter:
         self._created: int | None = None
         self._seen = _ONE if ask.choices == 1 else frozenset(range(min(ask.choices, _CHOICES_MAX)))
         self._finished: frozenset[int] = _NONE
-        self._finishing: tuple[int, ...] = ()
+        self._finishing: frozenset[int] = _NONE
         """Choices that the event last read finishes: a cut in its place must still finish them itself."""
         self._is_done = False
         self._is_failed = False
@@ -147,7 +147,7 @@ class OpenAIMeter:
             event.tool_names = ()
         if self._finishing:
             self._finished = self._finished.union(self._finishing)
-            self._finishing = ()
+            self._finishing = _NONE
         repeating = self._repeating
         if repeating is not None:
             text = repeating.text_of(raw)
@@ -190,11 +190,12 @@ class OpenAIMeter:
         if error is not None:
             self._is_failed = True
             self.error_status = status_of(error)
+        names: list[str] = []
         for choice in choices:
             index, delta, message, text, reason = astuple(choice)
             content = delta or message
             if content is not None:
-                self._read_content(content, event)
+                self._read_content(content, event, names)
             elif text is not None and (size := size_of(text)):
                 self._generated(size, event)
             if index != 0 and type(index) is int and index not in self._seen and len(self._seen) < _CHOICES_MAX:
@@ -203,6 +204,8 @@ class OpenAIMeter:
             if reason is not None:
                 event.text = ""
                 self._read_finish(index, reason)
+        if names:
+            event.tool_names += tuple(names)
         if event.text and len(choices) > 1:
             event.text = ""
         if usage is not None:
@@ -211,8 +214,8 @@ class OpenAIMeter:
     def _read_finish(self, index: Any, reason: Any) -> None:
         if type(index) is not int:
             index = 0
-        if index in self._seen:
-            self._finishing += (index,)
+        if index in self._seen and index not in self._finishing:
+            self._finishing = self._finishing.union((index,))
         if type(reason) is str and len(self.finish_reasons) < _CHOICES_MAX:
             self.finish_reasons += (reason,)
 
@@ -228,7 +231,7 @@ class OpenAIMeter:
         if self.response_id:
             self._created = created if type(created) is int else 0
 
-    def _read_content(self, content: Content, event: Event) -> None:
+    def _read_content(self, content: Content, event: Event, names: list[str]) -> None:
         text, refusal, reasoned, reasoning, tool_calls, function_call = astuple(content)
         if type(text) is str:
             size = len(text) if text.isascii() else len(text.encode())
@@ -238,7 +241,7 @@ class OpenAIMeter:
         if reasoned is not None or reasoning is not None or refusal is not None:
             size += max(size_of(reasoned), size_of(reasoning)) + size_of(refusal)
         if tool_calls is not None or function_call is not None:
-            size += _read_calls(content, event)
+            size += _read_calls(content, names)
             event.text = ""
         if size:
             self._generated(size, event)
@@ -303,12 +306,11 @@ def error_object(refused: Refused) -> dict[str, str | None]:
     return {"message": refused.message, "type": row.openai_type, "param": None, "code": row.code}
 
 
-def _read_calls(content: Content, event: Event) -> int:
+def _read_calls(content: Content, names: list[str]) -> int:
     """Add the names of the tools that are called; return the bytes that were generated for the calls."""
     calls = [content.function_call]
     for call in content.tool_calls or ():
         calls += (call.function, call.custom)
-    names: list[str] = []
     size = 0
     for function in calls:
         if function is not None:
@@ -316,5 +318,4 @@ def _read_calls(content: Content, event: Event) -> int:
             if isinstance(function.name, str) and function.name:
                 names.append(function.name)
                 size += len(function.name)
-    event.tool_names += tuple(names)
     return size

@@ -323,6 +323,17 @@ def test_tool_calls_are_named_in_every_form() -> None:
     assert event.tool_names == ()
 
 
+def test_the_tools_of_all_choices_are_named_in_their_order() -> None:
+    choices = [
+        {"index": at % 3, "message": {"function_call": {"name": f"t{at}"}}, "finish_reason": "stop"}
+        for at in range(5000)
+    ]
+    meter = OpenAIMeter(Ask("chat", "gpt-4o", choices=3))
+    event = meter.read_message(json.dumps({"choices": choices}).encode())
+    assert event.tool_names == tuple(f"t{at}" for at in range(5000))
+    assert len(meter.finish_reasons) == 1024
+
+
 def events_of(stream: bytes) -> list[Any]:
     datas = [event.removeprefix(b"data: ") for event in stream.split(b"\n\n") if event]
     return [data.decode() if data == b"[DONE]" else json.loads(data) for data in datas]
