@@ -43,8 +43,9 @@ _OF_ONE_CALL: Final = frozenset({names.MESHD_CALL, names.MESHD_EVENT, names.RESP
 """Attributes that no other span has alike."""
 _known: Final[dict[str, dict[str | int, bytes]]] = {}
 """Attributes that are texts or whole numbers, by name and value: most come back in span after span."""
-_NAMES_MAX: Final = 256
-_VALUES_MAX: Final = 256
+_NAMES_MAX: Final = 128
+_VALUES_MAX: Final = 64
+"""Some 6 MB at the most, where an agent chooses all names and values itself."""
 
 
 def encode(batch: Sequence[FinishedSpan], resource: bytes, scope: bytes) -> bytes:
