@@ -1,7 +1,7 @@
 """Spans as bytes of OTLP (opentelemetry-proto: trace/v1, common/v1, resource/v1), a batch at a time.
 
-Written out, and compiled with the way of a call: of messages that protobuf's library makes, a span took three times as
-long, on the same interpreter lock that carries the calls.
+Written out, and compiled with the way of a call: of messages that protobuf's library makes, a span took twice as long,
+on the same interpreter lock that carries the calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _double: Final = Struct("<cd").pack
 _DOUBLE: Final = b"\x21"
 _INT64_MIN: Final = -(2**63)
 _INT64_MAX: Final = 2**63 - 1
-# Compiled, to make bytes of numbers takes a microsecond, to find them a twentieth.
+# Compiled, a field takes 0.17 us where its head is made of numbers, 0.07 us where that is found here.
 _BYTES: Final = [bytes((number,)) for number in range(0x100)]
 _HEADS: Final = {number: [bytes((number << 3 | 2, size)) for size in range(0x80)] for number in (1, 2, 5, 9)}
 """Tag and length of short fields."""

@@ -270,8 +270,8 @@ async def test_an_approval_that_nobody_decided_on_counts_as_an_attempt(start: An
         assert letters[0].attempts == 8
 
 
-async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None:
-    house, runs = await start(), Runs()
+def impatient(house: House, runs: Runs, *, after: float) -> Any:
+    """Return an agent whose handler says itself when it is to be tried again."""
     agent = house.agent()
 
     @agent.on("order.*")
@@ -280,9 +280,14 @@ async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None
         try:
             await ctx.call("billing/refunds", {"order": event["order"]})
         except ApprovalPending as error:
-            raise Retry("not yet", after=10.0) from error
+            raise Retry("not yet", after=after) from error
 
-    async with agent:
+    return agent
+
+
+async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None:
+    house, runs = await start(), Runs()
+    async with impatient(house, runs, after=10.0) as agent:
         await agent.ctx.publish("order.placed", {"order": "7"})
         for times in range(1, 12):
             await house.deferred(times)
@@ -297,17 +302,7 @@ async def test_a_handler_that_says_when_is_taken_at_its_word(start: Any) -> None
 
 async def test_a_handler_that_would_be_tried_again_at_once_waits_a_second(start: Any) -> None:
     house, runs = await start(), Runs()
-    agent = house.agent()
-
-    @agent.on("order.*")
-    async def refund(ctx: Ctx, event: Event) -> None:
-        runs.append(event.attempt)
-        try:
-            await ctx.call("billing/refunds", {"order": event["order"]})
-        except ApprovalPending as error:
-            raise Retry("not yet", after=0.0) from error
-
-    async with agent:
+    async with impatient(house, runs, after=0.0) as agent:
         await agent.ctx.publish("order.placed", {"order": "7"})
         for times in (1, 2, 3):
             await house.deferred(times)
