@@ -56,10 +56,10 @@ class Known:
         """As the shelf's."""
         group, reader, wire = self.group, self.reader, self._streams.wire
         assert reader is not None
-        lacking = self._lacking(len(handling_s))
+        lacking = self._lacking(len(handling_s), wire)
         if lacking:
             await reader.fill(lacking, group.rows.position, self._gone_ms())
-        read = self._read()
+        read = self._read(wire)
         begun = await group.ask(lambda now_ms: self._begin(read, handling_s, now_ms))
         return await self._fetched(read, begun, len(handling_s), wire)
 
@@ -68,10 +68,11 @@ class Known:
         reader = self.reader
         if reader is None or not self._streams.is_connected:
             return False
-        lacking = self._lacking(len(handling_s))
+        wire = self._streams.wire
+        lacking = self._lacking(len(handling_s), wire)
         if lacking and not reader.fill_at_once(lacking, self.group.rows.position, self._gone_ms()):
             return False
-        read, wire = self._read(), self._streams.wire
+        read = self._read(wire)
 
         drafts: list[Begun] = []
         prepared: list[list[Delivery] | None] = []
@@ -99,20 +100,20 @@ class Known:
 
     # What is read.
 
-    def _may_read(self) -> bool:
-        return len(self.group.rows.rows) < self._streams.wire.payload_max // ROW_BYTES
+    def _may_read(self, wire: Wire) -> bool:
+        return len(self.group.rows.rows) < wire.payload_max // ROW_BYTES
 
-    def _lacking(self, many: int) -> int:
+    def _lacking(self, many: int, wire: Wire) -> int:
         """Return how many events to read, of `many` that are wanted."""
         lacking = many - len(self.group.rows.ready(many))
-        return max(lacking, self._scan) if lacking and self._may_read() else 0
+        return max(lacking, self._scan) if lacking and self._may_read(wire) else 0
 
     def _gone_ms(self) -> int:
         return int((self._clock.now_s() - self._keep_s) * 1000)
 
-    def _read(self) -> dict[int, Found]:
+    def _read(self, wire: Wire) -> dict[int, Found]:
         assert self.reader is not None
-        return {one.place: one for one in self.reader.buffer} if self._may_read() else {}
+        return {one.place: one for one in self.reader.buffer} if self._may_read(wire) else {}
 
     # What is begun with.
 
@@ -163,11 +164,11 @@ class Known:
             rows.bury(attempt.place, why)
 
     def _handed(self, wanted: int, begun: int, deliveries: list[Delivery], wire: Wire) -> HandedOut:
-        """Take note of what is handed out, of what was begun, and return it."""
+        """Take note of what is handed out, of what was begun, and return it: the connection may be gone by now."""
         group, reader = self.group, self.reader
         assert reader is not None
         group.live.update(dict.fromkeys(map(Attempt.of, deliveries), wire))
-        is_more = begun < wanted and self._may_read() and not reader.is_waiting(group.rows.position)
+        is_more = begun < wanted and self._may_read(wire) and not reader.is_waiting(group.rows.position)
         self._scan = min(self._scan * 4, PULLED_MAX) if is_more else 1
         due_ms = group.rows.due_ms()
         return HandedOut(deliveries, None if due_ms is None else due_ms / 1000, is_more or len(deliveries) < begun)

@@ -11,7 +11,7 @@ import pytest
 
 from meshd.engines.bus_nats import NatsBus
 from meshd.engines.bus_nats_shelf import INSIST_S
-from meshd.engines.bus_port import Delivery, Subscription, Verdict
+from meshd.engines.bus_port import Delivery, Event, Subscription, Verdict
 from meshd.engines.port import StoreError
 from meshd.engines.url import StoreUrl
 from tests.engines.buses import TERMS, Hands, event, is_waiting
@@ -90,6 +90,37 @@ async def test_what_was_begun_beside_an_event_that_could_not_be_buried_is_handed
         assert await is_waiting(bus, one)
         assert len(await bus.dead_letters("group")) == 1
         await bus.close()
+
+
+async def test_an_event_whose_fetching_is_the_last_that_a_connection_brings_is_handed_out(server: Server) -> None:
+    bus = await opened(server)
+    one = await bus.subscribe(">", "group")
+    await bus.publish([event(id="a", partition_key="key"), event(id="b", partition_key="key"), event(id="c")])
+    first, third = await one.next(), await one.next()
+    assert (first.event.id, third.event.id) == ("a", "c")  # what waits for the first of its key is read past
+    asked, idle = [asyncio.ensure_future(one.next()) for _ in range(2)]
+    await bus.positions()
+    group = bus._rows._numbers[0].group
+    fetch, fetched = group.event, list[int]()
+
+    async def fetch_and_lose(place: int, letter: int) -> tuple[Event, str]:
+        found = await fetch(place, letter)
+        bus._link.lost(bus._streams.wire, StoreError("cut"))
+        fetched.append(place)
+        return found
+
+    group.event = fetch_and_lose  # type: ignore[method-assign]
+    assert await one.settle(first, Verdict.SUCCESS)
+    second = await asyncio.wait_for(asked, PATIENCE_S)
+    assert fetched == [2]
+    assert told(second) == ("b", 1, False)
+    assert await one.settle(second, Verdict.SUCCESS)
+    assert await one.settle(third, Verdict.SUCCESS)
+    await until_it_works(bus)
+    assert [(at.under_way, at.waiting) for at in await bus.positions()] == [(0, 0)]
+    await bus.close()
+    with pytest.raises(StoreError):
+        await idle
 
 
 @pytest.mark.parametrize("how", ["never asked", "never written", "written"])
