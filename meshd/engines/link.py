@@ -199,7 +199,11 @@ def relayed(tell: Callable[[Any], None]) -> Callable[[asyncio.Future[Any]], None
 
 
 class Asked:
-    """What was asked over one connection and has no answer yet, with one timer for all of it."""
+    """What was asked over one connection and has no answer yet, with one timer for all of it.
+
+    A process that is paused (a container that is frozen, a machine that sleeps) finds its timers due when it goes on,
+    before it has read what came meanwhile: that was not waited for in vain.
+    """
 
     __slots__ = ("_asked", "_late", "_loop", "_timer")
 
@@ -223,18 +227,23 @@ class Asked:
         """Give the answer to `key` to that."""
         self._asked[key] = (to, self._loop.time() + timeout_s, timeout_s)
         if self._timer is None:
-            self._timer = self._loop.call_later(timeout_s / 4, self._look, timeout_s / 4)
+            self._look_in(timeout_s / 4, was_paused=False)
 
-    def _look(self, every_s: float) -> None:
+    def _look_in(self, every_s: float, *, was_paused: bool) -> None:
+        due_s = self._loop.time() + every_s
+        self._timer = self._loop.call_at(due_s, self._look, due_s, every_s, was_paused)
+
+    def _look(self, looks_s: float, every_s: float, was_paused: bool) -> None:
         self._timer = None
         if not self._asked:
             return
         now_s = self._loop.time()
+        is_paused = now_s - looks_s > every_s and not was_paused
         for _, due_s, timeout_s in self._asked.values():
-            if due_s <= now_s:
+            if due_s <= now_s and not is_paused:
                 self._late(timeout_s)
                 return
-        self._timer = self._loop.call_later(every_s, self._look, every_s)
+        self._look_in(every_s, was_paused=is_paused)
 
     def answer(self, key: int, reply: object) -> None:
         """Give an answer; an exception is raised where it is awaited. For what is not asked any more: nothing."""
