@@ -323,10 +323,10 @@ def shown(raw: msgspec.Raw) -> str:
     return value[:40].decode("utf-8", "replace") + ("..." if len(value) > 40 else "")
 
 
-_WHITESPACE: Final = b" \t\r\n"
+_WHITESPACE: Final = frozenset(b" \t\r\n")
 _BRACKET: Final = 0x5B
 _COMMA: Final = 0x2C
-_OPENING: Final = b"{"
+_BRACE: Final = 0x7B
 # More braces than this, and the second look that they would save costs less than they do.
 _BRACES_MAX: Final = 24
 
@@ -340,16 +340,18 @@ def is_flat(array: msgspec.Raw) -> bool:
     raw = bytes(array)
     if raw.rfind(_BRACKET) > 0:
         return False
-    pieces = raw.split(_OPENING, _BRACES_MAX)
-    if len(pieces) > _BRACES_MAX:
-        return False
-    del pieces[-1]
-    opens = _BRACKET
-    for before in pieces:
-        if not before or (before[-1] != opens and before.rstrip(_WHITESPACE)[-1:] != bytes((opens,))):
+    opens, braces = _BRACKET, 0
+    at = raw.find(_BRACE)
+    while at > 0:
+        braces += 1
+        before = at - 1
+        while before > 0 and raw[before] in _WHITESPACE:
+            before -= 1
+        if braces > _BRACES_MAX or raw[before] != opens:
             return False
         opens = _COMMA
-    return True
+        at = raw.find(_BRACE, at + 1)
+    return at < 0
 
 
 _encoded: Final[dict[str, bytes]] = {}
