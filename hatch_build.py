@@ -47,7 +47,10 @@ COMPILED = (
     # It makes pools and calls of its own sorts, and what is compiled is inherited from by what is.
     "gateway/*.py",
     "policy/addressing.py",
+    "policy/compiled.py",
+    "limits.py",
     "policy/matching.py",
+    "upstream.py",
     "telemetry/telemetry.py",
     "telemetry/budgets.py",
     "telemetry/names.py",

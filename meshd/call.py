@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Coroutine
 
     from meshd.span import Span
+    from meshd.upstream import Upstream
     from meshd_sdk.context import Context
 
 Headers = list[tuple[bytes, bytes]]
@@ -362,7 +363,7 @@ class Call:
         self.is_body_late = False  # a filter has waited for it as long as it may
         self.agent = self.run_token = ""  # who calls or, inbound, is called, set by Context; what a run's address holds
         self.target: Target = _NOWHERE
-        self.upstream: Any = None  # the policy's `Upstream` of `target`; None until Routing has found it
+        self.upstream: Upstream | None = None  # of `target`; None until Routing has found it
         self.dialect: Any = None
         self.ask: Ask | None = None  # what the body asks for; None where the dialect has no request to read
         self.rpc: Rpc | None = None  # what a JSON-RPC body asks for (MCP, A2A)

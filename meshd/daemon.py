@@ -52,7 +52,8 @@ if TYPE_CHECKING:
     from meshd.admin.server import Servers
     from meshd.api.door import Door
     from meshd.config import Config
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd")
 

@@ -40,9 +40,10 @@ if TYPE_CHECKING:
     from meshd.discovery.index import Found
     from meshd.engines.port import Store
     from meshd.ledger import Ledger
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
     from meshd.proxy.proxy import Proxy
     from meshd.sources.asking import Source
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.discovery")
 

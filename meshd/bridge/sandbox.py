@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from meshd.policy.process import Process
+    from meshd.upstream import Process
 
 SYSTEM: Final = ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32", "/nix/store")
 """Where a system's programs stand. `/usr/local` is part of it; `/opt`, `/home` and the rest are not."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meshd.bridge.contract import Channel, Ended, Host
     from meshd.call import Headers
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.bridge")
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from meshd.bridge.contract import Host, Listening
     from meshd.call import Headers
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 EVENT_BYTES_MAX: Final = 16 * 2**20
 WAITING_BYTES_MAX: Final = 64 * 2**20

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from meshd.bridge.contract import Host, Listening
     from meshd.call import Headers
-    from meshd.policy.process import Process
+    from meshd.upstream import Process
 
 WAITING_BYTES_MAX: Final = 64 * 2**20
 """Of what the server has not read yet. One message is always taken."""

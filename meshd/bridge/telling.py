@@ -7,7 +7,8 @@ import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.bridge")
 

@@ -10,8 +10,9 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sized
 
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
     from meshd.policy.problem import Problem
+    from meshd.upstream import Upstream
 
 
 def policy_options(function: Any) -> Any:

@@ -11,7 +11,7 @@ from meshd.wire.http1_request import RequestReader
 
 if TYPE_CHECKING:
     from meshd.call import Headers
-    from meshd.policy.compiled import Limits
+    from meshd.limits import Limits
     from meshd.wire.message import Request
 
 HOST_DEFAULT = "127.0.0.1:7400"

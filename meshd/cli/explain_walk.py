@@ -169,7 +169,7 @@ def _words_of(call: Call) -> str:
     words = f"{rpc.protocol} {rpc.method or 'reply'}"
     words += f", tool {rpc.tool}" if rpc.tool else ""
     words += ", only reads" if rpc.is_read_only else ""
-    if not call.upstream.is_dialect_told:
+    if call.upstream is not None and not call.upstream.is_dialect_told:
         words += "; by its own fields: without dialect in the policy, rules see no tool in it"
     return words
 

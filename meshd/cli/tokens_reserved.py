@@ -10,7 +10,7 @@ from meshd.dialects.table import dialect_at, recognise
 from meshd.dialects.windows import WINDOW_UNKNOWN, family, window
 from meshd.filters.purse import OUTPUT_DEFAULT
 from meshd.ledger.cost import bound_of
-from meshd.policy.compiled import Limits
+from meshd.limits import Limits
 from meshd.tokens.counter import Counter
 from meshd.tokens.encodings import BYTES, encoding_of
 

@@ -309,7 +309,7 @@ class Budget:
 
     def _check_unread(self, call: Call, terms: Terms) -> None:
         """Pass what owes nothing; refuse a call to an LLM whose cost nobody can bound."""
-        if call.target.kind is not _LLM or call.upstream.is_unmetered:
+        if call.target.kind is not _LLM or (call.upstream is not None and call.upstream.is_unmetered):
             return
         if call.ask is not None or call.dialect is None or not call.dialect.is_free(call.method, call.path):
             raise unread(call, terms)

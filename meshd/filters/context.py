@@ -212,7 +212,7 @@ class Context:
         """
         upstream, context = call.upstream, call.context
         headers: Headers = []
-        if context is None:
+        if context is None or upstream is None:
             return headers
         if call.direction is _INBOUND:
             headers.append((codec.HEADER_CONTEXT, self._minting.token(call, context, _LOCAL, "")))

@@ -70,7 +70,10 @@ class Delegation:
         """Raise Refused: malformed, budget_exhausted, budget_busy, store_unavailable."""
         plan: Plan = call.plan
         settings = plan.delegate
-        if call.direction is not _OUTBOUND or not (call.target.kind is _AGENT or call.upstream.is_peer):
+        if call.direction is not _OUTBOUND:
+            return None
+        upstream = call.upstream
+        if call.target.kind is not _AGENT and (upstream is None or not upstream.is_peer):
             return None
         tokens = asked_tokens(call)
         if settings is not None:

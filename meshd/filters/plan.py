@@ -94,8 +94,8 @@ def operation_of(call: Call) -> str:
     and path without its query. What A2A has over REST and gRPC is both, in two lines, or three."""
     if call.ask is not None:
         return call.ask.operation
-    rpc = call.rpc
-    if rpc is None or call.upstream.dialect != rpc.protocol:
+    rpc, upstream = call.rpc, call.upstream
+    if rpc is None or upstream is None or upstream.dialect != rpc.protocol:
         return f"{call.method} {call.path.partition('?')[0]}"
     if rpc.binding != "jsonrpc":
         names = f"{rpc.method}\n{rpc.also}" if rpc.also else rpc.method
@@ -110,7 +110,7 @@ def tool_of(call: Call) -> str:
     call one tool by the name of another.
     """
     upstream = call.upstream
+    assert upstream is not None
     if upstream.dialect == "mcp":
         return call.rpc.tool if call.rpc is not None else ""
-    name: str = upstream.name
-    return name if upstream.kind is _TOOL else ""
+    return upstream.name if upstream.kind is _TOOL else ""

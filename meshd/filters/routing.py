@@ -110,6 +110,7 @@ class Routing:
         if ask is not None and ask.model_granted not in (None, ask.model):
             model += f" (asked: {ask.model})"
         rules = ", ".join(call.plan.rules) or "none"
+        assert call.upstream is not None
         return f"{target.kind.value} {target.name} at {call.upstream.url}{model}; rules: {rules}"
 
 

@@ -87,7 +87,7 @@ def degrade(call: Call, purse: Purse, judge: Callable[[Call, AllowSettings], Non
     ask, to = call.ask, purse.degrade_to
     if ask is None or not ask.has_output or not to or to in (ask.model, ask.model_sent):
         return False
-    if ask.is_sealed and call.upstream.key_header is None:
+    if ask.is_sealed and (call.upstream is None or call.upstream.key_header is None):
         return False
     was_granted, was_target, was_plan = ask.model_granted, call.target, call.plan
     was_bound, was_bound_by, was_unbounded = ask.input_bound, ask.bound_by, ask.unbounded

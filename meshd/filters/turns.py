@@ -223,7 +223,7 @@ class Turns:
     def _turn_of(self, call: Call, context: Context, rpc: Any) -> tuple[Turn, bytes]:
         """Return what a call to an agent or a tool is as a turn, and what stands before its body."""
         target = call.target
-        is_agent = target.kind is _AGENT or call.upstream.is_peer
+        is_agent = target.kind is _AGENT or (call.upstream is not None and call.upstream.is_peer)
         method, path = call.method, call.path
         payload: bytes | None = None
         prefix = b""

@@ -141,7 +141,9 @@ class Ladder:
     def _redirect(self, call: Call, name: str) -> bool:
         """Call another target in place of the one that the call names; return whether that may be."""
         old, new = call.upstream, call.policy.upstreams.get(name)
-        if new is None or new.kind is not old.kind or new.dialect != old.dialect or new.is_peer != old.is_peer:
+        if old is None or new is None:
+            return False
+        if new.kind is not old.kind or new.dialect != old.dialect or new.is_peer != old.is_peer:
             return False
         target = Target(new.kind, name, call.target.model)
         operation = call.ask.operation if call.ask is not None else f"{call.method} {call.path.partition('?')[0]}"

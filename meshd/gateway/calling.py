@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from meshd.call import Headers
-    from meshd.policy.compiled import Upstream
     from meshd.proxy.proxy import Proxy
+    from meshd.upstream import Upstream
 
 REPLY_BYTES_MAX: Final = 10 * 2**20
 _JSON: Final = (b"content-type", b"application/json")

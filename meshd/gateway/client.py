@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import asyncio
 
     from meshd.gateway.streams import Stream
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 _FIELDS_MAX: Final = 64
 _ASKED_MAX: Final = 256

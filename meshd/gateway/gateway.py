@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from meshd.gateway.messages import Said
     from meshd.gateway.streams import Stream
     from meshd.gateway.uris import Place
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
     from meshd.proxy.proxy import Proxy
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.gateway")
 
@@ -349,11 +350,8 @@ class Gateway:
             if not link.is_open or link.version >= STATELESS:
                 continue
             body = request(client.next_id(), "logging/setLevel", level) if level else message
-            self._begin(
-                calling.ask(
-                    self.proxy, link.upstream, hearing.fields_of(link), body, agent=client.agent, timeout_s=END_S
-                )
-            )
+            fields = hearing.fields_of(link)
+            self._begin(calling.ask(self.proxy, link.upstream, fields, body, agent=client.agent, timeout_s=END_S))
 
     def decline(self, client: Client, link: Link, said: Said) -> None:
         """Tell a server that nobody can answer what it asks: its client has no session to be asked in."""

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from meshd.gateway.client import Client
     from meshd.gateway.gateway import Gateway
     from meshd.gateway.listing import Part
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.gateway")
 

@@ -19,7 +19,7 @@ from meshd.policy.gateway import GATEWAY
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 FIND: Final = "find_tools"
 DESCRIBE: Final = "describe_tools"

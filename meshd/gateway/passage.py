@@ -84,7 +84,7 @@ class Passage:
         elif client.id:
             self.gateway.check(client, call)
         upstream = call.upstream
-        if upstream.is_gateway:
+        if upstream is None or upstream.is_gateway:
             return None
         link = client.links.get(upstream.name)
         if link is None or not link.is_open or link.upstream is not upstream:
@@ -156,7 +156,7 @@ class Passage:
     def reply_fields(self, fields: Headers) -> Headers:
         """Return the fields of the reply: a server's session is none of the client's."""
         client, call = self.client, self._call
-        if client is None or call is None or call.upstream.is_gateway:
+        if client is None or call is None or call.upstream is None or call.upstream.is_gateway:
             return fields
         fields = [field for field in fields if field[0] != SESSION_FIELD]
         if client.id:
@@ -180,7 +180,7 @@ class Passage:
         """Return what stands in for a server's answer, under the id of the client, as that would have come. Raises
         AnswerError."""
         client, call = self.client, self._call
-        if client is None or call is None or call.upstream.is_gateway:
+        if client is None or call is None or call.upstream is None or call.upstream.is_gateway:
             return message
         self.id = b""
         fitting = Fitting(self, call) if call.rpc is not None and call.rpc.method in METHODS else None
@@ -211,6 +211,7 @@ class Passage:
         call, gateway = self._call, self.gateway
         if call is None or call.rpc is None or call.rpc.method not in LINKING or gateway.only is not None:
             return message
+        assert call.upstream is not None
         server = call.upstream.name
         return linked(message, lambda uri: gateway.uri_of(server, uri))
 

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from meshd.call import Call
     from meshd.dialects.json_pairs import Pairs
     from meshd.gateway.passage import Passage
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 METHODS: Final = frozenset({TOOLS_CALL, "tasks/result", "tasks/get"})
 """Whose answers hold a tool's result."""
@@ -55,11 +56,13 @@ def is_limited(policy: Policy, servers: dict[str, Upstream]) -> bool:
 class Fitting:
     """Measures the result of one call, and cuts it down to the limit."""
 
-    __slots__ = ("_call", "_passage", "bytes_max", "tokens_max")
+    __slots__ = ("_call", "_passage", "_server", "bytes_max", "tokens_max")
 
     def __init__(self, passage: Passage, call: Call) -> None:
         self._passage = passage
         self._call = call
+        assert call.upstream is not None
+        self._server = call.upstream.name
         self.tokens_max = limit_of(call.policy, call.upstream)
         self.bytes_max = call.policy.limits.reply_body_bytes_max
         """Of a result that is read to be cut."""
@@ -78,7 +81,7 @@ class Fitting:
             return
         passage = self._passage
         passage.sized = Sized(size, tokens_of(size))
-        passage.gateway.results.count(self._call.upstream.name, size)
+        passage.gateway.results.count(self._server, size)
 
     def fit(self, message: bytes) -> bytes:
         """Return an answer with as much of its result as the limit allows."""
@@ -106,7 +109,7 @@ class Fitting:
         clipped = clip(found, limit)
         if clipped is None:
             return message
-        passage, settings, name = self._passage, self._call.policy.mcp, self._call.upstream.name
+        passage, settings, name = self._passage, self._call.policy.mcp, self._server
         assert passage.client is not None
         id = passage.gateway.results.put(
             owner_of(self._call, passage.client),
@@ -164,7 +167,7 @@ class Fitting:
 
     def _clipped(self, size: int, left_out: int) -> None:
         self._passage.sized = Sized(size, tokens_of(size), left_out)
-        self._passage.gateway.results.count_clipped(self._call.upstream.name, left_out)
+        self._passage.gateway.results.count_clipped(self._server, left_out)
 
     def replaced(self, why: str, size: int) -> bytes:
         """Return what the model is told in place of a result of which nothing can be shown."""
@@ -174,7 +177,7 @@ class Fitting:
         if self._passage.sized is None:
             self.count(size)
         self._clipped(size, tokens_of(size))
-        words = f"[meshd: the result of {self._call.upstream.name}, {size:,} bytes, is left out: {why}. Ask for less.]"
+        words = f"[meshd: the result of {self._server}, {size:,} bytes, is left out: {why}. Ask for less.]"
         if self._is_of_task:
             return error(rpc.id, _INTERNAL, words)
         made: dict[str, Any] = {"content": [{"type": "text", "text": words}], "isError": True}

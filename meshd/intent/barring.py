@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping
 
     from meshd.filters.breaker import BreakerView
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 _OF_CARD: Final = frozenset({Sort.AGENT.value, Sort.SKILL.value})
 

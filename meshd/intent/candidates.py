@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from meshd.discovery.entry import Entry
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 ENTRIES_MAX: Final = 512
 """Of one agent, what is looked at: skills and tools."""

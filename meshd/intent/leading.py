@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from meshd.api.mesh import Mesh
     from meshd.engines.bus_port import Delivery, Event, Subscription
     from meshd.intent.resolver import Resolver
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
     from meshd.policy.model_intents import SemanticSection
     from meshd.trace.knowledge import Told
+    from meshd.upstream import Upstream
 
 TOPIC: Final = "mesh.intent"
 GROUP: Final = "meshd-intents"

@@ -11,10 +11,11 @@ from meshd.call import Kind
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.approval_settings import ApprovalSettings
 from meshd.filters.budget_settings import BudgetSettings
+from meshd.limits import Limits
 from meshd.policy.card_section import talking_problems
 from meshd.policy.cataloguing import CATALOGUE_KEYS, catalogue_problems, told
 from meshd.policy.checking import compile_match, rule_name
-from meshd.policy.compiled import DialectName, Limits, Policy, Upstream
+from meshd.policy.compiled import Policy
 from meshd.policy.gateway import check_gateway, gateway_problems, gateway_upstream
 from meshd.policy.intending import intent_terms
 from meshd.policy.matching import GlobSet, Match, Matcher, Rule
@@ -36,6 +37,7 @@ from meshd.policy.upstreams import (
     known_llm,
     parse_url,
 )
+from meshd.upstream import DialectName, Upstream
 
 if TYPE_CHECKING:
     from meshd.policy.document import Overrides

@@ -14,8 +14,8 @@ from meshd.policy.upstreams import parse_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, UpstreamSection
+    from meshd.upstream import Upstream
 
 CATALOGUE_KEYS: Final = frozenset(
     {"description", "version", "intents", "labels", "tools", "models", "openapi", "reflection", "discover"}

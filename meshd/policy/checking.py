@@ -23,9 +23,9 @@ from meshd.policy.report import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, MatchSection, RuleSection
     from meshd.policy.report import Location, Report
+    from meshd.upstream import Upstream
 
 INBOUND_NAME = "app"
 """Name of the target of calls that come in: the agent beside this sidecar."""

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from meshd.filters.budget_settings import BudgetSettings
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, PriceSection, RuleSection
     from meshd.policy.pricing import PriceBook
     from meshd.policy.report import Location, Report
+    from meshd.upstream import Upstream
 
 SAY_PRICE = "say it under `prices`, in dollars for a million tokens"
 

@@ -18,10 +18,10 @@ from meshd.policy.report import nearest
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, MatchSection, RuleSection
     from meshd.policy.model_events import SubscriptionSection
     from meshd.policy.report import Location, Report
+    from meshd.upstream import Upstream
 
 JUDGED: Final = ("allow", "deny", "turns")
 """What a rule can set for events."""

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from meshd.filters.chain_settings import Substitute
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document, RuleSection
     from meshd.policy.report import Location, Report
+    from meshd.upstream import Upstream
 
 _TRANSLATED: Final = frozenset({"openai", "anthropic"})
 _SPOKEN_BESIDES: Final = {"ollama": frozenset({"openai", "anthropic"}), "gemini": frozenset({"anthropic"})}

@@ -12,9 +12,9 @@ from meshd.policy.upstreams import parse_url
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document
     from meshd.policy.report import Report
+    from meshd.upstream import Upstream
 
 HERE: Final = ("on_exceeded",)
 _TOPIC: Final = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-.")

@@ -6,135 +6,26 @@ for two things that no decision depends on: the bounded memo of plans and the hi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from meshd.discovery.intent_terms import IntentTerms
+from meshd.discovery.told import Told
+from meshd.limits import Limits
+from meshd.policy.gateway import McpSettings
+from meshd.policy.matching import GlobSet, Matcher, Rule
+from meshd.policy.model import ApprovalsSection, SupervisorSection
+from meshd.policy.model_events import SubscriptionSection
+from meshd.policy.model_intents import SemanticSection
+from meshd.policy.model_state import StateSection
+from meshd.policy.pricing import PriceBook
 from meshd.prompts.terms import PromptTerms
+from meshd.upstream import Upstream
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from meshd.call import Kind, Target
-    from meshd.discovery.told import Told
+    from meshd.call import Target
     from meshd.filters.plan import Plan
-    from meshd.policy.gateway import McpSettings
-    from meshd.policy.matching import GlobSet, Matcher, Rule
-    from meshd.policy.model import ApprovalsSection, SupervisorSection
-    from meshd.policy.model_events import SubscriptionSection
-    from meshd.policy.model_intents import SemanticSection
-    from meshd.policy.model_state import StateSection
-    from meshd.policy.pricing import PriceBook
-    from meshd.policy.process import Process
-
-DialectName = Literal["openai", "anthropic", "gemini", "ollama", "bedrock", "plain", "mcp", "a2a"]
-Protocol = Literal["auto", "http/1.1", "h2"]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Upstream:
-    """An address that serves a target, with everything that sending to it needs."""
-
-    name: str
-    kind: Kind
-    url: str
-    """As the document has it, without a trailing slash."""
-    scheme: Literal["http", "https"]
-    host: str
-    """Host name in lower case, or an address; an IPv6 address stands without its brackets."""
-    port: int
-    base_path: str
-    """What precedes the call's own path: empty, or begins with a slash and does not end with one."""
-    authority: bytes
-    """For the Host field: with the port where it is not the scheme's own."""
-    dialect: DialectName
-    protocol: Protocol = "auto"
-    is_unmetered: bool = False
-    """Calls to an LLM that no dialect reads may pass, and tunnels too: nobody counts their tokens."""
-    is_dialect_told: bool = True
-    """The document says which dialect it speaks; else a call's own fields may say that it is MCP or A2A."""
-    is_session: bool = False
-    """An agent that is reached by the session which it keeps with this sidecar: it has no address."""
-    process: Process | None = None
-    """An MCP server that is started and spoken to over its standard input and output: it has no address."""
-    is_sse: bool = False
-    """An MCP server of 2024-11-05: the address is that of its event stream."""
-    is_peer: bool = False
-    """The address is another sidecar's inbound port, which verifies the context token and mints its own."""
-    sends_trace: bool = False
-    """`traceparent` and `baggage` leave to this upstream."""
-    ca_file: str | None = None
-    """PEM bundle that replaces the system's; None for the system's."""
-    key_header: bytes | None = None
-    """Header field, in lower case, in which meshd sends the provider's key; None where the agent sends its own."""
-    key_prefix: bytes = b""
-    """What stands before the key in that field: `Bearer ` for authorization."""
-    key_env: str | None = None
-    key_file: str | None = None
-    card_keys: tuple[str, ...] = ()
-    """Files with the keys that may sign its card; empty where nobody verifies that."""
-    is_card_signed: bool = False
-    """A card that is not signed is refused."""
-    card_origins: tuple[tuple[str, int], ...] = ()
-    """Host and port of each other address by which its card names it."""
-    takes_extension: bool | None = None
-    """It is told of the workflow by meshd's A2A extension; None: where its card declares that."""
-    charges_usage: bool | None = None
-    """Charge what the metadata of its A2A answers reports; None: see `meshd.filters.hearsay`."""
-    connections_max: int = 1024
-    pending_max: int = 1024
-    """Calls that wait for a connection."""
-    connect_timeout_s: float = 5.0
-    idle_timeout_s: float = 60.0
-    first_byte_timeout_s: float = 600.0
-    first_token_timeout_s: float | None = None
-    """Longest from sending to a model's first output in a stream; None for no such limit."""
-    gap_timeout_s: float = 300.0
-    """Longest silence between two pieces of a reply."""
-    prefix: str = ""
-    """Of an MCP server behind the gateway: what its tools are called by, the separator included."""
-    endpoint: str = ""
-    """The path at which the gateway sends messages to it, with the base path."""
-    result_tokens_max: int | None = None
-    """Of a result that comes through the gateway; None for what that says of all."""
-    is_gateway: bool = False
-    """It has no address: calls to it go to one of the MCP servers, or are answered for all of them."""
-
-    @property
-    def is_bridged(self) -> bool:
-        """Whether its clients speak streamable HTTP and it speaks something else: see `meshd.bridge`."""
-        return self.process is not None or self.is_sse
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
-    """Limits that hold for every call, whatever its target."""
-
-    hops: int = 16
-    """Agent-to-agent edges from the workflow's beginning."""
-    deadline_s: float | None = None
-    """Seconds that a workflow may take, where its opener named no nearer deadline; None for no limit."""
-    header_count_max: int = 100
-    header_bytes_max: int = 65_536
-    url_bytes_max: int = 16_384
-    request_body_bytes_max: int = 32 * 2**20
-    """Of a request that a dialect must read whole; others stream without a limit."""
-    reply_body_bytes_max: int = 32 * 2**20
-    """Of a reply that is kept while it passes, to be metered or judged."""
-    connections_per_peer_max: int = 1024
-    streams_per_connection_max: int = 100
-    resets_per_minute_max: int = 1000
-    header_timeout_s: float = 10.0
-    idle_timeout_s: float = 300.0
-    body_rate_min_bytes_s: int = 240
-    """A caller that sends its body slower than this, on average after the first seconds, is dropped."""
-    drain_s: float = 30.0
-    names_workflows: bool = True
-    """A caller may name the workflow that its call belongs to."""
-    infers_context: bool = True
-    """A call that does not say to which workflow it belongs may be tied to one by other evidence."""
-    unattributed_tokens: int = 100_000
-    """Tokens for each agent and UTC day for calls that no evidence ties to a workflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

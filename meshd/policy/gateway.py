@@ -9,8 +9,8 @@ from pydantic import Field
 from meshd.call import Kind
 from meshd.filters.contract import Settings
 from meshd.filters.units import Count, Duration, Size
-from meshd.policy.compiled import Upstream
 from meshd.policy.problem import shown
+from meshd.upstream import Upstream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from meshd.discovery.intents import Router
-    from meshd.policy.compiled import Upstream
     from meshd.policy.model import Document
     from meshd.policy.report import Report
+    from meshd.upstream import Upstream
 
 HERE: Final = ("intents",)
 EXAMPLES_MAX: Final = 4096

@@ -5,17 +5,16 @@ Only a document names one. No call, no registration and no API does: what runs b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from meshd.filters.units import Duration, Size
+from meshd.upstream import Process, SandboxName
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SandboxName = Literal["auto", "bwrap", "runsc", "none"]
 RestartName = Literal["on-failure", "never"]
 SANDBOXES: tuple[str, ...] = get_args(SandboxName)
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,254}$"
@@ -66,28 +65,6 @@ class ProcessSection(BaseModel):
     restart: RestartName = "on-failure"
     """What becomes of a session whose copy has crashed. `on-failure`: the next call starts another, which is told what
     the client said at its beginning; `never`: the session is over, and its client begins another."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Process:
-    """A program to start, with everything that starting it needs."""
-
-    command: tuple[str, ...]
-    cwd: str | None
-    env: tuple[tuple[str, str], ...]
-    env_from: tuple[str, ...]
-    sandbox: SandboxName
-    read: tuple[str, ...]
-    write: tuple[str, ...]
-    has_network: bool
-    memory_bytes: int
-    processes_max: int
-    files_max: int
-    cpu_s: float | None
-    children_max: int
-    start_timeout_s: float
-    idle_timeout_s: float
-    is_restarted: bool
 
 
 def compile_process(section: ProcessSection) -> Process:

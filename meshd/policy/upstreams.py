@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from meshd.call import Kind
-from meshd.policy.compiled import Upstream
 from meshd.policy.gateway import endpoint_of, prefix_of
 from meshd.policy.problem import shown
 from meshd.policy.process import compile_process
+from meshd.upstream import Upstream
 
 if TYPE_CHECKING:
-    from meshd.policy.compiled import DialectName
     from meshd.policy.model import UpstreamSection
+    from meshd.upstream import DialectName
 
 WELL_KNOWN: dict[str, tuple[str, DialectName]] = {
     "openai": ("https://api.openai.com", "openai"),

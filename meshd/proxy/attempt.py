@@ -46,6 +46,7 @@ class Attempt(Degrading):
     def send(self) -> None:
         """Every filter has admitted it: find a connection. Raises Refused where the context cannot be minted."""
         exchange, call, fields = self.exchange, self.call, self.request.fields
+        assert call.upstream is not None
         proxy = exchange.proxy
         pool = self.pool = proxy.pools.pool_for(call.upstream, fields.is_grpc, exchange.is_tunnel)
         self._heard_s = proxy.now_s
@@ -89,8 +90,7 @@ class Attempt(Degrading):
             show_head(watching, status, headers)
         answer = self._answer
         if answer is not None:
-            if answer.is_held or (answer.is_stream and self.call.upstream.first_token_timeout_s is not None):
-                # Until then another attempt can take its place.
+            if self._is_held_back(answer):
                 self._head = (status, headers, content_length)
                 return
             if answer.is_rewritten:
@@ -248,8 +248,8 @@ class Attempt(Degrading):
 
     def expire(self, now_s: float) -> None:
         """End what has taken too long; called about twice a second."""
-        exchange = self.exchange
-        if self.pool is None or exchange.is_tunnel:
+        exchange, pool = self.exchange, self.pool
+        if pool is None or exchange.is_tunnel:
             return
         silent_s = now_s - self._heard_s
         if exchange.is_caller_gone and self._sent_s:
@@ -257,7 +257,7 @@ class Attempt(Degrading):
                 self.give_up()
             return
         late = overdue(
-            self.call.upstream,
+            pool.upstream,
             self.call.policy.limits,
             silent_s,
             is_sent=self._sent_s > 0.0,

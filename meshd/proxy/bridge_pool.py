@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from meshd.call import Headers
-    from meshd.policy.compiled import Upstream
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.pool import Pools
     from meshd.proxy.proxy import Proxy
+    from meshd.upstream import Upstream
 
 
 class BridgeHost:

@@ -19,7 +19,7 @@ from meshd.policy.addressing import (
 if TYPE_CHECKING:
     from meshd.call import Call
     from meshd.discovery.card_addresses import Place
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 _LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _GRPC_SCHEMES: Final = {"http": "grpc", "https": "grpcs"}
@@ -31,12 +31,13 @@ class ClientAddress:
     """How one client addressed an agent, and so how it is led to that one, and to others."""
 
     __slots__ = (
-        "_authority", "_call", "_is_proxied", "_port", "_scheme", "_suffix", "has_run", "is_grpc_led",
+        "_authority", "_call", "_is_proxied", "_port", "_scheme", "_suffix", "_upstream", "has_run", "is_grpc_led",
     )  # fmt: skip
 
     def __init__(self, call: Call, target: str, authority: str, *, scheme: str, port: int) -> None:
         """`target` is the request's, as it came; `scheme` and `port` are those of this sidecar's listener."""
-        upstream = call.upstream
+        assert call.upstream is not None
+        self._upstream = upstream = call.upstream
         self._call = call
         self._port = port
         self.has_run = bool(call.run_token)
@@ -76,7 +77,7 @@ class ClientAddress:
 
     def _upstream_at(self, place: Place) -> Upstream | None:
         """Return what an interface is of: the agent itself, or another one that the policy names."""
-        here: Upstream = self._call.upstream
+        here = self._upstream
         own = Origin(here.host, here.port)
         if place.origin.is_at(own, own) or place.origin in here.card_origins:
             return here

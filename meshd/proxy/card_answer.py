@@ -107,7 +107,7 @@ class Asked:
 class CardAnswer(Onward):
     """Holds a card until it is whole."""
 
-    __slots__ = ("_address", "_call", "_cards", "_form", "_headers", "_pieces", "_size")
+    __slots__ = ("_address", "_call", "_cards", "_form", "_headers", "_pieces", "_size", "_upstream")
 
     is_held = True
     is_rewritten = True
@@ -117,6 +117,8 @@ class CardAnswer(Onward):
         self._form = form
         self._address = address
         self._call = call
+        assert call.upstream is not None
+        self._upstream = call.upstream
         self._headers = headers
         self._pieces: list[bytes] = []
         self._size = 0
@@ -139,14 +141,14 @@ class CardAnswer(Onward):
             body = decoded(body, self._headers, CARD_BYTES_MAX + _ROOM)
             return self._result(body) if self._form == "jsonrpc" else msgspec.json.encode(self._card(read_card(body)))
         except SignatureError as error:
-            name = self._call.upstream.name
+            name = self._upstream.name
             raise Refused(
                 Reason.NOT_ALLOWED,
                 f"The card of {name} is refused: {error}. Whoever runs the agent must sign it by a key that the policy "
                 f"names under upstreams.{name}.card.keys.",
             ) from None
         except CardError as error:
-            if self._call.upstream.is_dialect_told or _may_lead(body):
+            if self._upstream.is_dialect_told or _may_lead(body):
                 raise AnswerError(f"it is no card: {error}") from None
             return body  # It only looked like one by its path.
 
@@ -169,7 +171,7 @@ class CardAnswer(Onward):
         return msgspec.json.encode({**answer, "result": self._card(answer["result"])})
 
     def _card(self, card: dict[str, Any]) -> dict[str, Any]:
-        upstream, is_signed_here = self._call.upstream, bool(card.get("signatures"))
+        upstream, is_signed_here = self._upstream, bool(card.get("signatures"))
         is_verified = False
         if upstream.card_keys and (is_signed_here or upstream.is_card_signed):
             self._verify(card)
@@ -186,16 +188,16 @@ class CardAnswer(Onward):
 
     def _verify(self, card: dict[str, Any]) -> None:
         try:
-            keys = self._cards.keys.of(self._call.upstream.card_keys)
+            keys = self._cards.keys.of(self._upstream.card_keys)
         except ValueError as error:
             raise Refused(
-                Reason.NOT_ALLOWED, f"The card of {self._call.upstream.name} cannot be verified: {error}."
+                Reason.NOT_ALLOWED, f"The card of {self._upstream.name} cannot be verified: {error}."
             ) from None
         verify(card, keys)
 
     def _message(self, body: bytes) -> bytes:
         """Take the one message of a gRPC answer. Signatures that nobody can verify go."""
-        upstream = self._call.upstream
+        upstream = self._upstream
         if not body:
             return body  # A status alone.
         rpc: Any = self._call.rpc
@@ -231,7 +233,7 @@ class CardAnswer(Onward):
 
     def _say(self, found: Rewritten, signature: str) -> None:
         if found.removed:
-            self._cards.say_removed(self._call.upstream.name, found.removed)
+            self._cards.say_removed(self._upstream.name, found.removed)
         said = f"addresses-removed={len(found.removed)}; signature={signature}"
         self._call.reply_headers = [*self._call.reply_headers, (CARD_FIELD, said.encode()), (b"vary", b"host")]
 

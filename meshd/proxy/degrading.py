@@ -192,7 +192,7 @@ class Degrading(Sending):
         if self.status == _PARTIAL:
             self._broken("a part of a card cannot be read")
             return False
-        if self.status in _REDIRECTS and self.call.upstream.kind is _AGENT:
+        if self.status in _REDIRECTS and self.call.upstream is not None and self.call.upstream.kind is _AGENT:
             self._broken("its card is said to be elsewhere, where no policy would judge whom it leads to")
             return False
         if 200 <= self.status < 300 and self.status != _NO_CONTENT:
@@ -255,12 +255,19 @@ class Degrading(Sending):
             return b""
         return self._begin_stream()
 
+    def _is_held_back(self, answer: Answer) -> bool:
+        """Say whether another attempt can take this one's place until the answer is whole, or has a token."""
+        if answer.is_held:
+            return True
+        upstream = self.call.upstream
+        return answer.is_stream and upstream is not None and upstream.first_token_timeout_s is not None
+
     def _is_given_up_before_a_token(self, answer: Answer) -> bool:
         """Say whether a stream that was held has ended without a token and without its end, so that another attempt
         takes its place."""
         if self._head is None or not answer.is_stream or answer.has_content or answer.cut or answer.meter.is_terminal:
             return False
-        return self._try_again(Fault.TRUNCATED, f"{self.call.upstream.name} ended its stream without a token")
+        return self._try_again(Fault.TRUNCATED, f"{self.call.target.name} ended its stream without a token")
 
     def _begin_stream(self) -> bytes:
         """Send the head of a stream that was held until its first token; return what has come of it since."""

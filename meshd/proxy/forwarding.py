@@ -29,6 +29,8 @@ def added_fields(call: Call, fields: Fields, key: bytes | None, context: Context
     is_read = is_read or call.ask is not None or call.earlier is not None or _is_overheard(call, fields)
     headers = [_IDENTITY] if is_read else fields.accept_encoding[:]
     if key is not None:
+        assert call.upstream is not None
+        assert call.upstream.key_header is not None
         headers.append((call.upstream.key_header, key))
     headers += context.forward_headers(call)
     if call.inject:
@@ -49,7 +51,7 @@ def path_to_send(call: Call, key: bytes | None) -> str:
     ask, path = call.ask, call.path
     if ask is not None and ask.model_granted is not None:
         path = call.dialect.redirect(ask, path)
-    if key is not None and "?" in path and call.upstream.dialect == _GEMINI:
+    if key is not None and "?" in path and call.upstream is not None and call.upstream.dialect == _GEMINI:
         path = without_key(path)
     if ask is not None and ask.is_sealed and key is None:
         _check_sealed(call, path)

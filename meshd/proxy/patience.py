@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from meshd.outcome import Fault
 
 if TYPE_CHECKING:
-    from meshd.policy.compiled import Limits, Upstream
+    from meshd.limits import Limits
+    from meshd.upstream import Upstream
 
 DETACHED_S_MAX: Final = 60.0
 DETACHED_BYTES_MAX: Final = 8 * 1024 * 1024

@@ -21,9 +21,9 @@ from meshd.proxy.http1_client import Http1Connection
 from meshd.proxy.http2_client import STREAMS_MAX, Http2Connection
 
 if TYPE_CHECKING:
-    from meshd.policy.compiled import Upstream
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.proxy import Proxy
+    from meshd.upstream import Upstream
 
 log = logging.getLogger("meshd.proxy")
 

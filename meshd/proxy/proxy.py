@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     from meshd.discovery.entry import Entry, Origin
     from meshd.filters.contract import Ticket
     from meshd.gateway.gateway import Gateway
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
     from meshd.proxy.arrival import Intents
     from meshd.proxy.exchange import Exchange
     from meshd.proxy.incoming import Incoming
     from meshd.proxy.quarantine import Held
     from meshd.telemetry.telemetry import Telemetry
     from meshd.trace.log import Log
+    from meshd.upstream import Upstream
 
 BUSY_S: Final = 0.0001
 """Callbacks nearer than this to one another share their writes. Below some 10,000 a second each writes at once, since

@@ -24,8 +24,10 @@ _SORTS: Final = {
 def check_quarantine(call: Call, held: Held) -> None:
     """Raise Refused where a message calls what is in quarantine."""
     rpc, upstream = call.rpc, call.upstream
-    names = held.get(upstream.name) if upstream is not None else None
-    if not names or rpc is None or rpc.method not in _SORTS:
+    if upstream is None or rpc is None or rpc.method not in _SORTS:
+        return
+    names = held.get(upstream.name)
+    if not names:
         return
     sort, key = _SORTS[rpc.method]
     name = rpc.tool

@@ -17,7 +17,7 @@ from meshd_sdk.context import HEADER_DEADLINE
 
 if TYPE_CHECKING:
     from meshd.call import Call, Headers
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 A2A: Final = "a2a"
 _INBOUND: Final = Direction.INBOUND
@@ -47,7 +47,7 @@ class Declared:
 def tell(call: Call, declared: Declared, added: Headers, body: bytes | None) -> bytes | None:
     """Activate the extension in the fields that are `added` to a request, and return its body with the context in its
     message. Where the agent does not take the extension, nothing changes; over gRPC the fields say it all."""
-    if not declared.takes(call.upstream):
+    if call.upstream is None or not declared.takes(call.upstream):
         return body
     rpc: Any = call.rpc
     field = field_of(is_old=is_old(rpc.method))

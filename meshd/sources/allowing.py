@@ -10,7 +10,8 @@ from meshd.filters.globs import names
 
 if TYPE_CHECKING:
     from meshd.filters.allow_list_settings import AllowSettings
-    from meshd.policy.compiled import Policy, Upstream
+    from meshd.policy.compiled import Policy
+    from meshd.upstream import Upstream
 
 _METHODS: Final = {Sort.TOOL: "tools/call", Sort.PROMPT: "prompts/get", Sort.RESOURCE: "resources/read"}
 

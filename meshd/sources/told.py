@@ -10,7 +10,7 @@ from meshd.sources.asking import json_of
 
 if TYPE_CHECKING:
     from meshd.discovery.told import Told
-    from meshd.policy.compiled import Upstream
+    from meshd.upstream import Upstream
 
 
 def told_entries(upstream: Upstream, told: Told) -> list[Entry]:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from meshd.filters.substitution import Substitution
     from meshd.outcome import Fault
     from meshd.refusal import Reason
+    from meshd.upstream import Upstream
 
 _INBOUND: Final = Direction.INBOUND
 
@@ -230,10 +231,10 @@ class Series:
         if upstream is None:
             return self.unknown["inbound" if is_inbound else "outbound"]
         found = (self.inbound if is_inbound else self.outbound).get(upstream.name)
-        return found if found is not None else self._admit_target(call, is_inbound)
+        return found if found is not None else self._admit_target(call, upstream, is_inbound)
 
-    def _admit_target(self, call: Call, is_inbound: bool) -> TargetSeries:
-        upstream, table = call.upstream, self.inbound if is_inbound else self.outbound
+    def _admit_target(self, call: Call, upstream: Upstream, is_inbound: bool) -> TargetSeries:
+        table = self.inbound if is_inbound else self.outbound
         direction = "inbound" if is_inbound else "outbound"
         shown = label(upstream.name)
         # A host that a pattern admitted has an upstream made for it, whose name no document holds. Two series of

@@ -8,8 +8,8 @@ import pytest
 
 from meshd.call import Direction
 from meshd.cli.explain_request import read_request
+from meshd.limits import Limits
 from meshd.policy.addressing import AddressBook, Located
-from meshd.policy.compiled import Limits
 from meshd.policy.document import load
 
 if TYPE_CHECKING:

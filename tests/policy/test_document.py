@@ -10,8 +10,9 @@ from meshd.call import Kind, Target
 from meshd.dialects import openai_paths
 from meshd.dialects.jsonrpc import MESSAGE
 from meshd.dialects.table import DIALECTS
+from meshd.limits import Limits
 from meshd.policy.checking import OPERATIONS
-from meshd.policy.compiled import Limits, Policy
+from meshd.policy.compiled import Policy
 from meshd.policy.document import DocumentFile, LoadError, Overrides, load, parse
 
 SHORT_FORM = """\

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from meshd.call import Ask, Call, Direction, Headers, Kind, Target, Usage
 from meshd.outcome import Fault, Outcome, Verdict
-from meshd.policy.compiled import Upstream
+from meshd.upstream import Upstream
 
 if TYPE_CHECKING:
     from meshd.refusal import Refused
