@@ -15,6 +15,7 @@ from meshd_sdk import context as codec
 
 if TYPE_CHECKING:
     from meshd.call import Call
+    from meshd.limits import Limits
 
 PATH_SHOWN_MAX: Final = 8
 """Agents at the end of the path that a message names."""
@@ -36,7 +37,8 @@ class HopLimit:
 
     def admit(self, call: Call) -> None:
         """Raise Refused(HOP_LIMIT) or Refused(DEADLINE)."""
-        context, limits = call.context, call.policy.limits
+        context = call.context
+        limits: Limits = call.policy.limits
         if context is None:
             raise Refused(Reason.CONTEXT_INVALID, "The call has no context, so its hops cannot be judged.")
         # Below the limit one more edge cannot pass it.

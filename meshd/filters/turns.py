@@ -26,7 +26,7 @@ from meshd.turns.turn import AGENT, LLM, PASS, STOPS, TOOL, WAIT, Limits, Turn
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
-    from meshd.call import Call
+    from meshd.call import Call, Rpc
     from meshd.filters.contract import Ticket
     from meshd.filters.plan import Plan
     from meshd.turns.sharing import Sharing
@@ -109,7 +109,7 @@ class Turns:
         kind = call.target.kind
         if kind is _LLM:
             return self._admit_model(call, context, settings) if call.ask is not None else None
-        rpc: Any = getattr(call, "rpc", None)
+        rpc = call.rpc
         if rpc is not None and rpc.protocol == "mcp" and rpc.method != _CALL:
             return None
         turn, prefix = self._turn_of(call, context, rpc)
@@ -220,7 +220,7 @@ class Turns:
         await self._sleep(wait_s)
         return ticket
 
-    def _turn_of(self, call: Call, context: Context, rpc: Any) -> tuple[Turn, bytes]:
+    def _turn_of(self, call: Call, context: Context, rpc: Rpc | None) -> tuple[Turn, bytes]:
         """Return what a call to an agent or a tool is as a turn, and what stands before its body."""
         target = call.target
         is_agent = target.kind is _AGENT or (call.upstream is not None and call.upstream.is_peer)

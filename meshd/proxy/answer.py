@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meshd.dialects.contract import Meter
     from meshd.dialects.event import Event
     from meshd.filters.contract import Ticket
+    from meshd.limits import Limits
 
 RATIO_MAX: Final = 100
 """Most that one byte of a compressed reply may become: gzip bombs reach 1,000, model output stays below 20."""
@@ -330,7 +331,8 @@ def choose_answer(call: Call, headers: Headers, tickets: tuple[Ticket, ...]) -> 
         if on_event is not None:
             watchers.append(on_event)
             is_judged = is_judged or getattr(ticket, "judges_whole", False)
-    bytes_max = call.policy.limits.reply_body_bytes_max
+    limits: Limits = call.policy.limits
+    bytes_max = limits.reply_body_bytes_max
     meter = call.dialect.meter(call.ask or call.earlier)
     try:
         inflater = inflater_for(headers, bytes_max)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from meshd.chain import Pending
     from meshd.filters.contract import Ticket
     from meshd.filters.substituting import Next
+    from meshd.limits import Limits
     from meshd.proxy.attempt import Attempt
     from meshd.proxy.caller import Caller, Stream
     from meshd.proxy.holding import HeldCaller
@@ -122,7 +123,7 @@ class Incoming:
 
     def _hold(self, operation: str) -> None:
         request = self.request
-        bytes_max = self.call.policy.limits.request_body_bytes_max
+        bytes_max = self._body_bytes_max
         if request.content_length is not None and request.content_length > bytes_max:
             raise too_large(bytes_max)
         self._operation = operation
@@ -141,7 +142,7 @@ class Incoming:
             self.call.heard_by.hear(data)
         if self._held is not None:
             self._held.append(data)
-            bytes_max = self.call.policy.limits.request_body_bytes_max
+            bytes_max = self._body_bytes_max
             if self._body_bytes > bytes_max:
                 self.refuse(too_large(bytes_max))
         elif (
@@ -211,8 +212,13 @@ class Incoming:
         go_on(resume_at)
 
     @property
+    def _body_bytes_max(self) -> int:
+        limits: Limits = self.call.policy.limits
+        return limits.request_body_bytes_max
+
+    @property
     def _collected_bytes_max(self) -> int:
-        limit: int = self.call.policy.limits.request_body_bytes_max
+        limit = self._body_bytes_max
         return min(WISH_BYTES_MAX, limit) if self._is_wish else limit
 
     def wished_enough(self) -> None:
