@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from meshd.approvals.desk import Desk
+    from meshd.approvals.record import Approval
 
 RENEW_S: Final = 60.0
 """How often the bus is told."""
@@ -66,26 +67,28 @@ class SettingAside:
         self, ids: Sequence[str], defer: Callable[[float], Awaitable[bool]], lapse: Callable[[str], Awaitable[bool]]
     ) -> None:
         try:
-            vain = ""
-            for id in ids:
-                while (state := await self._state(id)) is State.PENDING:
-                    if not await defer(KEEP_S):
-                        return  # it was handed out, or is no more
-                if state is State.EXPIRED:
-                    vain = f"nobody decided on the approval {id} in time, and no answer is a no"
-            await (lapse(vain) if vain else defer(0.0))
+            pending = list(ids)
+            while pending:
+                stands = await asyncio.gather(*(self._stands(id) for id in pending))
+                if vain := next((why for _, why in stands if why), ""):
+                    await lapse(vain)
+                    return
+                pending = [id for id, (state, _) in zip(pending, stands, strict=True) if state is State.PENDING]
+                if not await defer(KEEP_S if pending else 0.0):
+                    return  # it was handed out, or is no more
         except StoreError as error:
             log.warning("an event that waited for a decision is handed out again within %g s: %s", KEEP_S, error)
 
-    async def _state(self, id: str) -> State | None:
-        """Wait for a decision, not for long, and return where an approval stands; None where there is none."""
+    async def _stands(self, id: str) -> tuple[State | None, str]:
+        """Wait for a decision, not for long, and return where an approval stands, None where there is none; and why
+        nothing more can come of it, where its time is over."""
         now = asyncio.get_running_loop().time
         ends_s = now() + RENEW_S
         while (left_s := ends_s - now()) > 0:
             try:
                 approval = await self._desk.wait(id, left_s, Holding())
             except Declined:
-                return None
+                return None, ""
             except StoreError as error:
                 # Said once: there may be thousands that wait.
                 if not self._is_told:
@@ -94,5 +97,12 @@ class SettingAside:
                 await asyncio.sleep(AGAIN_S)
             else:
                 self._is_told = False
-                return approval.state_at(self._desk.clock())
-        return State.PENDING
+                state = approval.state_at(self._desk.clock())
+                return state, _why(approval) if state is State.EXPIRED else ""
+        return State.PENDING, ""
+
+
+def _why(approval: Approval) -> str:
+    if len(approval.allowed_by) >= approval.quorum:
+        return f"what the approval {approval.id} allows was not done in time, and it holds no more"
+    return f"nobody decided on the approval {approval.id} in time, and no answer is a no"

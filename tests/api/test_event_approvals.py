@@ -183,14 +183,14 @@ async def test_while_somebody_waits_for_the_decision_nobody_is_handed_it(
     monkeypatch.setattr(setting_aside, "RENEW_S", 0.001)
     house, runs = await start(), Runs()
     looks = 0
-    state_of = SettingAside._state
+    stands = SettingAside._stands
 
-    async def looked(self: SettingAside, id: str) -> State | None:
+    async def looked(self: SettingAside, id: str) -> tuple[State | None, str]:
         nonlocal looks
         looks += 1
-        return await state_of(self, id)
+        return await stands(self, id)
 
-    monkeypatch.setattr(SettingAside, "_state", looked)
+    monkeypatch.setattr(SettingAside, "_stands", looked)
     async with refunding(house, runs) as agent:
         await agent.ctx.publish("order.placed", {"order": "7"})
         await house.deferred(1)
