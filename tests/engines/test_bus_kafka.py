@@ -9,6 +9,7 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -196,6 +197,18 @@ async def test_while_the_brokers_are_away_and_after(cluster: MockCluster) -> Non
             except StoreError:
                 await asyncio.sleep(0.05)
     assert await handle(one, 1) == ["refused"]
+    await bus.close()
+
+
+async def test_what_came_while_this_process_stood_still_came_in_time(cluster: MockCluster) -> None:
+    bus = await opened(cluster, "&timeout=2")
+    joined = asyncio.ensure_future(bus.subscribe(">", "group"))
+    while not bus._log._asked:
+        await asyncio.sleep(0)
+    time.sleep(3)  # as in a container that is frozen
+    one = await joined
+    await bus.publish([event(id="a")])
+    assert await handle(one, 1) == ["a"]
     await bus.close()
 
 
