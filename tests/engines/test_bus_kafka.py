@@ -159,6 +159,24 @@ async def test_what_was_gone_before_a_group_began_is_no_loss_of_it(cluster: Mock
     await bus.close()
 
 
+async def test_an_id_is_known_for_as_long_as_events_are_kept_and_no_longer(cluster: MockCluster) -> None:
+    clock = Hands()
+    bus = await opened(cluster, clock=clock)
+    one = await bus.subscribe(">", "group", handling_s=7 * DAY_S)
+    await bus.publish([event(id="a")])
+    clock.move(6 * DAY_S)
+    first = await one.next()
+    assert [done.is_duplicate for done in await bus.publish([event(id="a")])] == [True]
+    clock.move(2 * DAY_S)
+    await quiet(bus)
+    assert [(at.under_way, at.waiting) for at in await bus.positions()] == [(1, 0)]
+    # Which sidecar has come how far with what groups have done is no matter: all know the same ids.
+    assert [done.is_duplicate for done in await bus.publish([event(id="a")])] == [False]
+    assert await one.settle(first, Verdict.SUCCESS)
+    assert (await one.next()).event.id == "a"
+    await bus.close()
+
+
 async def test_two_sidecars_publish_the_same_at_the_same_time(cluster: MockCluster) -> None:
     buses = [await opened(cluster) for _ in range(2)]
     one = await buses[0].subscribe(">", "group")
