@@ -70,7 +70,10 @@ class Link(Generic[C]):
 
     async def open(self) -> None:
         """Connect for the first time. Raises StoreError."""
-        self._current = await self._dialled()
+        connection = await self._dialled()
+        if not connection.is_open:  # lost before it was ours: nobody would hear of that again
+            raise StoreError(f"{self.where} closed the connection")
+        self._current = connection
 
     def current(self) -> C:
         """Return the connection. Raises StoreError or the kind of it that says why there is none."""

@@ -1,4 +1,4 @@
-"""What is asked over a connection: when it was waited for in vain."""
+"""A connection that is kept, and what is asked over it: when it was waited for in vain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from meshd.engines.link import Asked, answered_within
+from meshd.engines.link import Asked, Link, answered_within
+from meshd.engines.port import StoreError
 
 TIMEOUT_S = 0.2
 
@@ -61,3 +62,31 @@ async def test_no_answer_is_told_as_such_and_a_cancellation_as_that() -> None:
     asked.cancel()
     with pytest.raises(asyncio.CancelledError):
         await asked
+
+
+class Wire:
+    """A connection that tells its link at once when it is lost, as all do."""
+
+    def __init__(self) -> None:
+        self.is_open = True
+
+    def lose(self, link: Link[Wire]) -> None:
+        self.is_open = False
+        link.lost(self, StoreError("cut"))
+
+    def abort(self, error: StoreError) -> None:
+        self.is_open = False
+
+
+async def test_what_is_lost_with_its_last_answer_is_no_connection_to_begin_with() -> None:
+    async def dial() -> Wire:
+        wire = Wire()
+        wire.lose(link)  # the last that was asked has been answered, and who asked has not gone on yet
+        return wire
+
+    link = Link("the store", dial, timeout_s=60)
+    with pytest.raises(StoreError, match="the store closed the connection"):
+        await link.open()
+    with pytest.raises(StoreError):
+        link.current()
+    await link.close()
