@@ -191,6 +191,17 @@ async def test_two_sidecars_publish_the_same_at_the_same_time(cluster: MockClust
         await bus.close()
 
 
+async def test_who_publishes_the_same_as_one_that_is_cancelled_is_answered(cluster: MockCluster, bus: KafkaBus) -> None:
+    cluster.slow(100)
+    one, other = (asyncio.ensure_future(bus.publish([event(id="a")])) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
+    assert [done.is_duplicate for done in await other] == [True]
+    assert [one.id for one in await bus.kept(">")] == ["a"]
+
+
 async def test_while_the_brokers_are_away_and_after(cluster: MockCluster) -> None:
     bus = await opened(cluster, "&timeout=1")
     one = await bus.subscribe(">", "group")
