@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
@@ -200,6 +201,39 @@ async def test_who_publishes_the_same_as_one_that_is_cancelled_is_answered(clust
         await one
     assert [done.is_duplicate for done in await other] == [True]
     assert [one.id for one in await bus.kept(">")] == ["a"]
+
+
+class Failing:
+    """A consumer that fails once, when it has read a record."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._has_record = self.has_failed = False
+
+    def poll(self, timeout: float) -> Any:
+        message = self._consumer.poll(timeout)
+        self._has_record = message is not None and message.error() is None
+        return message
+
+    def consume(self, *arguments: Any) -> Any:
+        if self._has_record and not self.has_failed:
+            self.has_failed = True
+            raise confluent_kafka.KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._FAIL))
+        return self._consumer.consume(*arguments)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+async def test_what_was_read_before_reading_failed_is_looked_at(cluster: MockCluster, bus: KafkaBus) -> None:
+    one = await bus.subscribe(">", "group")
+    failing = bus._log.tail._consumer = Failing(bus._log.tail._consumer)  # type: ignore[assignment]
+    other = await opened(cluster)
+    await other.publish([event(id="a")])
+    await other.publish([event(id="b")])
+    assert await handle(one, 2) == ["a", "b"]
+    assert failing.has_failed
+    await other.close()
 
 
 async def test_while_the_brokers_are_away_and_after(cluster: MockCluster) -> None:
