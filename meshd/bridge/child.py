@@ -27,9 +27,9 @@ LINGERING_S: Final = 1.0
 class Child(asyncio.SubprocessProtocol):
     """The process, as the event loop sees it."""
 
-    def __init__(self, channel: StdioChannel, *, is_guarded: bool) -> None:
+    def __init__(self, channel: StdioChannel, *, is_sandboxed: bool) -> None:
         self._channel = channel
-        self._is_guarded = is_guarded
+        self._is_sandboxed = is_sandboxed
         self._transport: Any = None
         self._input: Any = None
         self._lines = Splitter(LINE_BYTES_MAX)
@@ -80,12 +80,12 @@ class Child(asyncio.SubprocessProtocol):
     def ask(self) -> None:
         """Ask it to end."""
         if not self.gone.is_set():
-            ending.ask(self._transport.get_pid())
+            ending.ask(self._transport.get_pid(), is_sandboxed=self._is_sandboxed)
 
     def kill(self) -> None:
         """End it at once."""
         if self._transport is not None and not self.gone.is_set():
-            ending.kill(self._transport.get_pid(), is_guarded=self._is_guarded)
+            ending.kill(self._transport.get_pid())
 
     def expire(self) -> None:
         """Called about twice a second."""

@@ -26,15 +26,16 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def ask(pid: int) -> None:
-    """Ask what runs below the sandbox or guard `pid` to end (SIGTERM)."""
-    for one in descendants(pid):
+def ask(pid: int, *, is_sandboxed: bool) -> None:
+    """Ask what runs below the guard `pid` to end (SIGTERM); a sandbox, its child, would end all of it at once."""
+    below = descendants(pid)
+    for one in below[1:] if is_sandboxed else below:
         _signal(one, signal.SIGTERM)
 
 
-def kill(pid: int, *, is_guarded: bool) -> None:
-    """End it at once: a sandbox takes all of its processes with it, and a guard kills all of its own."""
-    _signal(pid, signal.SIGTERM if is_guarded else signal.SIGKILL)
+def kill(pid: int) -> None:
+    """End it at once: a guard that is told so kills all of its own."""
+    _signal(pid, signal.SIGTERM)
 
 
 def _signal(pid: int, number: int) -> None:

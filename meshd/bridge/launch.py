@@ -2,9 +2,9 @@
 
 Stands alone (`python -I launch.py JSON`): it must not import meshd, nor be swayed by the server's environment.
 
-With a sandbox it becomes the sandbox, which ends with its parent. Without one it stays as a guard: it gathers whatever
-the server's processes leave behind (PR_SET_CHILD_SUBREAPER), and kills all of them when the server ends, when it is
-told to (SIGTERM), or when meshd has gone (PR_SET_PDEATHSIG), be it by SIGKILL.
+It stays as a guard: it gathers whatever the server's processes leave behind (PR_SET_CHILD_SUBREAPER), and kills all of
+them when the server ends, when it is told to (SIGTERM), or when meshd has gone (PR_SET_PDEATHSIG), be it by SIGKILL. A
+sandbox ends with its parent by itself, but not while it is being made: the process within it then waits for ever.
 """
 
 import ctypes
@@ -25,12 +25,9 @@ _ending: list = []  # type: ignore[type-arg]
 def main() -> int:
     asked = json.loads(sys.argv[1])
     libc = ctypes.CDLL(None, use_errno=True)
-    is_guard = asked["is_guard"]
-    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM if is_guard else signal.SIGKILL, 0, 0, 0)
+    libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != asked["parent"]:
         return 1  # it has gone already, and would tell nobody
-    if not is_guard:
-        return _become(asked)
     libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     guard = os.getpid()
     # Before there is anything to kill: a signal that comes meanwhile must find it.
@@ -42,6 +39,8 @@ def main() -> int:
         if os.getppid() != guard:
             os._exit(1)
         os._exit(_become(asked))
+    if _ending:
+        _kill_all()  # it was told when there was nothing to kill yet
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         # Else the server's end would not show at the other ends of its pipes.

@@ -44,13 +44,13 @@ class Launch:
     argv: tuple[str, ...]
     environ: dict[str, str]
     cwd: str | None
-    is_guarded: bool
-    """Without a sandbox: the process that is started is the guard, and the server its child."""
+    is_sandboxed: bool
+    """The guard's child is the sandbox, and not the server."""
     limits: dict[str, int]
 
     def command(self, parent: int) -> list[str]:
         """Return what meshd runs: `launch`, and through it all the rest."""
-        asked = {"argv": self.argv, "is_guard": self.is_guarded, "limits": self.limits, "parent": parent}
+        asked = {"argv": self.argv, "limits": self.limits, "parent": parent}
         return [sys.executable, "-I", "-S", str(Path(__file__).with_name("launch.py")), json.dumps(asked)]
 
 
@@ -65,7 +65,7 @@ def prepare(process: Process, hidden: tuple[str, ...] = ()) -> Launch:
     if process.sandbox == "none":
         if process.cwd is not None and not Path(process.cwd).is_dir():
             raise Unusable(f"cwd: there is no folder {process.cwd} here")
-        return Launch((program, *process.command[1:]), environ, process.cwd, True, limits)
+        return Launch((program, *process.command[1:]), environ, process.cwd, False, limits)
     if process.sandbox == "runsc":
         raise Unusable(
             "this build cannot start a server in gVisor's runsc. Say sandbox: bwrap (install bubblewrap), or start the "
@@ -85,7 +85,7 @@ def prepare(process: Process, hidden: tuple[str, ...] = ()) -> Launch:
             raise Unusable("there is no prlimit to limit its processes: install util-linux")
         # Within: the user's other processes would count too.
         argv += [prlimit, f"--nproc={process.processes_max}", "--"]
-    return Launch((*argv, program, *process.command[1:]), environ, None, False, limits)
+    return Launch((*argv, program, *process.command[1:]), environ, None, True, limits)
 
 
 def words(process: Process) -> str:

@@ -58,7 +58,7 @@ class StdioChannel:
             if self._is_ending or self._why is not None:
                 self._tell(Fault.CONNECT, "was ended before it was started", is_failure=False)
                 return
-            child = self._child = Child(self, is_guarded=launch.is_guarded)
+            child = self._child = Child(self, is_sandboxed=launch.is_sandboxed)
             await host.loop.subprocess_exec(
                 lambda: child,
                 *launch.command(os.getpid()),

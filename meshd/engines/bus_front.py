@@ -104,6 +104,7 @@ class BusFront:
             number = await self._replays().join_from(group, topic, start)
         else:
             number = await self._shelf.join(group, topic, starts_at_oldest=starts_at_oldest)
+        self._check()  # it may have been closed meanwhile, and ends no line that comes now
         line = self._lines.get(number)
         if line is None:
             at_once, is_for = self._at_once, matcher(topic)

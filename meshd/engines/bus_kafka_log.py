@@ -16,6 +16,7 @@ from meshd.engines.bus_kafka_index import Index
 from meshd.engines.bus_kafka_journal import AnyCommand, Begin, Begun, GiveBack, Journal
 from meshd.engines.bus_kafka_wire import Ends, Record, Sender, Shelves, Tail
 from meshd.engines.bus_shelf import UNHEARD, Unheard, none_unheard
+from meshd.engines.link import Look, answered_within
 from meshd.engines.port import StoreClosed, StoreCorrupt, StoreError
 
 if TYPE_CHECKING:
@@ -167,7 +168,7 @@ class Log:
         """Wait until everything up to these offsets has been looked at. Raises StoreError."""
         self.check()
         try:
-            async with asyncio.timeout(max(within_s, self.timeout_s)):
+            async with answered_within(max(within_s, self.timeout_s)):
                 for one, end in ends.items():
                     await self._waits.until(one, self._at(one), end)
         except TimeoutError:
@@ -226,10 +227,9 @@ class Log:
         Where that says that nobody answers, the command may be carried out all the same, some time later.
         """
         self.check()
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[command.serial] = future
-        timer = loop.call_later(self.timeout_s, self._expire, command.serial)
+        timer = Look(self.timeout_s, self.timeout_s / 4, lambda: self._expire(command.serial))
         try:
             self._write(command)
             done = await future

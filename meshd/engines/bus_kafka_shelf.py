@@ -93,7 +93,8 @@ class Shelf(Patient):
             self._check_size(event, texts)
         self.log.check()
         futures = [self._publish(event, texts) for event, texts in pairs]
-        done = await asyncio.gather(*futures, return_exceptions=True)
+        # What is on its way is not called back with whoever asked: others may wait for it, as for theirs.
+        done = await asyncio.gather(*map(asyncio.shield, futures), return_exceptions=True)
         for one in done:
             if isinstance(one, BaseException):
                 raise one

@@ -206,13 +206,14 @@ class Tail:
                 _find_leader(self._consumer, topic)
         is_taken = threading.Semaphore(4)  # so many lots may wait for the loop: what is fetched ahead is bounded
         while not self._is_closed:
+            messages: list[Message] = []
             try:
-                first = self._consumer.poll(POLL_S)
-                if first is None:
-                    continue
-                messages = [first, *self._consumer.consume(READ_MAX, 0)]
+                if (first := self._consumer.poll(POLL_S)) is not None:
+                    messages.append(first)  # which is not read again, whatever becomes of the next
+                    messages += self._consumer.consume(READ_MAX, 0)
             except (KafkaException, RuntimeError) as error:
                 log.warning("events cannot be read from %s: %s", self._where, error)
+            if not messages:
                 continue
             records, errors = _sorted(messages, self._where)
             while not self._is_closed and not is_taken.acquire(timeout=POLL_S):

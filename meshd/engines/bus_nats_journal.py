@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import msgspec
 
 from meshd.engines.bus_nats_rows import FORMAT, Entry, Rows
+from meshd.engines.link import answered_within
 from meshd.engines.nats_consumer import Consumer
 from meshd.engines.port import StoreCorrupt, StoreError, StoreNewer, StoreUnable
 
@@ -209,7 +210,7 @@ class Journal:
     async def _wait_for(self, sequence: int) -> None:
         """Wait until an entry was taken in, whoever does that. Raises StoreError."""
         try:
-            async with asyncio.timeout(self._streams.timeout_s):
+            async with answered_within(self._streams.timeout_s):
                 while True:
                     if not self.rows.is_changed:
                         self._take_in()

@@ -10,6 +10,7 @@ import msgspec
 
 from meshd.engines import nats_server as server
 from meshd.engines.bus_nats_message import kept_ms, size_of
+from meshd.engines.link import answered_within
 from meshd.engines.nats_consumer import Made, Numbers, numbers
 from meshd.engines.port import StoreError
 
@@ -79,7 +80,7 @@ async def looked_at(
             request = {"batch": many, "max_bytes": BYTES_MAX, "expires": int(STORED_S * 1e9)}
             call = f"{server.API}CONSUMER.MSG.NEXT.{stream}.{made.name}"
             wire.publish(call, msgspec.json.encode(request), reply=inbox)
-            async with asyncio.timeout(max(LISTED_S, streams.timeout_s)):
+            async with answered_within(max(LISTED_S, streams.timeout_s)):
                 await is_all.wait()
         except TimeoutError:
             raise StoreError(f"{streams.where} did not list its events in time") from None

@@ -36,7 +36,7 @@ from meshd.engines.bus_rabbitmq_item import Item, asked_anew
 from meshd.engines.bus_rabbitmq_pair import Pair
 from meshd.engines.bus_rabbitmq_reading import Reader
 from meshd.engines.bus_shelf import HandedOut
-from meshd.engines.link import Link, in_doubt, told
+from meshd.engines.link import Link, Look, answered_within, in_doubt, told
 from meshd.engines.port import StoreClosed, StoreError, StoreFull
 from meshd.engines.url import CONNECT_TIMEOUT_S, TIMEOUT_S
 
@@ -103,7 +103,7 @@ class Log:
         self._tasks: set[asyncio.Task[None]] = set()
         self._sending: asyncio.Task[None] | None = None
         self._copying: asyncio.Task[None] | None = None
-        self._looking: asyncio.TimerHandle | None = None
+        self._looking: Look | None = None
         self._reader = Reader(terms, self.sidecar, where, self._read_on, self._lost)
         self._why = StoreError(f"{where} is not connected")
         self._is_ending = self._is_closing = False
@@ -164,7 +164,7 @@ class Log:
     def _pump(self) -> None:
         if self._looking is None and (self._queue or self._flying):
             every_s = self._timeout_s / 4
-            self._looking = asyncio.get_running_loop().call_later(every_s, self._look)
+            self._looking = Look(every_s, every_s, self._look)
         if self._sending is None and self._can_send():
             self._sending = self._begin(self._send())
 
@@ -359,7 +359,7 @@ class Log:
         if pair is None or self._is_closing:
             return
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with answered_within(self._timeout_s):
                 await self.ask(Gone(self.sidecar, pair.epoch))
                 await pair.revoke_will()
         except (StoreError, TimeoutError, OSError) as error:

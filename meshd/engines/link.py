@@ -8,6 +8,7 @@ that nobody knows, and reads before it decides anew.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import socket
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 from meshd.engines.port import StoreClosed, StoreError, StoreUnable
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
 _log = logging.getLogger("meshd.store")
 
@@ -69,7 +70,10 @@ class Link(Generic[C]):
 
     async def open(self) -> None:
         """Connect for the first time. Raises StoreError."""
-        self._current = await self._dialled()
+        connection = await self._dialled()
+        if not connection.is_open:  # lost before it was ours: nobody would hear of that again
+            raise StoreError(f"{self.where} closed the connection")
+        self._current = connection
 
     def current(self) -> C:
         """Return the connection. Raises StoreError or the kind of it that says why there is none."""
@@ -198,12 +202,48 @@ def relayed(tell: Callable[[Any], None]) -> Callable[[asyncio.Future[Any]], None
     return done
 
 
-class Asked:
-    """What was asked over one connection and has no answer yet, with one timer for all of it.
+class Look:
+    """A call some time from now, by when what came until then has been read.
 
     A process that is paused (a container that is frozen, a machine that sleeps) finds its timers due when it goes on,
-    before it has read what came meanwhile: that was not waited for in vain.
+    before it has read what came meanwhile: that was not waited for in vain. So what comes late itself is put off, once.
     """
+
+    __slots__ = ("_call", "_due_s", "_loop", "_slack_s", "_timer")
+
+    def __init__(self, after_s: float, slack_s: float, call: Callable[[], None]) -> None:
+        """`slack_s`: how late it may come, and by how much it is put off where it comes later."""
+        self._loop = asyncio.get_running_loop()
+        self._due_s = self._loop.time() + after_s
+        self._slack_s = slack_s
+        self._call = call
+        self._timer = self._loop.call_at(self._due_s, self._come)
+
+    def _come(self) -> None:
+        if self._loop.time() - self._due_s > self._slack_s:
+            self._timer = self._loop.call_later(self._slack_s, self._call)
+        else:
+            self._call()
+
+    def cancel(self) -> None:
+        """Call nothing. Where it has been called that does nothing."""
+        self._timer.cancel()
+
+
+@contextlib.asynccontextmanager
+async def answered_within(timeout_s: float) -> AsyncIterator[None]:
+    """As `asyncio.timeout`, for what a server is to answer: with a `Look` for its end."""
+    loop = asyncio.get_running_loop()
+    async with asyncio.timeout(None) as limit:
+        look = Look(timeout_s, timeout_s / 4, lambda: limit.reschedule(loop.time()))
+        try:
+            yield
+        finally:
+            look.cancel()
+
+
+class Asked:
+    """What was asked over one connection and has no answer yet, with one timer for all of it."""
 
     __slots__ = ("_asked", "_late", "_loop", "_timer")
 
@@ -212,7 +252,7 @@ class Asked:
         self._loop = asyncio.get_running_loop()
         self._late = late
         self._asked: dict[int, tuple[asyncio.Future[Any] | AtOnce, float, float]] = {}
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Look | None = None
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -227,23 +267,21 @@ class Asked:
         """Give the answer to `key` to that."""
         self._asked[key] = (to, self._loop.time() + timeout_s, timeout_s)
         if self._timer is None:
-            self._look_in(timeout_s / 4, was_paused=False)
+            self._look_in(timeout_s / 4)
 
-    def _look_in(self, every_s: float, *, was_paused: bool) -> None:
-        due_s = self._loop.time() + every_s
-        self._timer = self._loop.call_at(due_s, self._look, due_s, every_s, was_paused)
+    def _look_in(self, every_s: float) -> None:
+        self._timer = Look(every_s, every_s, lambda: self._look(every_s))
 
-    def _look(self, looks_s: float, every_s: float, was_paused: bool) -> None:
+    def _look(self, every_s: float) -> None:
         self._timer = None
         if not self._asked:
             return
         now_s = self._loop.time()
-        is_paused = now_s - looks_s > every_s and not was_paused
         for _, due_s, timeout_s in self._asked.values():
-            if due_s <= now_s and not is_paused:
+            if due_s <= now_s:
                 self._late(timeout_s)
                 return
-        self._look_in(every_s, was_paused=is_paused)
+        self._look_in(every_s)
 
     def answer(self, key: int, reply: object) -> None:
         """Give an answer; an exception is raised where it is awaited. For what is not asked any more: nothing."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from meshd.engines import nats_server as server
+from meshd.engines.link import Look
 from meshd.engines.port import StoreError
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 HEARTBEAT_S: Final = 5.0
 SILENT_S: Final = HEARTBEAT_S + 1.0
 """Between two looks whether anything has come: after two heartbeats that did not, at the latest, it is seen."""
+SLACK_S: Final = 1.0
+"""Of such a look (`meshd.engines.link.Look`)."""
 
 
 class Numbers(NamedTuple):
@@ -84,7 +87,7 @@ class Consumer:
         self._wrong = wrong
         self._sid = 0
         self._next = 1
-        self._silence: asyncio.TimerHandle | None = None
+        self._silence: Look | None = None
         self._is_heard = False
         self.is_ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
@@ -123,7 +126,7 @@ class Consumer:
 
     def _wait(self) -> None:
         self._is_heard = False
-        self._silence = asyncio.get_running_loop().call_later(SILENT_S, self._look)
+        self._silence = Look(SILENT_S, SLACK_S, self._look)
 
     def _look(self) -> None:
         # One timer for all that comes: it is silent where nothing has come between two looks.

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 import msgspec
 
-from meshd.engines.link import Asked, AtOnce
+from meshd.engines.link import Asked, AtOnce, Look
 from meshd.engines.port import StoreError, StoreUnable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 PING_EVERY_S: Final = 5.0
+PING_SLACK_S: Final = 1.0
 LINE_BYTES_MAX: Final = 1 << 20
 """Of a line of the protocol; the server's INFO, with all the addresses of a cluster, is the longest."""
 MESSAGE_BYTES_MAX: Final = 64 << 20
@@ -69,7 +70,7 @@ class Wire(asyncio.Protocol):
         self._buffer = bytearray()
         self._lines: list[bytes] = []
         self._transport: asyncio.Transport | None = None
-        self._pinging: asyncio.TimerHandle | None = None
+        self._pinging: Look | None = None
         self._is_pong_due = False
         self._why: StoreError | None = None
         self._heard: dict[int, Callable[[Message], None]] = {}
@@ -174,7 +175,7 @@ class Wire(asyncio.Protocol):
             self._send(b"UNSUB %d\r\n" % sid)
 
     def keep_alive(self) -> None:
-        self._pinging = self._loop.call_later(PING_EVERY_S, self._ping)
+        self._pinging = Look(PING_EVERY_S, PING_SLACK_S, self._ping)
 
     def _ping(self) -> None:
         if self._is_pong_due:

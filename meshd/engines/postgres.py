@@ -14,7 +14,7 @@ import asyncpg
 
 from meshd.engines import postgres_schema as sql
 from meshd.engines import postgres_server as server
-from meshd.engines.link import Link, in_doubt
+from meshd.engines.link import Link, answered_within, in_doubt
 from meshd.engines.port import (
     NUMBER_MAX,
     Ability,
@@ -186,7 +186,7 @@ class PostgresStore:
                 self._fail(group, error)
                 continue
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with answered_within(self._timeout_s):
                     await self._run(session.connection, group)
             except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
                 self._fail(group, self._failed(session, error))
@@ -294,7 +294,7 @@ class PostgresStore:
         await connection.add_listener(self._channel, heard)
         await self._ask("tell", [(proof,)])
         try:
-            async with asyncio.timeout(self._timeout_s):
+            async with answered_within(self._timeout_s):
                 await is_heard.wait()
         except TimeoutError:
             raise StoreUnable(
@@ -314,7 +314,7 @@ class PostgresStore:
             except StoreError:
                 continue
             try:
-                async with asyncio.timeout(self._timeout_s):
+                async with answered_within(self._timeout_s):
                     await session.connection.execute("SELECT 1")
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 self._ear.lost(session, StoreError(f"{self._ear.where} did not answer within {self._timeout_s:g} s"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import queue
 import sqlite3
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
+log = logging.getLogger("meshd.store")
+
 GROUP_MAX = 512
 # Checked whole at start only up to this size, so that starting stays well under a second.
 CHECKED_BYTES_MAX = 32 * 2**20
@@ -43,6 +46,9 @@ _CLASSES: dict[int, tuple[type[StoreError], str]] = {
     sqlite3.SQLITE_READONLY: (StoreReadOnly, "may not be written"),
     sqlite3.SQLITE_CANTOPEN: (StoreError, "cannot be opened: check that its directory exists and is writable"),
 }
+
+_FORESEEN = (sqlite3.Error, OSError, ValueError, OverflowError)
+"""A ValueError is a key that is no Unicode."""
 
 
 class Format(NamedTuple):
@@ -207,7 +213,7 @@ class SqliteFile:
             self._when_opened(connection)
 
     def _work(self) -> None:
-        is_open = True
+        is_open, wrong = True, None
         while is_open:
             group: list[_Job] = []
             job = self._jobs.get()
@@ -218,11 +224,30 @@ class SqliteFile:
                 job = self._jobs.get()
             is_open = job is not None
             if group:
-                fault = self._ran(group)
+                if wrong is not None:
+                    wrong = self._end(wrong)
+                fault = wrong or self._ran(group)
                 _answer(group, fault)
-                if self._ended is not None:
-                    self._ended(fault)
+                if wrong is None:
+                    wrong = self._end(fault)
         self.connection.close()
+
+    def _end(self, fault: StoreError | None) -> StoreError | None:
+        """Say how a group ended. Where that fails, what is remembered beside the tables may not be what they say:
+        return why, and run nothing until it does not."""
+        if self._ended is None:
+            return None
+        try:
+            self._ended(fault)
+        except Exception as error:  # noqa: BLE001 - this thread must go on, or all who ask wait for ever
+            return self._unforeseen(error)
+        return None
+
+    def _unforeseen(self, error: Exception) -> StoreError:
+        """Say in words what went wrong, and where, if it is nothing that SQLite says."""
+        if not isinstance(error, _FORESEEN):
+            log.error("%s: what was to be done with it failed", self.path, exc_info=error)
+        return self.told(error)
 
     def _ran(self, group: list[_Job]) -> StoreError | None:
         """Run a group in one transaction; return what kept it from being committed, or None."""
@@ -237,13 +262,13 @@ class SqliteFile:
             if self._before_commit is not None:
                 self._before_commit(connection)
             connection.execute("COMMIT")
-        except (sqlite3.Error, OSError, ValueError, OverflowError) as error:  # ValueError: a key that is no Unicode
+        except Exception as error:  # noqa: BLE001 - whatever it is, those who wait must hear of it
             if connection.in_transaction:
                 try:
                     connection.execute("ROLLBACK")
                 except sqlite3.Error:
                     pass  # SQLite has rolled back by itself on a full disk and on some input errors
-            return self.told(error)
+            return self._unforeseen(error)
         return None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import os
@@ -148,6 +149,41 @@ async def test_a_bubblewrap_that_cannot_is_found_out(
     made = await started(str(BAD), "fine", sandbox="auto")
     told = await _told(made)
     assert "bubblewrap cannot make a sandbox here: bwrap: No permissions" in told
+
+
+HALF_MADE = """#!/bin/sh
+case "$*" in *true) exit 0; esac
+sleep 1000 < /dev/null > /dev/null 2>&1 &
+echo $! > {file}.new
+mv {file}.new {file}
+exec sleep 1000
+"""
+"""What bubblewrap is while it makes a sandbox: the process within waits for it, and does not end with it."""
+
+
+async def test_a_sandbox_that_is_ended_while_it_is_made_leaves_nothing(
+    started: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake, file = tmp_path / "bwrap", tmp_path / "within"
+    fake.write_text(HALF_MADE.format(file=file))
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    made = await started(str(BAD), "fine", sandbox="bwrap", start_timeout=20)
+    async with Raw(made.port) as raw:
+        asked = asyncio.ensure_future(raw.post({"jsonrpc": "2.0", "id": 1, "method": "initialize", "params": {}}))
+        await until(file.exists)
+        within = int(file.read_text())
+        assert _is_alive(within)
+        made.ahead_s += 21
+        assert "said nothing within 20 s of its start" in (await asked)[1]["error"]["message"]
+    await until(lambda: not _is_alive(within))
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 async def test_how_each_is_confined_is_logged(mesh: Any, caplog: pytest.LogCaptureFixture) -> None:

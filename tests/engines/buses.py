@@ -91,6 +91,10 @@ class BusPlace:
     """A second bus that is opened here goes on where the first one was closed."""
     has_room = True
     """It counts what it keeps, and refuses what is more; where not, room is the server's."""
+    knows_by_age = False
+    """An id is known for as long as events are kept, and no longer where a group has its event for longer."""
+    trims_at_start = False
+    """What has become too old goes as the bus is opened, and not up to a minute later."""
     sidecars = 1
     """So many are asked in turns."""
 
@@ -318,6 +322,7 @@ class KafkaMock(Served):
     engine = "kafka"
     examples = 8
     has_room = False
+    knows_by_age = trims_at_start = True
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

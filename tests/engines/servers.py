@@ -7,6 +7,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -240,6 +241,14 @@ class RabbitServer(Server):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+            # The node is a child of the script, and goes on listening until it has gone: a start would take it for the
+            # new one, which could not have the port.
+            while self._is_listening():
+                time.sleep(0.01)
+
+    def _is_listening(self) -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", self.port)) == 0
 
     def freeze(self) -> None:
         assert self.process is not None

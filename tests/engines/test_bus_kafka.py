@@ -9,8 +9,10 @@ import asyncio
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import confluent_kafka
 import pytest
@@ -158,6 +160,24 @@ async def test_what_was_gone_before_a_group_began_is_no_loss_of_it(cluster: Mock
     await bus.close()
 
 
+async def test_an_id_is_known_for_as_long_as_events_are_kept_and_no_longer(cluster: MockCluster) -> None:
+    clock = Hands()
+    bus = await opened(cluster, clock=clock)
+    one = await bus.subscribe(">", "group", handling_s=7 * DAY_S)
+    await bus.publish([event(id="a")])
+    clock.move(6 * DAY_S)
+    first = await one.next()
+    assert [done.is_duplicate for done in await bus.publish([event(id="a")])] == [True]
+    clock.move(2 * DAY_S)
+    await quiet(bus)
+    assert [(at.under_way, at.waiting) for at in await bus.positions()] == [(1, 0)]
+    # Which sidecar has come how far with what groups have done is no matter: all know the same ids.
+    assert [done.is_duplicate for done in await bus.publish([event(id="a")])] == [False]
+    assert await one.settle(first, Verdict.SUCCESS)
+    assert (await one.next()).event.id == "a"
+    await bus.close()
+
+
 async def test_two_sidecars_publish_the_same_at_the_same_time(cluster: MockCluster) -> None:
     buses = [await opened(cluster) for _ in range(2)]
     one = await buses[0].subscribe(">", "group")
@@ -170,6 +190,50 @@ async def test_two_sidecars_publish_the_same_at_the_same_time(cluster: MockClust
     assert await is_waiting(buses[0], one)
     for bus in buses:
         await bus.close()
+
+
+async def test_who_publishes_the_same_as_one_that_is_cancelled_is_answered(cluster: MockCluster, bus: KafkaBus) -> None:
+    cluster.slow(100)
+    one, other = (asyncio.ensure_future(bus.publish([event(id="a")])) for _ in range(2))
+    await asyncio.sleep(0)
+    one.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await one
+    assert [done.is_duplicate for done in await other] == [True]
+    assert [one.id for one in await bus.kept(">")] == ["a"]
+
+
+class Failing:
+    """A consumer that fails once, when it has read a record."""
+
+    def __init__(self, consumer: Any) -> None:
+        self._consumer = consumer
+        self._has_record = self.has_failed = False
+
+    def poll(self, timeout: float) -> Any:
+        message = self._consumer.poll(timeout)
+        self._has_record = message is not None and message.error() is None
+        return message
+
+    def consume(self, *arguments: Any) -> Any:
+        if self._has_record and not self.has_failed:
+            self.has_failed = True
+            raise confluent_kafka.KafkaException(confluent_kafka.KafkaError(confluent_kafka.KafkaError._FAIL))
+        return self._consumer.consume(*arguments)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+async def test_what_was_read_before_reading_failed_is_looked_at(cluster: MockCluster, bus: KafkaBus) -> None:
+    one = await bus.subscribe(">", "group")
+    failing = bus._log.tail._consumer = Failing(bus._log.tail._consumer)  # type: ignore[assignment]
+    other = await opened(cluster)
+    await other.publish([event(id="a")])
+    await other.publish([event(id="b")])
+    assert await handle(one, 2) == ["a", "b"]
+    assert failing.has_failed
+    await other.close()
 
 
 async def test_while_the_brokers_are_away_and_after(cluster: MockCluster) -> None:
@@ -196,6 +260,18 @@ async def test_while_the_brokers_are_away_and_after(cluster: MockCluster) -> Non
             except StoreError:
                 await asyncio.sleep(0.05)
     assert await handle(one, 1) == ["refused"]
+    await bus.close()
+
+
+async def test_what_came_while_this_process_stood_still_came_in_time(cluster: MockCluster) -> None:
+    bus = await opened(cluster, "&timeout=2")
+    joined = asyncio.ensure_future(bus.subscribe(">", "group"))
+    while not bus._log._asked:
+        await asyncio.sleep(0)
+    time.sleep(3)  # as in a container that is frozen
+    one = await joined
+    await bus.publish([event(id="a")])
+    assert await handle(one, 1) == ["a"]
     await bus.close()
 
 
@@ -248,7 +324,7 @@ from meshd.engines.url import StoreUrl
 
 async def main():
     bus = await KafkaBus.open(StoreUrl(sys.argv[1]))
-    one = await bus.subscribe(">", "group", starts_at_oldest=True, handling_s=0.5)
+    one = await bus.subscribe(">", "group", starts_at_oldest=True, handling_s=3.0)
     while True:
         delivery = await one.next()
         print("begun", delivery.event.id, flush=True)
@@ -282,7 +358,7 @@ async def test_a_killed_sidecar_s_acknowledged_events_never_come_back(cluster: M
     ids: list[str] = []
     marked: set[str] = set()
     # What it was at goes to others when its time is over.
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while {str(number) for number in range(200)} - settled - unsure - set(ids):
             delivery = await one.next()
             ids.append(delivery.event.id)

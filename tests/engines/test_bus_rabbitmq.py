@@ -207,6 +207,19 @@ async def test_what_is_too_much_is_refused_before_it_is_sent(place: RabbitMq) ->
     await bus.close()
 
 
+async def test_what_came_while_this_process_stood_still_came_in_time(place: RabbitMq) -> None:
+    url = StoreUrl(f"amqp://{RABBITMQ}?prefix={place.name}&timeout=2&connect_timeout=30")
+    bus = await RabbitBus.open(url, terms=TERMS, gone_s=0.2)
+    pair = bus._log._pair
+    published = asyncio.ensure_future(bus.publish([event(id="a")]))
+    while not bus._log._flying:
+        await asyncio.sleep(0)
+    time.sleep(3)  # as in a container that is frozen
+    assert [one.id for one in await published] == ["a"]
+    assert bus._log._pair is pair
+    await bus.close()
+
+
 async def test_no_server(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="refuses connections"):
         await RabbitBus.open(StoreUrl("amqp://127.0.0.1:1"))

@@ -458,6 +458,22 @@ async def test_what_was_rolled_back_is_not_taken_for_done(tmp_path: Path) -> Non
     await bus.close()
 
 
+async def test_who_subscribes_while_the_bus_is_closed_is_told_and_keeps_it_from_nothing(tmp_path: Path) -> None:
+    bus = SqliteBus(tmp_path / "bus.db")
+    one = await bus.subscribe(">", "one")
+    asked = asyncio.ensure_future(one.next())
+    await asyncio.sleep(0)
+    joining = asyncio.ensure_future(bus.subscribe(">", "other"))
+    await asyncio.sleep(0)
+    (line,) = bus._lines.values()
+    assert line._task is not None  # closing waits for this first
+    await bus.close()
+    for waiting in (asked, joining):
+        with pytest.raises(StoreClosed):
+            await waiting
+    await SqliteBus(tmp_path / "bus.db").close()  # nobody has it any more
+
+
 async def test_what_was_asked_for_before_closing_is_done(tmp_path: Path) -> None:
     bus = SqliteBus(tmp_path / "bus.db")
     asked = [asyncio.ensure_future(bus.publish([event(id=str(number))])) for number in range(50)]

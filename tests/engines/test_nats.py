@@ -8,6 +8,7 @@ import itertools
 import json
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unittest import mock
 import pytest
 
 from meshd.engines import nats as driver
+from meshd.engines import nats_consumer, nats_wire
 from meshd.engines import nats_server as server_side
 from meshd.engines.nats_keys import decoded, encoded
 from meshd.engines.nats_wire import Message, Wire
@@ -195,6 +197,33 @@ async def test_a_bucket_that_is_deleted_under_us_is_made_anew(store: Store, plac
         assert await store.write([Change("space", "b", b"", expected=0)]) == [True]
         while await heard.get() != "b":
             pass
+
+
+@pytest.mark.parametrize("after", [(nats_wire.Wire, "_ping"), (nats_consumer.Consumer, "_wait")])
+async def test_what_came_while_this_process_stood_still_was_no_silence(
+    after: tuple[type, str], place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nats_consumer, "HEARTBEAT_S", 0.2)
+    monkeypatch.setattr(nats_consumer, "SILENT_S", 0.5)
+    monkeypatch.setattr(nats_wire, "PING_EVERY_S", 0.5)
+    begin, has_stood = getattr(*after), asyncio.Event()
+
+    def begin_and_stand_still(one: object) -> None:
+        begin(one)
+        time.sleep(2)  # as in a container that is frozen, once the next look has been planned
+        has_stood.set()
+        monkeypatch.setattr(*after, begin)
+
+    store = await place.open()
+    monkeypatch.setattr(*after, begin_and_stand_still)
+    await store.watch("space", lambda _: None)
+    await has_stood.wait()
+    wire = store._link.current()  # type: ignore[attr-defined]
+    for _ in range(3):
+        assert await store.write([Change("space", "a", b"")]) == [True]
+        await asyncio.sleep(0.2)
+    assert store._link.current() is wire  # type: ignore[attr-defined]
+    await store.close()
 
 
 async def test_a_stream_that_another_made_since_we_looked(place: Place) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import tempfile
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,16 @@ async def test_calls_of_one_turn_share_a_round_trip(store: Store, monkeypatch: p
     )
     await asyncio.gather(*(store.write([Change("space", str(number), b"")]) for number in range(500)))
     assert groups == [500]
+
+
+async def test_what_it_answered_while_this_process_stood_still_came_in_time(place: Place) -> None:
+    store = await place.open("&timeout=2")
+    written = asyncio.ensure_future(store.write([Change("space", "a", b"")]))
+    for _ in range(3):
+        await asyncio.sleep(0)  # it is asked for
+    time.sleep(3)  # as in a container that is frozen
+    assert await written == [True]
+    await store.close()
 
 
 async def test_a_caller_of_a_group_has_its_own_fault(store: Store) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sqlite3
 import subprocess
@@ -15,7 +16,7 @@ from meshd.engines.bus_port import Event
 from meshd.engines.bus_sqlite import SqliteBus
 from meshd.engines.port import Change, StoreCorrupt, StoreError, StoreLocked, StoreNewer
 from meshd.engines.sqlite import SCHEMA, SqliteStore
-from meshd.engines.sqlite_file import CHECKED_BYTES_MAX
+from meshd.engines.sqlite_file import CHECKED_BYTES_MAX, Format, SqliteFile
 
 
 async def _made(path: Path, records: int = 1) -> Path:
@@ -167,6 +168,37 @@ async def test_locked_while_running_fails_and_recovers(tmp_path: Path) -> None:
     other.close()
     assert await store.write([Change("space", "a", b"one")]) == [True]
     await store.close()
+
+
+TABLES = Format(0x6D74, 1, "CREATE TABLE t (n INTEGER);", "UPDATE t SET n = n")
+
+
+@pytest.mark.parametrize("where", ["in what was asked", "at its end"])
+async def test_what_nobody_foresaw_is_told_to_who_asked_and_ends_nothing(where: str, tmp_path: Path) -> None:
+    faults: list[StoreError | None] = []
+
+    def ended(fault: StoreError | None) -> None:
+        faults.append(fault)
+        if len(faults) == 1 and where == "at its end":
+            raise KeyError("unforeseen")
+
+    def fail() -> None:
+        file.connection.execute("INSERT INTO t VALUES (1)")
+        raise KeyError("unforeseen")
+
+    file = SqliteFile(tmp_path / "some.db", TABLES, thread="test", ended=ended)
+    file.start()
+    count = file.connection.execute
+    async with asyncio.timeout(20):
+        if where == "at its end":
+            await file.ask(lambda: None, (), is_write=True)
+        else:
+            with pytest.raises(StoreError, match=r"some\.db cannot be used: 'unforeseen'"):
+                await file.ask(fail, (), is_write=True)
+        assert await file.ask(lambda: count("SELECT count(*) FROM t").fetchone(), (), is_write=False) == (0,)
+        await file.close()
+    told = [type(fault) for fault in faults]
+    assert told == ([StoreError, type(None)] if where != "at its end" else [type(None), StoreError, type(None)])
 
 
 async def test_a_missing_directory(tmp_path: Path) -> None:
