@@ -2,9 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
-
-from meshd.filters.contract import SECTION
+from pydantic import BaseModel, ConfigDict, Field
 
 MODEL_PATTERN = r"^[!-~]{1,128}$"
 """Models; those whose price is said with `*` and `?`."""
@@ -13,7 +11,7 @@ MODEL_PATTERN = r"^[!-~]{1,128}$"
 class Catalogued(BaseModel):
     """Keys of an upstream that are there to find it by."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     description: Annotated[str, Field(max_length=4096)] = ""
     """What it is for, in words for whoever looks for it in the catalogue."""

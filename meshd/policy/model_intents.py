@@ -2,10 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from meshd.discovery.ranking import MARGIN, THRESHOLD
-from meshd.filters.contract import SECTION
 from meshd.filters.units import Duration
 
 Example = Annotated[str, Field(min_length=1, max_length=256)]
@@ -14,7 +13,7 @@ Example = Annotated[str, Field(min_length=1, max_length=256)]
 class SemanticSection(BaseModel):
     """How events find agents that say what is wanted, and no topic that anybody waits for."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     agents: int = Field(default=3, ge=1, le=16)
     """Most agents that one event goes to: the best of those from `threshold` on."""
@@ -27,7 +26,7 @@ class SemanticSection(BaseModel):
 class IntentsSection(BaseModel):
     """How calls to `/intent/WORDS` find an agent."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     fallback: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """An upstream of kind agent that gets what no other agent is found for. Unset: such a call is refused, with the
@@ -56,7 +55,7 @@ class IntentsSection(BaseModel):
 class Intended(BaseModel):
     """The key of a document that says so."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     intents: IntentsSection = IntentsSection()
     """How calls find an agent that name none, but say what they want."""

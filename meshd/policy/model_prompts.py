@@ -2,16 +2,15 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from meshd.filters.contract import SECTION
 from meshd.prompts.terms import ROLES
 
 
 class PromptsSection(BaseModel):
     """Prompts that requests name by `prompt://`."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     dir: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """A folder of prompts as files. A name that it has is not looked for in the store. Unset: they are in the store
@@ -23,7 +22,7 @@ class PromptsSection(BaseModel):
 class Prompted(BaseModel):
     """The key of a document that says so."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     prompts: PromptsSection = PromptsSection()
     """Where prompts are kept, and where they may be named."""

@@ -2,9 +2,8 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from meshd.filters.contract import SECTION
 from meshd.filters.units import Size
 
 Glob = Annotated[str, Field(min_length=1, max_length=255)]
@@ -13,7 +12,7 @@ Glob = Annotated[str, Field(min_length=1, max_length=255)]
 class StateSection(BaseModel):
     """Versioned objects that agents share."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     mesh_readers: Annotated[tuple[Glob, ...], Field(max_length=256)] = ("*",)
     """Agents that may read what belongs to the whole mesh (`mesh/...`)."""
@@ -30,7 +29,7 @@ class StateSection(BaseModel):
 class Stateful(BaseModel):
     """The key of a document that says so."""
 
-    model_config = SECTION
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     state: StateSection = StateSection()
     """Versioned objects that agents share."""
