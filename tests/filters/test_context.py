@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meshd.call import Call, Direction, Evidence, Headers
+from meshd.call import Call, Direction, Evidence, Headers, Kind
 from meshd.filters import context as context_filter
 from meshd.filters import minting
 from meshd.filters.context import Context, is_stripped
@@ -19,6 +18,7 @@ from meshd.policy.compiled import Policy
 from meshd.refusal import Reason, Refused
 from meshd.span import Span
 from meshd.telemetry.telemetry import Telemetry
+from meshd.upstream import Upstream
 from meshd_sdk import context as codec
 from meshd_sdk.context import Audience
 from tests.filters.calls import UPSTREAMS, WALL_S, Bytes, Keys, call, policy
@@ -298,7 +298,18 @@ def test_one_increment_an_edge_directly_and_through_a_peer(here: Context, keys: 
 
 
 def with_app(made: Call) -> Call:
-    made.upstream = SimpleNamespace(name="app", is_peer=False, sends_trace=True, kind=None)
+    made.upstream = Upstream(
+        name="app",
+        kind=Kind.HOST,
+        url="http://127.0.0.1:9000",
+        scheme="http",
+        host="127.0.0.1",
+        port=9000,
+        base_path="",
+        authority=b"127.0.0.1:9000",
+        dialect="plain",
+        sends_trace=True,
+    )
     return made
 
 
