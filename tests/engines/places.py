@@ -85,7 +85,7 @@ class Nats(Place):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.url = f"nats://{self.address}?bucket={self.name}"
+        self.url = f"nats://{self.address}?bucket={self.name}&timeout=5"
 
     async def remove(self) -> None:
         await nats_api(f"STREAM.DELETE.KV_{self.name}")
