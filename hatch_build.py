@@ -12,6 +12,7 @@ MESHD_OPT=0 compiles in a third of the time what then runs slower: for tests of 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -103,11 +104,34 @@ ignore_missing_imports = True
 """
 _SETUP = """\
 import sys
+from pathlib import Path
 from mypyc.build import mypycify
 from setuptools import setup
-group, level, *files = sys.argv[1:]
+root, group, level, *files = sys.argv[1:]
 modules = mypycify(["--config-file", "mypy.ini", *files], opt_level=level, debug_level="0", group_name=group)
+sys.path.insert(0, root)
+from hatch_build import place
+place(Path("build", f"__native_internal_{group}.h"))
 setup(name="compiled", packages=[], ext_modules=modules, script_args=["--quiet", "build_ext", "--inplace"])
+"""
+
+_ONCE = re.compile(
+    r"^extern (?:char CPyDef_\w+_____top_level__\(void\)|int CPyExec_\w+\(PyObject \*module\)"
+    r"|PyObject \*CPyInit(?:Only)?_\w+\(void\))(?=;$)",
+    re.MULTILINE,
+)
+_PLACES = """\
+#if defined(__GNUC__) && !defined(__clang__) && defined(__ELF__)
+#define MESHD_ONCE __attribute__((cold, section(".text.startup")))
+__attribute__((cold)) void CPy_AddTraceback(const char *, const char *, int, PyObject *);
+__attribute__((cold)) void CPy_TypeError(const char *, PyObject *);
+__attribute__((cold)) void CPy_TypeErrorTraceback(
+    const char *, const char *, int, PyObject *, const char *, PyObject *);
+__attribute__((cold)) void CPy_AttributeError(const char *, const char *, const char *, const char *, int, PyObject *);
+__attribute__((cold)) void PyErr_SetString(PyObject *, const char *);
+#else
+#define MESHD_ONCE
+#endif
 """
 
 
@@ -129,6 +153,20 @@ def has_compiler() -> bool:
     return shutil.which(command) is not None and header.is_file()
 
 
+def place(header: Path) -> None:
+    """Say in mypyc's header which code runs once, and which only where something has failed.
+
+    The compiler then puts each of them in a place of its own. Without that they lie between all that runs for every
+    call: the system maps code in blocks of 64 kB, so what imported the modules and what makes tracebacks was resident
+    as well, and stood in the processor's caches beside what is used. Raises CompileError where there is none of it.
+    """
+    text, number = _ONCE.subn(r"\g<0> MESHD_ONCE", header.read_text())
+    if not number:
+        raise CompileError(f"{header} names no module's code: mypyc has changed what it writes")
+    first = text.index("extern ")
+    header.write_text(text[:first] + _PLACES + text[first:])
+
+
 def compile_into(folder: Path) -> list[Path]:
     """Copy the package into `folder` and compile it there; return what was made. Raises CompileError."""
     level = os.environ.get("MESHD_OPT") or "3"
@@ -138,7 +176,7 @@ def compile_into(folder: Path) -> list[Path]:
     for source, name in ((ROOT / "meshd", "meshd"), (ROOT / "sdk" / "meshd_sdk", "meshd_sdk")):
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (folder / "mypy.ini").write_text(_MYPY)
-    command = [sys.executable, "-c", _SETUP, GROUP, level, *modules()]
+    command = [sys.executable, "-c", _SETUP, str(ROOT), GROUP, level, *modules()]
     # The caches of a type checker that looked at another tree must not be read here. Nobody replaces a function of the
     # one library from outside: calls within it need no table, and small ones vanish.
     flags = f"{os.environ.get('CFLAGS', '')} -fno-semantic-interposition".strip()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import logging
 from typing import TYPE_CHECKING, Any
 
-from meshd.approvals import webhook
 from meshd.approvals.carrying import Carrying
 from meshd.approvals.desk import Desk
 from meshd.approvals.held_calls import HeldCalls
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 log = logging.getLogger("meshd.approvals")
 
 
+async def _post(settings: Any, body: bytes, id: str, now_s: float) -> None:
+    """Send a notice to a webhook; see its module, which is imported, in a thread, with the first one: few have any."""
+    webhook = await asyncio.to_thread(importlib.import_module, "meshd.approvals.webhook")
+    await webhook.post(settings, body, id, now_s)
+
+
 class Approving:
     """One for the process."""
 
@@ -40,7 +47,7 @@ class Approving:
             HeldCalls(self.desk.shelf), self.desk.clock, lambda: (ledger().holder, ledger().started.epoch)
         )
         """The calls that were answered with a task; `send` is set once there is a proxy."""
-        self.notices = Notices(self.desk, lambda: policy().approvals, bus, webhook.post)
+        self.notices = Notices(self.desk, lambda: policy().approvals, bus, _post)
         self.held = Histogram(metrics.SECONDS_BUCKETS)
         """For how many seconds calls were held."""
         self.mesh: Mesh | None = None

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from meshd.admin.doors import Problem, json_body, only_queries, page_limit, reply
+from meshd.admin.doors import json_body, only_queries, page_limit, reply
+from meshd.admin.problem import Problem
 from meshd.admin.view import BooksAway, OrderRefused, UnknownAccount
 from meshd.filters.units import microdollars
 

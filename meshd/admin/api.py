@@ -11,8 +11,9 @@ from meshd.admin.accounts import Accounts
 from meshd.admin.approvals import Approvals
 from meshd.admin.calls import Calls
 from meshd.admin.catalogue import CatalogueApi
-from meshd.admin.doors import Problem, no_body, only_queries, reply
+from meshd.admin.doors import no_body, only_queries, reply
 from meshd.admin.events import EventsApi
+from meshd.admin.problem import Problem
 from meshd.admin.prompts import PromptsApi
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from meshd.admin.doors import Problem, json_body, only_queries, page_limit, reply
+from meshd.admin.doors import json_body, only_queries, page_limit, reply
+from meshd.admin.problem import Problem
 from meshd.approvals.deciding import Declined, Why
 from meshd.approvals.record import Approval, read_id
 from meshd.approvals.state import State

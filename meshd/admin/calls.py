@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from meshd.admin.doors import Problem, only_queries, page_limit, reply
+from meshd.admin.doors import only_queries, page_limit, reply
+from meshd.admin.problem import Problem
 
 if TYPE_CHECKING:
     from meshd.admin.view import AdminView

@@ -12,7 +12,8 @@ from msgspec import Meta, Struct
 
 from meshd.admin.approvals import KEY_FIELD, problem_of
 from meshd.admin.catalogue_view import ApprovalGone, PinsAway
-from meshd.admin.doors import Problem, json_body, only_queries, page_limit, reply
+from meshd.admin.doors import json_body, only_queries, page_limit, reply
+from meshd.admin.problem import Problem
 from meshd.approvals.deciding import Declined
 from meshd.refusal import Refused
 

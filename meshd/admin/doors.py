@@ -1,24 +1,22 @@
-"""What every request to these ports passes first, in this order: Host, Origin, token, then its route.
-
-A web page that the operator's browser shows can reach loopback: a name that was rebound to 127.0.0.1 shows in Host,
-a foreign page in Origin. Errors are problem details (RFC 9457) and tell nothing of the inside.
-"""
+"""What every request to the admin port passes first, in this order: Host, Origin, token, then its route."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from meshd.telemetry import redact
+from meshd.admin.hosts import judge_origin
+from meshd.admin.problem import JSON, PROBLEM_JSON, SEAL, Problem, encoded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping
+
+    from meshd.admin.hosts import HostRule
 
     Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -31,98 +29,26 @@ BODY_TIMEOUT_S = 10.0
 _log = logging.getLogger("meshd.admin")
 
 
-class Problem(Exception):
-    """An error answer: HTTP status, a title, and what to do."""
-
-    def __init__(
-        self,
-        status: int,
-        title: str,
-        detail: str = "",
-        headers: dict[str, str] | None = None,
-        *,
-        type: str = "about:blank",
-    ) -> None:
-        super().__init__(title)
-        self.status = status
-        self.title = title
-        self.detail = detail
-        self.headers = headers or {}
-        self.type = type
-
-
-def reply(value: Any, status: int = 200, content_type: str = "application/json") -> web.Response:
+def reply(value: Any, status: int = 200, content_type: str = JSON) -> web.Response:
     """Return `value` as JSON, without secrets."""
-    plain = redact.anything(msgspec.to_builtins(value))
-    return web.Response(body=msgspec.json.encode(plain) + b"\n", status=status, content_type=content_type)
+    return web.Response(body=encoded(value), status=status, content_type=content_type)
 
 
 def _problem(problem: Problem) -> web.Response:
-    body: dict[str, Any] = {"type": problem.type, "status": problem.status, "title": problem.title}
-    if problem.detail:
-        body["detail"] = problem.detail
-    answer = reply(body, problem.status, "application/problem+json")
+    answer = reply(problem.body(), problem.status, PROBLEM_JSON)
     answer.headers.update(problem.headers)
     return answer
 
 
-def host_name(field: str) -> str:
-    """Return the name in a Host field in lower case, without port and brackets; empty for what is none."""
-    field = field.strip().lower()
-    if field.startswith("["):
-        name, closing, port = field[1:].partition("]")
-        if not closing or (port and not (port[0] == ":" and _is_port(port[1:]))):
-            return ""
-        return name if _address(name) is not None else ""
-    name, colon, port = field.partition(":")
-    if colon and not _is_port(port):
-        return ""
-    return name.rstrip(".") if name and all(char.isalnum() or char in "-._" for char in name) else ""
-
-
-def _is_port(value: str) -> bool:
-    return value.isascii() and value.isdecimal() and len(value) <= 5
-
-
-def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    try:
-        return ipaddress.ip_address(name)
-    except ValueError:
-        return None
-
-
-class HostRule:
-    """Which Host fields a port answers to."""
-
-    __slots__ = ("_are_addresses_allowed", "_names")
-
-    def __init__(self, names: tuple[str, ...], *, are_addresses_allowed: bool) -> None:
-        self._names = frozenset(name.lower().rstrip(".").strip("[]") for name in names) | {"localhost"}
-        self._are_addresses_allowed = are_addresses_allowed
-
-    def allows(self, field: str | None) -> bool:
-        """Say whether a Host field names this port.
-
-        An address cannot be rebound, so where probes and Prometheus come by the pod's address any will do; the admin
-        port takes loopback only.
-        """
-        name = host_name(field or "")
-        if name in self._names:
-            return True
-        address = _address(name)
-        return address is not None and (self._are_addresses_allowed or address.is_loopback)
-
-
-def doors(hosts: HostRule, token: str | None) -> Any:
-    """Return the middleware of a port. Without a token the port is open to whoever can reach it."""
+def doors(hosts: HostRule, token: str) -> Any:
+    """Return the middleware of the port."""
 
     @web.middleware
     async def pass_doors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
             check_host(request, hosts)
             check_origin(request)
-            if token is not None:
-                _check_token(request, token)
+            _check_token(request, token)
             return await handler(request)
         except Problem as problem:
             return _problem(problem)
@@ -140,21 +66,14 @@ def doors(hosts: HostRule, token: str | None) -> Any:
 
 def check_host(request: web.Request, hosts: HostRule) -> None:
     """Raise Problem(403) where a request names another host than this port's own."""
-    fields = request.headers.getall("Host", [])
-    if len(fields) != 1 or not hosts.allows(fields[0]):
-        raise Problem(403, "Host not allowed", "This port answers to its own address only.")
-    # An absolute-form target names a host of its own, and overrides Host.
-    if request.raw_path[:1] != "/" and not hosts.allows(request.url.raw_authority):
-        raise Problem(403, "Host not allowed", "This port answers to its own address only.")
+    authority = None if request.raw_path[:1] == "/" else request.url.raw_authority
+    hosts.judge(request.headers.getall("Host", []), authority)
 
 
 def check_origin(request: web.Request) -> None:
     """Raise Problem(403) where a page of another origin asks."""
-    origins = request.headers.getall("Origin", [])
-    if origins and origins != [f"{request.scheme}://{request.headers.get('Host', '')}"]:
-        raise Problem(403, "Origin not allowed", "Pages of other origins have no business here.")
-    if request.headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        raise Problem(403, "Origin not allowed", "Pages of other origins have no business here.")
+    own = f"{request.scheme}://{request.headers.get('Host', '')}"
+    judge_origin(own, request.headers.getall("Origin", []), request.headers.getall("Sec-Fetch-Site", []))
 
 
 def _check_token(request: web.Request, token: str) -> None:
@@ -177,10 +96,7 @@ async def seal(request: web.Request, response: web.StreamResponse) -> None:
 
 def put_seal(headers: MutableMapping[str, str]) -> None:
     """The same of an answer that comes of no application."""
-    headers["Server"] = "meshd"
-    headers["Cache-Control"] = "no-store"
-    headers["X-Content-Type-Options"] = "nosniff"
-    headers["Cross-Origin-Resource-Policy"] = "same-origin"
+    headers.update(SEAL)
 
 
 def only_queries(request: web.Request, *known: str) -> dict[str, str]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from meshd.admin.doors import Problem, json_body, only_queries, page_limit, reply
+from meshd.admin.doors import json_body, only_queries, page_limit, reply
+from meshd.admin.problem import Problem
 from meshd.engines.bus_port import EventMalformed
 from meshd.engines.port import StoreError, StoreUnable
 

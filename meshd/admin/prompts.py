@@ -11,7 +11,8 @@ import msgspec
 from aiohttp import web
 from msgspec import Meta, Struct
 
-from meshd.admin.doors import Problem, json_body, only_queries, page_limit
+from meshd.admin.doors import json_body, only_queries, page_limit
+from meshd.admin.problem import Problem
 from meshd.engines.port import StoreError
 from meshd.prompts.choosing import Unresolved
 from meshd.prompts.desk import variables_of

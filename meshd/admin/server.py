@@ -2,40 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ipaddress
-import logging
-import socket
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from meshd.admin import token as admin_token
-from meshd.admin.aiohttp_web import web  # before the others, which import aiohttp as it is
-from meshd.admin.api import Api
-from meshd.admin.doors import BODY_BYTES_MAX, HostRule, doors, seal
 from meshd.admin.health import Health
+from meshd.admin.hosts import HostRule
+from meshd.admin.late import LateServer
+from meshd.admin.metrics_port import MetricsPort
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from meshd.admin.late import Make
     from meshd.admin.view import AdminView
     from meshd.telemetry.telemetry import Telemetry
 
 METRICS_ADDRESS = ("127.0.0.1", 9464)
 ADMIN_ADDRESS = ("127.0.0.1", 7403)
-IDLE_TIMEOUT_S = 15.0
-"""Also how long a peer may take to send its first request's head."""
-LINGER_S = 1.0
-"""How long the rest of a body that nobody wants is read."""
-SHUTDOWN_TIMEOUT_S = 2.0
 
 Address = tuple[str, int]
-
-# Of each malformed head aiohttp logs a traceback: whoever reaches the port could fill the disk. What fails behind
-# the doors is logged there.
-_unheard = logging.getLogger("meshd.admin.unheard")
-_unheard.setLevel(logging.CRITICAL + 1)
 
 
 class AdminError(Exception):
@@ -50,13 +40,16 @@ class Servers:
     admin_port: int = 0
     token_path: Path | None = None
     """The file that holds the admin port's bearer token: print the path, never what is in it."""
-    _runners: list[web.AppRunner] = field(default_factory=list)
+    _listening: list[asyncio.Server] = field(default_factory=list)
+    _serving: list[MetricsPort | LateServer] = field(default_factory=list)
 
     async def close(self) -> None:
         """Stop both ports. A second call changes nothing."""
-        runners, self._runners = self._runners, []
-        for runner in runners:
-            await runner.cleanup()
+        for listening in self._listening:
+            listening.close()
+        serving, self._serving = self._serving, []
+        for one in serving:
+            await one.close()
 
 
 async def start(
@@ -78,27 +71,28 @@ async def start(
     try:
         if metrics is not None:
             rule = HostRule((*hosts, metrics[0]), are_addresses_allowed=True)
-            servers.metrics_port = await _serve(
-                servers, "metrics", metrics, _app(rule, None, Health(view, telemetry).routes())
-            )
+            port = MetricsPort(rule, Health(view, telemetry).routes())
+            servers._serving.append(port)
+            servers.metrics_port = await _listen(servers, "metrics", metrics, port.session)
         if admin is not None:
             _require_loopback(admin)
             secret, servers.token_path = admin_token.obtain(state_dir)
-            rule = HostRule((admin[0],), are_addresses_allowed=False)
-            servers.admin_port = await _serve(
-                servers, "admin", admin, _app(rule, secret, Api(view, telemetry).routes())
-            )
+            late = LateServer(_admin(view, telemetry, HostRule((admin[0],), are_addresses_allowed=False), secret))
+            servers._serving.append(late)
+            servers.admin_port = await _listen(servers, "admin", admin, late.protocol)
     except BaseException:
         await servers.close()
         raise
     return servers
 
 
-def _app(rule: HostRule, secret: str | None, routes: list[web.RouteDef]) -> web.Application:
-    app = web.Application(middlewares=[doors(rule, secret)], client_max_size=BODY_BYTES_MAX)
-    app.on_response_prepare.append(seal)
-    app.add_routes(routes)
-    return app
+def _admin(view: AdminView, telemetry: Telemetry, rule: HostRule, secret: str) -> Callable[[], Make]:
+    def load() -> Make:
+        from meshd.admin import app
+
+        return lambda: (app.runner(view, telemetry, rule, secret), lambda server: server())
+
+    return load
 
 
 def _require_loopback(address: Address) -> None:
@@ -112,27 +106,18 @@ def _require_loopback(address: Address) -> None:
         raise AdminError(f"admin address {address[0]}:{address[1]}: must be a loopback address")
 
 
-async def _serve(servers: Servers, what: str, address: Address, app: web.Application) -> int:
-    runner = web.AppRunner(
-        app,
-        access_log=None,
-        logger=_unheard,
-        keepalive_timeout=IDLE_TIMEOUT_S,
-        lingering_time=LINGER_S,
-        shutdown_timeout=SHUTDOWN_TIMEOUT_S,
-    )
-    servers._runners.append(runner)
-    await runner.setup()
+async def _listen(servers: Servers, what: str, address: Address, protocol: Callable[[], asyncio.Protocol]) -> int:
     host = address[0].strip("[]")
     if not 0 <= address[1] <= 65535:
         # One loop refuses it, the other takes what is left of it modulo 65536.
         raise AdminError(f"{what} address {address[0]}:{address[1]}: no such port")
     try:
-        await web.TCPSite(runner, host, address[1], backlog=128).start()
-    except (OSError, socket.gaierror) as error:
-        reason = getattr(error, "strerror", None) or str(error)
+        server = await asyncio.get_running_loop().create_server(protocol, host, address[1], backlog=128)
+    except OSError as error:
+        reason = error.strerror or str(error)
         taken = f". Another meshd may run already; choose another port with MESHD_{what.upper()}."
         hint = taken if error.errno == errno.EADDRINUSE else ""
         raise AdminError(f"{what} address {address[0]}:{address[1]}: {reason}{hint}") from None
-    bound: list[Address] = runner.addresses
-    return bound[0][1]
+    servers._listening.append(server)
+    bound: Address = server.sockets[0].getsockname()
+    return bound[1]

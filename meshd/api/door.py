@@ -1,8 +1,8 @@
 """Where agents reach the API: one port and one unix socket, on which the first bytes tell what is spoken.
 
 `PRI * HTTP/2.0` is gRPC: the connection is spliced to a grpcio server behind a private socket, which is started with
-the first of them. Anything else is HTTP/1.1, answered by aiohttp. So a daemon whose agents do not use the API pays for
-neither grpcio nor protobuf.
+the first of them. Anything else is HTTP/1.1, answered by aiohttp, which is imported with the first of those. So a
+daemon whose agents do not use the API pays for neither of them, nor for protobuf.
 
 Who may come: over TCP whoever is on this machine, for the address is loopback; over the unix socket this user and root.
 A page in a browser is kept out by Host and Origin; over HTTP/2 without TLS no browser speaks at all.
@@ -19,19 +19,21 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from meshd.admin.aiohttp_web import web  # before the others, which import aiohttp as it is
-from meshd.admin.doors import HostRule
-from meshd.api.http_protocol import HttpProtocol
-from meshd.api.json_http import JsonDoor
+from meshd.admin.hosts import HostRule
+from meshd.admin.late import LateServer
 from meshd.api.services import SERVICES, Offer
 from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, is_alive, listening, mark_of, peer_uid, remove
 from meshd.api.splice import End, joined
 from meshd.config import Address
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from aiohttp import web
+
+    from meshd.admin.late import Make
     from meshd.api.grpc_server import GrpcServer
+    from meshd.api.json_http import JsonDoor
     from meshd.api.mesh import Mesh
     from meshd.api.services import Service
 
@@ -94,8 +96,9 @@ class Door:
         self._idle_s = idle_s
         self._connections_max = connections_max
         self._servers: list[asyncio.Server] = []
+        self._hosts = HostRule((), are_addresses_allowed=False)
         self._json: JsonDoor | None = None
-        self._runner: web.AppRunner | None = None
+        self._http = LateServer(self._load_http)
         self._offer: Offer | None = None
         self._grpc: GrpcServer | None = None
         self._private: Path | None = None
@@ -106,9 +109,7 @@ class Door:
     async def start(self, address: Address) -> None:
         """Listen at an address of loopback, and on the unix socket. Raises DoorError."""
         require_loopback(address)
-        self._json = JsonDoor(self.mesh, HostRule((address.host,), are_addresses_allowed=False), self.offer)
-        self._runner = web.AppRunner(self._json.app(), shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
-        await self._runner.setup()
+        self._hosts = HostRule((address.host,), are_addresses_allowed=False)
         loop = asyncio.get_running_loop()
         try:
             server = await loop.create_server(lambda: Entrance(self), address.host, address.port, backlog=128)
@@ -134,19 +135,24 @@ class Door:
     @property
     def is_full(self) -> bool:
         """There are as many connections as may be."""
-        http = self._runner.server.connections if self._runner is not None and self._runner.server is not None else ()
-        return len(self.connections) + len(http) >= self._connections_max
+        return len(self.connections) + self._http.connections >= self._connections_max
 
     def speak_http(self, transport: Any, first: bytes) -> None:
         """Hand a connection to aiohttp, with what has come on it."""
-        server = self._runner.server if self._runner is not None else None
-        if server is None:
-            transport.abort()
-            return
-        handler = HttpProtocol(server, asyncio.get_running_loop(), self._idle_s)
-        transport.set_protocol(handler)
-        handler.connection_made(transport)
-        handler.data_received(first)
+        self._http.take(transport, first)
+
+    def _load_http(self) -> Make:
+        from aiohttp import web
+
+        from meshd.api.http_protocol import HttpProtocol
+        from meshd.api.json_http import JsonDoor
+
+        def make() -> tuple[web.AppRunner, Callable[[web.Server], asyncio.Protocol]]:
+            self._json = JsonDoor(self.mesh, self._hosts, self.offer)
+            runner = web.AppRunner(self._json.app(), shutdown_timeout=SHUTDOWN_S, handler_cancellation=True)
+            return runner, lambda server: HttpProtocol(server, asyncio.get_running_loop(), self._idle_s)
+
+        return make
 
     def speak_grpc(self, transport: Any, first: bytes) -> None:
         """Splice a connection to the grpcio server."""
@@ -236,9 +242,7 @@ class Door:
             await grpc.drain(0.0)
         if self._json is not None:
             await self._json.close()
-        runner, self._runner = self._runner, None
-        if runner is not None:
-            await runner.cleanup()
+        await self._http.close()
         for one in tuple(self.connections):
             if isinstance(one, Entrance | End):
                 one.abort()

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSMsgType, web
 
-from meshd.admin.doors import Problem, check_host, check_origin, seal
+from meshd.admin.doors import check_host, check_origin, seal
+from meshd.admin.problem import Problem
 from meshd.api.event_http import EventRoutes
 from meshd.api.failing import CODES, body, failure_of
 from meshd.api.json_reading import from_json
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
     from google.protobuf.message import Message
 
-    from meshd.admin.doors import HostRule
+    from meshd.admin.hosts import HostRule
     from meshd.api.mesh import Mesh
     from meshd.api.services import Method, Offer, Stream
 

@@ -10,7 +10,8 @@ from meshd.prices import MONEY
 if TYPE_CHECKING:
     from meshd.cli.exec_daemon import Place
 
-_TIMEOUT_S = 1.0
+_TIMEOUT_S = 5.0
+"""The first question to an admin port is answered when what answers has been loaded."""
 
 
 def spent(place: Place, workflow: str, *, is_money: bool = False) -> int | None:

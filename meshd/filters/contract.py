@@ -7,7 +7,7 @@ constructor). A filter imports no socket, no driver and no other filter. A filte
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from meshd.outcome import Outcome
 
 
+SECTION: Final = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+"""Of every part of a document. A part is validated within the document that it stands in; a validator of its own is
+made where it is first needed. What the texts below the fields say is read by `meshd.policy.schema` alone."""
+
+
 class Settings(BaseModel):
     """What a rule of the policy sets for one filter. Frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     # Not fields, and not private attributes of pydantic's either: those cost 2.5 us to read.
     rule: ClassVar[str] = ""

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from meshd.filters.contract import SECTION
 from meshd.policy.problem import shown
 from meshd.policy.upstreams import parse_url
 
@@ -11,7 +12,7 @@ from meshd.policy.upstreams import parse_url
 class CardSection(BaseModel):
     """How an A2A agent's card is judged before a client of this sidecar is shown it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = SECTION
 
     keys: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=4096)], ...], Field(max_length=16)] = ()
     """Files with public keys that may sign it: a JWKS, one JWK, or PEM. What the card says of where keys are (`jku`) is
@@ -25,7 +26,7 @@ class CardSection(BaseModel):
 class Talking(BaseModel):
     """Keys of an upstream that are about A2A: see `meshd.policy.model`."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = SECTION
 
     card: CardSection = CardSection()
     """How the card of an A2A agent is judged."""

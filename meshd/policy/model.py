@@ -6,7 +6,7 @@ upstreams become the objects of `meshd.policy.compiled`, whose defaults are the 
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, Field, WithJsonSchema
 
 from meshd.filters.allow_list_settings import AllowSettings
 from meshd.filters.approval_settings import ApprovalSettings
@@ -14,6 +14,7 @@ from meshd.filters.breaker_settings import BreakerSettings
 from meshd.filters.budget_settings import BudgetSettings
 from meshd.filters.chain_settings import ChainSettings
 from meshd.filters.concurrency_settings import ConcurrencySettings
+from meshd.filters.contract import SECTION
 from meshd.filters.delegation_settings import DelegateSettings
 from meshd.filters.fallback_settings import RetrySettings
 from meshd.filters.idempotency_settings import IdempotencySettings
@@ -65,7 +66,7 @@ Unenforced = Annotated[Any, Field(json_schema_extra={"x-meshd-unenforced": True}
 class Section(BaseModel):
     """A map of the document. Unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
 
 class Governance(Section):

@@ -2,7 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
+
+from meshd.filters.contract import SECTION
 
 MODEL_PATTERN = r"^[!-~]{1,128}$"
 """Models; those whose price is said with `*` and `?`."""
@@ -11,7 +13,7 @@ MODEL_PATTERN = r"^[!-~]{1,128}$"
 class Catalogued(BaseModel):
     """Keys of an upstream that are there to find it by."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     description: Annotated[str, Field(max_length=4096)] = ""
     """What it is for, in words for whoever looks for it in the catalogue."""

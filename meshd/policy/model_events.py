@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, Field
 
+from meshd.filters.contract import SECTION
 from meshd.filters.units import Duration
 
 PATH_PATTERN = r"^/[!-~]{0,511}$"
@@ -17,7 +18,7 @@ def _digits(value: object) -> object:
 class SubscriptionSection(BaseModel):
     """A topic whose events go to an agent beside this sidecar, as a POST each."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     topic: Annotated[str, Field(min_length=1, max_length=255)]
     """A topic; `*` stands for one word, a `>` at the end for one or more."""
@@ -42,7 +43,7 @@ class SubscriptionSection(BaseModel):
 class Subscribing(BaseModel):
     """The key of a document that says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     subscriptions: Annotated[tuple[SubscriptionSection, ...], Field(max_length=256)] = ()
     """Topics whose events go to agents that take calls."""

@@ -2,9 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from meshd.discovery.ranking import MARGIN, THRESHOLD
+from meshd.filters.contract import SECTION
 from meshd.filters.units import Duration
 
 Example = Annotated[str, Field(min_length=1, max_length=256)]
@@ -13,7 +14,7 @@ Example = Annotated[str, Field(min_length=1, max_length=256)]
 class SemanticSection(BaseModel):
     """How events find agents that say what is wanted, and no topic that anybody waits for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     agents: int = Field(default=3, ge=1, le=16)
     """Most agents that one event goes to: the best of those from `threshold` on."""
@@ -26,7 +27,7 @@ class SemanticSection(BaseModel):
 class IntentsSection(BaseModel):
     """How calls to `/intent/WORDS` find an agent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     fallback: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """An upstream of kind agent that gets what no other agent is found for. Unset: such a call is refused, with the
@@ -55,7 +56,7 @@ class IntentsSection(BaseModel):
 class Intended(BaseModel):
     """The key of a document that says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     intents: IntentsSection = IntentsSection()
     """How calls find an agent that name none, but say what they want."""

@@ -2,15 +2,16 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from meshd.filters.contract import SECTION
 from meshd.prompts.terms import ROLES
 
 
 class PromptsSection(BaseModel):
     """Prompts that requests name by `prompt://`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     dir: Annotated[str, Field(min_length=1, max_length=4096)] | None = None
     """A folder of prompts as files. A name that it has is not looked for in the store. Unset: they are in the store
@@ -22,7 +23,7 @@ class PromptsSection(BaseModel):
 class Prompted(BaseModel):
     """The key of a document that says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     prompts: PromptsSection = PromptsSection()
     """Where prompts are kept, and where they may be named."""

@@ -2,8 +2,9 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from meshd.filters.contract import SECTION
 from meshd.filters.units import Size
 
 Glob = Annotated[str, Field(min_length=1, max_length=255)]
@@ -12,7 +13,7 @@ Glob = Annotated[str, Field(min_length=1, max_length=255)]
 class StateSection(BaseModel):
     """Versioned objects that agents share."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     mesh_readers: Annotated[tuple[Glob, ...], Field(max_length=256)] = ("*",)
     """Agents that may read what belongs to the whole mesh (`mesh/...`)."""
@@ -29,7 +30,7 @@ class StateSection(BaseModel):
 class Stateful(BaseModel):
     """The key of a document that says so."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     state: StateSection = StateSection()
     """Versioned objects that agents share."""

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
+from meshd.filters.contract import SECTION
 from meshd.filters.units import Duration, Size
 from meshd.upstream import Process, SandboxName
 
@@ -29,7 +30,7 @@ Folder = Annotated[str, Field(min_length=2, max_length=4096, pattern=r"^/")]
 class ProcessSection(BaseModel):
     """A server that meshd starts, one for each of its clients, and that speaks MCP over standard input and output."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = SECTION
 
     command: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=32_768)], ...], Field(min_length=1)]
     """Program and arguments. No shell reads them."""

@@ -142,11 +142,9 @@ async def test_an_answer_that_is_never_read_is_dropped(tmp_path: Path, monkeypat
         silent = socket.socket(socket.AF_UNIX)
         silent.connect(str(one.door.path))
         silent.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + body)
-        assert one.door._runner is not None
-        server = one.door._runner.server
-        assert server is not None
-        await until(lambda: server.connections)
-        await until(lambda: not server.connections)
+        http = one.door._http
+        await until(lambda: http.connections)
+        await until(lambda: not http.connections)
         silent.close()
 
 

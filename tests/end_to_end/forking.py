@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 REQUEST_BYTES_MAX = 200_000
 IMPORTED = (
     "uvloop", "meshd.cli.run", "meshd.daemon", "meshd.engines.sqlite", "meshd.engines.redis", "meshd.engines.nats",
-    "meshd.engines.bus_sqlite", "meshd.api.services", "meshd.api.pushing", "meshd.api.session",
+    "meshd.engines.bus_sqlite", "meshd.api.services", "meshd.api.pushing", "meshd.api.session", "meshd.admin.app",
+    "meshd.api.http_protocol",
 )  # fmt: skip
 """What most of them need, and what starts no thread."""
 _NURSE = "import sys; from tests.end_to_end import forking; forking.serve(int(sys.argv[1]))"

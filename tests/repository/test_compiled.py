@@ -74,3 +74,35 @@ def test_an_installation_is_compiled_only_where_that_is_asked_for(monkeypatch: p
     monkeypatch.setattr(HOOK, "has_compiler", lambda: False)
     with pytest.raises(HOOK.CompileError, match="no C compiler"):
         hook.initialize("standard", {})
+
+
+HEADER = """\
+#include <CPy.h>
+
+extern PyObject *CPyStatics[9];
+extern int CPyExec_meshd___call(PyObject *module);
+extern PyObject *CPyInit_meshd___call(void);
+extern PyObject *CPyInitOnly_meshd___call(void);
+extern char CPyDef_call_____top_level__(void);
+extern char CPyDef_call___Call_____init__(PyObject *cpy_r_self);
+#endif
+"""
+
+
+def test_what_runs_once_and_what_has_failed_have_places_of_their_own(tmp_path: Path) -> None:
+    header = tmp_path / "header.h"
+    header.write_text(HEADER)
+    HOOK.place(header)
+    lines = header.read_text().splitlines()
+    placed = [line for line in lines if line.endswith(" MESHD_ONCE;")]
+    assert [line.removesuffix(" MESHD_ONCE;") + ";" for line in placed] == HEADER.splitlines()[3:7]
+    assert lines[0] == "#include <CPy.h>", "what it declares anew is declared before"
+    assert lines.index("__attribute__((cold)) void PyErr_SetString(PyObject *, const char *);") < lines.index(placed[0])
+    assert "extern char CPyDef_call___Call_____init__(PyObject *cpy_r_self);" in lines
+
+
+def test_code_that_names_no_module_is_not_passed_over(tmp_path: Path) -> None:
+    header = tmp_path / "header.h"
+    header.write_text("extern char something_else(void);\n")
+    with pytest.raises(HOOK.CompileError, match="mypyc has changed"):
+        HOOK.place(header)
