@@ -106,3 +106,19 @@ def test_code_that_names_no_module_is_not_passed_over(tmp_path: Path) -> None:
     header.write_text("extern char something_else(void);\n")
     with pytest.raises(HOOK.CompileError, match="mypyc has changed"):
         HOOK.place(header)
+
+
+def test_what_could_not_be_compiled_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    folders: list[Path] = []
+
+    def fails(folder: Path) -> None:
+        (folder / "begun").touch()
+        folders.append(folder)
+        raise HOOK.CompileError("it does not compile")
+
+    monkeypatch.setattr(HOOK, "compile_into", fails)
+    monkeypatch.setattr(HOOK, "has_compiler", lambda: True)
+    monkeypatch.setenv("MESHD_COMPILE", "1")
+    with pytest.raises(HOOK.CompileError, match="does not compile"):
+        HOOK.CustomBuildHook(str(ROOT), {}, None, None, "", "wheel").initialize("standard", {})
+    assert not folders[0].exists()
