@@ -15,7 +15,7 @@ BENCH_STAMP := .venv/.bench
 PROTO_STAMP := .make/proto/.stamp
 EMBEDDINGS_STAMP := .make/embeddings/.stamp
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes
-COMPILED := .make/compiled
+COMPILED := .make/compiled$(if $(filter 1,$(PGO)),-pgo)
 # What is compiled, on the bytes of its wires and by the official clients; the rest of the tests says nothing new of it.
 COMPILED_TESTS := $(addprefix tests/,claims dialects fallback filters grpc ledger proxy rpc telemetry trace turns wire \
 	end_to_end/test_sdks.py end_to_end/test_grpc.py end_to_end/test_context.py gateway/test_client.py)
@@ -51,7 +51,7 @@ $(PROTO_STAMP): requirements/proto.txt
 
 $(COMPILED)/.stamp: $(STAMP) hatch_build.py $(shell find meshd sdk/meshd_sdk policies -name '*.py' -o -name '*.yaml')
 	@mkdir -p .make && touch .make/begun # what is edited meanwhile is compiled the next time
-	@$(BIN)/python hatch_build.py $(COMPILED)
+	@MESHD_PGO=$(PGO) $(BIN)/python hatch_build.py $(COMPILED)
 	@mv .make/begun $@
 
 $(EMBEDDINGS_STAMP): requirements/embeddings.txt
@@ -115,7 +115,7 @@ discovery: $(STAMP) ## how well tools are found and intents told apart, on publi
 catalogue: $(STAMP) ## 10,000 tools over 50 sidecars on NATS: memory, and how long until all know all (ARGS="--sidecars 10")
 	@$(BIN)/python -m tests.sources.fleet $(ARGS)
 
-compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler
+compile: $(COMPILED)/.stamp ## a compiled copy in .make/compiled, where there is a C compiler (PGO=1: in .make/compiled-pgo, by what runs under calls)
 
 test-compiled: compile ## the tests that fit a compiled meshd, on that copy
 	@PYTHONPATH="$$PWD/$(COMPILED)" $(BIN)/python -m pytest -q -p no:randomly -o pythonpath="$(COMPILED) ." \

@@ -7,6 +7,8 @@ modules run as they are. docs/benchmarks.md says what it brings.
     python hatch_build.py DIR        puts a compiled copy of the package into DIR
 
 MESHD_OPT=0 compiles in a third of the time what then runs slower: for tests of what compiled code does, not how fast.
+MESHD_PGO=1 compiles twice (gcc): the first counts what runs under the benchmark's calls, the second is made by that. It
+needs an environment that meshd runs in, as `make venv` makes it, and not one of pip's own.
 """
 
 from __future__ import annotations
@@ -110,12 +112,23 @@ import sys
 from pathlib import Path
 from mypyc.build import mypycify
 from setuptools import setup
-root, group, level, *files = sys.argv[1:]
+root, group, level, profile, *files = sys.argv[1:]
 modules = mypycify(["--config-file", "mypy.ini", *files], opt_level=level, debug_level="0", group_name=group)
 sys.path.insert(0, root)
-from hatch_build import place
+from hatch_build import place, train
 place(Path("build", f"__native_internal_{group}.h"))
-setup(name="compiled", packages=[], ext_modules=modules, script_args=["--quiet", "build_ext", "--inplace"])
+plain = [(module.extra_compile_args, module.extra_link_args) for module in modules]
+def build(*flags):
+    for module, (compiled, linked) in zip(modules, plain):
+        module.extra_compile_args, module.extra_link_args = [*compiled, *flags], [*linked, *flags]
+    command = ["--quiet", "build_ext", "--inplace", "--force"]
+    setup(name="compiled", packages=[], ext_modules=modules, script_args=command)
+if profile == "0":
+    build()
+else:
+    build("-fprofile-generate")
+    train(Path.cwd())
+    build("-fprofile-use", "-fprofile-correction", "-Wno-missing-profile")
 """
 
 _ONCE = re.compile(
@@ -156,6 +169,26 @@ def has_compiler() -> bool:
     return shutil.which(command) is not None and header.is_file()
 
 
+def is_gcc() -> bool:
+    """Say whether the compiler is gcc: what it counts and how it is told differ from one to the other."""
+    command = os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc"
+    asked = [*command.split(), "-dM", "-E", "-"]
+    defined = subprocess.run(asked, input="", capture_output=True, text=True, check=False).stdout
+    return " __GNUC__ " in defined and " __clang__ " not in defined
+
+
+def train(folder: Path) -> None:
+    """Run the copy in `folder`, which counts what runs, under calls of every sort. Raises CompileError."""
+    paths = [str(folder), str(ROOT), str(ROOT / "sdk")]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "bench.training"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise CompileError(f"what was compiled to count could not be run:\n{(done.stdout + done.stderr)[-3000:]}")
+    if not list(folder.rglob(f"*native_{GROUP}.gcda")):
+        raise CompileError("what was compiled to count has counted nothing")
+
+
 def place(header: Path) -> None:
     """Say in mypyc's header which code runs once, and which only where something has failed.
 
@@ -175,11 +208,17 @@ def compile_into(folder: Path) -> list[Path]:
     level = os.environ.get("MESHD_OPT") or "3"
     if level not in ("0", "1", "2", "3"):
         raise CompileError(f"MESHD_OPT is {level!r}: how far to optimise is 0, 1, 2 or 3")
+    profile = os.environ.get("MESHD_PGO") or "0"
+    if profile not in ("0", "1"):
+        raise CompileError(f"MESHD_PGO is {profile!r}: 1 compiles by what is counted, 0 does not")
+    if profile == "1" and not is_gcc():
+        raise CompileError("MESHD_PGO=1 needs gcc, and the C compiler is another: set CC=gcc, or MESHD_PGO=0")
     folder.mkdir(parents=True, exist_ok=True)
     for source, name in ((ROOT / "meshd", "meshd"), (ROOT / "sdk" / "meshd_sdk", "meshd_sdk")):
         shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    shutil.copytree(ROOT / "policies", folder / "meshd" / "policies")
     (folder / "mypy.ini").write_text(_MYPY)
-    command = [sys.executable, "-c", _SETUP, str(ROOT), GROUP, level, *modules()]
+    command = [sys.executable, "-c", _SETUP, str(ROOT), GROUP, level, profile, *modules()]
     # The caches of a type checker that looked at another tree must not be read here. Nobody replaces a function of the
     # one library from outside: calls within it need no table, and small ones vanish.
     flags = f"{os.environ.get('CFLAGS', '')} -fno-semantic-interposition".strip()
@@ -227,13 +266,13 @@ def main() -> int:
         return 1
     folder = Path(sys.argv[1])
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"compiling {len(modules())} modules, about two minutes ...", file=sys.stderr)
+    minutes = 15 if os.environ.get("MESHD_PGO") == "1" else 6
+    print(f"compiling {len(modules())} modules, about {minutes} minutes ...", file=sys.stderr)
     try:
         compile_into(folder)
     except CompileError as error:
         print(error, file=sys.stderr)
         return 1
-    shutil.copytree(ROOT / "policies", folder / "meshd" / "policies")
     shutil.rmtree(folder / "meshd_sdk")
     return 0
 

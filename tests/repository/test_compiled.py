@@ -108,6 +108,38 @@ def test_code_that_names_no_module_is_not_passed_over(tmp_path: Path) -> None:
         HOOK.place(header)
 
 
+@pytest.mark.parametrize(
+    ("setting", "compiler", "why"), [("yes", "gcc", "MESHD_PGO is 'yes': 1 compiles by"), ("1", "true", "needs gcc")]
+)
+def test_a_compiler_that_cannot_count_is_not_asked_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, compiler: str, why: str
+) -> None:
+    monkeypatch.setenv("MESHD_PGO", setting)
+    monkeypatch.setenv("CC", compiler)
+    with pytest.raises(HOOK.CompileError, match=why):
+        HOOK.compile_into(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize(
+    ("load", "why"),
+    [
+        ("raise SystemExit('nobody answered')", "could not be run:\nnobody answered"),
+        ("", "has counted nothing"),
+        ("from pathlib import Path; Path('x_native_meshd.gcda').touch()", ""),
+    ],
+)
+def test_what_has_counted_nothing_is_not_compiled_by(tmp_path: Path, load: str, why: str) -> None:
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "training.py").write_text(load)
+    (tmp_path / "bench" / "__init__.py").touch()
+    if not why:
+        HOOK.train(tmp_path)
+        return
+    with pytest.raises(HOOK.CompileError, match=why):
+        HOOK.train(tmp_path)
+
+
 def test_what_could_not_be_compiled_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     folders: list[Path] = []
 
