@@ -1,8 +1,9 @@
-"""Write run.txt, build.txt, dev.txt, bench.txt, proto.txt and embeddings.txt from what the pyproject files declare.
+"""Write run.txt, build.txt, compile.txt, dev.txt, bench.txt, proto.txt and embeddings.txt.
 
-Run by `make lock`, which brings pip-compile. Pins that still fit are kept; `make lock UPGRADE=1` takes the newest.
-The files name exact versions and hashes and no registry, so they serve wherever the same artefacts are offered. `dev`
-holds everything of `run` and `build`; `bench` is installed on top of it, and `embeddings` in an environment of its own.
+What they must hold is what the pyproject files declare. Run by `make lock`, which brings pip-compile. Pins that still
+fit are kept; `make lock UPGRADE=1` takes the newest. The files name exact versions and hashes and no registry, so they
+serve wherever the same artefacts are offered. `dev` holds everything of `run`, `build` and `compile`; `bench` is
+installed on top of it, and `embeddings` in an environment of its own.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def declared() -> dict[str, list[str]]:
     development = run + groups["build"] + groups["dev"]
     # The model's process runs a module of meshd that reads JSON.
     model = extras["embeddings"] + [need for need in run if need.startswith("msgspec")]
-    others = {name: groups[name] for name in ("build", "bench", "proto")}
+    others = {name: groups[name] for name in ("build", "compile", "bench", "proto")}
     return {"run": run, "dev": development, "embeddings": model} | others
 
 

@@ -151,3 +151,11 @@ def test_state_is_written_only_where_a_volume_is() -> None:
     assert len(written) == 2
     assert set(written) == set(json.loads(LAST["VOLUME"]))
     assert "PYTHONDONTWRITEBYTECODE=1" in LAST["ENV"]
+
+
+def test_the_image_is_compiled_and_what_compiles_stays_behind() -> None:
+    build = [f"{step.word} {step.rest}" for step in STAGES[0]]
+    assert "ARG COMPILE=1" in build
+    assert any("MESHD_COMPILE=$COMPILE MESHD_PGO=$PGO" in step and "--no-build-isolation" in step for step in build)
+    assert any("gcc" in step for step in build)
+    assert not any("gcc" in step.rest or "/opt/build" in step.rest for stage in STAGES[1:] for step in stage)

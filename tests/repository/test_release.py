@@ -47,11 +47,11 @@ def needs(name: str) -> list[Requirement]:
     development = run + groups["build"] + groups["dev"]
     model = extras["embeddings"] + [need for need in run if need.startswith("msgspec")]
     declared = {"run": run, "dev": development, "embeddings": model}
-    declared |= {name: groups[name] for name in ("build", "bench", "proto")}
+    declared |= {name: groups[name] for name in ("build", "compile", "bench", "proto")}
     return [Requirement(need) for need in declared[name]]
 
 
-@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto", "embeddings"])
+@pytest.mark.parametrize("name", ["run", "build", "compile", "dev", "bench", "proto", "embeddings"])
 def test_the_lock_holds_what_is_declared(name: str) -> None:
     pins = locked(name)
     missing = [
@@ -62,7 +62,7 @@ def test_the_lock_holds_what_is_declared(name: str) -> None:
     assert missing == [], "run `make lock`"
 
 
-@pytest.mark.parametrize("name", ["run", "build", "dev", "bench", "proto", "embeddings"])
+@pytest.mark.parametrize("name", ["run", "build", "compile", "dev", "bench", "proto", "embeddings"])
 def test_every_pin_has_a_hash_and_nothing_else_stands_there(name: str) -> None:
     requirement = r"[A-Za-z0-9._-]+==[^\s\\;]+(?: ; [^\\\n]+)?(?: \\\n    --hash=sha256:[0-9a-f]{64})+"
     text = (ROOT / "requirements" / f"{name}.txt").read_text()
@@ -70,7 +70,14 @@ def test_every_pin_has_a_hash_and_nothing_else_stands_there(name: str) -> None:
     assert re.fullmatch(rf"{requirement}(?:\n{requirement})*", body)
 
 
-@pytest.mark.parametrize("name", ["run", "build"])
+def test_an_image_is_compiled_by_what_a_wheel_is() -> None:
+    hook = DAEMON["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]
+    assert set(DAEMON["dependency-groups"]["compile"]) <= set(hook["dependencies"])
+    with_types = {Requirement(need).name for need in hook["dependencies"]} - {"mypy", "setuptools"}
+    assert {canonicalize_name(name) for name in with_types} <= set(locked("run"))
+
+
+@pytest.mark.parametrize("name", ["run", "build", "compile"])
 def test_dev_holds_the_same_versions(name: str) -> None:
     dev = locked("dev")
     assert {pin: version for pin, version in locked(name).items() if dev.get(pin) != version} == {}
