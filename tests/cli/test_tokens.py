@@ -130,6 +130,7 @@ def test_an_unknown_window_is_said_to_be() -> None:
         (b" \n", (), 2, "it is empty"),
         (json.dumps(CHAT).encode(), (), 2, "--dialect"),
         (b"{}", ("--dialect", "klingon"), 2, "none of openai"),
+        (b"{}", ("--dialect", "openai", "--operation", "embedding"), 2, "none of chat, text_completion"),
         (b"\x00\xff", (), 2, "no whole HTTP/1.1 request"),
         (b"Dear Sirs, POST me this", (), 2, "no whole HTTP/1.1 request"),
         (b"Dear Sirs", ("--dialect", "openai"), 1, "not JSON"),
