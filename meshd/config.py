@@ -151,8 +151,9 @@ def _kept(env: Mapping[str, str]) -> dict[str, object]:
         ("MESHD_TRACE_BYTES", "trace_keep_bytes", size_bytes),
     ):
         if text := env.get(setting):
+            written = text.strip()
             try:
-                values[name] = read(text.strip())
+                values[name] = read(int(written) if written.isascii() and written.isdigit() else written)
             except ValueError as error:
                 raise ConfigError(f"{setting}: {error}") from None
     return values
@@ -241,8 +242,7 @@ def from_environment(environ: Mapping[str, str] | None = None, **given: object) 
     if config.log_format not in ("auto", "json", "text"):
         raise ConfigError(f"MESHD_LOG_FORMAT: {config.log_format!r} is neither auto, json nor text")
     if config.bus:
-        alias = _setting(written, "MESHD_BUS")
-        _check_bus(config.bus, alias if alias in ALIASES and not given.get("bus") else "--bus")
+        _check_bus(config.bus, "--bus" if given.get("bus") else _setting(written, "MESHD_BUS"))
     if bool(config.tls_cert) != bool(config.tls_key):
         raise ConfigError("MESHD_TLS_CERT and MESHD_TLS_KEY belong together: one is missing")
     return config

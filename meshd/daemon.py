@@ -176,7 +176,7 @@ class Daemon:
             )
             open_for(self.config, self.keys, telemetry)
         except ValueError as error:
-            raise StartError(f"the OTLP endpoint cannot be used: {error}") from None
+            raise StartError(f"spans cannot be exported: {error}") from None
         except StoreError as error:
             raise StartError(f"MESHD_TRACE: the trace must be kept, and cannot be: {error}") from None
         telemetry.policy_taken()

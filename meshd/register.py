@@ -43,6 +43,7 @@ def running(
         api=str(door.address or "") if door is not None else "",
         api_socket=str(door.path or "") if door is not None else "",
         agent=config.agent or policy.agent,
+        mesh_key=str(config.mesh_key.absolute()) if config.mesh_key else "",
         doors=doors,
     )
 

@@ -51,6 +51,8 @@ class Running:
     api_socket: str = ""
     """Path of its unix socket; empty likewise."""
     agent: str = "agent"
+    mesh_key: str = ""
+    """Path of the file that its keys are in; empty for the state directory's own."""
     doors: tuple[Door, ...] = ()
 
 
@@ -89,12 +91,14 @@ def read(home: Path) -> Running | None:
             api=raw.get("api", ""),
             api_socket=raw.get("api_socket", ""),
             agent=raw.get("agent", "agent"),
+            mesh_key=raw.get("mesh_key", ""),
             doors=doors,
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
     texts = (running.listen, running.admin, running.metrics, running.api, running.api_socket, running.agent)
-    is_sound = isinstance(running.pid, int) and running.pid > 0 and all(isinstance(text, str) for text in texts)
+    is_text = all(isinstance(text, str) for text in (*texts, running.mesh_key))
+    is_sound = isinstance(running.pid, int) and running.pid > 0 and is_text
     return running if is_sound else None
 
 

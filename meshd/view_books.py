@@ -72,7 +72,8 @@ class LedgerBooks:
     async def top_up(self, id: str, amount: int, unit: str) -> Ordered:
         """Add to an account's limit, before its first use too."""
         if unit != unit_of(id):
-            raise OrderRefused(f"{id} counts {unit_of(id)}, not {unit}.")
+            other = id.removesuffix(MONEY) if unit == TOKENS else id + MONEY
+            raise OrderRefused(f"{id} counts {unit_of(id)}, not {unit}; {other} counts these.")
         with self._reached():
             before = await self._ledger.orders.books(id)
             is_new = not before.sequence

@@ -49,6 +49,15 @@ def test_a_bus_that_there_is_not_is_named_as_it_was_given() -> None:
         from_environment(HOME | {"EVENT_BUS_URL": "pigeon://loft"})
     with pytest.raises(ConfigError, match=r"^--bus: "):
         from_environment(HOME | {"EVENT_BUS_URL": "memory:"}, bus="pigeon://loft")
+    with pytest.raises(ConfigError, match=r"^MESHD_BUS: a bus is named by a URL"):
+        from_environment(HOME | {"MESHD_BUS": "pigeon"})
+
+
+def test_what_is_kept_of_the_trace_may_be_said_without_a_unit() -> None:
+    plain = from_environment(HOME | {"MESHD_TRACE_KEEP": "3600", "MESHD_TRACE_BYTES": "1048576"})
+    assert plain == from_environment(HOME | {"MESHD_TRACE_KEEP": "1h", "MESHD_TRACE_BYTES": "1MiB"})
+    with pytest.raises(ConfigError, match=r"^MESHD_TRACE_BYTES: expected a size"):
+        from_environment(HOME | {"MESHD_TRACE_BYTES": "much"})
 
 
 @pytest.mark.parametrize(("given", "name"), [({}, "MESHD_TRACE"), ({"trace": "maybe"}, "--trace")])

@@ -163,6 +163,8 @@ def _key(key_file: Path | None) -> str:
         except (OSError, ValueError) as error:
             why = getattr(error, "strerror", None) or error
             raise click.ClickException(f"{key_file} cannot be read: {why}") from None
+        if not found:
+            raise click.ClickException(f"{key_file} is empty: the key of `meshd approvals key NAME` belongs there")
     else:
         found = os.environ.get(KEY_ENV, "").strip()
     if not found and key_file is None and sys.stdin.isatty():

@@ -244,11 +244,27 @@ def daemon_of(home: Path | None) -> Place:
     place = find(config, environ)
     if place is not None:
         return place
+    if why := _unreadable(config.home):
+        hint = "It may be another user's: ask as that user, or name another with --home DIR."
+        raise click.ClickException(f"the state directory {config.home} cannot be read: {why}. {hint}")
     where = f"in the state directory {config.home}"
     if environ.get("MESHD_LISTEN"):
         where = f"at {config.listen} (MESHD_LISTEN), nor {where}"
     hint = "Start one with `meshd run`, or name another's directory with --home DIR."
     raise click.ClickException(f"no daemon runs {where}. {hint}{_others(config.home)}")
+
+
+def _unreadable(home: Path) -> str:
+    """Say why what a daemon says of itself cannot be read there; "" where it can, or where there is nothing."""
+    from meshd import running as registry
+
+    try:
+        (home / registry.FILE_NAME).open("rb").close()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
 
 
 def _others(home: Path) -> str:

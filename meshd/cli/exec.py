@@ -159,7 +159,7 @@ def execute(
                 place = stack.enter_context(exec_daemon.private(config, policies, workflow))
             run = workflow or f"run-{secrets.token_hex(6)}"
             # The daemon's: it would know nothing that is signed with another.
-            keys = MeshKeys(config.mesh_key or place.home / "mesh.key", can_be_made=False)
+            keys = MeshKeys(config.mesh_key or place.home / (place.running.mesh_key or "mesh.key"), can_be_made=False)
             root = run_address(place, run, limits, keys)
             _announce(place, run, limits, root)
             environ = environment(os.environ, place.running, root, run, is_proxied=is_proxied)

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 HOST_DEFAULT = "127.0.0.1:7400"
 _KEYS = {"method", "url", "headers", "body", "agent"}
 _LINE = re.compile(r"[^\r\n\0]*\Z")
+_REQUEST_LINE = re.compile(rb"\s*[^\r\n]+ HTTP/")
+_NO_REQUEST = (
+    "this is no whole HTTP/1.1 request: a request line, header fields, an empty line, then the body; "
+    'or a JSON document such as {"method": "POST", "url": "/openai/v1/chat/completions", "body": {...}}'
+)
 
 
 class RequestError(Exception):
@@ -57,8 +62,11 @@ def read_request(data: bytes, limits: Limits) -> Asked:
     asked = Asked()
     if data.lstrip()[:1] == b"{":
         raw, asked.agent = _from_json(data)
-    else:
+    elif has_request_line(data):
         raw = _with_framing(data)
+    else:
+        # To the wire any line is a request with a method that it does not know: of a file of prose that says nothing.
+        raise RequestError(_NO_REQUEST)
     reader = RequestReader(
         asked,
         header_count_max=limits.header_count_max,
@@ -70,13 +78,15 @@ def read_request(data: bytes, limits: Limits) -> Asked:
     if asked.requests > 1:
         raise RequestError("there are two requests in the file; explain takes one")
     if asked.request is None:
-        raise RequestError(
-            "this is no whole HTTP/1.1 request: a request line, header fields, an empty line, then the body; "
-            'or a JSON document such as {"method": "POST", "url": "/openai/v1/chat/completions", "body": {...}}'
-        )
+        raise RequestError(_NO_REQUEST)
     if not asked.is_whole:
         raise RequestError(f"the body ends after {len(asked.body)} bytes, before its framing says so")
     return asked
+
+
+def has_request_line(data: bytes) -> bool:
+    """Say whether this begins as a request in HTTP/1.1 does, well formed or not."""
+    return _REQUEST_LINE.match(data) is not None
 
 
 def _with_framing(data: bytes) -> bytes:

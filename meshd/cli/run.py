@@ -129,7 +129,12 @@ def command(
         logs.set_up(config.log_level, form=config.log_format)
     except (ConfigError, ValueError) as error:
         raise click.ClickException(str(error)) from None
-    sys.exit(_run(serve(config, is_quiet=quiet), config))
+    try:
+        code = _run(serve(config, is_quiet=quiet), config)
+    except KeyboardInterrupt:
+        # Before it had handlers of its own, such as while a store is waited for: nothing was served.
+        code = 130
+    sys.exit(code)
 
 
 def _run(main: Coroutine[Any, Any, int], config: Config) -> int:

@@ -38,11 +38,15 @@ def command(request_file: BinaryIO, dialect: str, operation: str, is_json: bool)
     from meshd.cli.explain_request import RequestError
     from meshd.cli.explain_walk import text_of
     from meshd.cli.tokens_reserved import reserved
+    from meshd.dialects.openai_paths import OPERATIONS
     from meshd.dialects.table import DIALECTS
     from meshd.refusal import Refused
 
     if dialect and dialect not in DIALECTS:
         raise click.UsageError(f"--dialect: {dialect!r} is none of {', '.join(DIALECTS)}")
+    # Those of other dialects are among them. An unknown one would be bounded by the model's window alone.
+    if operation not in (known := dict.fromkeys(OPERATIONS.values())):
+        raise click.UsageError(f"--operation: {operation!r} is none of {', '.join(known)}")
     data = request_file.read(REQUEST_BYTES_MAX + 1)
     try:
         if len(data) > REQUEST_BYTES_MAX:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, NamedTuple
 
-from meshd.cli.explain_request import RequestError, read_request
+from meshd.cli.explain_request import RequestError, has_request_line, read_request
 from meshd.dialects.table import dialect_at, recognise
 from meshd.dialects.windows import WINDOW_UNKNOWN, family, window
 from meshd.filters.purse import OUTPUT_DEFAULT
@@ -73,7 +73,8 @@ def _body_of(data: bytes, dialect: str, operation: str) -> tuple[bytes, str, str
     """Return the body, the dialect's name, the operation, the path and the header fields: none of a bare body."""
     if not data.strip():
         raise RequestError("it is empty")
-    if data.lstrip()[:1] == b"{" and not _has_url(data):
+    is_whole = _has_url(data) if data.lstrip()[:1] == b"{" else has_request_line(data) or not dialect
+    if not is_whole:
         if dialect:
             return data.strip(), dialect, operation, "", []
         raise RequestError(

@@ -75,8 +75,8 @@ def command(
 ) -> None:
     """Read the logs, and do what the options ask for."""
     _check_together(erase=digest is not None, verify=is_verify, replay=policy, export=form, follow=follow)
-    readers = _readers(homes)
     try:
+        readers = _readers(homes)
         if digest is not None:
             return _erase(readers, digest)
         if is_verify:

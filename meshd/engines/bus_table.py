@@ -49,7 +49,7 @@ MODES: Final = ("fast", "durable")
 
 def check_bus(text: str) -> StoreUrl:
     """Read a bus's URL. Raises StoreUnable where no driver can do what it asks; no message holds a password."""
-    url = StoreUrl(text or DEFAULT)
+    url = StoreUrl(text or DEFAULT, "bus")
     if url.scheme not in ENGINES:
         known = ", ".join(engine.example for engine in ENGINES.values())
         raise StoreUnable(f"this build has no bus called {url.scheme[:40]}. Engines that carry events: {known}")

@@ -27,12 +27,15 @@ class StoreUrl:
 
     __slots__ = ("host", "options", "password", "path", "port", "scheme", "user")
 
-    def __init__(self, text: str) -> None:
-        """Raises StoreUnable for what is no URL; no message repeats a part that may hold a secret."""
+    def __init__(self, text: str, kind: str = "store") -> None:
+        """Raises StoreUnable for what is no URL; no message repeats a part that may hold a secret.
+
+        `kind` is what the URL is to name.
+        """
         self.scheme, separator, _ = text.strip().partition(":")
         self.scheme = self.scheme.lower()
         if not separator or not self.scheme.isascii() or not self.scheme.replace("+", "").isalnum():
-            raise StoreUnable("a store is named by a URL, for example sqlite: or redis://127.0.0.1:6379")
+            raise StoreUnable(f"a {kind} is named by a URL, for example sqlite: or redis://127.0.0.1:6379")
         try:
             parts = urlsplit(text.strip())
             self.host = unquote(parts.hostname or "")

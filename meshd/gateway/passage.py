@@ -128,8 +128,9 @@ class Passage:
             body = with_meta(body, meta)
         self.id = b""
         if client.is_shared and link.version < STATELESS and rpc.id:
-            # Several clients use this session, and each numbers its calls by itself.
-            self.id = encode(client.next_id())
+            # Several clients use this session, and each numbers its calls by itself. The bridge does this on its own,
+            # and answers under the id of the call.
+            self.id = rpc.id if link.upstream.is_bridged else encode(client.next_id())
             body = with_id(body, self.id)
         return body
 

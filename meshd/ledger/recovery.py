@@ -14,6 +14,7 @@ from meshd.engines.port import StoreCorrupt, StoreLocked
 from meshd.ledger.account import Report
 from meshd.ledger.desk import HolderRecord
 from meshd.ledger.journal import replay
+from meshd.ledger.witness import ANOTHER
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,8 +48,8 @@ async def start(desk: Desk, holder: str, journal: list[Path], boot_id: str) -> S
     known = before.epoch if before is not None else 0
     if log.epoch > known:
         raise StoreCorrupt(
-            f"the {desk.store.name} store is older than the journal beside it (epoch {known}, journal {log.epoch}): "
-            "it was put back from a copy, or replaced. Its budgets would be granted again; move both away to start anew"
+            f"the {desk.store.name} store is older than the journal in {journal[0].parent} (epoch {known}, journal "
+            f"{log.epoch}): it is another store than before, was put back from a copy, or replaced. {ANOTHER}"
         )
     recovered = stranded = 0
     if before is not None:

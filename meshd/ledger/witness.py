@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
 _HOLDER: Final = "holder"
 _STORE: Final = "store"
+ANOTHER: Final = (
+    "What was spent would be granted again: go on with the store of before, or begin anew on this one with another "
+    "state directory (MESHD_HOME), into which mesh.key may be copied"
+)
+"""What to do where a store is not the one that a state directory belongs to. Nothing has to be removed for it."""
 _NAME: Final = re.compile(r"[0-9a-f]{24}\Z")
 
 
@@ -33,9 +38,8 @@ async def recognise(desk: Desk, directory: Directory) -> None:
         found = await desk.read_identity()
         if found != known:
             raise StoreCorrupt(
-                f"the {desk.store.name} store is not the one that {directory.path} belongs to (it was replaced, "
-                f"emptied or put back from a copy): its budgets would be granted again. To begin anew "
-                f"with this store, remove {directory.path}"
+                f"the {desk.store.name} store is not the one that {directory.path} belongs to: it is another than "
+                f"before, was replaced, emptied or put back from a copy. {ANOTHER}"
             )
     else:
         known = await desk.name_store(os.urandom(12).hex())

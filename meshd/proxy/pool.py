@@ -193,7 +193,8 @@ class Pool:
             except OSError as error:
                 log.error("the key of upstream %s cannot be read: %s", upstream.name, error)
         if not secret:
-            log.warning("upstream %s has no key: its calls go out with the agent's own", upstream.name)
+            where = upstream.key_env or upstream.key_file
+            log.warning("upstream %s has no key in %s: its calls go out with the agent's own", upstream.name, where)
         self.key = upstream.key_prefix + secret.encode() if secret else None
 
     @property

@@ -37,7 +37,7 @@ def level(name: str) -> int:
     """Return the number of a level by name, in any case. Raises LevelError."""
     found = _LEVEL_NAMES.get(name.strip().lower())
     if found is None:
-        raise LevelError(f"log level {name[:40]!r} is none of {', '.join(_LEVEL_NAMES)}")
+        raise LevelError(f"MESHD_LOG: {name[:40]!r} is none of {', '.join(_LEVEL_NAMES)}")
     return found
 
 

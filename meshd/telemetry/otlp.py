@@ -39,6 +39,7 @@ ATTEMPTS_MAX = 3
 BACKOFF_S = 0.5
 RETRYABLE = frozenset({429, 502, 503, 504})
 """As the OTLP specification lists them."""
+SETTINGS = "MESHD_OTLP_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT"
 
 _log = logging.getLogger("meshd.telemetry")
 
@@ -55,9 +56,11 @@ class Collector:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise EndpointError(f"OTLP endpoint: {error}") from None
+            raise EndpointError(f"OTLP endpoint: {error}, in {SETTINGS}") from None
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise EndpointError("OTLP endpoint: must be an http or https URL with a host")
+            raise EndpointError(
+                f"OTLP endpoint: expected http or https and a host, such as http://127.0.0.1:4318, in {SETTINGS}"
+            )
         self._path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         setting = _setting("COMPRESSION").strip().lower()
         if setting not in ("", "none", "gzip"):

@@ -22,7 +22,7 @@ API_DEFAULT: Final = "127.0.0.1:7402"
 TOKEN_CHARS_MAX: Final = 512
 STOP, RUN = "stop", "run"
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-TAKEN: Final = ("w", "app")
+TAKEN: Final = ("w", "app", "intent")
 """Names that the sidecar has taken for itself."""
 _HOST: Final = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):([0-9]{1,5})")
 

@@ -127,10 +127,10 @@ async def test_dollars_go_to_accounts_of_dollars_to_the_last_millionth(ports: Po
     status, body = await order(ports, "top-up", id=ID + MONEY, dollars="$1.000001")
     assert (status, body["account"]["unit"], body["account"]["extra"]) == (200, "microdollars", 1_000_001)
     assert (await order(ports, "top-up", id=ID + MONEY, dollars=0.25))[1]["account"]["extra"] == 1_250_001
-    for id, amount in ((ID, {"dollars": "5"}), (ID + MONEY, {"tokens": 5})):
+    for id, amount, other in ((ID, {"dollars": "5"}, ID + MONEY), (ID + MONEY, {"tokens": 5}, ID)):
         status, body = await order(ports, "top-up", id=id, **amount)
         assert (status, body["title"]) == (409, "Order refused")
-        assert "counts" in body["detail"]
+        assert body["detail"].endswith(f"; {other} counts these.")
 
 
 async def test_close_and_reopen(ports: Ports) -> None:

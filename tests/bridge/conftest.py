@@ -23,6 +23,7 @@ __all__ = ["mesh", "serve", "started", "upstream"]
 
 HERE = Path(__file__).parent
 SERVER = HERE / "server.py"
+SERVER_OF_2025 = HERE / "server_of_2025.py"
 BAD = HERE / "bad_server.py"
 READ = sorted({sys.prefix, sys.base_prefix, str(HERE)})
 """What Python and the servers need of this machine besides its system."""

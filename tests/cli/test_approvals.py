@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,3 +41,12 @@ def test_what_waits_is_not_buried_by_what_is_over(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(approvals.command, ["--follow"])
     assert result.exit_code == 130
     assert [line.split()[0] for line in result.output.splitlines()] == ["0000-0000-0000"]
+
+
+def test_a_key_file_without_a_key_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(approvals, "_client", lambda home: Admin([]))
+    (tmp_path / "ana.key").write_text("\n")
+    arguments = ["deny", "k7x2-m9qr-tzab", "--reason", "no", "--key-file", str(tmp_path / "ana.key")]
+    result = CliRunner().invoke(approvals.command, arguments)
+    assert result.exit_code == 1
+    assert f"{tmp_path / 'ana.key'} is empty: the key of `meshd approvals key NAME`" in result.output

@@ -195,6 +195,13 @@ def test_what_cannot_be_done_is_said_in_one_line(sidecar: Sidecar, arguments: li
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_state_directory_that_cannot_be_read_is_not_one_without_a_daemon(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    result = run(tmp_path, "--home", str(tmp_path / "file"))
+    assert (result.exit_code, len(result.stderr.strip().splitlines())) == (1, 1)
+    assert f"the state directory {tmp_path / 'file'} cannot be read: Not a directory." in result.stderr
+
+
 def test_without_a_daemon_it_says_where_it_looked_and_what_to_do(tmp_path: Path) -> None:
     for arguments in ([], ["show", "w"], ["top-up", "w", "5k"], ["call", "x"]):
         result = run(tmp_path, *arguments)

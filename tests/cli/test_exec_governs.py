@@ -186,17 +186,23 @@ def test_a_store_that_does_not_exist_is_refused_without_its_password(bench: Benc
     assert "canary" not in err
 
 
-def test_a_daemon_that_runs_already_is_used_and_left_alone(bench: Bench) -> None:
+@pytest.mark.parametrize("key_file", ["", "shared.key"])
+def test_a_daemon_that_runs_already_is_used_and_left_alone(bench: Bench, key_file: str) -> None:
     environ = bench.environ("k") | dict.fromkeys(PORTS, "127.0.0.1:0")
     arguments = [sys.executable, "-m", "meshd.cli", "run", "--listen", "127.0.0.1:0", "--policy", str(bench.policy)]
-    daemon = subprocess.Popen(arguments, env=environ, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    # From where the daemon stands; the program stands elsewhere.
+    arguments += ["--mesh-key", key_file] if key_file else []
+    daemon = subprocess.Popen(
+        arguments, env=environ, cwd=bench.policy.parent, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
     try:
         while (found := registry.find(bench.home)) is None:
             assert daemon.poll() is None, cast("IO[bytes]", daemon.stderr).read()
-        code, out, err = bench.run("k-shared", "--", sys.executable, "-c", _BOTH)
+        code, out, err = bench.run(f"k-shared{key_file}", "--", sys.executable, "-c", _BOTH)
         assert (code, out) == (0, "5 6\n"), err
         assert "the daemon that runs" in err
-        assert f"has spent {bench.provider.billed('k-shared'):,} tokens" in err
+        assert f"has spent {bench.provider.billed(f'k-shared{key_file}'):,} tokens" in err
+        assert (bench.home / "mesh.key").exists() == (not key_file)
         assert registry.find(bench.home) == found
         assert bench.left_over() == []
     finally:

@@ -218,6 +218,13 @@ def test_what_is_no_request_is_said_to_be_none(policy: Path, request_: bytes | d
         assert "Error: REQUEST: " in result.stderr
 
 
+@pytest.mark.parametrize("request_", [b"", b" \n\n", b"hello\n", b"- [x] POST it\n\nthen\n", b"\xff\xfe\x00"])
+def test_a_file_of_something_else_holds_no_request(policy: Path, request_: bytes) -> None:
+    result = run(policy, request_)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no whole HTTP/1.1 request: a request line" in result.stderr
+
+
 LINES = b"""\
 GET /|POST /openai/v1/chat/completions| HTTP/1.1|\n|\r\n|\n\n|Host: a|host: openai.mesh|\
 Content-Length: 3|Transfer-Encoding: chunked|Upgrade: websocket|Connection: upgrade|{}|0\r\n\r\n|{"model": "x-mini"}|\

@@ -70,6 +70,16 @@ def test_a_drain_finishes_what_runs(sidecar: Sidecar, provider: Provider, number
     assert sidecar.accounts()["workflow/w"][1] == 2 * (4 + 8)
 
 
+def test_an_interrupt_before_it_serves_ends_it_as_one(sidecar: Sidecar, provider: Provider) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        store = f"nats://127.0.0.1:{silent.getsockname()[1]}?connect_timeout=60"
+        sidecar.spawn(document(provider.url), "--store", store)
+        with silent.accept()[0]:
+            sidecar.signal(signal.SIGINT)
+            assert sidecar.wait() == 130
+    assert sidecar.log == ""
+
+
 def test_a_second_signal_ends_at_once(sidecar: Sidecar, provider: Provider) -> None:
     sidecar.start(document(provider.url))
     stream, address = Stream(sidecar, provider), sidecar.url
@@ -150,9 +160,9 @@ def test_run_with_no_argument_at_all(sidecar: Sidecar) -> None:
         (("--store", "kafka://x"), {}, "--store: Kafka keeps no store"),
         ((), {"MESHD_STORE": "redis://x?timeout=soon"}, "--store: timeout=soon"),
         (("--bus", "dynamodb://x"), {}, "--bus: this build has no bus called dynamodb"),
-        ((), {"MESHD_BUS": "sqlite:?mode=careless"}, "--bus: mode=careless"),
+        ((), {"MESHD_BUS": "sqlite:?mode=careless"}, "MESHD_BUS: mode=careless"),
         ((), {"MESHD_DRAIN": "soon"}, "MESHD_DRAIN"),
-        ((), {"MESHD_LOG": "loud"}, "loud"),
+        ((), {"MESHD_LOG": "loud"}, "MESHD_LOG: 'loud'"),
         ((), {"MESHD_LOG_FORMAT": "runes"}, "runes"),
         ((), {"MESHD_OTLP_ENDPOINT": "nonsense"}, "OTLP"),
         ((), {"MESHD_ADMIN": "0.0.0.0:0"}, "loopback"),

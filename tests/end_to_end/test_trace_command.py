@@ -358,6 +358,14 @@ def test_where_there_is_no_trace_it_says_so(tmp_path: Path) -> None:
     assert "no workflow yet" in CliRunner().invoke(main, ["trace", "--home", str(tmp_path)]).output
 
 
+def test_a_directory_that_cannot_be_looked_at_is_named(tmp_path: Path) -> None:
+    # As one of another user is, which these tests cannot make where root runs them.
+    home = tmp_path / ("x" * 300)
+    found = CliRunner().invoke(main, ["trace", "--home", str(home)])
+    assert found.exit_code == 1
+    assert f"the trace cannot be read: {home / 'trace'}: File name too long" in found.output
+
+
 def test_logs_of_two_sidecars_are_read_as_one(tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).mkdir()

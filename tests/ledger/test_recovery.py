@@ -174,8 +174,10 @@ async def test_a_store_that_was_deleted_is_refused_while_its_journal_is_there(tm
     await died(tmp_path)
     for path in tmp_path.glob("ledger.db*"):
         path.unlink()
-    with pytest.raises(StoreCorrupt, match="older than the journal"):
+    with pytest.raises(StoreCorrupt, match="older than the journal") as refused:
         await Ledger.open(tmp_path)
+    assert f"the journal in {tmp_path} (" in str(refused.value)
+    assert "another state directory (MESHD_HOME)" in str(refused.value)
 
 
 @pytest.mark.uncompiled

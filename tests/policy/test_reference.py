@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -43,12 +42,11 @@ def test_its_examples_load(block: str) -> None:
     assert parse([DocumentFile("example", block.encode())]).rules
 
 
-def test_its_example_of_explain_has_every_filter_in_order(tmp_path: Path) -> None:
+def test_its_example_of_explain_is_what_is_printed(tmp_path: Path) -> None:
     (request,) = re.findall(r"```json\n(.*?)```", TEXT, re.DOTALL)
     (said,) = re.findall(r"```text\n(.*?)```", TEXT, re.DOTALL)
     path = tmp_path / "call.json"
     path.write_text(request)
     policy = Path(__file__).parents[2] / "policies" / "shadow-first.yaml"
-    result = CliRunner().invoke(main, ["explain", str(policy), str(path), "--json"], catch_exceptions=False)
-    steps = [(step["name"], step["verdict"]) for step in json.loads(result.stdout)["steps"]]
-    assert re.findall(r"^([a-z_]+) +(\w+) ", said, re.MULTILINE) == steps
+    arguments = ["explain", str(policy), str(path)]
+    assert CliRunner(env={"COLUMNS": "112"}).invoke(main, arguments, catch_exceptions=False).stdout == said

@@ -149,3 +149,13 @@ async def test_those_who_wait_are_served_after_a_reload(mesh: Any, upstream: Any
     go.append(1)
     assert [(await client.reply()).body for client in clients] == [b"/0", b"/1", b"/2"]
     assert (await one.fetch(get())).status == 404
+
+
+async def test_a_key_that_is_not_there_is_said_to_be_missing_where(
+    mesh: Any, upstream: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NOBODY_SET_THIS", raising=False)
+    up = await upstream(echo)
+    one = await mesh(plain_policy(up.port, ", key: {env: NOBODY_SET_THIS}"))
+    assert (await one.fetch(get())).status == 200
+    assert "upstream up has no key in NOBODY_SET_THIS: its calls go out with the agent's own" in caplog.text

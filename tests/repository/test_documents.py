@@ -58,6 +58,14 @@ def test_every_document_is_listed() -> None:
     assert {name for name in written if f"({name})" not in index} == set()
 
 
+@pytest.mark.parametrize("example", ["research", "trading"])
+def test_every_program_of_an_example_is_among_its_commands(example: str) -> None:
+    folder = ROOT / "examples" / example
+    programs = {path.name for path in folder.glob("*.py") if "__main__" in path.read_text()}
+    commands = "\n".join(shell_lines((folder / "README.md").read_text()))
+    assert {name for name in programs if f"python examples/{example}/{name}" not in commands} == set()
+
+
 @pytest.mark.parametrize("text", re.findall(r"```yaml\n(.*?)```", README, re.DOTALL))
 def test_policies_of_the_readme_load_as_they_stand(text: str, tmp_path: Path) -> None:
     from meshd.policy.document import load

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from meshd.policy.upstreams import RESERVED_NAMES
 from meshd_sdk import ctx, errors, settings
 from meshd_sdk.sync import Agent
 from tests.repository.tree import ROOT
@@ -21,6 +22,13 @@ def test_every_setting_is_there() -> None:
     assert {name for name in named if f"`{name}`" not in TEXT} == set()
     for default in (settings.API_DEFAULT, settings.STOP):
         assert f"`{default}`" in TEXT
+
+
+@pytest.mark.parametrize("page", ["sdk", "session", "policy"])
+def test_the_names_that_sidecars_keep_for_themselves_are_there(page: str) -> None:
+    assert set(settings.TAKEN) == RESERVED_NAMES
+    said = "`, `".join(settings.TAKEN[:-1]) + f"` and `{settings.TAKEN[-1]}` are taken"
+    assert f"`{said}" in (ROOT / "docs" / f"{page}.md").read_text()
 
 
 @pytest.mark.parametrize("name", ERRORS)
