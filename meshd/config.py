@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +47,14 @@ def parse_address(text: str, setting: str) -> Address:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise ConfigError(f"{setting}: {text!r} is not HOST:PORT, for example 127.0.0.1:7400")
     return Address(host, int(port))
+
+
+def cannot_listen(error: OSError, settings: str) -> str:
+    """Say why an address cannot be listened on, and which `settings` choose another."""
+    reason = error.strerror or str(error)
+    if error.errno == errno.EADDRINUSE:
+        return f"{reason}. Another meshd may run already; choose another port with {settings}."
+    return f"{reason}. Choose another address or port with {settings}."
 
 
 def parse_api(text: str, setting: str) -> Address | None:

@@ -22,7 +22,7 @@ from meshd.assembly import build_chain
 from meshd.books import keep_trying, open_books
 from meshd.bridge.telling import tell
 from meshd.call import Direction
-from meshd.config import Address, ConfigError
+from meshd.config import Address, ConfigError, cannot_listen
 from meshd.discovering import Discovering
 from meshd.engines.bus_table import LateBus
 from meshd.engines.port import StoreError, StoreUnable
@@ -275,10 +275,7 @@ class Daemon:
             host, port = await listener.start(address, self._tls())
         except OSError as error:
             setting = "--listen or MESHD_LISTEN" if direction is Direction.OUTBOUND else "MESHD_INBOUND"
-            raise StartError(
-                f"{address} cannot be listened on: {error.strerror or error}. Another meshd may run already; "
-                f"choose another port with {setting}."
-            ) from None
+            raise StartError(f"{address} cannot be listened on: {cannot_listen(error, setting)}") from None
         self._listeners.append(listener)
         return Address(host, port)
 

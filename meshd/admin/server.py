@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -13,6 +12,7 @@ from meshd.admin.health import Health
 from meshd.admin.hosts import HostRule
 from meshd.admin.late import LateServer
 from meshd.admin.metrics_port import MetricsPort
+from meshd.config import cannot_listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,10 +114,8 @@ async def _listen(servers: Servers, what: str, address: Address, protocol: Calla
     try:
         server = await asyncio.get_running_loop().create_server(protocol, host, address[1], backlog=128)
     except OSError as error:
-        reason = error.strerror or str(error)
-        taken = f". Another meshd may run already; choose another port with MESHD_{what.upper()}."
-        hint = taken if error.errno == errno.EADDRINUSE else ""
-        raise AdminError(f"{what} address {address[0]}:{address[1]}: {reason}{hint}") from None
+        why = cannot_listen(error, f"MESHD_{what.upper()}")
+        raise AdminError(f"{what} address {address[0]}:{address[1]}: {why}") from None
     servers._listening.append(server)
     bound: Address = server.sockets[0].getsockname()
     return bound[1]

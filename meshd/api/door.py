@@ -24,7 +24,7 @@ from meshd.admin.late import LateServer
 from meshd.api.services import SERVICES, Offer
 from meshd.api.socket_file import PATH_BYTES_MAX, SocketFileError, is_alive, listening, mark_of, peer_uid, remove
 from meshd.api.splice import End, joined
-from meshd.config import Address
+from meshd.config import Address, cannot_listen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,10 +114,8 @@ class Door:
         try:
             server = await loop.create_server(lambda: Entrance(self), address.host, address.port, backlog=128)
         except OSError as error:
-            raise DoorError(
-                f"the API's address {address} cannot be listened on: {error.strerror or error}. Another meshd may run "
-                "already; choose another port with --api or MESHD_API, or `off`."
-            ) from None
+            why = cannot_listen(error, "--api or MESHD_API (`off` for none)")
+            raise DoorError(f"the API's address {address} cannot be listened on: {why}") from None
         self._servers.append(server)
         host, port = server.sockets[0].getsockname()[:2]
         self.address = Address(host, port)

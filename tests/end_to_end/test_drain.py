@@ -137,6 +137,16 @@ def test_a_port_that_is_taken_is_named(sidecar: Sidecar, provider: Provider, whi
     assert sidecar.running is None
 
 
+@pytest.mark.parametrize("which", ["MESHD_LISTEN", "MESHD_METRICS", "MESHD_INBOUND"])
+def test_an_address_of_another_machine_is_no_port_that_is_taken(
+    sidecar: Sidecar, provider: Provider, which: str
+) -> None:
+    sidecar.spawn(document(provider.url), "--app", provider.url, **{which: "192.0.2.1:7499"})
+    assert sidecar.wait() == 1
+    assert re.search(rf"192\.0\.2\.1:7499.*Choose another address or port with .*{which}\b", sidecar.log)
+    assert "Another meshd" not in sidecar.log
+
+
 def test_run_with_no_argument_at_all(sidecar: Sidecar) -> None:
     port = free_port()
     sidecar.start(None, MESHD_LISTEN=f"127.0.0.1:{port}")
