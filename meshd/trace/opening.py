@@ -80,7 +80,8 @@ def open_trace(
         entries: dict[str, list[tuple[str, bytes, int]]] = {}
         found = recover(directory.path, knowledge, entries)
         said = said_head(directory.path)
-        said_sequence = said[1] if said is not None else 0
+        # It is made ahead of the first record: where it says nothing of records that are there, somebody took it.
+        said_sequence = said[1] if said is not None else -1 if found.sequence else 0
         here = boot()
         is_same_boot = bool(here) and here == found.boot_id
         sequence = max(found.sequence, said_sequence)
@@ -100,7 +101,7 @@ def open_trace(
         directory.close()
         raise
     lost = max(said_sequence - found.sequence, 0)
-    _tell(directory.path, found, lost)
+    _tell(directory.path, found, lost, is_said=said_sequence >= 0)
     recorder = Recorder(
         made,
         knowledge,
@@ -176,7 +177,7 @@ def _walk(
     return Found(head.epoch, head.segment, sequence, before, head.boot_id, hlc_us, torn)
 
 
-def _tell(directory: Path, found: Found, lost: int) -> None:
+def _tell(directory: Path, found: Found, lost: int, *, is_said: bool) -> None:
     if found.torn_bytes:
         log.warning(
             "the trace in %s ended within a record (%d bytes): it is whole up to event %d",
@@ -190,4 +191,10 @@ def _tell(directory: Path, found: Found, lost: int) -> None:
             directory,
             lost,
             found.sequence + lost,
+        )
+    if not is_said:
+        log.error(
+            "the file head of the trace in %s is missing or damaged: what followed event %d may have been cut off",
+            directory,
+            found.sequence,
         )
