@@ -17,6 +17,7 @@ from meshd.trace.opening import DIRECTORY, SKIPPED
 from meshd.trace.reading import segment_paths
 from meshd.trace.retention import Retention
 from meshd.trace.segment import HEAD_BYTES
+from meshd.trace.texts import FILE_BYTES
 from meshd.trace.verifying import verify
 from tests.trace.logs import OTHER_BOOT, Wall, filled, frames_in, gathered, killed, opened, reader
 
@@ -337,6 +338,20 @@ def test_retention_by_bytes_keeps_the_newest_and_says_what_went(tmp_path: Path) 
     # One more that is missing is no work of retention.
     paths[0].unlink()
     assert "before" in verify(tmp_path / DIRECTORY).problems[0].what
+
+
+def test_what_agents_say_counts_and_no_segment_holds_it_back(tmp_path: Path) -> None:
+    most = 10 * 2**20
+    recorder = opened(tmp_path, segment_bytes=2**20, keep_bytes=most)
+    for number in range(40):
+        assert recorder.entry(kinds.NOTE, "w", "ann", b"%07d " % number * 2**17, (f"n{number}", "", 0, 0, False))
+        kept = sum(one.stat().st_size for one in (tmp_path / DIRECTORY).iterdir())
+        # Beside the segment that is written to, whose texts are not let go.
+        assert kept <= most + FILE_BYTES + 3 * 2**20
+    recorder.close()
+    assert verify(tmp_path / DIRECTORY).problems == []
+    entries = [one for one in reader(tmp_path).events("w") if one.payload.kind == kinds.NOTE]
+    assert 8 <= len(entries) < 40
 
 
 def test_retention_by_age(tmp_path: Path) -> None:
