@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from meshd.api.eventing import Eventing
 from meshd.engines.bus_memory import MemoryBus
 from tests.api.house import House, house, until
 from tests.api.test_events import POLICY
@@ -107,6 +108,12 @@ async def test_json_data_is_handed_out_as_it_was_written(one: House, published: 
             if line.startswith(b"data: "):
                 assert b',"data":' + data + b"}" in line
                 break
+
+
+async def test_an_extension_called_topic_is_not_taken_for_the_topic(one: House) -> None:
+    assert (await post(one, "task.completed", b"1", {**CE, "ce-topic": "order.paid"}))[0] == 200
+    (kept,) = await Eventing(one.mesh).kept(">", 0, 10)
+    assert kept["topic"] == "task.completed"
 
 
 async def test_retry_and_drop_are_said_over_http(one: House) -> None:
