@@ -122,11 +122,42 @@ def open_trace(
 
 def _named(directory: Directory) -> str:
     """Return the sidecar's id, made when it is first asked for. Raises StoreError."""
-    sidecar = directory.recall(NAME_FILE)
-    if len(sidecar) != _ID_LETTERS or set(sidecar) - set(_LETTERS):
+    damage: StoreError | None = None
+    try:
+        sidecar = directory.recall(NAME_FILE)
+    except StoreError as error:
+        sidecar, damage = "", error
+    if _is_id(sidecar):
+        return sidecar
+    sidecar = _id_of(directory.path)
+    if sidecar:
+        # Another one would make two logs of this directory, of which none is whole.
+        log.warning("%s was lost or damaged: the log says that it is %s", directory.path / NAME_FILE, sidecar)
+    elif damage is not None:
+        raise damage
+    else:
         sidecar = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LETTERS))
-        directory.remember(NAME_FILE, sidecar)
+    directory.remember(NAME_FILE, sidecar)
     return sidecar
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == _ID_LETTERS and not set(text) - set(_LETTERS)
+
+
+def _id_of(directory: Path) -> str:
+    """Return the id that the newest segment says which can be read; empty where none does. Raises StoreError."""
+    try:
+        paths = segment_paths(directory)
+    except OSError as error:
+        raise told(error, directory) from error
+    for path in reversed(paths):
+        segment = open_segment(path)
+        if isinstance(segment, Segment):
+            segment.close()
+            if _is_id(segment.head.sidecar):
+                return segment.head.sidecar
+    return ""
 
 
 def recover(directory: Path, knowledge: Knowledge, entries: dict[str, list[tuple[str, bytes, int]]]) -> Found:

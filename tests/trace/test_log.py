@@ -13,7 +13,7 @@ from meshd.engines.port import StoreError, StoreFull, StoreLocked
 from meshd.refusal import Reason, Refused
 from meshd.trace import kinds, log, segment
 from meshd.trace.indexing import INDEX_SUFFIX
-from meshd.trace.opening import DIRECTORY, SKIPPED
+from meshd.trace.opening import DIRECTORY, NAME_FILE, SKIPPED
 from meshd.trace.reading import segment_paths
 from meshd.trace.retention import Retention
 from meshd.trace.segment import HEAD_BYTES
@@ -248,6 +248,22 @@ def test_files_that_are_no_segments_harm_nothing(tmp_path: Path, data: bytes) ->
     again = opened(tmp_path)
     assert again.note(kinds.STATE, "w", ("k", 1, "put"))
     again.close()
+
+
+@pytest.mark.parametrize("left", [None, b"", b"evil", b"\xff\xfe\x00"])
+def test_a_sidecar_whose_name_is_lost_keeps_it(
+    tmp_path: Path, left: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 3).close()
+    name = tmp_path / DIRECTORY / NAME_FILE
+    was = name.read_text()
+    name.unlink()
+    if left is not None:
+        name.write_bytes(left)
+    filled(tmp_path, 3).close()
+    assert name.read_text() == was
+    assert "was lost or damaged" in caplog.text
+    assert verify(tmp_path / DIRECTORY).problems == []
 
 
 def test_one_directory_has_one_writer(tmp_path: Path) -> None:
