@@ -157,7 +157,8 @@ def _kept(env: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {}
     for setting, name, read in (
         ("MESHD_TRACE_KEEP", "trace_keep_s", seconds),
-        ("MESHD_TRACE_BYTES", "trace_keep_bytes", size_bytes),
+        # What is a number in a policy is a text here.
+        ("MESHD_TRACE_BYTES", "trace_keep_bytes", lambda one: size_bytes(f"{one}B" if one.encode().isdigit() else one)),
     ):
         if text := env.get(setting):
             written = text.strip()

@@ -236,15 +236,17 @@ def to_header(value: str, *, is_encoded: bool = True) -> bytes:
     )
 
 
-def structured(event: Event) -> dict[str, Any]:
-    """Return an event as the JSON Event Format has it, ready to be encoded."""
+def structured(event: Event, *, is_verbatim: bool = False) -> dict[str, Any]:
+    """Return an event as the JSON Event Format has it, ready to be encoded. Verbatim, JSON data is a msgspec.Raw that
+    holds it as it was published, on one line: to decode it rounds numbers, and loses all but the last of equal keys."""
     found: dict[str, Any] = attributes_of(event)
     if not event.data:
         return found
     content_type = found.setdefault("datacontenttype", JSON)
     try:
         if is_json(content_type):
-            found["data"] = msgspec.json.decode(event.data)
+            data = msgspec.json.decode(event.data)
+            found["data"] = msgspec.Raw(msgspec.json.format(event.data, indent=-1)) if is_verbatim else data
         elif content_type.lower().startswith("text/"):
             found["data"] = event.data.decode()
     except (msgspec.MsgspecError, UnicodeError, RecursionError):

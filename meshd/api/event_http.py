@@ -11,6 +11,7 @@ import asyncio
 import json
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from aiohttp import web
 
 from meshd.api.cloud_events import read, structured
@@ -48,9 +49,9 @@ class EventRoutes:
     def routes(self) -> list[web.RouteDef]:
         """Return what is answered."""
         return [
-            web.post("/v1/events/{topic:.+}/settle", self.settle),
-            web.post("/v1/events/{topic:.*}", self.publish),
-            web.get("/v1/events/{topic:.*}", self.subscribe),
+            web.post("/v1/events/{topic:(?s:.+)}/settle", self.settle),
+            web.post("/v1/events/{topic:(?s:.*)}", self.publish),
+            web.get("/v1/events/{topic:(?s:.*)}", self.subscribe),
         ]
 
     async def _service(self) -> EventService:
@@ -126,12 +127,12 @@ class EventRoutes:
                     "delivery": found.delivery,
                     "attempt": found.attempt,
                     "may_have_been_handled": found.may_have_been_handled,
-                    "event": structured(event),
+                    "event": structured(event, is_verbatim=True),
                 }
                 if found.context.token:
                     told["context"] = _context(found.context)
-                line = json.dumps(told, ensure_ascii=False, separators=(",", ":"))
-                await _write(stream, f"id: {found.delivery}\nevent: event\ndata: {line}\n\n".encode())
+                line = msgspec.json.encode(told)
+                await _write(stream, b"id: %b\nevent: event\ndata: %b\n\n" % (found.delivery.encode(), line))
             raise Refused(Reason.DRAINING, "This sidecar is shutting down: subscribe again.")
         except Refused as refused:
             _, said = body(failure_of(refused))

@@ -187,7 +187,8 @@ class Eventing:
 
     async def kept(self, topic: str, after: int, limit: int) -> list[dict[str, Any]]:
         """Return events that are kept."""
-        return [{"topic": one.topic, **structured(one)} for one in await self._bus.kept(topic, after, limit)]
+        # An event may have an extension of this name.
+        return [{**structured(one), "topic": one.topic} for one in await self._bus.kept(topic, after, limit)]
 
     async def latest(self) -> str:
         """Return the newest event's sequence."""

@@ -124,7 +124,8 @@ class StateService(StateWatch):
         with self._noting("release") as noting:
             asked = self._asked(noting, request.token, request.key, Act.WRITE)
             id = checked_id("lease_id", request.lease_id)
-            is_released = await self._state.objects.release(asked.place, id)
+            lease = Lease(id, asked.who.agent, asked.who.workflow, 0.0)
+            is_released = await self._state.objects.release(asked.place, lease)
             result = "done" if is_released else "lease_lost"
             self._state.count("release", result)
             noting.wrote(0, result)

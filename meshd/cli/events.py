@@ -79,7 +79,11 @@ def dead(ctx: click.Context, group: str, is_json: bool, home: Path | None) -> No
     """Show dead letters: events that a group has given up, and why."""
 
     def run() -> None:
-        found = _client(home or ctx.obj).get("/v1/events/dead", group=group, limit=PAGE)
+        client = _client(home or ctx.obj)
+        found = client.get("/v1/events/dead", group=group, limit=PAGE)
+        if group and not (is_json or found["dead"] or _is_known(client, group)):
+            # A program may ask before its group is there; a person has mistyped.
+            raise click.ClickException(f"there is no group {group!r}; `meshd events` shows those that there are")
         rows = [
             (one["id"], one["group"], one["event_topic"], one["event"]["id"], one["attempts"], _when(one["died_s"]),
              one["reason"])
@@ -185,6 +189,10 @@ def tail(ctx: click.Context, topic: str, is_all: bool, once: bool, is_json: bool
                 time.sleep(TAIL_S)
 
     _told(run)
+
+
+def _is_known(client: AdminClient, group: str) -> bool:
+    return any(one["group"] == group for one in client.get("/v1/events/groups")["groups"])
 
 
 def _groups(client: AdminClient, *, is_json: bool) -> None:

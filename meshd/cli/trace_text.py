@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meshd.trace.indexing import Part
     from meshd.trace.record import Event
     from meshd.trace.story import Branch
-    from meshd.trace.verifying import Verified
+    from meshd.trace.verified import Verified
 
 WORDS_MAX = 160
 WIDTH_MAX = 40

@@ -85,7 +85,7 @@ def commit(
         for one in found.versions:
             if one.number > base and _is_same(one, draft):
                 return Done(one)
-    refused = _leased(found, lease_id)
+    refused = _leased(found, lease_id, draft)
     if refused is not None:
         return refused
     if base != (current.number if current is not None else 0):
@@ -112,10 +112,10 @@ def check_out(head: Head | None, lease: Lease, *, now_s: float, ends_s: float = 
     return replace(found, lease=lease, ends_s=ends_s or found.ends_s)
 
 
-def release(head: Head | None, lease_id: str, now_s: float) -> Head | None:
+def release(head: Head | None, lease: Lease, now_s: float) -> Head | None:
     """Return the head without that lease; None where it is not in force."""
     found = living(head, now_s)
-    if found.lease is None or found.lease.id != lease_id:
+    if found.lease is None or _holder(found.lease) != _holder(lease):
         return None
     return replace(found, lease=None)
 
@@ -168,9 +168,10 @@ def _holder(lease: Lease) -> tuple[str, str, str]:
     return lease.id, lease.agent, lease.workflow
 
 
-def _leased(head: Head, lease_id: str) -> Conflict | None:
+def _leased(head: Head, lease_id: str, draft: Version) -> Conflict | None:
+    """Its id is what its holder chose: another may have chosen the same."""
     lease = head.lease
-    if lease_id and (lease is None or lease.id != lease_id):
+    if lease_id and (lease is None or _holder(lease) != (lease_id, draft.writer, draft.workflow)):
         return Conflict(Cause.LEASE_LOST, head.newest, lease)
     if lease is not None and not lease_id:
         return Conflict(Cause.LEASE_HELD, head.newest, lease)

@@ -179,11 +179,11 @@ class Objects:
                 return decided, lease
         raise Busy(f"the object {place.key} was changed by others {TRIES_MAX} times in a row")
 
-    async def release(self, place: Place, lease_id: str) -> bool:
+    async def release(self, place: Place, lease: Lease) -> bool:
         """Give a lease back; return whether it was in force."""
         for _ in range(TRIES_MAX):
             head, version = await self.read(place)
-            decided = deciding.release(head, lease_id, self.clock())
+            decided = deciding.release(head, lease, self.clock())
             if decided is None:
                 return False
             if await self.put(place, head, decided, version):

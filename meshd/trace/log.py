@@ -196,6 +196,11 @@ class Log:
         finally:
             self._run = None
 
+    def turn(self) -> None:
+        """Begin the next segment, whatever this one has room for. Raises StoreError."""
+        self.commit()
+        self._rotate(0)
+
     def _rotate(self, length: int) -> None:
         if length > FRAME_BYTES + PAYLOAD_BYTES_MAX:
             raise StoreError(f"an event of {length} bytes does not fit into the trace")

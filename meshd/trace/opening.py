@@ -80,7 +80,8 @@ def open_trace(
         entries: dict[str, list[tuple[str, bytes, int]]] = {}
         found = recover(directory.path, knowledge, entries)
         said = said_head(directory.path)
-        said_sequence = said[1] if said is not None else 0
+        # It is made ahead of the first record: where it says nothing of records that are there, somebody took it.
+        said_sequence = said[1] if said is not None else -1 if found.sequence else 0
         here = boot()
         is_same_boot = bool(here) and here == found.boot_id
         sequence = max(found.sequence, said_sequence)
@@ -100,7 +101,7 @@ def open_trace(
         directory.close()
         raise
     lost = max(said_sequence - found.sequence, 0)
-    _tell(directory.path, found, lost)
+    _tell(directory.path, found, lost, is_said=said_sequence >= 0)
     recorder = Recorder(
         made,
         knowledge,
@@ -121,11 +122,42 @@ def open_trace(
 
 def _named(directory: Directory) -> str:
     """Return the sidecar's id, made when it is first asked for. Raises StoreError."""
-    sidecar = directory.recall(NAME_FILE)
-    if len(sidecar) != _ID_LETTERS or set(sidecar) - set(_LETTERS):
+    damage: StoreError | None = None
+    try:
+        sidecar = directory.recall(NAME_FILE)
+    except StoreError as error:
+        sidecar, damage = "", error
+    if _is_id(sidecar):
+        return sidecar
+    sidecar = _id_of(directory.path)
+    if sidecar:
+        # Another one would make two logs of this directory, of which none is whole.
+        log.warning("%s was lost or damaged: the log says that it is %s", directory.path / NAME_FILE, sidecar)
+    elif damage is not None:
+        raise damage
+    else:
         sidecar = "".join(secrets.choice(_LETTERS) for _ in range(_ID_LETTERS))
-        directory.remember(NAME_FILE, sidecar)
+    directory.remember(NAME_FILE, sidecar)
     return sidecar
+
+
+def _is_id(text: str) -> bool:
+    return len(text) == _ID_LETTERS and not set(text) - set(_LETTERS)
+
+
+def _id_of(directory: Path) -> str:
+    """Return the id that the newest segment says which can be read; empty where none does. Raises StoreError."""
+    try:
+        paths = segment_paths(directory)
+    except OSError as error:
+        raise told(error, directory) from error
+    for path in reversed(paths):
+        segment = open_segment(path)
+        if isinstance(segment, Segment):
+            segment.close()
+            if _is_id(segment.head.sidecar):
+                return segment.head.sidecar
+    return ""
 
 
 def recover(directory: Path, knowledge: Knowledge, entries: dict[str, list[tuple[str, bytes, int]]]) -> Found:
@@ -176,7 +208,7 @@ def _walk(
     return Found(head.epoch, head.segment, sequence, before, head.boot_id, hlc_us, torn)
 
 
-def _tell(directory: Path, found: Found, lost: int) -> None:
+def _tell(directory: Path, found: Found, lost: int, *, is_said: bool) -> None:
     if found.torn_bytes:
         log.warning(
             "the trace in %s ended within a record (%d bytes): it is whole up to event %d",
@@ -190,4 +222,10 @@ def _tell(directory: Path, found: Found, lost: int) -> None:
             directory,
             lost,
             found.sequence + lost,
+        )
+    if not is_said:
+        log.error(
+            "the file head of the trace in %s is missing or damaged: what followed event %d may have been cut off",
+            directory,
+            found.sequence,
         )

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _FRONT: Final = struct.Struct("<II32s")
 TEXT_BYTES_MAX: Final = 2**20
+FILE_BYTES: Final = 2**23
+"""A file that has so much is full: what a segment's records say may be a hundred times what they take, and only whole
+segments are let go."""
 SUFFIX: Final = ".txt"
 
 
@@ -63,6 +66,10 @@ class Texts:
         except OSError as error:
             raise told(error, path) from error
         return digest, at
+
+    def is_full(self, path: Path) -> bool:
+        """Say whether this file, where it is the one that is written to, has enough."""
+        return self._at >= FILE_BYTES and path == self._path
 
     def sync(self) -> None:
         """Have what was written on disk. Raises OSError."""

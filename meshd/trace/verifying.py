@@ -7,9 +7,8 @@ stands beside the log too: the words of agents by their digests, and the indexes
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 from meshd.trace import kinds
 from meshd.trace.indexing import INDEX_SUFFIX, Indexing
@@ -31,10 +30,13 @@ from meshd.trace.segment import (
     name_of,
 )
 from meshd.trace.texts import SUFFIX, read_text
+from meshd.trace.verified import Problem, Verified
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from meshd.trace.segment import Head
 
 PROBLEMS_MAX: Final = 1000
 TRIES_MAX: Final = 5
@@ -42,41 +44,6 @@ TRIES_MAX: Final = 5
 _TELLING: Final = frozenset({kinds.OPENED, kinds.RETIRED})
 _ENTRIES: Final = frozenset(kinds.ENTRIES.values())
 _NO_EVENT: Final = "it was changed: what it holds is no event"
-
-
-class Problem(NamedTuple):
-    """What is wrong, and where it begins."""
-
-    record: str
-    """Id of the first record that is bad; empty where a whole file is."""
-    file: str
-    at: int
-    """Offset in the file; -1 where it is not there at all."""
-    what: str
-
-    def __str__(self) -> str:
-        where = self.file if self.at < 0 else f"{self.file} at byte {self.at}"
-        return f"{self.record or 'a file'}: {self.what} ({where})"
-
-
-@dataclass(slots=True)
-class Verified:
-    """What was found."""
-
-    sidecar: str = ""
-    records: int = 0
-    segments: int = 0
-    bytes: int = 0
-    heads_held: int = 0
-    """Records of which a peer holds the hash, and it is the same."""
-    problems: list[Problem] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    """What a crash may leave, and no hand need have done."""
-
-    @property
-    def is_sound(self) -> bool:
-        """Nothing is wrong with it."""
-        return not self.problems
 
 
 Heads = dict[str, dict[int, bytes]]
@@ -192,6 +159,8 @@ class _Walk:
         found.bytes += segment.file_bytes
         if not self._is_begun:
             self._is_begun, self._first_segment = True, head.segment
+            self._epoch, self._sequence = head.epoch - 1, 0
+            self._lost(head, _opened(segment))
             self._sequence = self._record = head.first - 1
             self._hash = head.before
         elif head.sidecar != found.sidecar:
@@ -222,22 +191,16 @@ class _Walk:
 
     def _begin_epoch(self, segment: Segment) -> None:
         """A start was made: its first record says how far the log went then."""
-        head = segment.head
-        first = segment.frame(HEAD_BYTES)
-        payload = payloads_of(first.payload)[0] if first is not None else None
-        facts: tuple[Any, ...] = payload.facts if payload is not None and payload.kind == kinds.OPENED else ()
-        if len(facts) >= 6:
-            _, _, ended, said, lost, is_same_boot = facts[:6]
+        head, facts = segment.head, _opened(segment)
+        if facts:
+            _, _, ended, said, _, is_same_boot = facts
             if ended > self._sequence:
                 self._missing(ended, "the start after it found")
             elif self._torn and self._is_put_in:
                 self._behind()
             elif self._hash and head.before != self._hash:
                 self._bad(self._id(self._record), -1, "it was changed: the start after it had another hash of it")
-            if lost and is_same_boot:
-                self._missing(said, "the file head said at the next start, with no crash of the host between,")
-            elif lost:
-                self.found.notes.append(f"{lost} records after {self._id(ended)} were lost in a crash of the host")
+            self._lost(head, facts)
             expected = max(ended, said) + (0 if is_same_boot else SKIPPED)
             if head.first - 1 != expected:
                 self._bad(event_id(head.sidecar, head.epoch, head.first), 0, "its epoch does not begin where it must")
@@ -246,6 +209,25 @@ class _Walk:
         self._torn = 0
         self._sequence = self._record = head.first - 1
         self._hash = head.before
+
+    def _lost(self, head: Head, facts: tuple[Any, ...]) -> None:
+        """What a start has said of the end that it found, and of the file `head`, which is whole again since."""
+        if not facts:
+            return
+        _, _, ended, said, lost, is_same_boot = facts
+        if lost and (is_same_boot or head.segment == 1):
+            # A first segment is made where there is none at all: a crash leaves one that is empty.
+            self._sequence = max(self._sequence, ended)
+            why = ", with no crash of the host between," if is_same_boot else ""
+            self._missing(said, f"the file head said at the next start{why}")
+        elif lost:
+            self.found.notes.append(f"{lost} records after {self._id(ended)} were lost in a crash of the host")
+        if said < 0:
+            what = f"it was missing or damaged as epoch {head.epoch} began: whether a tail was cut off, is not known"
+            if is_same_boot:
+                self._put(Problem("", HEAD_FILE, -1, what))
+            else:
+                self.found.notes.append(f"{HEAD_FILE}: {what}")
 
     def _frames(self, segment: Segment, indexing: Indexing | None) -> None:
         """The tight loop: some three microseconds a record, and one more where there is an index to compare with. What
@@ -396,3 +378,12 @@ class _Walk:
 def _is_read(segment: Segment, at: int) -> bool:
     frame = segment.frame(at)
     return frame is not None and None not in payloads_of(frame.payload)
+
+
+def _opened(segment: Segment) -> tuple[Any, ...]:
+    """Return what a start has written down first in its first segment; nothing where this is none, or damaged."""
+    first = segment.frame(HEAD_BYTES)
+    payload = payloads_of(first.payload)[0] if first is not None else None
+    if payload is None or payload.kind != kinds.OPENED or len(payload.facts) < 6:
+        return ()
+    return payload.facts[:6]

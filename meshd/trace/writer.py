@@ -139,8 +139,10 @@ class Writer:
         Raises StoreError where either could not be written: then the event is missing, and is counted so."""
         digest, segment, at = b"", "", 0
         if self.texts is not None:
-            path = self.log.path.with_suffix(SUFFIX)
             try:
+                if self.texts.is_full(self.log.path.with_suffix(SUFFIX)):
+                    self.log.turn()
+                path = self.log.path.with_suffix(SUFFIX)
                 digest, at = self.texts.append(path, text)
                 segment = path.stem
             except StoreError as error:

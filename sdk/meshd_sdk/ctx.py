@@ -311,6 +311,8 @@ class Ctx:
         `data_ref` says where the data is, in its place or beside it: a reference to shared state, say.
         Events with one `key` are handed over in order. The same `id`, published again, changes nothing.
         """
+        _check_texts(topic=topic, key=key, id=id, type=type, subject=subject, data_ref=data_ref)
+        _check_texts(**(extensions or {}))
         payload, kind = (b"", content_type) if data is None else encode(data, content_type)
         event = Event(
             topic,
@@ -376,6 +378,13 @@ class Ctx:
                 return found or self
             one = one._parent
         return self
+
+
+def _check_texts(**given: Any) -> None:
+    """Raise TypeError, by its name, for what is no text: protobuf does not say which it was."""
+    for name, value in given.items():
+        if not isinstance(value, str | None):
+            raise TypeError(f"{name} is a text, not {value!r}")
 
 
 def _step() -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 import pytest
 
+from meshd.api.eventing import Eventing
 from meshd.engines.bus_memory import MemoryBus
 from tests.api.house import House, house, until
 from tests.api.test_events import POLICY
@@ -87,6 +88,32 @@ async def test_publish_take_and_settle_with_nothing_but_http(one: House) -> None
         assert await post(one, "task.*/settle", asked) == (200, {"is_counted": True})
         assert await post(one, "task.*/settle", asked) == (200, {"is_counted": False})
         assert (await following())["event"]["causationid"] == "e1"
+
+
+@pytest.mark.parametrize(
+    ("published", "data"),
+    [
+        (b'{"id":12345678901234567890.123456789}', b'{"id":12345678901234567890.123456789}'),
+        (b"[1.10000000000000000000001, 1E5, -0.0]", b"[1.10000000000000000000001,1E5,-0.0]"),
+        (b'{"a":1,"a":2}', b'{"a":1,"a":2}'),
+        (b'\n{\r\n"a": "\\u20ac \xe2\x80\xa8"}\n', b'{"a":"\\u20ac \xe2\x80\xa8"}'),
+    ],
+)
+async def test_json_data_is_handed_out_as_it_was_written(one: House, published: bytes, data: bytes) -> None:
+    headers = {**CE, "content-type": "application/json"}
+    assert (await post(one, "task.completed", published, headers))[0] == 200
+    address = f"http://{one.address}/v1/events/task.completed?group=g&starts=oldest"
+    async with aiohttp.ClientSession() as client, client.get(address) as reply, asyncio.timeout(20):
+        async for line in reply.content:
+            if line.startswith(b"data: "):
+                assert b',"data":' + data + b"}" in line
+                break
+
+
+async def test_an_extension_called_topic_is_not_taken_for_the_topic(one: House) -> None:
+    assert (await post(one, "task.completed", b"1", {**CE, "ce-topic": "order.paid"}))[0] == 200
+    (kept,) = await Eventing(one.mesh).kept(">", 0, 10)
+    assert kept["topic"] == "task.completed"
 
 
 async def test_retry_and_drop_are_said_over_http(one: House) -> None:
@@ -204,6 +231,7 @@ async def test_a_hundred_megabytes_are_refused_before_they_are_read(one: House) 
     ("path", "status", "words"),
     [
         ("..%2F..%2Fx", 400, "topic"),
+        ("a%0Ab", 400, "topic"),
         ("t?group=a%20b", 400, "group"),
         ("t?credit=many", 400, "credit"),
         ("t?credit=99999", 400, "credit"),

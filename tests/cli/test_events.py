@@ -93,7 +93,7 @@ def test_dead_letters_are_shown_with_their_reason_and_redriven(sidecar: Sidecar)
     missing = run(sidecar, "redrive", "bob", "99999")
     assert missing.exit_code == 1
     assert "1 of these ids are no dead letters of bob; `meshd events dead --group bob`" in missing.output
-    assert told(sidecar, "dead", "--group", "nobody") == "There are no dead letters.\n"
+    assert json.loads(told(sidecar, "dead", "--group", "nobody", "--json")) == {"dead": []}
 
 
 def test_metrics_say_what_was_done(sidecar: Sidecar) -> None:
@@ -120,6 +120,7 @@ def test_metrics_say_what_was_done(sidecar: Sidecar) -> None:
         (("redrive", "a b", "--all"), 1, "group"),
         (("redrive", "nobody", "--all"), 1, "there is no group 'nobody'"),
         (("dead", "--group", "a b"), 1, "group"),
+        (("dead", "--group", "nobody"), 1, "there is no group 'nobody'"),
         (("tail", "../../x", "--once"), 1, "topic"),
     ],
 )

@@ -192,3 +192,15 @@ async def test_a_group_begins_where_its_agent_says(make: Make) -> None:
             await late.ctx.publish("ev20", f"last{number}")
             await soon(lambda seen=seen, last=f"last{number}": last in seen)  # type: ignore[misc]
         assert seen == [[2, "last0"], [0, 1, 2, "last0", "last1"]][number]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({"id": 7}, "id"), ({"id": 0}, "id"), ({"key": 7}, "key"), ({"topic": b"t"}, "topic")],
+)
+async def test_what_is_no_text_is_named(make: Make, given: dict[str, Any], name: str) -> None:
+    async with make("listener9") as agent, agent.workflow() as ctx:
+        with pytest.raises(TypeError, match=rf"^{name} is a text, not "):
+            await ctx.publish(**{"topic": "ev9", "data": 1} | given)
+        with pytest.raises(TypeError, match=r"^order is a text, not 7"):
+            await ctx.publish("ev9", 1, extensions={"order": 7})  # type: ignore[dict-item]

@@ -53,6 +53,15 @@ async def test_a_lease_is_its_holders_alone(world: World) -> None:
     assert (await world.check_out(A, "1", agent="bob")).agent == "bob"
 
 
+@pytest.mark.parametrize("other", [{"writer": "bob"}, {"workflow": "other"}])
+async def test_nobody_writes_on_a_lease_whose_id_they_have_chosen_too(world: World, other: dict[str, str]) -> None:
+    await world.check_out(A, "1")
+    found = await world.conflict(A, b"theirs", lease="1", **other)
+    assert (found.cause, found.lease and found.lease.agent) == (Cause.LEASE_LOST, "ann")
+    assert not await world.release(A, "1", agent="bob")
+    assert await world.made(A, b"mine", lease="1") == 1
+
+
 async def test_two_workflows_with_one_lease_id_are_told_who_has_it(tmp_path: Path) -> None:
     async with house(tmp_path, POLICY) as one:
         ann, other = await token_of(one), await token_of(one, "other")

@@ -103,9 +103,9 @@ async def test_two_check_outs_at_once(world: World) -> None:
     assert winner.until_s == world.now_s + 60
     refused = await world.conflict(A, b"two", 1)
     assert (refused.cause, refused.lease) == (Cause.LEASE_HELD, winner)
-    assert await world.made(A, b"two", 1, lease=winner.id) == 2
+    assert await world.made(A, b"two", 1, lease=winner.id, writer=winner.agent) == 2
     assert await world.made(A, b"three", 2) == 3
-    assert (await world.conflict(A, b"", 3, lease=winner.id)).cause is Cause.LEASE_LOST
+    assert (await world.conflict(A, b"", 3, lease=winner.id, writer=winner.agent)).cause is Cause.LEASE_LOST
 
 
 async def test_a_lease_that_ran_out_writes_nothing(world: World) -> None:
@@ -118,7 +118,7 @@ async def test_a_lease_that_ran_out_writes_nothing(world: World) -> None:
     refused = await world.conflict(A, b"paused", 1, lease="slow")
     assert refused.lease is not None
     assert (refused.cause, refused.lease.agent) == (Cause.LEASE_LOST, "bob")
-    assert await world.made(A, b"quick", 1, lease="quick") == 2
+    assert await world.made(A, b"quick", 1, lease="quick", writer="bob") == 2
     assert (await world.conflict(A, b"paused", 1, lease="slow")).cause is Cause.LEASE_LOST
     assert await world.read(A) == (2, b"quick")
 
@@ -131,7 +131,7 @@ async def test_a_lease_of_a_clock_from_the_future_keeps_nobody_out(world: World)
     await world.check_out(A, "future", 365 * 86_400)
     assert (await world.check_out(A, "now", agent="bob")).id == "now"
     assert (await world.conflict(A, b"two", 1, lease="future")).cause is Cause.LEASE_LOST
-    assert await world.made(A, b"two", 1, lease="now") == 2
+    assert await world.made(A, b"two", 1, lease="now", writer="bob") == 2
 
 
 async def test_a_lease_is_renewed_and_given_back(world: World) -> None:

@@ -63,8 +63,8 @@ class World:
         lease = Lease(id, agent, "w", self.now_s + lasts_s)
         return (await self.objects.check_out(place_of(key_of(key)), lease))[1]
 
-    async def release(self, key: str, id: str) -> bool:
-        return await self.objects.release(place_of(key_of(key)), id)
+    async def release(self, key: str, id: str, agent: str = "ann") -> bool:
+        return await self.objects.release(place_of(key_of(key)), Lease(id, agent, "w", 0.0))
 
     async def history(self, key: str) -> list[int]:
         return [one.number for one in (await self.objects.living(place_of(key_of(key)))).versions if not one.is_deleted]

@@ -13,10 +13,11 @@ from meshd.engines.port import StoreError, StoreFull, StoreLocked
 from meshd.refusal import Reason, Refused
 from meshd.trace import kinds, log, segment
 from meshd.trace.indexing import INDEX_SUFFIX
-from meshd.trace.opening import DIRECTORY, SKIPPED
+from meshd.trace.opening import DIRECTORY, NAME_FILE, SKIPPED
 from meshd.trace.reading import segment_paths
 from meshd.trace.retention import Retention
 from meshd.trace.segment import HEAD_BYTES
+from meshd.trace.texts import FILE_BYTES
 from meshd.trace.verifying import verify
 from tests.trace.logs import OTHER_BOOT, Wall, filled, frames_in, gathered, killed, opened, reader
 
@@ -249,6 +250,22 @@ def test_files_that_are_no_segments_harm_nothing(tmp_path: Path, data: bytes) ->
     again.close()
 
 
+@pytest.mark.parametrize("left", [None, b"", b"evil", b"\xff\xfe\x00"])
+def test_a_sidecar_whose_name_is_lost_keeps_it(
+    tmp_path: Path, left: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    filled(tmp_path, 3).close()
+    name = tmp_path / DIRECTORY / NAME_FILE
+    was = name.read_text()
+    name.unlink()
+    if left is not None:
+        name.write_bytes(left)
+    filled(tmp_path, 3).close()
+    assert name.read_text() == was
+    assert "was lost or damaged" in caplog.text
+    assert verify(tmp_path / DIRECTORY).problems == []
+
+
 def test_one_directory_has_one_writer(tmp_path: Path) -> None:
     recorder = opened(tmp_path)
     with pytest.raises(StoreLocked):
@@ -337,6 +354,20 @@ def test_retention_by_bytes_keeps_the_newest_and_says_what_went(tmp_path: Path) 
     # One more that is missing is no work of retention.
     paths[0].unlink()
     assert "before" in verify(tmp_path / DIRECTORY).problems[0].what
+
+
+def test_what_agents_say_counts_and_no_segment_holds_it_back(tmp_path: Path) -> None:
+    most = 10 * 2**20
+    recorder = opened(tmp_path, segment_bytes=2**20, keep_bytes=most)
+    for number in range(40):
+        assert recorder.entry(kinds.NOTE, "w", "ann", b"%07d " % number * 2**17, (f"n{number}", "", 0, 0, False))
+        kept = sum(one.stat().st_size for one in (tmp_path / DIRECTORY).iterdir())
+        # Beside the segment that is written to, whose texts are not let go.
+        assert kept <= most + FILE_BYTES + 3 * 2**20
+    recorder.close()
+    assert verify(tmp_path / DIRECTORY).problems == []
+    entries = [one for one in reader(tmp_path).events("w") if one.payload.kind == kinds.NOTE]
+    assert 8 <= len(entries) < 40
 
 
 def test_retention_by_age(tmp_path: Path) -> None:

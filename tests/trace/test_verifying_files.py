@@ -20,9 +20,11 @@ from meshd.trace.indexing import INDEX_SUFFIX, Index
 from meshd.trace.log import HEAD_FILE, said_head
 from meshd.trace.opening import DIRECTORY
 from meshd.trace.reading import segment_paths
+from meshd.trace.segment import HEAD_BYTES
 from meshd.trace.texts import SUFFIX, erase, texts_in
-from meshd.trace.verifying import Verified, verify
-from tests.trace.logs import filled, killed, opened, reader
+from meshd.trace.verified import Verified
+from meshd.trace.verifying import verify
+from tests.trace.logs import OTHER_BOOT, filled, killed, opened, reader
 
 WORDS = b"sold at 40, as ann had asked"
 
@@ -229,3 +231,44 @@ def test_a_log_without_segments_is_gone(home: Path) -> None:
     assert "it has no segment" in problem.what
     assert reader(home).workflows() == {}
     assert list(reader(home).events(None)) == []
+
+
+def test_a_whole_log_that_is_gone_is_named_after_the_next_start_too(home: Path) -> None:
+    last = said_head(home / DIRECTORY)
+    assert last is not None
+    for path in segment_paths(home / DIRECTORY):
+        path.unlink()
+    filled(home, 3).close()
+    (problem,) = found(home).problems
+    assert problem.record.endswith(f"-{last[0]}-1")
+    assert f"it and all up to {last[1]} are missing: the file head said at the next start" in problem.what
+
+
+@pytest.mark.parametrize("kept", [None, b"", b"x" * 4096])
+def test_a_head_that_was_gone_at_a_start_is_named_afterwards(home: Path, kept: bytes | None) -> None:
+    path = home / DIRECTORY / HEAD_FILE
+    path.unlink()
+    if kept is not None:
+        path.write_bytes(kept)
+    filled(home, 3).close()
+    filled(home, 3).close()
+    (problem,) = found(home).problems
+    assert (problem.file, problem.record) == (HEAD_FILE, "")
+    assert "it was missing or damaged as epoch 4 began" in problem.what
+
+
+def test_a_head_that_a_crash_of_the_host_took_is_a_note(home: Path) -> None:
+    (home / DIRECTORY / HEAD_FILE).unlink()
+    opened(home, boot=OTHER_BOOT).close()
+    after = found(home)
+    assert after.problems == []
+    (note,) = after.notes
+    assert note.startswith("head: it was missing or damaged as epoch 4 began")
+
+
+def test_a_start_that_was_killed_before_its_first_record_takes_no_head(tmp_path: Path) -> None:
+    filled(tmp_path, 0).close()
+    for path in [*segment_paths(tmp_path / DIRECTORY), tmp_path / DIRECTORY / HEAD_FILE]:
+        path.write_bytes(path.read_bytes()[: HEAD_BYTES if path.suffix else 0])
+    filled(tmp_path, 3).close()
+    assert found(tmp_path).problems == []
