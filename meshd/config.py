@@ -157,12 +157,12 @@ def _kept(env: Mapping[str, str]) -> dict[str, object]:
     values: dict[str, object] = {}
     for setting, name, read in (
         ("MESHD_TRACE_KEEP", "trace_keep_s", seconds),
-        # What is a number in a policy is a text here.
-        ("MESHD_TRACE_BYTES", "trace_keep_bytes", lambda one: size_bytes(f"{one}B" if one.encode().isdigit() else one)),
+        ("MESHD_TRACE_BYTES", "trace_keep_bytes", size_bytes),
     ):
         if text := env.get(setting):
             written = text.strip()
             try:
+                # What is a number in a policy is a text here.
                 values[name] = read(int(written) if written.isascii() and written.isdigit() else written)
             except ValueError as error:
                 raise ConfigError(f"{setting}: {error}") from None

@@ -66,13 +66,6 @@ def test_a_mode_of_the_trace_that_there_is_not_is_named_as_it_was_given(given: d
         from_environment(HOME | {"MESHD_TRACE": "maybe"}, **given)
 
 
-@pytest.mark.parametrize(("text", "kept_bytes"), [("67108864", 2**26), (" 64MiB ", 2**26), ("1", 1)])
-def test_how_much_of_the_trace_is_kept_may_be_a_number_of_bytes(text: str, kept_bytes: int) -> None:
-    assert from_environment(HOME | {"MESHD_TRACE_BYTES": text}).trace_keep_bytes == kept_bytes
-    with pytest.raises(ConfigError, match=r'^MESHD_TRACE_BYTES: expected a size .*, not "-1"'):
-        from_environment(HOME | {"MESHD_TRACE_BYTES": "-1"})
-
-
 WRITTEN = {
     "log_level": "LOG",
     "drain_s": "DRAIN",
