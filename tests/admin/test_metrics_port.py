@@ -189,3 +189,12 @@ async def test_who_asks_whether_to_send_a_body_is_answered(ports: Ports) -> None
     answer = await asked(ports, post)
     assert statuses(answer) == [b"400"]
     assert b"wants no body" in answer
+
+
+@pytest.mark.parametrize("version", ["one", "1.x", "", "1.0.0"])
+async def test_a_version_that_is_none_is_not_asked_for(ports: Ports, version: str) -> None:
+    status, text, kind = await ports.metrics(
+        "/metrics", headers={"Accept": f"application/openmetrics-text;version={version},text/plain;version={version}"}
+    )
+    assert (status, "meshd_build_info" in text) == (200, True)
+    assert kind == ("application/openmetrics-text" if version in ("", "1.0.0") else "text/plain")
