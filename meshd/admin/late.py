@@ -82,13 +82,17 @@ class LateServer:
             waiting.transport.resume_reading()
             _hand_over(waiting.transport, handler, waiting.first)
 
+    async def handed_over(self) -> None:
+        """Wait until no connection that has spoken waits."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""
         self._is_closed = True
         for waiting in tuple(self._waiting):
             waiting.abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.handed_over()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
