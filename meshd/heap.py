@@ -62,11 +62,15 @@ def give_back_code() -> None:
 def clean_code(smaps: Iterable[str]) -> Iterator[tuple[int, int]]:
     """Yield start and size of what is mapped of files, may not be written, and never was (`/proc/PID/smaps`).
 
-    What a linker or a debugger has put into such a mapping is this process's own: the file does not hold it.
+    What a linker or a debugger has put into such a mapping is this process's own: the file does not hold it. It is told
+    as anonymous while it is in memory, and as swapped where the system has written it out.
     """
     place: tuple[int, int] | None = None
     for line in smaps:
         if line.startswith("Anonymous:"):
+            if line.split()[1] != "0":
+                place = None
+        elif line.startswith("Swap:"):
             if place is not None and line.split()[1] == "0":
                 yield place
             place = None

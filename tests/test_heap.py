@@ -14,9 +14,10 @@ SMAPS = """\
 Size:                 64 kB
 Rss:                  64 kB
 Anonymous:      {anonymous:>8} kB
+Swap:           {swapped:>8} kB
 VmFlags: rd ex mr mw me
 """
-WHOLE = {"mode": "r-xp", "inode": 81234, "path": "/usr/lib/libx.so", "anonymous": 0}
+WHOLE = {"mode": "r-xp", "inode": 81234, "path": "/usr/lib/libx.so", "anonymous": 0, "swapped": 0}
 
 
 @pytest.mark.parametrize(
@@ -29,6 +30,8 @@ WHOLE = {"mode": "r-xp", "inode": 81234, "path": "/usr/lib/libx.so", "anonymous"
         ({"mode": "r-xs"}, False),
         ({"mode": "---p"}, False),
         ({"anonymous": 4}, False),  # a linker's, or a debugger's
+        ({"swapped": 4}, False),  # the same, written out since
+        ({"anonymous": 4, "swapped": 4}, False),
         ({"inode": 0, "path": ""}, False),
         ({"inode": 0, "path": "[vdso]"}, False),
         ({"path": "/tmp/with - and 1-2 r-xp.so"}, True),

@@ -66,8 +66,10 @@ def doors(hosts: HostRule, token: str) -> Any:
 
 def check_host(request: web.Request, hosts: HostRule) -> None:
     """Raise Problem(403) where a request names another host than this port's own."""
-    authority = None if request.raw_path[:1] == "/" else request.url.raw_authority
-    hosts.judge(request.headers.getall("Host", []), authority)
+    fields = request.headers.getall("Host", [])
+    hosts.judge(fields, None)  # before aiohttp makes an address of it, which fails where it is no name
+    if request.raw_path[:1] != "/":
+        hosts.judge(fields, request.url.raw_authority)
 
 
 def check_origin(request: web.Request) -> None:

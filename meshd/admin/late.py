@@ -70,23 +70,29 @@ class LateServer:
                     runner, self._handler = make()
                     await runner.setup()
                     self._runner = runner
+            handler = self._protocol()
         except Exception:  # noqa: BLE001 - whatever it is, the connection must end
             _log.exception("a connection could not be served")
-        handler = self._protocol()
+            handler = None
         if handler is None:
             waiting.abort()
         elif waiting in self._waiting:
             self._waiting.discard(waiting)
-            _hand_over(waiting.leave(), handler, waiting.first)
+            # Before the handler has anything: it may hold the peer back at once, and that stands.
             waiting.transport.resume_reading()
+            _hand_over(waiting.transport, handler, waiting.first)
+
+    async def handed_over(self) -> None:
+        """Wait until no connection that has spoken waits."""
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""
         self._is_closed = True
         for waiting in tuple(self._waiting):
             waiting.abort()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.handed_over()
         runner, self._runner = self._runner, None
         if runner is not None:
             await runner.cleanup()
@@ -107,6 +113,7 @@ class Waiting(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(FIRST_BYTES_S, self.abort)
 
     def data_received(self, data: bytes) -> None:
+        self._heard()
         self.first += data
         self.transport.pause_reading()
         task = asyncio.get_running_loop().create_task(self._late._serve(self))
@@ -115,13 +122,12 @@ class Waiting(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._late._waiting.discard(self)
-        self.leave()
+        self._heard()
 
-    def leave(self) -> Any:
-        """Wait no more; return the connection."""
+    def _heard(self) -> None:
+        """From now on the time is the server's own."""
         if self._timer is not None:
             self._timer.cancel()
-        return self.transport
 
     def abort(self) -> None:
         """Close now."""

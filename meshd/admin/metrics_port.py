@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from meshd.admin.health import Answer, refusal
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from meshd.call import Headers
 
 IDLE_TIMEOUT_S: Final = 15.0
-"""Until a connection's first request is whole, between two of them, and how long an answer may find no reader."""
+"""Until a connection's first request is whole, between two of them, and while nothing of an answer is taken."""
 LINGER_S: Final = 1.0
 """How long what a peer still sends is read, where the connection ends with an answer."""
 SHUTDOWN_TIMEOUT_S: Final = 2.0
@@ -119,6 +120,8 @@ class Session(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
+        # What is written and not with the system yet would be lost where the connection is cut, so it is waited for.
+        self._transport.set_write_buffer_limits(0)
         self._port.sessions.add(self)
         self._await_next()
 
@@ -159,6 +162,8 @@ class Session(asyncio.Protocol):
 
     def request_head(self, request: Request) -> None:
         self._head, self._body_bytes = request, 0
+        if request.expects_continue and request.has_body:
+            raise WireError(417, "This port wants no body")
 
     def request_data(self, data: bytes) -> None:
         self._body_bytes += len(data)
@@ -210,12 +215,16 @@ class Session(asyncio.Protocol):
         self._transport.write(head if method == "HEAD" else head + answer.body)
 
     async def _written(self) -> None:
-        """Wait until the peer reads; one that never does is cut off."""
-        try:
-            async with asyncio.timeout(IDLE_TIMEOUT_S):
-                await self._is_writable.wait()
-        except TimeoutError:
-            self.abort()
+        """Wait until the system has taken all; a peer that reads none of it for a while is cut off."""
+        left = -1
+        while not self._is_writable.is_set():
+            before, left = left, self._transport.get_write_buffer_size()
+            if left == before:
+                self.abort()
+                return
+            with suppress(TimeoutError):
+                async with asyncio.timeout(IDLE_TIMEOUT_S):
+                    await self._is_writable.wait()
 
     # ------------------------------------------------------------------ the end
 
@@ -233,8 +242,12 @@ class Session(asyncio.Protocol):
 
     def _linger(self) -> None:
         """Say that nothing more comes, and drop what still does: a plain close could take the answer with it."""
-        if self._transport.can_write_eof():
+        try:
             self._transport.write_eof()
+        except OSError:
+            # The peer has reset it: asyncio's own loop raises where the other says nothing.
+            self.abort()
+            return
         self._transport.resume_reading()
         if self._timer is not None:
             self._timer.cancel()

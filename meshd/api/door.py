@@ -11,6 +11,7 @@ A page in a browser is kept out by Host and Origin; over HTTP/2 without TLS no b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import logging
 import os
@@ -227,8 +228,16 @@ class Door:
         """Let what runs end, for at most `grace_s` seconds; new requests on old connections are told to go away."""
         self.stop()
         grpc, self._grpc = self._grpc, None
-        faces = [face for face in (grpc, self._json) if face is not None]
-        await asyncio.gather(*[face.drain(grace_s) for face in faces])
+        faces = [grpc.drain(grace_s)] if grpc is not None else []
+        await asyncio.gather(self._drain_http(grace_s), *faces)
+
+    async def _drain_http(self, grace_s: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(grace_s):
+                # Who came while it was loaded came before the drain: such a request is under way as any other.
+                await self._http.handed_over()
+                if self._json is not None:
+                    await self._json.drain(grace_s)
 
     async def close(self) -> None:
         """End everything now. Closing twice is fine."""

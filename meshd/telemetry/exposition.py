@@ -74,7 +74,10 @@ class Exposition(Collector):
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
         """Return the exposition and its content type, as an Accept field asks for (plain text if it does not)."""
-        encoder, content_type = choose_encoder(accept)
+        try:
+            encoder, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):  # it compares what is no number in a version with numbers
+            encoder, content_type = choose_encoder("")
         return encoder(self._registry), content_type
 
     def describe(self) -> Iterable[Family]:

@@ -59,6 +59,16 @@ async def ended(reader: asyncio.StreamReader) -> bool:
         return True
 
 
+async def gone(reader: asyncio.StreamReader, within_s: float) -> bool:
+    """Say whether the connection ends within this time."""
+    try:
+        return await asyncio.wait_for(reader.read(1), within_s) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not is_so():
@@ -142,6 +152,62 @@ async def test_who_never_speaks_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> N
     reader, _ = await asyncio.open_connection("127.0.0.1", port)
     assert await ended(reader)
     assert not late.connections
+    listening.close()
+    await late.close()
+
+
+async def test_who_has_spoken_is_not_cut_off_while_it_loads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("meshd.admin.late.FIRST_BYTES_S", 0.05)
+    loading = Loading()
+    late, listening, port = await served(loading)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET)
+    await until(lambda: loading.times == 1)
+    assert not await gone(reader, 0.2)
+    loading.may.set()
+    assert await reader.readuntil(b"hello\n")
+    listening.close()
+    await late.close()
+
+
+async def test_what_cannot_be_spoken_on_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    loading = Loading()
+    loading.may.set()
+
+    def broken(_: web.Server) -> asyncio.Protocol:
+        raise RuntimeError("no tongue")
+
+    late, listening, port = await served(lambda: lambda: (loading.make()[0], broken))
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET)
+    assert await ended(reader)
+    assert "no tongue" in caplog.text
+    listening.close()
+    await late.close()
+
+
+async def test_who_asks_too_much_at_once_is_held_back_from_the_first_on() -> None:
+    loading, transports, may = Loading(), list[Any](), asyncio.Event()
+
+    async def slow(request: web.Request) -> web.Response:
+        transports.append(request.transport)
+        await may.wait()
+        return web.Response(text="hello\n")
+
+    app = web.Application()
+    app.router.add_get("/", slow)
+    late, listening, port = await served(lambda: (loading(), lambda: (web.AppRunner(app), lambda server: server()))[1])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(GET * 6_000)
+    await until(lambda: loading.times == 1)
+    loading.may.set()
+    await until(lambda: bool(transports))
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not transports[0].is_reading()
+    may.set()
+    for _ in range(6_000):
+        await reader.readuntil(b"hello\n")
     listening.close()
     await late.close()
 

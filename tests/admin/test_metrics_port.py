@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import re
+import socket
 from typing import TYPE_CHECKING
 
 import pytest
@@ -31,6 +33,11 @@ async def asked(ports: Ports, request: bytes, *, is_ended: bool = False) -> byte
 
 def statuses(answer: bytes) -> list[bytes]:
     return re.findall(rb"HTTP/1\.1 (\d+) ", answer)
+
+
+def port_of(ports: Ports) -> metrics_port.MetricsPort:
+    (port,) = [one for one in ports.servers._serving if isinstance(one, metrics_port.MetricsPort)]
+    return port
 
 
 async def write_on(writer: asyncio.StreamWriter) -> None:
@@ -126,3 +133,68 @@ async def test_what_is_being_answered_is_ended_with_the_port(ports: Ports) -> No
     assert await reader.readuntil(b"\r\n\r\nok\n")
     await ports.servers.close()
     assert await asyncio.wait_for(asyncio.gather(reader.read(), idle.read()), 60) == [b"", b""]
+
+
+async def test_who_reads_late_is_told_all(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_port, "LINGER_S", 0.0)
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", ports.servers.metrics_port))
+    reader, writer = await asyncio.open_connection(sock=slow, limit=1024)
+    while not port_of(ports).sessions:
+        await asyncio.sleep(0)
+    (session,) = port_of(ports).sessions
+    session._transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    # Less than a loop holds for a transport by itself, and more than the sockets between do.
+    last = LIVEZ.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n")
+    writer.write(LIVEZ.replace(b"/livez", b"/metrics") * 3 + last)
+    assert await reader.read(1)
+    await asyncio.sleep(0.1)
+    assert statuses(b"H" + await asyncio.wait_for(reader.read(), 60)) == [b"200"] * 4
+    writer.close()
+
+
+async def test_who_reads_on_is_not_cut_off(ports: Ports, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"# HELP slow read slowly\n" * 2**20  # as of a sidecar with very many accounts
+    monkeypatch.setattr(ports.daemon.telemetry, "render", lambda _: (body, "text/plain"))
+    monkeypatch.setattr(metrics_port, "IDLE_TIMEOUT_S", 0.3)
+    reader, writer = await asyncio.open_connection("127.0.0.1", ports.servers.metrics_port, limit=2**16)
+    writer.write(LIVEZ.replace(b"/livez", b"/metrics"))
+    await reader.readuntil(b"\r\n\r\n")
+    left = len(body)
+    while left:
+        left -= len(await reader.readexactly(min(left, 2**18)))
+        await asyncio.sleep(0.01)
+    writer.close()
+
+
+async def test_who_is_gone_leaves_nothing_behind(ports: Ports) -> None:
+    loop, failed = asyncio.get_running_loop(), list[object]()
+    loop.set_exception_handler(lambda _, context: failed.append(context))
+    for _ in range(20):
+        one = socket.create_connection(("127.0.0.1", ports.servers.metrics_port))
+        one.sendall(LIVEZ.replace(b"\r\n\r\n", b"\r\nconnection: close\r\n\r\n"))
+        one.close()  # what is answered then is met by a reset
+    assert statuses(await asked(ports, LIVEZ, is_ended=True)) == [b"200"]
+    async with asyncio.timeout(60):
+        while port_of(ports).sessions:
+            await asyncio.sleep(0.01)
+    gc.collect()
+    loop.set_exception_handler(None)
+    assert not failed
+
+
+async def test_who_asks_whether_to_send_a_body_is_answered(ports: Ports) -> None:
+    post = b"POST /livez HTTP/1.1\r\nhost: localhost\r\nexpect: 100-continue\r\ncontent-length: 3\r\n\r\n"
+    answer = await asked(ports, post)
+    assert statuses(answer) == [b"400"]
+    assert b"wants no body" in answer
+
+
+@pytest.mark.parametrize("version", ["one", "1.x", "", "1.0.0"])
+async def test_a_version_that_is_none_is_not_asked_for(ports: Ports, version: str) -> None:
+    status, text, kind = await ports.metrics(
+        "/metrics", headers={"Accept": f"application/openmetrics-text;version={version},text/plain;version={version}"}
+    )
+    assert (status, "meshd_build_info" in text) == (200, True)
+    assert kind == ("application/openmetrics-text" if version in ("", "1.0.0") else "text/plain")

@@ -303,3 +303,12 @@ async def test_a_further_name_may_call_the_metrics_port(tmp_path: Path) -> None:
     )
     await servers.close()
     assert reply.startswith(b"HTTP/1.1 200")
+
+
+async def test_a_host_that_is_none_is_turned_away_unheard(ports: Ports, caplog: pytest.LogCaptureFixture) -> None:
+    for target in (b"*", b"/v1/status"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", ports.servers.admin_port)
+        writer.write(b"OPTIONS %b HTTP/1.1\r\nhost: l\x81calhost\r\nconnection: close\r\n\r\n" % target)
+        assert (await asyncio.wait_for(reader.read(), 60))[9:12] == b"403"
+        writer.close()
+    assert not caplog.records

@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -234,3 +235,41 @@ async def test_while_draining_http_is_told_so(tmp_path: Path) -> None:
         status, said = await one.ask("ContextService/Open", {})
         assert (status, said["code"]) == (503, "unavailable")
         assert said["details"][0]["debug"]["reason"] == "DRAINING"
+
+
+def held(one: Any, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """What lets the door load its HTTP."""
+    may, load = threading.Event(), one.door._load_http
+    monkeypatch.setattr(one.door._http, "_load", lambda: (may.wait(60), load())[1])
+    return may
+
+
+async def test_a_drain_waits_for_who_came_before_http_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with house(tmp_path) as one:
+        may = held(one, monkeypatch)
+        reader, writer = await one.connect()
+        writer.write(b"POST %b HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n" % OPEN.encode())
+        writer.write(b"content-length: 2\r\nconnection: close\r\n\r\n{}")
+        await until(lambda: one.door._http._tasks)
+        draining = asyncio.ensure_future(one.door.drain(30.0))
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert not draining.done()
+        may.set()
+        await draining
+        await one.door.close()
+        assert (await asyncio.wait_for(reader.read(), 60))[9:12] == b"200"
+        writer.close()
+
+
+async def test_a_drain_ends_in_time_whatever_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house(tmp_path) as one:
+        may = held(one, monkeypatch)
+        _, writer = await one.connect()
+        writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        await until(lambda: one.door._http._tasks)
+        await asyncio.wait_for(one.door.drain(0.05), 20)
+        may.set()
+        writer.close()
