@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import click
 
-TOKENS_MAX = 2**53
+TOKENS_MAX = 10**15
+"""As the policy and the admin API have it: what an account holds at most."""
+DIGITS_MAX = 20
 
 
 class Tokens(click.ParamType[int]):
@@ -17,9 +19,12 @@ class Tokens(click.ParamType[int]):
         text = str(value).strip()
         factor = {"k": 1000, "m": 1_000_000}.get(text[-1:].lower(), 1)
         digits = text[:-1] if factor > 1 else text
-        if not digits.isascii() or not digits.isdigit() or not 0 < int(digits[:20]) * factor <= TOKENS_MAX:
-            self.fail(f"{text!r} is not a number of tokens, for example 50000, 50k or 2M", param, ctx)
-        return int(digits) * factor
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= DIGITS_MAX
+        tokens = int(digits) * factor if is_number else 0
+        if not 0 < tokens <= TOKENS_MAX:
+            said = f"{text[:40]!r} is not a whole number of tokens from 1 to {TOKENS_MAX:,}"
+            self.fail(f"{said}, for example 50000, 50k or 2M", param, ctx)
+        return tokens
 
 
 class Dollars(click.ParamType[int]):
@@ -36,7 +41,8 @@ class Dollars(click.ParamType[int]):
         except ValueError:
             amount = 0
         if not amount:
-            self.fail(f"{str(value)!r} is not an amount of US dollars, for example 5, 0.25 or $5.00", param, ctx)
+            said = f"{str(value)[:40]!r} is not an amount of US dollars from 0.000001 to 100,000,000"
+            self.fail(f"{said}, for example 5, 0.25 or $5.00", param, ctx)
         return amount
 
 

@@ -162,6 +162,7 @@ class HeldStream(Held):
         self._ran_tokens = event.output_estimate
         granted = self.bound - self.input_bound
         return Cut(
-            f"the answer ran past its cap: about {event.output_estimate} tokens for {granted} granted",
+            f"the answer ran past its cap: about {event.output_estimate} tokens for {granted} granted. The upstream "
+            "was sent that cap and did not keep to it: ask for more tokens, or use a model that does.",
             is_error=self._is_error,
         )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from meshd.filters.purse import UNATTRIBUTED
 from meshd.filters.units import dollars
 from meshd.refusal import Reason, Refused
+from meshd.tokens.encodings import WINDOW
 
 if TYPE_CHECKING:
     from meshd.call import Call
@@ -115,6 +116,15 @@ def whose(call: Call, purse: Purse) -> str:
     return said
 
 
+def _less_of(call: Call) -> str:
+    if call.ask is None or call.ask.bound_by != WINDOW:
+        return "send a shorter request"
+    return (
+        "leave out of the request what only the model's whole context window bounds (files, sound, references to what "
+        "the provider keeps, tools that it runs)"
+    )
+
+
 def _advice(call: Call, purse: Purse, short: Shortfall) -> str:
     context = call.context
     if short.is_closed:
@@ -128,15 +138,17 @@ def _advice(call: Call, purse: Purse, short: Shortfall) -> str:
                 "more there, or finish with less."
             )
         if not purse.is_money and short.account.startswith(UNATTRIBUTED):
+            otherwise = _less_of(call) if short.least > short.limit else "wait for the next day (UTC)"
             return (
                 "These calls belong to no workflow: start the agent with `meshd exec`, name a workflow, raise "
-                "`limits.unattributed_tokens`, or wait for the next day (UTC)."
+                f"`limits.unattributed_tokens`, or {otherwise}."
             )
     key = "budget.dollars" if purse.is_money else "budget.tokens"
     if not short.limit:
         return f"The budget is zero, which allows nothing: raise `{key}` in the policy."
-    if not short.used:
-        other = "send a shorter request"
+    if not short.used or short.least > short.limit:
+        # Neither time nor a new workflow helps: an account that nobody has used does not cover this call either.
+        other = _less_of(call)
     elif purse.window is not None:
         other = f"wait until {purse.window.resets(call.wall_s)}"
     else:

@@ -233,7 +233,7 @@ class Ledger:
             return None
         entry.limit = limit
         if amount == NEVER:
-            if not entry.is_fresh:
+            if not entry.is_fresh or holder.is_closed:
                 return None
             self.refused += 1
             used = holder.elsewhere - holder.lent + holder.spent

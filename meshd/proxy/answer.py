@@ -34,25 +34,68 @@ class AnswerError(Exception):
     """The reply cannot be read as what it says it is; `str()` says why."""
 
 
-class Inflater:
-    """Decodes a gzip or deflate reply with caps on its size and ratio."""
+class _NoMemberError(AnswerError):
+    """What follows a whole member of a gzip does not begin like another."""
 
-    __slots__ = ("_bytes_in", "_bytes_max", "_bytes_out", "_decoder")
+
+class Inflater:
+    """Decodes a gzip or deflate reply with caps on its size and ratio.
+
+    A gzip may have several members, one behind the other (RFC 1952, 2.2). What follows the last and is none is passed
+    over, as gunzip does.
+    """
+
+    __slots__ = ("_bytes_in", "_bytes_max", "_bytes_out", "_decoder", "_has_ended", "_is_over")
 
     def __init__(self, bytes_max: int) -> None:
         self._decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
         self._bytes_in = 0
         self._bytes_out = 0
         self._bytes_max = bytes_max
+        self._has_ended = False
+        """A member is whole."""
+        self._is_over = False
+        """What came behind a whole member is none."""
 
     def feed(self, data: bytes) -> bytes:
         """Return what `data` decodes to. Raises AnswerError on garbage and beyond the caps."""
         self._bytes_in += len(data)
+        if self._has_ended:
+            return self._next_members(data)
+        out = self._decode(data)
+        if self._decoder.eof:
+            self._has_ended = True
+            out += self._next_members(self._decoder.unused_data)
+        return out
+
+    def check_end(self) -> None:
+        """The body is whole: raises AnswerError where what was compressed is not."""
+        if self._bytes_in and not self._is_over and not self._decoder.eof:
+            raise AnswerError("it ends in the middle of what was compressed")
+
+    def _next_members(self, data: bytes) -> bytes:
+        out = b""
+        while data and not self._is_over:
+            if self._decoder.eof:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                self._decoder = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+            try:
+                out += self._decode(data)
+            except _NoMemberError:
+                self._is_over = True
+            data = self._decoder.unused_data
+        return out
+
+    def _decode(self, data: bytes) -> bytes:
         room = min(self._bytes_max, self._bytes_in * RATIO_MAX + 65_536) - self._bytes_out
         try:
             out = self._decoder.decompress(data, max(room, 1))
         except zlib.error as error:
-            raise AnswerError(f"its content-encoding does not decode: {error}") from None
+            is_none = self._has_ended and "header check" in str(error)
+            kind = _NoMemberError if is_none else AnswerError
+            raise kind(f"its content-encoding does not decode: {error}") from None
         self._bytes_out += len(out)
         if self._decoder.unconsumed_tail:
             raise AnswerError("it decodes to more than the caps on size and ratio allow")
@@ -165,6 +208,9 @@ class StreamAnswer(Answer):
         return b"".join(out)
 
     def end(self) -> bytes:
+        # A stream that has said its last word is whole, however its server leaves the encoding.
+        if self._inflater is not None and self.cut is None and not self.meter.is_terminal:
+            self._inflater.check_end()
         rest = self._splitter.rest()
         if not rest or self.cut is not None:
             return b""
@@ -200,6 +246,8 @@ class PlainAnswer(Answer):
         return b"" if self._is_held else data
 
     def end(self) -> bytes:
+        if self._inflater is not None:
+            self._inflater.check_end()
         if self._size > self._bytes_max:
             return b""
         kept = self._kept

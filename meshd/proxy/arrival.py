@@ -12,7 +12,7 @@ from meshd.policy.addressing import INTENT
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
-    from meshd.call import Call
+    from meshd.call import Call, Headers
     from meshd.policy.addressing import AddressBook, Located
     from meshd.wire.message import Fields, Request
 
@@ -94,6 +94,17 @@ def arrive(door: Door, call: Call, request: Request) -> bool:
     return is_tunnel
 
 
+def check_plain(headers: Headers) -> None:
+    """Raise Refused where a body is encoded: it says something else to whoever decodes it than what is judged here."""
+    for name, value in headers:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            raise Refused(
+                Reason.MALFORMED,
+                f"the request body comes with content-encoding {value[:32].decode('latin-1')!r}, which is not read "
+                "here; send it as it is, without one",
+            )
+
+
 def read_message(call: Call, body: bytes, fields: Fields) -> None:
     """Read a JSON-RPC message: sets `call.rpc`, and `call.body` to what is to be forwarded. Raises Refused.
 
@@ -104,6 +115,7 @@ def read_message(call: Call, body: bytes, fields: Fields) -> None:
     rpc = call.rpc = Rpc(dialect.name)
     is_told = call.upstream is not None and call.upstream.is_dialect_told
     try:
+        check_plain(call.headers)
         dialect.fill(rpc, body, call.headers, call.method, call.path)
     except Refused:
         if is_told or rpc.id or rpc.method or any(name in RPC_FIELDS for name, _ in fields.headers):

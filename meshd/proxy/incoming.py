@@ -13,7 +13,7 @@ from meshd.dialects.jsonrpc import MESSAGE
 from meshd.dialects.mcp_kept import LISTS
 from meshd.dialects.scatter import SCATTER
 from meshd.outcome import Fault
-from meshd.proxy.arrival import arrive, read_message, too_large
+from meshd.proxy.arrival import arrive, check_plain, read_message, too_large
 from meshd.proxy.listed import Listed
 from meshd.proxy.quarantine import check_quarantine
 from meshd.refusal import Refused
@@ -283,6 +283,7 @@ class Incoming:
             self._scatter(body)
             return
         try:
+            check_plain(call.headers)
             ask = call.dialect.read(self._operation, body, call.path, call.headers)
         except Refused as refused:
             self.refuse(refused)

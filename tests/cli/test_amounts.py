@@ -5,7 +5,9 @@ from __future__ import annotations
 import click
 import pytest
 
-from meshd.cli.amounts import Amount, Tokens
+from meshd.admin import accounts as admin
+from meshd.cli.amounts import TOKENS_MAX, Amount, Dollars, Tokens
+from meshd.filters.units import COUNT_MAX, MONEY_MICRODOLLARS_MAX
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,17 @@ def test_an_amount_that_a_shell_has_eaten_is_explained() -> None:
         Amount().convert("", None, None)
 
 
-@pytest.mark.parametrize("text", ["", "0", "-1", "9007199254740993", "9" * 500, "5g"])
+@pytest.mark.parametrize(
+    "text", ["", "0", "-1", "1000000000000001", "2000000000M", "0" * 19 + "1" + "0" * 30, "9" * 500, "5g"]
+)
 def test_tokens_that_nobody_can_mean_are_refused(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="number of tokens"):
+    with pytest.raises(click.BadParameter, match="not a whole number of tokens from 1 to 1,000,000,000,000,000,"):
         Tokens().convert(text, None, None)
+
+
+def test_the_most_is_what_an_account_takes() -> None:
+    """More would be refused by the admin API, in words about JSON."""
+    assert Tokens().convert("1000000000M", None, None) == COUNT_MAX == TOKENS_MAX == admin.TOKENS_MAX
+    assert Dollars().convert("100000000", None, None) == MONEY_MICRODOLLARS_MAX
+    with pytest.raises(click.BadParameter, match=r"from 0\.000001 to 100,000,000,"):
+        Dollars().convert("100000000.01", None, None)

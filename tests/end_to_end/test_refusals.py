@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import socket
 import uuid
@@ -240,6 +241,23 @@ BAD_BODIES = {
     "trailing": b'{"model": "m", "messages": []} {}',
     "a mark of byte order": b'\xef\xbb\xbf{"model": "m", "messages": []}',
 }
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "zstd", "deflate", "identity, br"])
+@pytest.mark.parametrize(
+    "body", [gzip.compress(b'{"model": "m"}'), b'{"model": "m", "messages": []}'], ids=["compressed", "JSON"]
+)
+@pytest.mark.parametrize("target", ["openai/v1/chat/completions", "anthropic/v1/messages"])
+def test_an_encoded_body_is_refused_by_that_name(
+    through: Sidecar, provider: Provider, target: str, body: bytes, encoding: str
+) -> None:
+    """Even one that looks like JSON: whoever decodes it may read another call than the one that was judged."""
+    seen = len(provider.seen)
+    headers = {"content-type": "application/json", "content-encoding": encoding, "x-api-key": KEY}
+    status, said = fetch(f"{through.url}/{target}", "POST", headers, body)
+    assert status == 400
+    assert f"content-encoding '{encoding}'" in json.loads(said)["error"]["message"]
+    assert len(provider.seen) == seen
 
 
 CHAT, MESSAGES = "/openai/v1/chat/completions", "/anthropic/v1/messages"

@@ -433,6 +433,7 @@ async def test_a_cut_as_an_error_where_the_policy_says_so(budget: Budget) -> Non
     cut = ticket.on_event(_event(10_000))
     assert isinstance(cut, Cut)
     assert cut.is_error
+    assert "ask for more tokens, or use a model that does" in cut.message
 
 
 async def test_a_plain_answer_is_not_watched(budget: Budget) -> None:

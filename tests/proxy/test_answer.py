@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from typing import Any
 
 import pytest
@@ -237,3 +238,47 @@ def test_a_bomb_is_no_answer() -> None:
     answer = StreamAnswer(meter_of("openai"), (), inflater_for([(b"content-encoding", b"gzip")], 10_000))
     with pytest.raises(AnswerError, match="caps"):
         answer.data(gzip.compress(b"x" * 10_000_000))
+
+
+def gzipped_answer() -> PlainAnswer:
+    inflater = inflater_for([(b"content-encoding", b"gzip")], 10_000)
+    return PlainAnswer(meter_of("openai"), (), inflater, is_held=False, bytes_max=10_000)
+
+
+MEMBERS = b"".join(map(gzip.compress, (b'{"usage":{"prompt_tokens":5,', b"", b'"completion_tokens":2}}')))
+
+
+@pytest.mark.parametrize("piece_bytes", [1, 2, 7, len(MEMBERS)])
+@pytest.mark.parametrize("behind", [b"", b"\0" * 30, b"no gzip"], ids=["nothing", "zeros", "else"])
+def test_a_gzip_of_several_members_is_decoded_to_its_end(piece_bytes: int, behind: bytes) -> None:
+    answer, body = gzipped_answer(), MEMBERS + behind
+    out = b"".join(answer.data(body[at : at + piece_bytes]) for at in range(0, len(body), piece_bytes))
+    assert out + answer.end() == b'{"usage":{"prompt_tokens":5,"completion_tokens":2}}'
+    assert answer.meter.usage is not None
+    assert answer.meter.usage.total == 7
+
+
+@pytest.mark.parametrize("cut_bytes", [1, 8, 30])
+def test_a_gzip_that_is_cut_short_is_no_whole_answer(cut_bytes: int) -> None:
+    answer = gzipped_answer()
+    answer.data(MEMBERS[:-cut_bytes])
+    with pytest.raises(AnswerError, match="in the middle"):
+        answer.end()
+
+
+def test_a_compressed_body_of_nothing_is_whole() -> None:
+    assert gzipped_answer().end() == b""
+
+
+def test_a_compressed_stream_ends_with_its_last_word() -> None:
+    event = words_of("openai", "content")
+    for last, is_whole in ((b"data: [DONE]\n\n", True), (b"", False)):
+        flushed = zlib.compressobj(wbits=zlib.MAX_WBITS | 16)
+        body = flushed.compress(event + last) + flushed.flush(zlib.Z_SYNC_FLUSH)
+        answer = StreamAnswer(meter_of("openai"), (), inflater_for([(b"content-encoding", b"gzip")], 10_000))
+        assert answer.data(body) == event + last
+        if is_whole:
+            assert answer.end() == b""
+        else:
+            with pytest.raises(AnswerError, match="in the middle"):
+                answer.end()
