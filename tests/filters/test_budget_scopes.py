@@ -78,7 +78,7 @@ async def test_several_scopes_hold_at_once_and_the_tightest_is_named(ledger: Led
         f"agent/researcher/@1d/{TODAY}": (250, 0),
         "upstream/openai/@1h/2026-09-21T14:00/@usd": (4000, 0),
     }
-    error = await refused(budget, asked(of, input_bound=200))
+    error = await refused(budget, asked(of, input_bound=150))
     assert (error.reason, error.rule, error.is_retryable) == (Reason.BUDGET_EXHAUSTED, "daily", False)
     for part in ("agent/researcher", "per agent", "window 1d", "resets 2026-09-22 00:00 UTC", "wait until 2026-09-22"):
         assert part in error.message
