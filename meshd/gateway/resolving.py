@@ -25,7 +25,7 @@ from meshd.gateway.messages import (
     with_id,
     with_params,
 )
-from meshd.gateway.names import CALL, COMPARED_MAX, OWN
+from meshd.gateway.names import CALL, COMPARED_MAX, OWN, may_have
 from meshd.gateway.passage import Passage
 from meshd.gateway.results import URI
 from meshd.refusal import Reason, Refused
@@ -285,12 +285,28 @@ def unknown(gateway: Gateway, call: Call, method: str, name: str) -> Refused:
     what = "tool" if method == TOOLS_CALL else "prompt" if method == "prompts/get" else "resource"
     known = islice(held.items(), COMPARED_MAX)
     shown = [one for one, place in known if gateway.may(call.policy, agent, method, place)]
+    silent = _silent(gateway, method, name, held)
+    if silent:
+        return Refused(
+            Reason.UPSTREAM_UNREACHABLE,
+            f"{silent} did not say what it has, so nobody knows of a {what} {name[:128]!r}. Try again later.",
+        )
     near = names.near(name, shown)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     taken = next((one for one in names.refused if one.name == name), None)
     if taken is not None:
         hint = f" That of {taken.server} has a name that {taken.taken_by} has taken: set a prefix for it in the policy."
     return invalid(f"No server here has a {what} {name[:128]!r}.{hint}", INVALID_PARAMS)
+
+
+def _silent(gateway: Gateway, method: str, name: str, held: Any) -> str:
+    """Return the server that may have what is called and has never said what it has; empty where there is none."""
+    if method not in (TOOLS_CALL, "prompts/get"):
+        return ""
+    for upstream in may_have(gateway.servers, name):
+        if gateway.lists.is_silent(upstream.name) and all(place.server != upstream.name for place in held.values()):
+            return upstream.name
+    return ""
 
 
 def _prescribed(code: int, message: str, status: int = 400) -> Refused:
