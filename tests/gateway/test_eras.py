@@ -177,3 +177,14 @@ async def test_a_task_is_asked_for_where_it_runs(mesh: Any, upstream: Any) -> No
     reply = await raw.post(stateless("tasks/get", taskId="t-1"), *fields_of("tasks/get", "t-1"))
     assert json.loads(reply.body)["result"] == task
     assert (servers["one"].count("tasks/get"), servers["two"].count("tasks/get")) == (0, 1)
+
+
+async def test_the_level_of_a_clients_log_is_told_to_a_server_without_sessions(mesh: Any, upstream: Any) -> None:
+    answers = {**LIST, "initialize": UNSUPPORTED, "server/discover": DISCOVERED, "tools/call": text("done")}
+    server = Scripted(answers)
+    made = await behind(mesh, upstream, server)
+    mine = await Raw(made).open()
+    await mine.post({"method": "logging/setLevel", "params": {"level": "warning"}})
+    await mine.call("good__good")
+    _, said = last(server, "tools/call")
+    assert said["params"]["_meta"]["io.modelcontextprotocol/logLevel"] == "warning"
