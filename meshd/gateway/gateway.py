@@ -348,15 +348,17 @@ class Gateway:
             if not link.is_open or link.version >= STATELESS:
                 continue
             body = request(client.next_id(), "logging/setLevel", level) if level else message
-            fields = hearing.fields_of(link)
-            self.begin(calling.ask(self.proxy, link.upstream, fields, body, agent=client.agent, timeout_s=END_S))
+            self.tell(client, link, body)
+
+    def tell(self, client: Client, link: Link, body: bytes) -> None:
+        """Send a server a message, for whose answer nobody waits."""
+        fields = hearing.fields_of(link)
+        self.begin(calling.ask(self.proxy, link.upstream, fields, body, agent=client.agent, timeout_s=END_S))
 
     def decline(self, client: Client, link: Link, said: Said) -> None:
         """Tell a server that nobody can answer what it asks: its client has no session to be asked in."""
         body = error(said.id, -32601, f"The client of this call cannot be asked for {said.method[:64]}")
-        self.begin(
-            calling.ask(self.proxy, link.upstream, hearing.fields_of(link), body, agent=client.agent, timeout_s=END_S)
-        )
+        self.tell(client, link, body)
 
     def saved(self, tokens: int) -> None:
         """Count definitions that a model was spared."""

@@ -20,6 +20,7 @@ from meshd.gateway.messages import (
     STATELESS,
     as_event,
     encode,
+    notification,
     passed,
     read,
     with_data,
@@ -29,7 +30,7 @@ from meshd.gateway.messages import (
 )
 from meshd.gateway.opening import stateless_meta
 from meshd.gateway.sizing import METHODS, Fitting
-from meshd.gateway.streams import OF_NO_CALL, inward
+from meshd.gateway.streams import CANCELLED, OF_NO_CALL, inward
 from meshd.proxy.answer import AnswerError, content_type_of
 from meshd.proxy.onward import Onward
 from meshd.refusal import Refused
@@ -156,6 +157,14 @@ class Passage:
         self._is_reopened = True
         self.gateway.forget(client, link)
         return True
+
+    def given_up(self) -> None:
+        """Its client has gone. By 2026-07-28 that cancels a request; a server of 2025 must be told it in words."""
+        link, client = self.link, self.client
+        # The bridge tells its servers by itself.
+        if self.id and link is not None and link.is_open and client is not None and not link.upstream.is_bridged:
+            params = b'{"requestId":' + self.id + b',"reason":"Its client has gone"}'
+            self.gateway.tell(client, link, notification(CANCELLED, params))
 
     # ------------------------------------------------------------------ the answer
 

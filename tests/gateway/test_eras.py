@@ -188,3 +188,17 @@ async def test_the_level_of_a_clients_log_is_told_to_a_server_without_sessions(m
     await mine.call("good__good")
     _, said = last(server, "tools/call")
     assert said["params"]["_meta"]["io.modelcontextprotocol/logLevel"] == "warning"
+
+
+async def test_a_client_without_a_session_cancels_by_hanging_up(mesh: Any, upstream: Any) -> None:
+    server = Scripted({**LIST, "tools/call": lambda said: None})
+    made = await behind(mesh, upstream, server)
+    message = stateless("tools/call", name="good__good", arguments={})
+    calling = asyncio.ensure_future(Raw(made).post(message, *fields_of("tools/call", "good__good")))
+    await until(lambda: server.count("tools/call") == 1)
+    _, asked = last(server, "tools/call")
+    made._clients[-1].abort()
+    await until(lambda: server.count("notifications/cancelled") == 1)
+    _, said = last(server, "notifications/cancelled")
+    assert said["params"]["requestId"] == asked["id"]
+    calling.cancel()
