@@ -14,6 +14,7 @@ from mcp.client.streamable_http import streamable_http_client
 from meshd.engines.memory import MemoryStore
 from tests.gateway.scripted import Raw, Scripted, text, tool
 from tests.gateway.servers import Counted
+from tests.gateway.test_legacy import connected
 from tests.proxy.harness import until
 from tests.rpc.asking import WORKFLOW, decide, document, pending
 from tests.rpc.servers import Tools
@@ -74,3 +75,17 @@ async def test_what_a_client_cancels_is_not_sent_once_it_is_allowed(
     again = await mine.post(asked, path=path)
     assert json.loads(again.body)["result"] == text("done")
     assert server.count("tools/call") == 1
+
+
+async def test_what_a_client_of_2024_cancels_is_not_sent_either(mesh: Any, upstream: Any) -> None:
+    server = Scripted({"tools/list": {"tools": [tool("good")]}, "tools/call": text("done")})
+    made = await mesh(document("tools", (await upstream(server)).port, "tool", "mcp", "hold: 20s"), store=MemoryStore())
+    async with connected(made) as one:
+        calling = asyncio.ensure_future(one.call_tool("tools__good", {}))
+        while not await pending(made):
+            await asyncio.sleep(0)
+        calling.cancel()
+        await until(lambda: not any(live.call.rpc and live.call.rpc.tool for live in made.proxy.live))
+        await decide(made)
+        assert server.count("tools/call") == 0
+        assert (await one.call_tool("tools__good", {})).content[0].text == "done"
