@@ -360,12 +360,15 @@ class Session:
         for call in calls.values():
             call.fail(ended.fault, message)
 
-    def close(self) -> None:
-        """End it: `Sessions.end`."""
+    def close(self, *, is_left: bool) -> None:
+        """End it: `Sessions.end`. What its client has left by itself says nothing of the server."""
         self.is_over = True
         calls, self.underway = self.underway, {}
         for call in calls.values():
-            call.fail(Fault.RESET, f"The session with {self._sessions.name} was ended")
+            if is_left and call.rpc is not None:
+                call.answer(messages.error(call.rpc.id, "Its client has ended the session"), is_error=True)
+            else:
+                call.fail(Fault.RESET, f"The session with {self._sessions.name} was ended")
         channel, self._channel = self._channel, None
         listener, self.listener = self.listener, None
         if channel is not None:

@@ -121,7 +121,7 @@ class Sessions:
                 session.listen(attempt)
         elif method == "DELETE" and ids:
             if session is not None:
-                self.end(session)
+                self.end(session, is_left=True)
             _answer(attempt, 404 if session is None else 204, b"")
         else:
             _answer(attempt, 405, messages.error(b"", "Send each message by a POST", NO_SESSION))
@@ -201,14 +201,14 @@ class Sessions:
             log.info("%s", message)
         return message
 
-    def end(self, session: Session) -> None:
-        """End a session, and the copy that runs for it."""
+    def end(self, session: Session, *, is_left: bool = False) -> None:
+        """End a session, and the copy that runs for it; `is_left` where its client says that it is over."""
         if session.id:
             self._by_id.pop(session.id, None)
         elif self._shared.get(session.key) is session:
             del self._shared[session.key]
         if not session.is_over:
-            session.close()
+            session.close(is_left=is_left)
 
     # ------------------------------------------------------------------ time and the end
 

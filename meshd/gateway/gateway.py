@@ -16,7 +16,7 @@ from meshd.gateway.client import Client, Link
 from meshd.gateway.legacy import Talks
 from meshd.gateway.listing import PROMPTS, RESOURCES, TEMPLATES, TOOLS, Shown, held_of, renamed
 from meshd.gateway.messages import SESSIONED, STATELESS, encode, error, event_of, request
-from meshd.gateway.names import Names
+from meshd.gateway.names import Names, may_have
 from meshd.gateway.opening import open_link
 from meshd.gateway.resolving import resolve, session_unknown
 from meshd.gateway.results import Results
@@ -210,7 +210,7 @@ class Gateway:
         hearing.stop(link)
         if link.is_open and link.id:
             link.is_open, fields = False, hearing.fields_of(link)
-            self._begin(
+            self.begin(
                 calling.ask(
                     self.proxy, link.upstream, fields, b"", agent=client.agent, timeout_s=END_S, method="DELETE"
                 )
@@ -284,10 +284,8 @@ class Gateway:
         await asyncio.shield(looking)
 
     async def _look(self, client: Client, policy: Policy, agent: str, parts: tuple[Part, ...], name: str) -> None:
-        servers = list(self.servers.values())
-        if RESOURCES not in parts and "://" not in name:
-            prefixed = [one for one in servers if one.prefix and name.startswith(one.prefix)]
-            servers = prefixed or [one for one in servers if not one.prefix]
+        is_name = RESOURCES not in parts and "://" not in name
+        servers = may_have(self.servers, name) if is_name else list(self.servers.values())
         for part in parts:
             await self.lists.refresh(client, policy, agent, part, servers, is_needed=False)
 
@@ -316,7 +314,7 @@ class Gateway:
             # Nothing else opens sessions for one who only listens.
             for upstream in self.servers.values():
                 if upstream.name not in client.links:
-                    self._begin(self.open(client, upstream))
+                    self.begin(self.open(client, upstream))
 
     def detach(self, stream: Stream) -> None:
         """A client listens no more."""
@@ -350,21 +348,23 @@ class Gateway:
             if not link.is_open or link.version >= STATELESS:
                 continue
             body = request(client.next_id(), "logging/setLevel", level) if level else message
-            fields = hearing.fields_of(link)
-            self._begin(calling.ask(self.proxy, link.upstream, fields, body, agent=client.agent, timeout_s=END_S))
+            self.tell(client, link, body)
+
+    def tell(self, client: Client, link: Link, body: bytes) -> None:
+        """Send a server a message, for whose answer nobody waits."""
+        fields = hearing.fields_of(link)
+        self.begin(calling.ask(self.proxy, link.upstream, fields, body, agent=client.agent, timeout_s=END_S))
 
     def decline(self, client: Client, link: Link, said: Said) -> None:
         """Tell a server that nobody can answer what it asks: its client has no session to be asked in."""
         body = error(said.id, -32601, f"The client of this call cannot be asked for {said.method[:64]}")
-        self._begin(
-            calling.ask(self.proxy, link.upstream, hearing.fields_of(link), body, agent=client.agent, timeout_s=END_S)
-        )
+        self.tell(client, link, body)
 
     def saved(self, tokens: int) -> None:
         """Count definitions that a model was spared."""
         self.saved_tokens += tokens
 
-    def _begin(self, work: Coroutine[Any, Any, Any]) -> None:
+    def begin(self, work: Coroutine[Any, Any, Any]) -> None:
         """Do something that nobody waits for."""
         task = self.proxy.loop.create_task(work)
         self._work.add(task)

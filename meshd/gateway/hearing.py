@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from meshd.gateway.messages import Said
     from meshd.gateway.streams import Stream
 
+SUBSCRIBE_S: Final = 10.0
 AGAIN_S: Final = 1.0
 """A server may end its stream at any time, and wants to be asked again."""
 
@@ -36,7 +37,14 @@ def start(gateway: Gateway, client: Client, link: Link) -> None:
     """Listen to a server, where somebody wants to hear it and nobody listens yet; or not to all that is wanted now."""
     if not client.streams or not link.is_open:
         return
-    uris = _uris(gateway, client, link) if link.version >= STATELESS else ()
+    uris = _uris(gateway, client, link)
+    if link.version < STATELESS:
+        # A client with a session has subscribed by itself, and its streams name nothing.
+        asked = [uri for uri in uris if uri not in link.uris]
+        if asked:
+            link.uris = (*link.uris, *asked)
+            gateway.begin(_subscribe(gateway, client, link, asked))
+        uris = ()
     if link.listening is not None:
         if set(uris) <= set(link.uris):
             return
@@ -50,7 +58,8 @@ def start(gateway: Gateway, client: Client, link: Link) -> None:
         if was_stream:
             gateway.proxy.later(AGAIN_S, lambda: start(gateway, client, link))
 
-    link.uris = uris
+    if link.version >= STATELESS:
+        link.uris = uris
     link.listening = _nothing  # Where the server ends it at once, `ended` comes before the next line.
     if link.version >= STATELESS:
         fields = [*fields_of(link), (METHOD_FIELD, b"subscriptions/listen")]
@@ -114,6 +123,18 @@ def _subscription(client: Client, uris: tuple[str, ...]) -> bytes:
     )
 
 
+async def _subscribe(gateway: Gateway, client: Client, link: Link, uris: list[str]) -> None:
+    """Subscribe for who listens without a session at a server that knows subscriptions in sessions alone. They last as
+    long as the session: what nobody wants to hear any more is told nobody."""
+    for uri in uris:
+        body = request(client.next_id(), "resources/subscribe", encode({"uri": uri}))
+        # What the server or the policy refuses is not heard of; the others are.
+        with suppress(Refused):
+            await calling.ask(
+                gateway.proxy, link.upstream, fields_of(link), body, agent=client.agent, timeout_s=SUBSCRIBE_S
+            )
+
+
 def _heard(gateway: Gateway, client: Client, link: Link, event: bytes) -> None:
     found = _inward(gateway, client, link, event)
     if found is None:
@@ -125,6 +146,11 @@ def _heard(gateway: Gateway, client: Client, link: Link, event: bytes) -> None:
         return
     if not said.method:
         return
+    tell(client, event, said)
+
+
+def tell(client: Client, event: bytes, said: Said) -> None:
+    """Hand what a server says of its lists and resources to those who listen without a session and want to know."""
     for stream in tuple(client.streams):
         # What has params that cannot be read is nothing that anybody asked for.
         with suppress(Refused):

@@ -53,6 +53,10 @@ class Lists:
         """Say whether a server has listed something, whatever became of that."""
         return any(entry.name == name for entry in self._held.get(server, {}).get(method, ()))
 
+    def is_silent(self, server: str) -> bool:
+        """Say whether a server has never listed anything here, and did not answer when it was asked lately."""
+        return server in self._failed and not self._held.get(server)
+
     def changed(self, server: str) -> None:
         """Ask a server again, though it did not answer."""
         self._failed.pop(server, None)

@@ -25,6 +25,7 @@ VERSION_IN_META: Final = "io.modelcontextprotocol/protocolVersion"
 CAPABILITIES_IN_META: Final = "io.modelcontextprotocol/clientCapabilities"
 CLIENT_IN_META: Final = "io.modelcontextprotocol/clientInfo"
 SUBSCRIPTION_IN_META: Final = "io.modelcontextprotocol/subscriptionId"
+LEVEL_IN_META: Final = "io.modelcontextprotocol/logLevel"
 CONTEXT_IN_META: Final = "dev.meshd/context"
 LAST_EVENT_FIELD: Final = b"last-event-id"
 

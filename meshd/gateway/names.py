@@ -54,6 +54,12 @@ def spaced(prefix: str, name: str) -> str:
     return f"{clean[: NAME_CHARACTERS_MAX - _DIGEST_CHARACTERS - 1]}_{digest}"
 
 
+def may_have(servers: Mapping[str, Upstream], name: str) -> list[Upstream]:
+    """Return the servers that may have a tool or prompt of this name."""
+    prefixed = [one for one in servers.values() if one.prefix and name.startswith(one.prefix)]
+    return prefixed or [one for one in servers.values() if not one.prefix]
+
+
 class Names:
     """All names of one moment, of the servers in the policy's order.
 

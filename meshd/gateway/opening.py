@@ -33,7 +33,8 @@ if TYPE_CHECKING:
     from meshd.proxy.proxy import Proxy
 
 OPEN_S: Final = 10.0
-"""Longest that a server may take to open a session: a call waits for it."""
+"""Longest that a server may take to open a session: a call waits for it. One that meshd starts has the time that the
+policy gives it to start."""
 _OURS: Final = {"name": "meshd", "version": "1"}
 _SESSION_BYTES_MAX: Final = 1024
 
@@ -59,7 +60,7 @@ async def _initialize(proxy: Proxy, client: Client, link: Link) -> str | None:
     """Open a session of 2025; return why that failed, None where it did not."""
     hello = client.hello if client.hello and not client.is_shared else _hello()
     body = request(client.next_id(), "initialize", hello)
-    heard = await calling.ask(proxy, link.upstream, [], body, agent=client.agent, timeout_s=OPEN_S)
+    heard = await calling.ask(proxy, link.upstream, [], body, agent=client.agent, timeout_s=_open_s(link))
     result = _result_of(heard)
     if isinstance(result, str):
         return result
@@ -77,11 +78,16 @@ async def _initialize(proxy: Proxy, client: Client, link: Link) -> str | None:
     if session:
         fields.append((SESSION_FIELD, session))
     await calling.ask(
-        proxy, link.upstream, fields, notification("notifications/initialized"), agent=client.agent, timeout_s=OPEN_S
+        proxy,
+        link.upstream,
+        fields,
+        notification("notifications/initialized"),
+        agent=client.agent,
+        timeout_s=_open_s(link),
     )
     if client.log_level:
         level = request(client.next_id(), "logging/setLevel", client.log_level)
-        await calling.ask(proxy, link.upstream, fields, level, agent=client.agent, timeout_s=OPEN_S)
+        await calling.ask(proxy, link.upstream, fields, level, agent=client.agent, timeout_s=_open_s(link))
     return None
 
 
@@ -89,7 +95,7 @@ async def _discover(proxy: Proxy, client: Client, link: Link) -> str | None:
     """Find out whether a server speaks 2026; return why not, None where it does."""
     fields: Headers = [(VERSION_FIELD, STATELESS.encode()), (METHOD_FIELD, b"server/discover")]
     body = request(client.next_id(), "server/discover", b'{"_meta":' + encode(stateless_meta()) + b"}")
-    heard = await calling.ask(proxy, link.upstream, fields, body, agent=client.agent, timeout_s=OPEN_S)
+    heard = await calling.ask(proxy, link.upstream, fields, body, agent=client.agent, timeout_s=_open_s(link))
     result = _result_of(heard)
     if isinstance(result, str):
         return result
@@ -101,6 +107,11 @@ async def _discover(proxy: Proxy, client: Client, link: Link) -> str | None:
         return f"it does not speak {STATELESS}"
     link.id, link.version = b"", STATELESS
     return None
+
+
+def _open_s(link: Link) -> float:
+    process = link.upstream.process
+    return OPEN_S if process is None else max(OPEN_S, process.start_timeout_s)
 
 
 def _hello() -> bytes:

@@ -11,13 +11,16 @@ from meshd.call import Target, Wait
 from meshd.chain import Pending
 from meshd.dialects.json_pairs import member, read_body, read_object, write
 from meshd.dialects.mcp import SESSION_FIELD, TOOLS_CALL
+from meshd.gateway.hearing import tell
 from meshd.gateway.links import METHODS as LINKING
 from meshd.gateway.links import linked
 from meshd.gateway.messages import (
     CONTEXT_IN_META,
+    LEVEL_IN_META,
     STATELESS,
     as_event,
     encode,
+    notification,
     passed,
     read,
     with_data,
@@ -27,7 +30,7 @@ from meshd.gateway.messages import (
 )
 from meshd.gateway.opening import stateless_meta
 from meshd.gateway.sizing import METHODS, Fitting
-from meshd.gateway.streams import inward
+from meshd.gateway.streams import CANCELLED, OF_NO_CALL, inward
 from meshd.proxy.answer import AnswerError, content_type_of
 from meshd.proxy.onward import Onward
 from meshd.refusal import Refused
@@ -114,6 +117,9 @@ class Passage:
         meta: dict[str, bytes] = {}
         if link.version >= STATELESS and client.version < STATELESS and rpc.id:
             meta = {name: encode(value) for name, value in stateless_meta().items()}
+            if client.log_level:
+                # There is no `logging/setLevel` any more: each request says what it wants to hear.
+                meta[LEVEL_IN_META] = msgspec.json.encode(msgspec.json.decode(client.log_level)["level"])
         context = call.context
         if link.upstream.sends_trace and context is not None and not rpc.is_reply:
             # SEP-414: without a prefix.
@@ -151,6 +157,14 @@ class Passage:
         self._is_reopened = True
         self.gateway.forget(client, link)
         return True
+
+    def given_up(self) -> None:
+        """Its client has gone. By 2026-07-28 that cancels a request; a server of 2025 must be told it in words."""
+        link, client = self.link, self.client
+        # The bridge tells its servers by itself.
+        if self.id and link is not None and link.is_open and client is not None and not link.upstream.is_bridged:
+            params = b'{"requestId":' + self.id + b',"reason":"Its client has gone"}'
+            self.gateway.tell(client, link, notification(CANCELLED, params))
 
     # ------------------------------------------------------------------ the answer
 
@@ -344,13 +358,27 @@ class ReturnedStream(Onward):
         if said is None or (not said.method and not passage.is_answered_by(said)):
             return b""
         if said.method:
-            return inward(passage.gateway, passage.client, passage.link, event, body, said)
+            made = inward(passage.gateway, passage.client, passage.link, event, body, said)
+            return self._kept_for_listeners(made, said) if made and passage.client.is_shared else made
         if self._is_task:
             note_task(passage, body)
         made = passage.linked(passage.returned(body) if passage.id and said.id else body)
         if self._fitting is not None:
             made = self._fitting.fit(made)
         return event if made is body else with_data(event, made)
+
+    def _kept_for_listeners(self, event: bytes, said: Said) -> bytes:
+        """Bring what concerns no call to those of the agent's clients that listen: a server of 2025 may say it on any
+        of its streams, and a client of 2026 hears it on its own alone. Return what is left for this call."""
+        passage = self._passage
+        assert passage.client is not None
+        assert passage.link is not None
+        if said.id or said.method not in OF_NO_CALL or passage.link.version >= STATELESS:
+            return event
+        told = read(data_of(event))
+        if told is not None:
+            tell(passage.client, event, told)
+        return b""
 
 
 def note_task(passage: Passage, message: bytes) -> None:

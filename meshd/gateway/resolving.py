@@ -25,9 +25,10 @@ from meshd.gateway.messages import (
     with_id,
     with_params,
 )
-from meshd.gateway.names import CALL, COMPARED_MAX, OWN
+from meshd.gateway.names import CALL, COMPARED_MAX, OWN, may_have, spaced
 from meshd.gateway.passage import Passage
 from meshd.gateway.results import URI
+from meshd.proxy.quarantine import in_quarantine
 from meshd.refusal import Reason, Refused
 
 if TYPE_CHECKING:
@@ -235,7 +236,7 @@ def _placed(
         server = (gateway.only or "") if passage.is_looked_for else ""
         real = name.removeprefix(gateway.servers[server].prefix) if server and key == "name" else name
         if is_tool and gateway.lists.has(server, TOOLS_LIST, real):
-            server = ""  # It is listed, and kept out of the catalogue: it cannot be called past that.
+            server, real = "", name  # It is listed, and kept out of the catalogue: it cannot be called past that.
     return Where(server, body if real == name else with_params(body, {key: encode(real)}), real)
 
 
@@ -285,12 +286,32 @@ def unknown(gateway: Gateway, call: Call, method: str, name: str) -> Refused:
     what = "tool" if method == TOOLS_CALL else "prompt" if method == "prompts/get" else "resource"
     known = islice(held.items(), COMPARED_MAX)
     shown = [one for one, place in known if gateway.may(call.policy, agent, method, place)]
+    for upstream in may_have(gateway.servers, name):
+        for sort, kept in gateway.proxy.quarantine.get(upstream.name, ()):
+            if sort == what and spaced(upstream.prefix, kept) == name:
+                return in_quarantine(sort, kept, upstream.name)
+    silent = _silent(gateway, method, name, held)
+    if silent:
+        return Refused(
+            Reason.UPSTREAM_UNREACHABLE,
+            f"{silent} did not say what it has, so nobody knows of a {what} {name[:128]!r}. Try again later.",
+        )
     near = names.near(name, shown)
     hint = f" Did you mean {', '.join(near)}?" if near else ""
     taken = next((one for one in names.refused if one.name == name), None)
     if taken is not None:
         hint = f" That of {taken.server} has a name that {taken.taken_by} has taken: set a prefix for it in the policy."
     return invalid(f"No server here has a {what} {name[:128]!r}.{hint}", INVALID_PARAMS)
+
+
+def _silent(gateway: Gateway, method: str, name: str, held: Any) -> str:
+    """Return the server that may have what is called and has never said what it has; empty where there is none."""
+    if method not in (TOOLS_CALL, "prompts/get"):
+        return ""
+    for upstream in may_have(gateway.servers, name):
+        if gateway.lists.is_silent(upstream.name) and all(place.server != upstream.name for place in held.values()):
+            return upstream.name
+    return ""
 
 
 def _prescribed(code: int, message: str, status: int = 400) -> Refused:

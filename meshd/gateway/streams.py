@@ -33,6 +33,7 @@ LIST_CHANGED: Final = {
 }
 """By which a client of 2026 asks for them."""
 UPDATED: Final = "notifications/resources/updated"
+OF_NO_CALL: Final = frozenset({*LIST_CHANGED, UPDATED})
 ACKNOWLEDGED: Final = "notifications/subscriptions/acknowledged"
 CANCELLED: Final = "notifications/cancelled"
 HELD_BYTES_MAX: Final = 2**20

@@ -16,6 +16,7 @@ from meshd.outcome import Fault
 from meshd.proxy.arrival import arrive, check_plain, read_message, too_large
 from meshd.proxy.listed import Listed
 from meshd.proxy.quarantine import check_quarantine
+from meshd.proxy.withdrawing import CANCELLED, withdraw
 from meshd.refusal import Refused
 from meshd.wire.fields import forwardable_trailers
 
@@ -314,13 +315,16 @@ class Incoming:
             call.heard_by.hear(body)
 
     def _judge_message(self) -> None:
-        if self.proxy.quarantine:
-            try:
-                check_quarantine(self.call, self.proxy.quarantine)
-            except Refused as refused:
-                self.refuse(refused)
-                return
-            self._keep_back()
+        call = self.call
+        try:
+            if call.rpc is not None and call.rpc.method == CANCELLED:
+                withdraw(call, self.proxy.live)
+            if self.proxy.quarantine:
+                check_quarantine(call, self.proxy.quarantine)
+                self._keep_back()
+        except Refused as refused:
+            self.refuse(refused)
+            return
         self._admit()
 
     def _keep_back(self) -> None:

@@ -55,6 +55,9 @@ class Listed:
         """Sessions are the client's own."""
         return False
 
+    def given_up(self) -> None:
+        """Nobody else has to know."""
+
     def reply_fields(self, fields: Headers) -> Headers:
         """See `Passage`: they stay."""
         return fields

@@ -354,6 +354,8 @@ class Proxy:
     def left(self, exchange: Exchange) -> None:
         """A call has ended."""
         self.live.discard(exchange)
+        if exchange.is_caller_gone and exchange.call.passage is not None:
+            exchange.call.passage.given_up()
         if self.is_draining:
             self._call_ended.set()
 

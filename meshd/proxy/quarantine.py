@@ -35,9 +35,14 @@ def check_quarantine(call: Call, held: Held) -> None:
         raw = member(read_body(call.body or b""), "params")
         name = "" if raw is None else text(read_object(raw, "params"), key, "params") or ""
     if (sort, name) in names:
-        name = name[:128]
-        raise Refused(
-            Reason.NOT_ALLOWED,
-            f"The {sort} {name} of {upstream.name} is in quarantine, and nobody may call it: what its server says "
-            f"of it has changed, or is for a person to look at. See `meshd tools show {upstream.name}/{name}`.",
-        )
+        raise in_quarantine(sort, name, upstream.name)
+
+
+def in_quarantine(sort: str, name: str, server: str) -> Refused:
+    """Return the refusal of what is in quarantine."""
+    name = name[:128]
+    return Refused(
+        Reason.NOT_ALLOWED,
+        f"The {sort} {name} of {server} is in quarantine, and nobody may call it: what its server says "
+        f"of it has changed, or is for a person to look at. See `meshd tools show {server}/{name}`.",
+    )

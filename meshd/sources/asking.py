@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 ERRAND: Final = "discovery"
 TIMEOUT_S: Final = 15.0
-"""For one answer."""
+"""For one answer. A server that meshd starts has the time that the policy gives it to start."""
 PAGE_BYTES_MAX: Final = 4 << 20
 """Of one answer."""
 PAGES_MAX: Final = 64
@@ -71,7 +71,8 @@ class Asking:
     def __init__(self, proxy: Proxy, upstream: str, *, timeout_s: float = TIMEOUT_S) -> None:
         self.proxy = proxy
         self.upstream = upstream
-        self._timeout_s = timeout_s
+        process = proxy.policy.upstreams[upstream].process if upstream in proxy.policy.upstreams else None
+        self._timeout_s = timeout_s if process is None else max(timeout_s, process.start_timeout_s)
         self._bytes = 0
 
     def begin(self) -> None:

@@ -182,3 +182,16 @@ async def test_what_is_said_at_the_beginning_is_bounded(started: Any) -> None:
         assert sessions(made).all == []
         await raw.open()
         assert await raw.said("cwd")
+
+
+async def test_a_session_that_its_client_ends_says_nothing_of_the_server(started: Any) -> None:
+    made = await started(str(BAD), "fine")
+    async with Raw(made.port) as raw:
+        await raw.open()
+        calling = asyncio.ensure_future(raw.call("hang"))
+        await until(lambda: any(one.underway for one in sessions(made).all))
+        async with raw.delete() as reply:
+            assert reply.status == 204
+        answer, _ = await calling
+    assert answer["error"]["message"] == "Its client has ended the session"
+    assert {attempt.outcome.verdict.value for attempt in made.attempts} == {"success"}

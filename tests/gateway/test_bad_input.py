@@ -313,3 +313,14 @@ async def test_what_is_kept_out_of_the_catalogue_is_neither_shown_nor_called(mes
     for name in ("good__evil", "evil"):
         assert (await mine.call(name))["error"]["code"] == -32602
     assert server.count("tools/call") == 1
+
+
+async def test_a_tool_of_a_server_that_says_nothing_is_not_called_unknown(mesh: Any, upstream: Any) -> None:
+    away = Scripted({"initialize": {"error": {"code": -32603, "message": "not yet"}}})
+    there = Scripted({"tools/list": {"tools": [tool("good")]}})
+    made = await mesh(document({"away": (await upstream(away)).port, "there": (await upstream(there)).port}))
+    mine = await Raw(made).open()
+    error = (await mine.call("away__good"))["error"]
+    assert error["message"].startswith("away did not say what it has")
+    assert error["data"]["reason"] == "upstream_unreachable"
+    assert "Did you mean there__good?" in (await mine.call("there__goot"))["error"]["message"]

@@ -177,3 +177,28 @@ async def test_a_task_is_asked_for_where_it_runs(mesh: Any, upstream: Any) -> No
     reply = await raw.post(stateless("tasks/get", taskId="t-1"), *fields_of("tasks/get", "t-1"))
     assert json.loads(reply.body)["result"] == task
     assert (servers["one"].count("tasks/get"), servers["two"].count("tasks/get")) == (0, 1)
+
+
+async def test_the_level_of_a_clients_log_is_told_to_a_server_without_sessions(mesh: Any, upstream: Any) -> None:
+    answers = {**LIST, "initialize": UNSUPPORTED, "server/discover": DISCOVERED, "tools/call": text("done")}
+    server = Scripted(answers)
+    made = await behind(mesh, upstream, server)
+    mine = await Raw(made).open()
+    await mine.post({"method": "logging/setLevel", "params": {"level": "warning"}})
+    await mine.call("good__good")
+    _, said = last(server, "tools/call")
+    assert said["params"]["_meta"]["io.modelcontextprotocol/logLevel"] == "warning"
+
+
+async def test_a_client_without_a_session_cancels_by_hanging_up(mesh: Any, upstream: Any) -> None:
+    server = Scripted({**LIST, "tools/call": lambda said: None})
+    made = await behind(mesh, upstream, server)
+    message = stateless("tools/call", name="good__good", arguments={})
+    calling = asyncio.ensure_future(Raw(made).post(message, *fields_of("tools/call", "good__good")))
+    await until(lambda: server.count("tools/call") == 1)
+    _, asked = last(server, "tools/call")
+    made._clients[-1].abort()
+    await until(lambda: server.count("notifications/cancelled") == 1)
+    _, said = last(server, "notifications/cancelled")
+    assert said["params"]["requestId"] == asked["id"]
+    calling.cancel()

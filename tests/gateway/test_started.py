@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from meshd.gateway import opening
+from meshd.sources.mcp_server import McpServer
 from tests.bridge.conftest import SERVER, SERVER_OF_2025, started
 from tests.bridge.server import made as official
 from tests.gateway.conftest import connect, text_of
@@ -59,3 +61,19 @@ async def test_each_client_has_a_copy_of_its_own(started: Any) -> None:
         assert text_of(await one.call_tool("files__keep", {"value": "mine"})) == "nothing"
         assert text_of(await other.call_tool("files__keep", {"value": "theirs"})) == "nothing"
         assert text_of(await one.call_tool("files__keep", {"value": ""})) == "mine"
+
+
+@pytest.mark.parametrize("mode", ["legacy", "2026-07-28"])
+async def test_a_server_may_take_the_time_to_start_that_the_policy_gives_it(
+    started: Any, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(opening, "OPEN_S", 0.001)  # No program starts as fast.
+    made = await started(str(SERVER_OF_2025))
+    async with connect(made, mode) as one:
+        assert text_of(await one.call_tool("files__find", {"words": "bees"})) == "found bees"
+
+
+async def test_who_asks_for_the_catalogue_waits_for_a_server_to_start(started: Any) -> None:
+    made = await started(str(SERVER_OF_2025))
+    found = await McpServer(made.proxy, "files", timeout_s=0.001).look()
+    assert [entry.name for entry in found.entries] == ["find"]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.gateway.conftest import document
 from tests.gateway.scripted import Raw, Scripted, fields_of, stateless, text, tool
 from tests.proxy.harness import until
@@ -157,4 +159,43 @@ async def test_who_subscribes_later_is_heard_too_by_the_server_that_has_it(mesh:
     await until(lambda: asked(two)[-1] == ["x://both", "x://two"])
     assert asked(one) == [["x://one"]]
     first.close()
+    second.close()
+
+
+@pytest.mark.parametrize("way", ["of its own", "of a call"])
+async def test_who_subscribes_without_a_session_hears_a_server_with_sessions(
+    mesh: Any, upstream: Any, way: str
+) -> None:
+    updated = b'data: {"jsonrpc":"2.0","method":"notifications/resources/updated","params":{"uri":"x://one"}}\n\n'
+    told = CHANGED + updated
+
+    def call(said: Any) -> bytes:
+        answer = json.dumps({"jsonrpc": "2.0", "id": said["id"], "result": text("done")}).encode()
+        before = told if way == "of a call" else b""
+        return HEAD + chunk(before + b"data: " + answer + b"\n\n") + b"0\r\n\r\n"
+
+    listed = {"resources": [resource("x://one"), resource("x://two")]}
+    more = {"GET": HEAD + chunk(told)} if way == "of its own" else {}
+    server = Scripted({**ANSWERS, "resources/list": listed, "resources/subscribe": {}, "tools/call": call, **more})
+    made = await behind(mesh, upstream, good=server)
+    await Raw(made).post(stateless("resources/list"), *fields_of("resources/list"))
+    client = await subscribed(made, "a", toolsListChanged=True, resourceSubscriptions=["x://one"])
+    # Such a server tells of a resource those alone who have subscribed to it.
+    await until(lambda: server.count("resources/subscribe") == 1)
+    assert [said["params"] for _, said in server.requests if said.get("method") == "resources/subscribe"] == [
+        {"uri": "x://one"}
+    ]
+    message = stateless("tools/call", name="good__good", arguments={})
+    reply = await Raw(made).post(message, *fields_of("tools/call", "good__good"))
+    # It is another client's call: that hears its answer, and no more.
+    assert b"changed" not in reply.body
+    assert b"updated" not in reply.body
+    heard = b""
+    while b"tools/list_changed" not in heard or b"resources/updated" not in heard:
+        heard += await client.reader.read(65_536)
+    # Who subscribes to the same later needs no second subscription, and to another one more.
+    second = await subscribed(made, "b", resourceSubscriptions=["x://one", "x://two"])
+    await until(lambda: server.count("resources/subscribe") == 2)
+    assert server.requests[-1][1]["params"] == {"uri": "x://two"}
+    client.close()
     second.close()

@@ -53,6 +53,10 @@ async def test_what_is_in_quarantine_is_called_by_no_address(house: Any, serve: 
             with pytest.raises(MCPError, match="read_file of files is in quarantine"):
                 await client.call_tool("read_file", {"path": "x"})
             assert not (await client.call_tool("list_files", {"path": "x"})).is_error
+        # Behind the gateway it is not called unknown either, with other tools as what may have been meant.
+        async with Client(f"http://127.0.0.1:{one.mesh.port}/mcp", mode=mode) as client:
+            with pytest.raises(MCPError, match="read_file of files is in quarantine"):
+                await client.call_tool("files__read_file", {"path": "x"})
     (held,) = one.discovering.admitting.quarantined("files")
     await one.discovering.admitting.approve("files", "read_file", held.entry.digest())
     async with Client(f"http://127.0.0.1:{one.mesh.port}/files/mcp") as client:

@@ -254,3 +254,26 @@ upstreams:
     document = one.mesh.load('upstreams:\n  search: {url: "http://127.0.0.1:1", kind: tool}\n')
     one.discovering.take(document)
     assert len(one.catalogue) == 0
+
+
+async def test_what_only_looks_opens_no_breaker(house: Any, upstream: Any) -> None:
+    """A port that speaks gRPC alone takes no HTTP/1.1: its card is not there, and its callers must not pay for that."""
+
+    async def closes(peer: Any) -> None:
+        await peer.request()
+        peer.close()
+
+    port = (await upstream(closes)).port
+    rule = "rules: [{name: soon, match: {target: up}, breaker: {consecutive: 2, open: 15s}}]"
+    one = await house(f'upstreams: {{up: {{url: "http://127.0.0.1:{port}", kind: agent, dialect: a2a}}}}\n{rule}\n')
+    await one.looked("up")
+    for _ in range(3):
+        assert "circuit" not in (await one.again("up")).why
+    request = b"GET /up/x HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"
+    reply = await one.mesh.fetch(request)
+    assert b"circuit_open" not in reply.body
+    # What callers find out holds for it.
+    for _ in range(4):
+        reply = await one.mesh.fetch(request)
+    assert b"circuit_open" in reply.body, reply.body
+    assert "breaker is open" in (await one.again("up")).why
