@@ -89,9 +89,9 @@ def test_an_engine_without_a_bus_names_those_that_have_one(scheme: str) -> None:
 def test_what_cannot_be_read_is_refused_with_the_configuration(text: str) -> None:
     with pytest.raises(StoreUnable):
         check_bus(text)
-    with pytest.raises(ConfigError, match="^MESHD_BUS: "):
+    with pytest.raises(ConfigError, match=r"^MESHD_BUS: "):
         from_environment({"MESHD_HOME": "/x", "MESHD_BUS": text})
-    with pytest.raises(ConfigError, match="^--bus: "):
+    with pytest.raises(ConfigError, match=r"^--bus: "):
         from_environment({"MESHD_HOME": "/x"}, bus=text)
 
 
