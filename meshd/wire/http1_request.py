@@ -367,7 +367,7 @@ def read_framing(request: Request, version: str, header_bytes_max: int) -> bool:
     for place, value in fields.unread:
         if place is _HOST:
             hosts += 1
-            fields.authority = read_host(value)
+            fields.authority = read_host(value.rstrip(b" \t"))
         elif place is _CONTENT_LENGTH:
             request.content_length = int(value)
             request.has_body = request.content_length > 0

@@ -155,6 +155,13 @@ def test_an_empty_line_makes_no_start_line_a_field() -> None:
     assert said == [("refused", 400)]
 
 
+@pytest.mark.parametrize("blanks", [b" ", b"\t", b" \t "])
+def test_blanks_behind_a_host_are_no_part_of_it(blanks: bytes) -> None:
+    """RFC 9110, section 5.5."""
+    (said, _) = whole(b"GET / HTTP/1.1\r\nHost: a:1" + blanks + b"\r\n\r\n")
+    assert "a:1" in said
+
+
 def test_what_is_known_is_bounded() -> None:
     for number in range(3 * http1_request.KNOWN_MAX):
         Requests().feed([b"GET / HTTP/1.1\r\nHost: a\r\nX: %d\r\n\r\n" % number])
